@@ -1,0 +1,265 @@
+r"""What is descended: a loss f: R^d → R and its derivatives at flat parameters θ of shape (..., d).
+
+A ``Landscape`` states a loss; ``Expansion`` gives everything at one point from one forward pass; a ``FiniteSum`` also
+knows its examples. Toys and networks are the same thing to a flow. Leading dimensions are batched: members never
+interact. dtype and device are those of θ.
+
+Complex θ is accepted where the loss is holomorphic: ``grad`` is the holomorphic derivative and products are bilinear.
+Results carry no autograd graph unless θ requires grad or the call stands inside a torch.func transform, where ``loss``
+and ``grad`` may be used and ``expand`` may not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from landscapes.autodiff import Field, gradient, transforming, transposed_product, wants_graph
+from landscapes.errors import NotHolomorphicError, UnsupportedError, check_float_tensor, check_index
+
+
+def basis_products(product: Field, theta: Tensor) -> Tensor:
+    """The matrix (..., d, d) whose columns are ``product`` of the unit vectors: d products, one at a time."""
+    d = theta.shape[-1]
+    columns = []
+    for i in range(d):
+        unit = torch.zeros_like(theta)
+        unit[..., i] = 1
+        columns.append(product(unit))
+    return torch.stack(columns, dim=-1)
+
+
+class Expansion(ABC):
+    r"""The landscape seen from one point θ (..., d): loss, gradient and products with its second and third derivatives.
+
+    Shapes: ``loss`` (...,), ``grad`` (..., d), ``hvp(v)`` = H v, ``third(u, v)`` = D³f[u, v] = ∇(uᵀHv) with u and v
+    frozen, ``hessian()`` (..., d, d). u and v have θ's shape.
+    """
+
+    theta: Tensor
+
+    @property
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """f(θ), shape (...,)."""
+
+    @property
+    @abstractmethod
+    def grad(self) -> Tensor:
+        """∇f(θ), shape (..., d)."""
+
+    @abstractmethod
+    def hvp(self, v: Tensor) -> Tensor:
+        """H v, shape (..., d)."""
+
+    @abstractmethod
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """D³f[u, v], shape (..., d)."""
+
+    def hessian(self) -> Tensor:
+        """H, shape (..., d, d): d products unless the landscape has a closed form. Symmetrised."""
+        matrix = basis_products(self.hvp, self.theta)
+        return (matrix + matrix.mT) / 2
+
+    def check_vector(self, name: str, v: Tensor) -> Tensor:
+        """Return ``v``; raise unless it has θ's shape and dtype."""
+        check_float_tensor(name, v)
+        if v.shape != self.theta.shape or v.dtype != self.theta.dtype:
+            raise ValueError(
+                f"{name} must have the shape and dtype of theta, {tuple(self.theta.shape)} {self.theta.dtype}, "
+                f"got {tuple(v.shape)} {v.dtype}"
+            )
+        return v
+
+
+class AutogradExpansion(Expansion):
+    """Expansion of any differentiable loss: one forward pass, its graph kept for as many products as are asked."""
+
+    def __init__(self, field: Field, theta: Tensor):
+        if transforming():
+            raise UnsupportedError(
+                "expand, hvp, third and hessian cannot be called inside a torch.func transform; "
+                "use loss or grad there, or differentiate grad with the transform"
+            )
+        self.theta = theta
+        self._field = field
+        self._attached = wants_graph(theta)
+        self._leaf = theta if self._attached else theta.detach().requires_grad_()
+
+    @cached_property
+    def _loss(self) -> Tensor:
+        with torch.enable_grad():
+            return self._field(self._leaf)
+
+    @cached_property
+    def _grad(self) -> Tensor:
+        return self._transposed(self._loss, None, create_graph=True)
+
+    def _transposed(self, output: Tensor, cotangent: Tensor | None, create_graph: bool) -> Tensor:
+        with torch.enable_grad():
+            return transposed_product(output, self._leaf, cotangent, create_graph, retain_graph=True)
+
+    def _release(self, tensor: Tensor) -> Tensor:
+        return tensor if self._attached else tensor.detach()
+
+    @property
+    def loss(self) -> Tensor:
+        """f(θ), shape (...,)."""
+        return self._release(self._loss)
+
+    @property
+    def grad(self) -> Tensor:
+        """∇f(θ), shape (..., d)."""
+        return self._release(self._grad)
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """H v by one backward pass through the kept gradient graph."""
+        self.check_vector("v", v)
+        return self._release(self._transposed(self._grad, v, self._attached))
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """D³f[u, v] by two backward passes through the kept gradient graph."""
+        self.check_vector("u", u)
+        self.check_vector("v", v)
+        hessian_v = self._transposed(self._grad, v, create_graph=True)
+        return self._release(self._transposed(hessian_v, u, self._attached))
+
+
+class Landscape(ABC):
+    r"""A loss f: R^d → R on flat parameters θ of shape (..., d), leading dimensions batched.
+
+    A subclass gives ``dimension`` and ``loss``; derivatives follow by automatic differentiation. Closed forms override
+    ``grad`` and ``expand``. ``holomorphic`` says whether the loss accepts complex θ.
+    """
+
+    holomorphic: bool = False
+
+    @property
+    @abstractmethod
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+
+    @abstractmethod
+    def loss(self, theta: Tensor) -> Tensor:
+        """f(θ), shape (...,)."""
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """∇f(θ), shape (..., d)."""
+        return gradient(self.loss, self.check(theta))
+
+    def expand(self, theta: Tensor) -> Expansion:
+        """Loss, gradient and products at θ from one forward pass."""
+        return AutogradExpansion(self.loss, self.check(theta))
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """H(θ) v, shape (..., d)."""
+        return self.expand(theta).hvp(v)
+
+    def third(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """D³f(θ)[u, v] = ∇(uᵀHv), shape (..., d)."""
+        return self.expand(theta).third(u, v)
+
+    def hessian(self, theta: Tensor) -> Tensor:
+        """H(θ), shape (..., d, d); d Hessian-vector products where there is no closed form."""
+        return self.expand(theta).hessian()
+
+    def check(self, theta: Tensor) -> Tensor:
+        """Return θ; raise unless it is a floating tensor (..., d), complex only where the loss is holomorphic."""
+        check_float_tensor("theta", theta)
+        if theta.ndim == 0 or theta.shape[-1] != self.dimension:
+            raise ValueError(f"theta must have shape (..., {self.dimension}), got {tuple(theta.shape)}")
+        if theta.is_complex() and not self.holomorphic:
+            raise NotHolomorphicError(
+                f"{type(self).__name__} does not accept complex theta ({theta.dtype}): its loss is not known to be "
+                "holomorphic; give real theta, or for the principal flow use branch='real'"
+            )
+        return theta
+
+
+class FiniteSum(Landscape):
+    r"""A loss that is a mean over examples, f = (1/N) Σ_i f_i.
+
+    A subclass gives ``dimension``, ``size`` and ``losses``. ``index`` selects examples: shape (m,) shared by the batch,
+    or (..., m) with a selection for each member.
+    """
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """N, the number of examples."""
+
+    @abstractmethod
+    def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """f_i(θ) of the examples, shape (..., m); all N without an index."""
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """(1/N) Σ_i f_i(θ), shape (...,)."""
+        return self.losses(theta).mean(dim=-1)
+
+    def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
+        """(1/m) Σ_{i in index} ∇f_i(θ), shape (..., d): the mini-batch gradient."""
+        check_index(index, self.size)
+        return gradient(lambda x: self.losses(x, index).mean(dim=-1), self.check(theta))
+
+    def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Σ_i w_i ∇f_i(θ), shape (..., d), for weights (..., N), in one backward pass."""
+        self.check_weights(weights)
+        return gradient(lambda x: (self.losses(x) * weights).sum(dim=-1), self.check(theta))
+
+    def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """∇f_i(θ) of each example, shape (..., m, d)."""
+        if index is not None:
+            check_index(index, self.size)
+        self.check(theta)
+        with torch.enable_grad():
+            m = self.size if index is None else index.shape[-1]
+            shape = torch.broadcast_shapes(theta.shape[:-1], () if index is None else index.shape[:-1])
+            copies = theta.expand(*shape, theta.shape[-1]).unsqueeze(-2).expand(*shape, m, theta.shape[-1])
+            examples = torch.arange(self.size, device=theta.device) if index is None else index
+            each = examples.expand(*shape, m).unsqueeze(-1)
+            return gradient(lambda x: self.losses(x, each).squeeze(-1), copies)
+
+    def restrict(self, index: Tensor) -> FiniteSum:
+        """The mean over the examples named by a 1-D ``index``, as a finite sum of its own."""
+        return Restricted(self, index)
+
+    def check_weights(self, weights: Tensor) -> Tensor:
+        """Return ``weights``; raise unless they have shape (..., N)."""
+        check_float_tensor("weights", weights)
+        if weights.ndim == 0 or weights.shape[-1] != self.size:
+            raise ValueError(f"weights must have shape (..., {self.size}), got {tuple(weights.shape)}")
+        return weights
+
+
+class Restricted(FiniteSum):
+    """The mean over a subset of another sum's examples."""
+
+    def __init__(self, parent: FiniteSum, index: Tensor):
+        check_index(index, parent.size)
+        if index.ndim != 1:
+            raise ValueError(f"index must have shape (m,), got {tuple(index.shape)}")
+        self.parent = parent
+        self.index = index
+
+    @property
+    def holomorphic(self) -> bool:  # type: ignore[override]
+        """Whether complex θ is accepted: the parent's answer."""
+        return self.parent.holomorphic
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+        return self.parent.dimension
+
+    @property
+    def size(self) -> int:
+        """m, the number of examples kept."""
+        return self.index.shape[0]
+
+    def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """f_i(θ) of the kept examples, shape (..., m)."""
+        chosen = self.index.to(theta.device)
+        return self.parent.losses(theta, chosen if index is None else chosen[index])

@@ -1,0 +1,260 @@
+r"""Landscapes around landscapes: ``Counted`` counts oracle calls, ``Regularised`` adds weight decay.
+
+Both keep what they wrap: a wrapped ``FiniteSum`` is a ``FiniteSum``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscapes.autodiff import transforming
+from landscapes.errors import check_real
+from landscapes.landscape import Expansion, FiniteSum, Landscape
+
+Counts = dict[str, float]
+
+
+def no_counts() -> Counts:
+    """A fresh tally: loss, grad, hvp, third, and higher (derivatives taken through a torch.func transform)."""
+    return {"loss": 0, "grad": 0, "hvp": 0, "third": 0, "higher": 0}
+
+
+class CountedExpansion(Expansion):
+    """An expansion that counts: the loss and the gradient once however often they are read, each product once."""
+
+    def __init__(self, inner: Expansion, counts: Counts, unit: float):
+        self.theta = inner.theta
+        self._inner = inner
+        self._counts = counts
+        self._unit = unit
+        self._read: set[str] = set()
+
+    def _count_once(self, name: str) -> None:
+        if name not in self._read:
+            self._read.add(name)
+            self._counts[name] += self._unit
+
+    @property
+    def loss(self) -> Tensor:
+        """f(θ), counted at the first reading."""
+        self._count_once("loss")
+        return self._inner.loss
+
+    @property
+    def grad(self) -> Tensor:
+        """∇f(θ), counted at the first reading."""
+        self._count_once("grad")
+        return self._inner.grad
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """H v, one hvp."""
+        self._counts["hvp"] += self._unit
+        return self._inner.hvp(v)
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """D³f[u, v], one third."""
+        self._counts["third"] += self._unit
+        return self._inner.third(u, v)
+
+    def hessian(self) -> Tensor:
+        """H, d hvps."""
+        self._counts["hvp"] += self._unit * self.theta.shape[-1]
+        return self._inner.hessian()
+
+
+class Counted(Landscape):
+    r"""A landscape that counts its oracle calls in ``counts``: {"loss", "grad", "hvp", "third", "higher"}.
+
+    One unit is one product over the full sum for one θ: b of N examples count b/N, a batch of n states counts n,
+    ``hessian`` counts d hvps. Calls inside a torch.func transform count as "higher".
+    """
+
+    def __new__(cls, landscape: Landscape, counts: Counts | None = None, unit: float = 1) -> Counted:
+        """A ``CountedSum`` where the landscape is a finite sum."""
+        return object.__new__(CountedSum if cls is Counted and isinstance(landscape, FiniteSum) else cls)
+
+    def __init__(self, landscape: Landscape, counts: Counts | None = None, unit: float = 1):
+        self.landscape: Any = check_landscape(landscape)
+        self.counts = no_counts() if counts is None else counts
+        self.unit = unit
+
+    @property
+    def holomorphic(self) -> bool:  # type: ignore[override]
+        """Whether complex θ is accepted: the wrapped landscape's answer."""
+        return self.landscape.holomorphic
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+        return self.landscape.dimension
+
+    def _count(self, name: str, theta: Tensor, share: float = 1, index: Tensor | None = None) -> None:
+        shape = theta.shape[:-1] if index is None else torch.broadcast_shapes(theta.shape[:-1], index.shape[:-1])
+        kind = "higher" if transforming() else name
+        self.counts[kind] += self.unit * share * math.prod(shape)
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """f(θ), one loss a member."""
+        self._count("loss", self.check(theta))
+        return self.landscape.loss(theta)
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """∇f(θ), one grad a member."""
+        self._count("grad", self.check(theta))
+        return self.landscape.grad(theta)
+
+    def expand(self, theta: Tensor) -> Expansion:
+        """Expansion whose readings and products are counted."""
+        self.check(theta)
+        return CountedExpansion(self.landscape.expand(theta), self.counts, self.unit * math.prod(theta.shape[:-1]))
+
+
+class CountedSum(Counted, FiniteSum):
+    """A finite sum that counts: b of N examples count b/N."""
+
+    @property
+    def size(self) -> int:
+        """N, the number of examples."""
+        return self.landscape.size
+
+    def _share(self, index: Tensor | None) -> float:
+        return 1 if index is None else index.shape[-1] / self.size
+
+    def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """f_i(θ) of the examples, m/N losses a member."""
+        self._count("loss", self.check(theta), self._share(index), index)
+        return self.landscape.losses(theta, index)
+
+    def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
+        """The mini-batch gradient, m/N grads a member."""
+        self._count("grad", self.check(theta), self._share(index), index)
+        return self.landscape.batch_grad(theta, index)
+
+    def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Σ_i w_i ∇f_i(θ), one grad a member."""
+        self._count("grad", self.check(theta), 1, self.check_weights(weights))
+        return self.landscape.weighted_grad(theta, weights)
+
+    def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """∇f_i(θ) of each example, m/N grads a member."""
+        self._count("grad", self.check(theta), self._share(index), index)
+        return self.landscape.example_grads(theta, index)
+
+    def restrict(self, index: Tensor) -> FiniteSum:
+        """A sum over fewer examples that adds to the same counts, m/N a call."""
+        return CountedSum(self.landscape.restrict(index), self.counts, self.unit * self._share(index))
+
+
+class RegularisedExpansion(Expansion):
+    """Expansion of f + (l2/2) θᵀθ from the expansion of f."""
+
+    def __init__(self, inner: Expansion, l2: float):
+        self.theta = inner.theta
+        self._inner = inner
+        self._l2 = l2
+
+    @property
+    def loss(self) -> Tensor:
+        """f + (l2/2) θᵀθ."""
+        return self._inner.loss + penalty(self.theta, self._l2)
+
+    @property
+    def grad(self) -> Tensor:
+        """∇f + l2 θ."""
+        return self._inner.grad + self._l2 * self.theta
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """H v + l2 v."""
+        return self._inner.hvp(v) + self._l2 * v
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """D³f[u, v]: a quadratic has no third derivative."""
+        return self._inner.third(u, v)
+
+    def hessian(self) -> Tensor:
+        """H + l2 I."""
+        identity = torch.eye(self.theta.shape[-1], dtype=self.theta.dtype, device=self.theta.device)
+        return self._inner.hessian() + self._l2 * identity
+
+
+class Regularised(Landscape):
+    r"""Weight decay: f(θ) + (l2/2) θᵀθ, gradient ∇f + l2 θ, as torch.optim's ``weight_decay``.
+
+    l2 is any finite real number (negative values make a landscape less convex). On a finite sum every example carries
+    the penalty, so mini-batches see it too.
+    """
+
+    def __new__(cls, landscape: Landscape, l2: float) -> Regularised:
+        """A ``RegularisedSum`` where the landscape is a finite sum."""
+        return object.__new__(RegularisedSum if cls is Regularised and isinstance(landscape, FiniteSum) else cls)
+
+    def __init__(self, landscape: Landscape, l2: float):
+        self.landscape: Any = check_landscape(landscape)
+        self.l2 = check_real("l2", l2)
+
+    @property
+    def holomorphic(self) -> bool:  # type: ignore[override]
+        """Whether complex θ is accepted: the wrapped landscape's answer."""
+        return self.landscape.holomorphic
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+        return self.landscape.dimension
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """f(θ) + (l2/2) θᵀθ, shape (...,)."""
+        return self.landscape.loss(theta) + penalty(theta, self.l2)
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """∇f(θ) + l2 θ, shape (..., d)."""
+        return self.landscape.grad(theta) + self.l2 * theta
+
+    def expand(self, theta: Tensor) -> Expansion:
+        """Expansion of the penalised loss."""
+        return RegularisedExpansion(self.landscape.expand(theta), self.l2)
+
+
+class RegularisedSum(Regularised, FiniteSum):
+    """A finite sum whose every example carries the penalty."""
+
+    @property
+    def size(self) -> int:
+        """N, the number of examples."""
+        return self.landscape.size
+
+    def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """f_i(θ) + (l2/2) θᵀθ, shape (..., m)."""
+        return self.landscape.losses(theta, index) + penalty(theta, self.l2)[..., None]
+
+    def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
+        """Mini-batch gradient + l2 θ."""
+        return self.landscape.batch_grad(theta, index) + self.l2 * theta
+
+    def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Σ_i w_i (∇f_i + l2 θ)."""
+        return self.landscape.weighted_grad(theta, weights) + self.l2 * weights.sum(-1, keepdim=True) * theta
+
+    def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """∇f_i(θ) + l2 θ of each example."""
+        return self.landscape.example_grads(theta, index) + self.l2 * theta[..., None, :]
+
+    def restrict(self, index: Tensor) -> FiniteSum:
+        """The penalised mean over fewer examples."""
+        return RegularisedSum(self.landscape.restrict(index), self.l2)
+
+
+def penalty(theta: Tensor, l2: float) -> Tensor:
+    """(l2/2) θᵀθ, bilinear, shape (...,)."""
+    return l2 / 2 * (theta * theta).sum(dim=-1)
+
+
+def check_landscape(landscape: Landscape) -> Landscape:
+    """Return ``landscape``; raise unless it is one."""
+    if not isinstance(landscape, Landscape):
+        raise TypeError(f"landscape must be a Landscape, got {type(landscape).__name__}")
+    return landscape
