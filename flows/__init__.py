@@ -1,1 +1,32 @@
-"""."""
+"""Flows, descents, the engines that run them, and their comparison."""
+
+from flows.descend import descend
+from flows.descents.gradient import GradientDescent, HeavyBall
+from flows.descents.optimizer import OptimizerDescent
+from flows.descents.stochastic import StochasticGradientDescent
+from flows.flow import BranchError, Descent, Flow, SingularModeError, StochasticDescent, UnconvergedWarning
+from flows.integrate import integrate
+from flows.models.gradient import GradientFlow
+from flows.models.modified import ModifiedFlow
+from flows.models.principal import PrincipalFlow
+from flows.trajectory import Status, Trajectory
+
+__all__ = [
+    "BranchError",
+    "Descent",
+    "Flow",
+    "GradientDescent",
+    "GradientFlow",
+    "HeavyBall",
+    "ModifiedFlow",
+    "OptimizerDescent",
+    "PrincipalFlow",
+    "SingularModeError",
+    "Status",
+    "StochasticDescent",
+    "StochasticGradientDescent",
+    "Trajectory",
+    "UnconvergedWarning",
+    "descend",
+    "integrate",
+]

@@ -1,0 +1,102 @@
+"""``descend``: a discrete optimiser for a number of steps, every state before a failure kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flows.engine import all_finite, check_theta0, counted, curvature_sentence, finite_members
+from flows.flow import Descent
+from flows.recorder import Observer, Recorder
+from flows.trajectory import Status, Trajectory
+from landscapes.errors import check_count
+
+
+def descend(
+    descent: Descent,
+    theta0: Tensor,
+    steps: int,
+    *,
+    seed: int = 0,
+    every: int = 1,
+    keep: str = "all",
+    observers: Sequence[Observer] = (),
+    progress: bool = False,
+) -> Trajectory:
+    r"""Take ``steps`` steps from θ0 (..., d) and return the states on the clock t = elapsed(k).
+
+    ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers see states as
+    they come. Random numbers come from one generator seeded with ``seed``, on θ0's device.
+
+    A member of the batch that leaves the finite numbers is frozen at its last finite state and flagged in ``alive``;
+    the run ends when none is left, and its status names the step, the time and the Hessian's largest eigenvalue. There
+    is no other threshold. KeyboardInterrupt ends a run with its states.
+
+    Raises TypeError or ValueError for arguments out of place, before anything is computed.
+    """
+    if not isinstance(descent, Descent):
+        raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
+    theta0 = check_theta0(theta0)
+    check_count("steps", steps)
+    check_count("seed", seed, minimum=0)
+    generator = torch.Generator(theta0.device).manual_seed(seed)
+    recorder = Recorder(keep, every, observers, steps)
+    with torch.no_grad():
+        model, counts = counted(descent)
+        run = Run(model, theta0, recorder)
+        with tqdm(total=steps, unit="step", desc=type(descent).__name__, disable=not progress) as bar:
+            taken, status = run.steps(steps, generator, bar)
+    return recorder.trajectory(status, run.alive, {"steps": taken, **counts}, ())
+
+
+class Run:
+    """The state of one descent: the optimiser's state, the positions as reported, and who is alive."""
+
+    def __init__(self, descent: Descent, theta0: Tensor, recorder: Recorder):
+        self.descent = descent
+        self.alive = torch.ones(theta0.shape[:-1], dtype=torch.bool, device=theta0.device)
+        self._state = descent.start(theta0)
+        self._theta = descent.position(self._state)
+        self._recorder = recorder
+        self._lost: list[str] = []
+        self._recorder.record(0, 0.0, self._theta)
+
+    def steps(self, steps: int, generator: torch.Generator, bar: tqdm) -> tuple[int, Status]:
+        """Take the steps; how many were taken, and how the run ended."""
+        t = 0.0
+        for k in range(steps):
+            try:
+                self._state = self.descent.step(self._state, k, generator)
+                theta = self.descent.position(self._state)
+                if self._lost or not all_finite(theta):
+                    theta = self._frozen(theta, k + 1, t)
+                    if not bool(self.alive.any()):
+                        self._recorder.keep_end(t, self._theta)
+                        return k + 1, Status("diverged", " | ".join(self._lost))
+                self._theta = theta
+                t = self.descent.elapsed(k + 1, self._state)
+                self._recorder.record(k + 1, t, theta)
+            except KeyboardInterrupt:
+                self._recorder.keep_end(t, self._theta)
+                return k, Status("interrupted", f"interrupted in step {k + 1}; the {k} steps before it are kept")
+            bar.update()
+        lost = "".join(f" | {sentence}" for sentence in self._lost)
+        return steps, Status("finished", f"finished {steps} steps at t = {t:.6g}{lost}")
+
+    def _frozen(self, theta: Tensor, k: int, t: float) -> Tensor:
+        """Positions with every member that is not finite, now or earlier, held at its last finite one."""
+        finite = finite_members(theta) & self.alive
+        newly = self.alive & ~finite
+        if bool(newly.any()):
+            first = self._theta[newly][0] if theta.ndim > 1 else self._theta
+            curvature = curvature_sentence(self.descent, first, self.descent.h)
+            count = f"{int(newly.sum())} of {newly.numel()} members: " if newly.ndim else ""
+            self._lost.append(
+                f"{count}not finite after step {k}, last finite state at step {k - 1}, t = {t:.6g}{curvature}; "
+                "gradient descent is stable for learning rates h below 2/λ: use a smaller one"
+            )
+        self.alive = finite
+        return torch.where(finite[..., None], theta, self._theta)

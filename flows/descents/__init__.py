@@ -1,0 +1,1 @@
+"""Discrete optimisers, one file a family."""

@@ -1,0 +1,60 @@
+"""Gradient descent and heavy ball, written as torch.optim writes them: equal to it to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flows.flow import Descent
+from flows.models.arguments import check_model
+from landscapes import Landscape
+from landscapes.errors import check_real
+
+
+@dataclass(frozen=True)
+class GradientDescent(Descent):
+    r"""Gradient descent  θ_{k+1} = θ_k − h ∇f(θ_k); state θ (..., d)."""
+
+    landscape: Landscape
+    h: float
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+
+    def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        """θ − h∇f(θ)."""
+        return torch.add(state, self.landscape.grad(state), alpha=-self.h)
+
+
+@dataclass(frozen=True)
+class HeavyBall(Descent):
+    r"""Heavy ball  p_{k+1} = β p_k + ∇f(θ_k),  θ_{k+1} = θ_k − h p_{k+1}; state (θ, p), p_0 = 0.
+
+    This is torch.optim.SGD(momentum=β); the literature's velocity is v = −h p. Polyak 1964. The clock is t = k·h.
+    Raises ValueError unless 0 ≤ momentum < 1.
+    """
+
+    landscape: Landscape
+    h: float
+    momentum: float
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+        if not 0 <= check_real("momentum", self.momentum) < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}")
+
+    def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
+        """(θ0, 0)."""
+        return theta0, torch.zeros_like(theta0)
+
+    def step(self, state: tuple[Tensor, Tensor], k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(θ − h p', p') with p' = βp + ∇f(θ)."""
+        theta, buffer = state
+        buffer = torch.add(torch.mul(buffer, self.momentum), self.landscape.grad(theta))
+        return torch.add(theta, buffer, alpha=-self.h), buffer
+
+    def position(self, state: tuple[Tensor, Tensor]) -> Tensor:
+        """θ."""
+        return state[0]

@@ -1,0 +1,106 @@
+"""Any torch.optim optimiser as a descent."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows.flow import Descent
+from flows.models.arguments import check_model
+from landscapes import Landscape
+
+Factory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """θ (..., d), one optimiser memory (its state_dict) a batch member, and the sum of the rates of the steps taken."""
+
+    theta: Tensor
+    memories: tuple[dict[str, Any], ...]
+    time: float
+
+
+@dataclass(frozen=True)
+class OptimizerDescent(Descent):
+    r"""A torch.optim optimiser on the full-batch gradient: ``factory(parameters) -> Optimizer``.
+
+        OptimizerDescent(landscape, lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
+
+    The parameter is θ as one flat tensor. Each batch member has an optimiser of its own, so a batch equals single runs
+    for every optimiser. A step copies the optimiser's memory, which keeps the map pure. An optimiser that asks for a
+    closure (LBFGS) gets one that evaluates loss and gradient. The clock is the sum of the first group's rates.
+    """
+
+    landscape: Landscape
+    factory: Factory
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape)
+        if not callable(self.factory):
+            raise TypeError(f"factory must be callable: parameters -> torch.optim.Optimizer, got {self.factory!r}")
+        self._optimizer(torch.zeros(self.landscape.dimension))
+
+    def _optimizer(self, theta: Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        parameter = torch.nn.Parameter(theta.clone())
+        optimizer = self.factory([parameter])
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"factory must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        return parameter, optimizer
+
+    @property
+    def h(self) -> float:  # type: ignore[override]  # read off the optimiser, never set
+        """The first parameter group's learning rate."""
+        return rate(self._optimizer(torch.zeros(self.landscape.dimension))[1])
+
+    def start(self, theta0: Tensor) -> OptimizerState:
+        """θ0 and fresh optimisers."""
+        members = theta0.reshape(-1, theta0.shape[-1])
+        return OptimizerState(theta0, tuple(self._optimizer(m)[1].state_dict() for m in members), 0.0)
+
+    def step(self, state: OptimizerState, k: int, generator: torch.Generator) -> OptimizerState:
+        """One optimiser step of each batch member."""
+        members = state.theta.reshape(-1, state.theta.shape[-1])
+        grads = self.landscape.grad(state.theta).reshape(members.shape)
+        moved, memories, taken = [], [], 0.0
+        for theta, grad, memory in zip(members, grads, state.memories, strict=True):
+            parameter, optimizer = self._optimizer(theta)
+            optimizer.load_state_dict(copy.deepcopy(memory))
+            taken = rate(optimizer)
+            parameter.grad = grad.clone()
+            self._advance(parameter, optimizer)
+            moved.append(parameter.detach())
+            memories.append(optimizer.state_dict())
+        return OptimizerState(torch.stack(moved).reshape(state.theta.shape), tuple(memories), state.time + taken)
+
+    def _advance(self, parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        closure_parameter = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure_parameter is None or closure_parameter.default is not inspect.Parameter.empty:
+            optimizer.step()
+            return
+
+        def closure() -> float:
+            point = self.landscape.expand(parameter.detach())
+            parameter.grad = point.grad.clone()
+            return float(point.loss)
+
+        optimizer.step(closure)
+
+    def position(self, state: OptimizerState) -> Tensor:
+        """θ."""
+        return state.theta
+
+    def elapsed(self, k: int, state: OptimizerState) -> float:
+        """Sum of the learning rates of the steps taken."""
+        return state.time
+
+
+def rate(optimizer: torch.optim.Optimizer) -> float:
+    """The first parameter group's learning rate."""
+    return float(optimizer.param_groups[0]["lr"])

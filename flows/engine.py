@@ -1,0 +1,70 @@
+"""What ``integrate`` and ``descend`` share: checks of θ0, counting, and what can be said of a run that failed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from flows.flow import Descent, Flow
+from landscapes import Counted, Landscape
+from landscapes.errors import check_float_tensor
+from landscapes.krylov import matrix_function
+from landscapes.wrappers import Counts, no_counts
+
+Model = TypeVar("Model", Flow, Descent)
+
+
+def check_theta0(theta0: Tensor) -> Tensor:
+    """θ0 detached; raise unless it is a finite floating tensor of shape (..., d)."""
+    check_float_tensor("theta0", theta0)
+    if theta0.ndim == 0 or theta0.numel() == 0:
+        raise ValueError(f"theta0 must have shape (..., d) with d >= 1, got {tuple(theta0.shape)}")
+    if not bool(theta0.isfinite().all()):
+        raise ValueError(f"theta0 must be finite, got {int((~theta0.isfinite()).sum())} NaN or infinite entries")
+    return theta0.detach()
+
+
+def counted(model: Model) -> tuple[Model, Counts]:
+    """The model on a counted copy of its landscape, and the tally; a model without a landscape field counts nothing."""
+    if not (dataclasses.is_dataclass(model) and any(f.name == "landscape" for f in dataclasses.fields(model))):
+        return model, no_counts()
+    wrapped = Counted(model.landscape)
+    return dataclasses.replace(model, landscape=wrapped), wrapped.counts
+
+
+def finite_members(state: Tensor) -> Tensor:
+    """Which batch members of a state (..., s) are finite, shape (...,)."""
+    return state.isfinite().all(dim=-1)
+
+
+def all_finite(state: Tensor) -> bool:
+    """Whether every entry is finite; one reduction where it is, which is the case that must be fast."""
+    return math.isfinite(abs(state.sum().item())) or bool(state.isfinite().all())
+
+
+def curvature_sentence(model: Any, theta: Tensor, h: float | None) -> str:
+    """The Hessian's eigenvalue of largest magnitude at θ (d,), where the model has a landscape that gives one."""
+    landscape = getattr(model, "landscape", None)
+    if not isinstance(landscape, Landscape) or theta.shape[-1:] != (landscape.dimension,):
+        return ""
+    eigenvalue = extreme_eigenvalue(landscape, theta)
+    if eigenvalue is None:
+        return ""
+    stability = "" if h is None else f" (hλ = {h * eigenvalue:.4g})"
+    return (
+        f"; the Hessian's eigenvalue of largest magnitude at the last finite state is λ = {eigenvalue:.4g}{stability}"
+    )
+
+
+def extreme_eigenvalue(landscape: Landscape, theta: Tensor, products: int = 20) -> float | None:
+    """The Ritz value of largest magnitude of H(θ) from at most ``products`` HVPs; None where none is finite."""
+    point = landscape.expand(theta)
+    # Any function will do: the Ritz values come along. A fixed start is as good as a random one and repeatable.
+    start = torch.ones_like(theta) + torch.linspace(0, 1, theta.shape[-1], device=theta.device).to(theta.dtype)
+    result = matrix_function(point.hvp, start, torch.ones_like, products, 0.0)
+    values = result.ritz.real[result.ritz.isfinite()]
+    return float(values[values.abs().argmax()]) if values.numel() else None

@@ -1,0 +1,119 @@
+r"""Flow and Descent: the two nouns that move on a landscape.
+
+A flow is dθ/dt = velocity, a descent a map state → state. Both hold parameters only: no loop, no integrator, no cache.
+A family file reads like its formula; ``integrate`` and ``descend`` are the engines.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscapes import Landscape
+
+
+class SingularModeError(ValueError):
+    """The velocity does not exist: an eigenvalue λ of the Hessian has hλ = 1. ``members`` marks where, shape (...,)."""
+
+    def __init__(self, sentence: str, members: Tensor):
+        super().__init__(sentence)
+        self.members = members
+
+
+class BranchError(ValueError):
+    """The velocity is complex, or asks for complex θ, where the chosen branch is real; or the other way round."""
+
+
+class UnconvergedWarning(UserWarning):
+    """An iterative evaluation met its limit before its tolerance."""
+
+
+_flags: ContextVar[dict[str, int] | None] = ContextVar("flags of the current run", default=None)
+
+
+def flag_unconverged(sentence: str) -> None:
+    """Say that an evaluation met its limit: noted in the trajectory of the current run, a warning outside of one."""
+    flags = _flags.get()
+    if flags is None:
+        warnings.warn(sentence, UnconvergedWarning, stacklevel=3)
+    else:
+        flags[sentence] = flags.get(sentence, 0) + 1
+
+
+@contextmanager
+def collect_flags() -> Iterator[dict[str, int]]:
+    """Collect what ``flag_unconverged`` says while an engine runs: sentence → how often."""
+    flags: dict[str, int] = {}
+    token = _flags.set(flags)
+    try:
+        yield flags
+    finally:
+        _flags.reset(token)
+
+
+class Flow(ABC):
+    r"""A continuous-time model dX/dt = velocity(t, X) with position(X) = θ.
+
+    Most flows' state is θ itself (..., d). A flow with more state overrides ``start`` and ``position``. Concrete flows
+    are frozen dataclasses that hold parameters only, first of them the landscape, and are final.
+    """
+
+    landscape: Landscape
+
+    @abstractmethod
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """dX/dt at time t, shape and dtype of the state (..., s)."""
+
+    def start(self, theta0: Tensor) -> Tensor:
+        """The state (..., s) that the flow starts from at θ0 (..., d)."""
+        return theta0
+
+    def position(self, state: Tensor) -> Tensor:
+        """θ (..., d) of a state (..., s)."""
+        return state
+
+
+class Descent(ABC):
+    r"""A discrete optimiser as a map state → state, pure parameters.
+
+    ``h`` is the learning rate it starts with; ``elapsed(k, state)`` is the time after k steps, the sum of the rates of
+    the steps taken. A state is whatever the descent needs: θ itself for most.
+    """
+
+    landscape: Landscape
+    h: float
+
+    @abstractmethod
+    def step(self, state: Any, k: int, generator: torch.Generator) -> Any:
+        """The state after step k (k = 0 is the first); random numbers come from the generator only."""
+
+    def start(self, theta0: Tensor) -> Any:
+        """The state that the descent starts from at θ0 (..., d)."""
+        return theta0
+
+    def position(self, state: Any) -> Tensor:
+        """θ (..., d) of a state."""
+        return state
+
+    def elapsed(self, k: int, state: Any) -> float:
+        """The time after k steps: k·h at a constant learning rate."""
+        return k * self.h
+
+
+class StochasticDescent(Descent):
+    r"""A descent that follows a mini-batch gradient in place of the gradient."""
+
+    @abstractmethod
+    def full_batch(self) -> Descent:
+        """The descent that takes the mean of each step: the full-batch gradient in place of the mini-batch one."""
+
+    @abstractmethod
+    def step_noise(self, theta: Tensor) -> Tensor:
+        """Root mean square distance of a step from the full-batch step, h·√tr Cov(g_batch), shape (...,)."""

@@ -1,0 +1,29 @@
+"""Gradient flow: the limit of gradient descent at vanishing learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flows.flow import Flow
+from flows.models.arguments import check_model
+from landscapes import Landscape
+
+
+@dataclass(frozen=True)
+class GradientFlow(Flow):
+    r"""Gradient flow  θ̇ = −∇f(θ).
+
+    Follows gradient descent with one-step error O(h²): θ_k − X(h; θ_{k−1}) = −(h²/2) H∇f + O(h³). The loss never rises
+    along it. One gradient an evaluation. Holomorphic losses may be followed at complex θ.
+    """
+
+    landscape: Landscape
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape)
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """−∇f(θ), shape (..., d)."""
+        return -self.landscape.grad(state)

@@ -1,0 +1,210 @@
+r"""torchdiffeq as this project drives it: watched, landing on output times, losing nothing when it fails.
+
+torchdiffeq returns states only when it succeeds. Fixed-step methods are therefore streamed through its step callback.
+Adaptive ones run over segments of a few output times: the callbacks note the accepted times, a segment that fails is
+run again up to the last output before the failure (the same steps, since the method is deterministic), and the next segment
+starts with the step size that the last one ended with, which saves the two evaluations of a fresh start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from flows.engine import all_finite, finite_members
+from flows.flow import Flow, SingularModeError
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
+SCIPY = "scipy_solver"
+SEGMENT = 16  # output times per call of an adaptive method: the most that a failure runs again
+ENORMOUS = 1e30  # stands for a non-finite error: the step is rejected and shrinks, where NaN would end the run at once
+
+
+class Stop(Exception):
+    """A run cannot go on for some batch members: why, which (...,), and at what time and step size."""
+
+    def __init__(self, kind: str, members: Tensor, sentence: str, advice: str = ""):
+        super().__init__(sentence)
+        self.kind = kind
+        self.members = members
+        self.sentence = sentence
+        self.advice = advice
+
+
+class Field:
+    """A flow's velocity as torchdiffeq calls it: counted, checked, zero for members that have left the run."""
+
+    def __init__(self, flow: Flow):
+        self.flow = flow
+        self.evaluations = 0
+        self.alive: Tensor | None = None  # None: all of them
+
+    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+        """The velocity at (t, state)."""
+        self.evaluations += 1
+        if self.alive is None:
+            return checked(self.flow, state, self.flow.velocity(t, state))
+        velocity = torch.zeros_like(state)
+        some = state[self.alive]
+        try:
+            velocity[self.alive] = checked(self.flow, some, self.flow.velocity(t, some))
+        except SingularModeError as error:
+            members = torch.zeros_like(self.alive)
+            members[self.alive] = error.members.to(members.device)
+            raise SingularModeError(str(error), members) from error
+        return velocity
+
+
+def checked(flow: Flow, state: Tensor, velocity: Tensor) -> Tensor:
+    """The velocity; raise unless it has the state's shape and dtype."""
+    if not isinstance(velocity, Tensor) or velocity.shape != state.shape or velocity.dtype != state.dtype:
+        got = f"{tuple(velocity.shape)} {velocity.dtype}" if isinstance(velocity, Tensor) else type(velocity).__name__
+        raise TypeError(
+            f"velocity of {type(flow).__name__} must have the shape and dtype of the state, "
+            f"{tuple(state.shape)} {state.dtype}, got {got}"
+        )
+    return velocity
+
+
+class AdaptiveWatch:
+    """The field of an adaptive method with the callbacks that note accepted steps, and an error norm per batch member.
+
+    The norm is the largest root mean square over members, so that a member of a batch is held to the tolerance it
+    would be held to alone.
+    """
+
+    def __init__(self, field: Field, t0: float):
+        self.field = field
+        self.accepted_time = t0
+        self.accepted_step: float | None = None
+        self._proposed = 0.0
+        self._errors = torch.zeros(())
+
+    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+        """The field at (t, state)."""
+        return self.field(t, state)
+
+    def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        """Before a trial step: the step as proposed, not as cut short at a time to land on."""
+        self._proposed = float(dt)
+
+    def callback_accept_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        """After an accepted step."""
+        self.accepted_time = float(t0) + float(dt)
+        self.accepted_step = self._proposed
+
+    def norm(self, scaled_error: Tensor) -> Tensor:
+        """Largest root mean square over the batch members; their own are kept to tell who failed."""
+        self._errors = scaled_error.abs().square().mean(dim=-1).sqrt()
+        return torch.nan_to_num(self._errors, nan=ENORMOUS, posinf=ENORMOUS).clamp(max=ENORMOUS).max()
+
+    def stop(self, error: AssertionError) -> Stop:
+        """What an assertion of torchdiffeq means: who failed, and whether by infinities or by a vanishing step."""
+        infinite = ~self._errors.isfinite()
+        members = infinite | (self._errors > 1)
+        members = members if bool(members.any()) else torch.ones_like(members)
+        where = f"after t = {self.accepted_time:.6g} (step {self._proposed:.3g})"
+        if bool(infinite.any()):
+            advice = "the field leaves the finite numbers there: end the run before, or use a smaller h"
+            return Stop("diverged", members, f"the velocity is not finite {where}", advice)
+        advice = "the field is stiff or blows up: try a larger rtol, or method='rk4' with dt below 2.7/|λ|"
+        return Stop("step underflow", members, f"the step size vanished {where}", advice)
+
+
+def adaptive_segment(
+    field: Field, state: Tensor, times: Sequence[float], method: str, rtol: float, atol: float, first_step: float | None
+) -> tuple[Tensor, float | None, BaseException | None]:
+    """States at the output times reached, the step size to go on with, and what stopped the run, if anything did."""
+    watch = AdaptiveWatch(field, times[0])
+    # dopri8's dense output is of low order, so it lands on every output time; the others only on the segment's end.
+    landing = list(times[1:]) if method == "dopri8" else [times[-1]]
+
+    def solve(wanted: Sequence[float]) -> Tensor:
+        options: dict[str, Any] = {"norm": watch.norm, "step_t": clock(landing, state)}
+        if first_step is not None:
+            options["first_step"] = first_step
+        return odeint(watch, state, clock(wanted, state), method=method, rtol=rtol, atol=atol, options=options)[1:]
+
+    try:
+        return solve(times), watch.accepted_step, None
+    except AssertionError as error:
+        if not str(error).startswith(("underflow in dt", "non-finite values")):
+            raise
+        stop: BaseException = watch.stop(error)
+    except SingularModeError as error:
+        stop = Stop("singular mode", error.members.to(state.device), str(error))
+    except KeyboardInterrupt as interrupt:
+        stop = interrupt
+    reached = [t for t in times if t <= watch.accepted_time]
+    return (solve(reached) if len(reached) > 1 else state[None][:0]), watch.accepted_step, stop
+
+
+class FixedWatch:
+    """The field of a fixed-step method; its callback sees every state on the grid and passes it on while finite."""
+
+    def __init__(self, field: Field, first: int, see: Callable[[int, Tensor], None]):
+        self.field = field
+        self.step = first - 1
+        self.state: Tensor | None = None
+        self._see = see
+
+    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+        """The field at (t, state)."""
+        return self.field(t, state)
+
+    def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        """Before each step: y0 is the state on the grid."""
+        self.see(y0)
+
+    def see(self, state: Tensor) -> None:
+        """Take the next state on the grid; Stop where a member is not finite."""
+        if not all_finite(state):
+            advice = "use a smaller dt, or an adaptive method"
+            members = ~finite_members(state)
+            raise Stop("diverged", members, f"the state is not finite after step {self.step + 1}", advice)
+        self.step += 1
+        self.state = state
+        self._see(self.step, state)
+
+
+def fixed_run(
+    field: Field, state: Tensor, grid: Tensor, first: int, method: str, tolerances: dict[str, float], see: Callable
+) -> tuple[int, Tensor, BaseException | None]:
+    """Step along the grid from index ``first``; the last index reached, the state there, and what stopped the run."""
+    watch = FixedWatch(field, first, see)
+    ends = grid[[first, -1]]
+    options = {"grid_constructor": lambda f, y, t: grid[first:]}
+    stop: BaseException | None = None
+    try:
+        watch.see(odeint(watch, state, ends, method=method, options=options, **tolerances)[-1])
+    except Stop as error:
+        stop = error
+    except SingularModeError as error:
+        stop = Stop("singular mode", error.members.to(state.device), str(error))
+    except KeyboardInterrupt as interrupt:
+        stop = interrupt
+    return watch.step, state if watch.state is None else watch.state, stop
+
+
+def scipy_segment(
+    field: Field, state: Tensor, times: Sequence[float], rtol: float, atol: float
+) -> tuple[Tensor, BaseException | None]:
+    """States at the output times that scipy's LSODA reached, and what stopped it."""
+    states = odeint(field, state, clock(times, state), method=SCIPY, rtol=rtol, atol=atol)[1:]
+    finite = states.isfinite().flatten(1).all(dim=-1)
+    reached = int(finite.long().cumprod(0).sum())
+    if reached == len(times) - 1:
+        return states, None
+    advice = "scipy does not say which member failed: use method='dopri5'"
+    everyone = torch.ones(state.shape[:-1], dtype=torch.bool, device=state.device)
+    return states[:reached], Stop("step underflow", everyone, f"scipy gave up after t = {times[reached]:.6g}", advice)
+
+
+def clock(times: Sequence[float], state: Tensor) -> Tensor:
+    """Times as torchdiffeq wants them: float64 on the state's device."""
+    return torch.tensor(times, dtype=torch.float64, device=state.device)

@@ -1,0 +1,144 @@
+r"""What a run leaves: times, states, observations, cost, and a status whose sentence says what to do.
+
+On disk a trajectory is a folder: ``trajectory.safetensors`` (tensors, complex ones as pairs of reals) and
+``trajectory.json`` (status, cost, layout). Never pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+KINDS = ("finished", "diverged", "singular mode", "step underflow", "interrupted")
+FORMAT = 1
+
+
+class FolderError(ValueError):
+    """A folder cannot be written or read; the text names it and says why."""
+
+
+class Status(str):
+    """How a run ended: a string, one of ``KINDS``, with a ``sentence`` that says what happened and what to do."""
+
+    sentence: str
+
+    def __new__(cls, kind: str, sentence: str) -> Status:
+        """A status of one of the known kinds."""
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        status = super().__new__(cls, kind)
+        status.sentence = sentence
+        return status
+
+    def __repr__(self) -> str:
+        return f"Status({str(self)!r}, {self.sentence!r})"
+
+
+Observations = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    r"""A run on the clock: θ at the kept times.
+
+    ``times`` (T,) float64; ``theta`` (T, ..., d), the kept states; ``observations`` name → (times, values);
+    ``cost`` evaluations or steps, and oracle calls in units of one product over the full sum for one θ;
+    ``alive`` (...): False for batch members that left the finite numbers, frozen at their last finite state;
+    ``notes``: what the run has to say beyond its status (unconverged evaluations). States end at the last finite one.
+    """
+
+    times: Tensor
+    theta: Tensor
+    status: Status
+    alive: Tensor
+    cost: Mapping[str, float] = field(default_factory=dict)
+    observations: Observations = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the trajectory into ``folder`` (made if needed) and return it. Raises FolderError."""
+        tensors = {"times": self.times, "theta": self.theta, "alive": self.alive}
+        for i, pair in enumerate(self.observations.values()):
+            tensors |= {f"observation.{i}.times": pair[0], f"observation.{i}.values": pair[1]}
+        text = {
+            "status": str(self.status),
+            "sentence": self.status.sentence,
+            "cost": dict(self.cost),
+            "notes": list(self.notes),
+            "observations": list(self.observations),
+        }
+        return save_tensors(folder, "trajectory", tensors, text)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Trajectory:
+        """Read a trajectory that ``save`` wrote. Raises FolderError."""
+        tensors, text = load_tensors(folder, "trajectory")
+        observations = {
+            name: (tensors[f"observation.{i}.times"], tensors[f"observation.{i}.values"])
+            for i, name in enumerate(text["observations"])
+        }
+        return cls(
+            times=tensors["times"],
+            theta=tensors["theta"],
+            status=Status(text["status"], text["sentence"]),
+            alive=tensors["alive"],
+            cost=text["cost"],
+            observations=observations,
+            notes=tuple(text["notes"]),
+        )
+
+
+def writable_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made if needed; FolderError where it cannot be written."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FolderError(f"folder {str(path)!r} cannot be written ({error.strerror}); name another one") from error
+    return path
+
+
+def save_tensors(folder: str | os.PathLike[str], stem: str, tensors: Mapping[str, Tensor], text: dict) -> Path:
+    """Write ``stem``.safetensors and ``stem``.json, each whole or not at all."""
+    path = writable_folder(folder)
+    complex_names = [name for name, tensor in tensors.items() if tensor.is_complex()]
+    stored = {
+        # safetensors has no complex128, and refuses tensors that share memory.
+        name: (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).detach().cpu().contiguous().clone()
+        for name, t in tensors.items()
+    }
+    part = path / f"{stem}.safetensors.part"
+    save_file(stored, part)
+    part.replace(path / f"{stem}.safetensors")
+    part = path / f"{stem}.json.part"
+    part.write_text(json.dumps({"format": FORMAT, "complex": complex_names, **text}, indent=2) + "\n")
+    part.replace(path / f"{stem}.json")
+    return path
+
+
+def load_tensors(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, Tensor], dict]:
+    """Read what ``save_tensors`` wrote; FolderError names the folder and what is wrong with it."""
+    path = Path(folder)
+    try:
+        text = json.loads((path / f"{stem}.json").read_text())
+        tensors = load_file(path / f"{stem}.safetensors")
+    except Exception as error:
+        raise FolderError(
+            f"folder {str(path)!r} holds no readable {stem} ({type(error).__name__}: {error}); "
+            f"give a folder that {stem} was saved to"
+        ) from error
+    if text.get("format") != FORMAT:
+        raise FolderError(f"folder {str(path)!r} has format {text.get('format')!r}, this version reads {FORMAT}")
+    for name in text["complex"]:
+        tensors[name] = torch.view_as_complex(tensors[name].contiguous())
+    return tensors, text
