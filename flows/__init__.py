@@ -1,5 +1,7 @@
 """Flows, descents, the engines that run them, and their comparison."""
 
+from flows.compare import compare
+from flows.comparison import Comparison
 from flows.descend import descend
 from flows.descents.gradient import GradientDescent, HeavyBall
 from flows.descents.optimizer import OptimizerDescent
@@ -13,6 +15,7 @@ from flows.trajectory import Status, Trajectory
 
 __all__ = [
     "BranchError",
+    "Comparison",
     "Descent",
     "Flow",
     "GradientDescent",
@@ -27,6 +30,7 @@ __all__ = [
     "StochasticGradientDescent",
     "Trajectory",
     "UnconvergedWarning",
+    "compare",
     "descend",
     "integrate",
 ]

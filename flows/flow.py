@@ -6,12 +6,13 @@ A family file reads like its formula; ``integrate`` and ``descend`` are the engi
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +67,14 @@ class Flow(ABC):
     """
 
     landscape: Landscape
+
+    radius: ClassVar[float] = math.inf
+    """The largest |hλ| for which the model's series converges; ``compare`` says so where a run is outside."""
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call the flow where the user gives no name."""
+        return type(self).__name__
 
     @abstractmethod
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:

@@ -2,8 +2,8 @@ r"""torchdiffeq as this project drives it: watched, landing on output times, los
 
 torchdiffeq returns states only when it succeeds. Fixed-step methods are therefore streamed through its step callback.
 Adaptive ones run over segments of a few output times: the callbacks note the accepted times, a segment that fails is
-run again up to the last output before the failure (the same steps, since the method is deterministic), and the next segment
-starts with the step size that the last one ended with, which saves the two evaluations of a fresh start.
+run again up to the last output before the failure (the same steps, since the method is deterministic), and the next
+segment starts with the step size that the last one ended with, which saves an evaluation and the climb to that size.
 """
 
 from __future__ import annotations

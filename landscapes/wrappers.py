@@ -1,6 +1,5 @@
-r"""Landscapes around landscapes: ``Counted`` counts oracle calls, ``Regularised`` adds weight decay.
-
-Both keep what they wrap: a wrapped ``FiniteSum`` is a ``FiniteSum``.
+r"""Landscapes around landscapes: ``Counted`` counts oracle calls, ``Regularised`` adds weight decay, ``Rotated`` turns
+the coordinates. The first two keep what they wrap: a wrapped ``FiniteSum`` is a ``FiniteSum``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import transforming
-from landscapes.errors import check_real
+from landscapes.errors import check_float_tensor, check_real
 from landscapes.landscape import Expansion, FiniteSum, Landscape
 
 Counts = dict[str, float]
@@ -91,6 +90,10 @@ class Counted(Landscape):
     def dimension(self) -> int:
         """d, the number of parameters."""
         return self.landscape.dimension
+
+    def check(self, theta: Tensor) -> Tensor:
+        """The wrapped landscape's check, so that errors name it."""
+        return self.landscape.check(theta)
 
     def _count(self, name: str, theta: Tensor, share: float = 1, index: Tensor | None = None) -> None:
         shape = theta.shape[:-1] if index is None else torch.broadcast_shapes(theta.shape[:-1], index.shape[:-1])
@@ -206,6 +209,10 @@ class Regularised(Landscape):
         """d, the number of parameters."""
         return self.landscape.dimension
 
+    def check(self, theta: Tensor) -> Tensor:
+        """The wrapped landscape's check, so that errors name it."""
+        return self.landscape.check(theta)
+
     def loss(self, theta: Tensor) -> Tensor:
         """f(θ) + (l2/2) θᵀθ, shape (...,)."""
         return self.landscape.loss(theta) + penalty(theta, self.l2)
@@ -246,6 +253,77 @@ class RegularisedSum(Regularised, FiniteSum):
     def restrict(self, index: Tensor) -> FiniteSum:
         """The penalised mean over fewer examples."""
         return RegularisedSum(self.landscape.restrict(index), self.l2)
+
+
+class RotatedExpansion(Expansion):
+    """Expansion of f(Qᵀθ) from the expansion of f at Qᵀθ."""
+
+    def __init__(self, inner: Expansion, theta: Tensor, rotation: Tensor):
+        self.theta = theta
+        self._inner = inner
+        self._rotation = rotation
+
+    @property
+    def loss(self) -> Tensor:
+        """f(Qᵀθ)."""
+        return self._inner.loss
+
+    @property
+    def grad(self) -> Tensor:
+        """Q ∇f(Qᵀθ)."""
+        return self._inner.grad @ self._rotation.mT
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """Q H Qᵀ v."""
+        return self._inner.hvp(v @ self._rotation) @ self._rotation.mT
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """Q D³f[Qᵀu, Qᵀv]."""
+        return self._inner.third(u @ self._rotation, v @ self._rotation) @ self._rotation.mT
+
+
+class Rotated(Landscape):
+    r"""The landscape seen in rotated coordinates: f(Qᵀθ) for an orthogonal Q (d, d).
+
+    What does not depend on coordinates (gradient descent, every flow built from it) commutes with the rotation.
+    Raises ValueError unless Q is square, of the landscape's dimension and orthogonal.
+    """
+
+    def __init__(self, landscape: Landscape, rotation: Tensor):
+        self.landscape = check_landscape(landscape)
+        d = landscape.dimension
+        check_float_tensor("rotation", rotation)
+        if rotation.shape != (d, d):
+            raise ValueError(f"rotation must have shape {(d, d)}, got {tuple(rotation.shape)}")
+        identity = torch.eye(d, dtype=rotation.dtype, device=rotation.device)
+        error = float((rotation @ rotation.mT - identity).abs().max())
+        if error > 1e3 * torch.finfo(rotation.dtype).eps:
+            raise ValueError(f"rotation must be orthogonal, got |QQᵀ − I| up to {error:.2g}")
+        self.rotation = rotation
+
+    @property
+    def holomorphic(self) -> bool:  # type: ignore[override]
+        """Whether complex θ is accepted: the wrapped landscape's answer."""
+        return self.landscape.holomorphic
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+        return self.landscape.dimension
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """f(Qᵀθ), shape (...,)."""
+        return self.landscape.loss(self.check(theta) @ self.rotation.to(theta))
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """Q ∇f(Qᵀθ), shape (..., d)."""
+        rotation = self.rotation.to(theta)
+        return self.landscape.grad(self.check(theta) @ rotation) @ rotation.mT
+
+    def expand(self, theta: Tensor) -> Expansion:
+        """Expansion in the rotated coordinates."""
+        rotation = self.rotation.to(theta)
+        return RotatedExpansion(self.landscape.expand(self.check(theta) @ rotation), theta, rotation)
 
 
 def penalty(theta: Tensor, l2: float) -> Tensor:

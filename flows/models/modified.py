@@ -7,6 +7,7 @@ modified loss f + (h/4)‖∇f‖² (implicit gradient regularisation); from ord
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,13 @@ class ModifiedFlow(Flow):
     landscape: Landscape
     h: float
     order: int
+
+    radius: ClassVar[float] = 1.0
+
+    @property
+    def name(self) -> str:
+        """ModifiedFlow with its order."""
+        return f"ModifiedFlow order {self.order}"
 
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)

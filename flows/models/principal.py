@@ -78,6 +78,12 @@ class PrincipalFlow(Flow):
     third_order: bool = False
     branch: str = "complex"
 
+    @property
+    def name(self) -> str:
+        """PrincipalFlow with what sets it apart from the default."""
+        marks = [m for m, on in (("real branch", self.branch == "real"), ("third order", self.third_order)) if on]
+        return f"PrincipalFlow ({', '.join(marks)})" if marks else "PrincipalFlow"
+
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
         if self.krylov is not None:

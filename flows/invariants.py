@@ -1,0 +1,109 @@
+r"""What must hold of a flow or descent whatever the landscape, as checks for tests: a user's own and this project's.
+
+Each check returns quietly (or returns what it measured) and raises ``InvariantError``, an AssertionError with the
+figures, where the invariant is broken. ``flows.strategies`` has hypothesis strategies to feed them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from flows.descend import descend
+from flows.flow import Descent, Flow
+from flows.integrate import integrate
+from flows.orders import OrderStudy, one_step_order
+from landscapes import Landscape
+from landscapes.wrappers import Rotated
+
+
+class InvariantError(AssertionError):
+    """An invariant is broken; the text gives what was expected and the figures found."""
+
+
+def check_order(
+    flow: Callable[[float], Flow],
+    descent: Callable[[float], Descent],
+    theta0: Tensor,
+    order: float,
+    ladder: Sequence[float] = (0.1, 0.05, 0.025, 0.0125),
+    tolerance: float = 0.1,
+) -> OrderStudy:
+    r"""The one-step error falls as h^order: h → Flow against h → Descent along a ladder of h.
+
+    ``order`` is that of the one-step error, p + 1 for a model of order p. The slope at the finest rungs above rounding
+    must lie within ``tolerance`` of it.
+    """
+    study = one_step_order(flow, descent, theta0, ladder)
+    if not abs(study.order - order) <= tolerance:
+        raise InvariantError(f"one-step order must be {order} ± {tolerance}, observed {study.order:.3f}\n{study}")
+    return study
+
+
+def check_equivariance(
+    flow: Callable[[Landscape], Flow], landscape: Landscape, theta: Tensor, rotation: Tensor, tolerance: float = 1e-9
+) -> None:
+    r"""The velocity turns with the coordinates: v_{f∘Qᵀ}(Qθ) = Q v_f(θ), for landscape → Flow and orthogonal Q (d, d).
+
+    ``tolerance`` is relative to the largest component of the velocity.
+    """
+    plain, turned = flow(landscape), flow(Rotated(landscape, rotation))
+    start = torch.zeros((), dtype=torch.float64)
+    there = plain.position(plain.velocity(start, plain.start(theta)))
+    back = turned.position(turned.velocity(start, turned.start(theta @ rotation.mT))) @ rotation.to(there.dtype)
+    error = float((there - back).abs().max())
+    if not error <= tolerance * max(float(there.abs().max()), torch.finfo(theta.dtype).tiny):
+        raise InvariantError(f"velocity must turn with the coordinates; largest difference {error:.3e} in {there!r}")
+
+
+def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, tolerance: float = 1e-6) -> None:
+    r"""The loss never rises along the flow: ∇f·velocity ≤ 0 at every output, and f(t_{k+1}) ≤ f(t_k).
+
+    ``tolerance`` is relative, to ‖∇f‖‖velocity‖ and to the range of the loss; it covers rounding and integration.
+    For flows whose state is real θ.
+    """
+    theta = integrate(flow, theta0, times).theta
+    slope = (flow.landscape.grad(theta) * flow.velocity(0.0, theta)).sum(dim=-1)
+    size = torch.linalg.vector_norm(flow.landscape.grad(theta), dim=-1)
+    size = size * torch.linalg.vector_norm(flow.velocity(0.0, theta), dim=-1)
+    if bool((slope > tolerance * size).any()):
+        raise InvariantError(f"the loss must not rise along the velocity; ∇f·velocity reaches {float(slope.max()):.3e}")
+    loss = flow.landscape.loss(theta)
+    rise = float(loss.diff(dim=0).max())
+    if rise > tolerance * float(loss.max() - loss.min()) + 1e3 * torch.finfo(loss.dtype).eps * float(loss.abs().max()):
+        raise InvariantError(f"the loss must not rise from output to output; it rises by {rise:.3e}")
+
+
+def check_batch(
+    model: Flow | Descent, thetas: Tensor, steps: int = 5, dt: float = 0.01, tolerance: float | None = None
+) -> None:
+    r"""A batch of n equals n single runs: descents and fixed steps (rk4) to rounding, dopri5 to its tolerance.
+
+    ``thetas`` (n, d). A flow runs to steps·dt. ``tolerance`` (relative to the largest coordinate) defaults to 1e4 eps;
+    stochastic descents draw for each member and cannot be compared so.
+    """
+    eps = torch.finfo(thetas.dtype).eps
+    rounding = 1e4 * eps if tolerance is None else tolerance
+    if isinstance(model, Descent):
+        compare_batch(lambda x: descend(model, x, steps).theta, thetas, rounding, "descend")
+        return
+    times = [k * dt for k in range(steps + 1)]
+    compare_batch(lambda x: integrate(model, x, times, method="rk4", dt=dt).theta, thetas, rounding, "rk4")
+    adaptive = max(math.sqrt(eps), rounding)
+    rtol, atol = max(1e-10, 50 * eps), max(1e-12, eps)
+    compare_batch(lambda x: integrate(model, x, times, rtol=rtol, atol=atol).theta, thetas, adaptive, "dopri5")
+
+
+def compare_batch(run: Callable[[Tensor], Tensor], thetas: Tensor, tolerance: float, name: str) -> None:
+    """Raise where a batched run and the single ones differ by more than ``tolerance``, or end at different times."""
+    together = run(thetas)
+    for i, theta in enumerate(thetas):
+        alone = run(theta)
+        if alone.shape != together[:, i].shape:
+            raise InvariantError(f"{name}: member {i} alone has states {tuple(alone.shape)}, in the batch others")
+        error = float((alone - together[:, i]).abs().max())
+        if not error <= tolerance * max(1.0, float(alone.abs().max())):
+            raise InvariantError(f"{name}: member {i} alone and in the batch differ by {error:.3e}")

@@ -1,0 +1,62 @@
+"""Hypothesis strategies for landscapes, points and rotations. Needs hypothesis: pip install 'thalweg[test]'."""
+
+from __future__ import annotations
+
+import sympy
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from landscapes import Landscape, Quadratic, from_sympy
+
+
+def seeds() -> st.SearchStrategy[torch.Generator]:
+    """Explicit torch generators."""
+    return st.integers(0, 2**31 - 1).map(lambda seed: torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def rotations(draw: st.DrawFn, dimension: int) -> Tensor:
+    """Orthogonal matrices (d, d), float64."""
+    generator = draw(seeds())
+    return torch.linalg.qr(torch.randn(dimension, dimension, generator=generator, dtype=torch.float64))[0]
+
+
+@st.composite
+def points(draw: st.DrawFn, dimension: int, *batch: int, scale: float = 1.0) -> Tensor:
+    """Points θ (*batch, d), normal with standard deviation ``scale``, float64."""
+    return scale * torch.randn(*batch, dimension, generator=draw(seeds()), dtype=torch.float64)
+
+
+@st.composite
+def spectra(draw: st.DrawFn, dimension: int, low: float, high: float, avoid: float, gap: float) -> Tensor:
+    """Eigenvalues (d,) in [low, high] that stay ``gap`` away from ``avoid``."""
+    values = st.floats(low, high, allow_nan=False).filter(lambda x: abs(x - avoid) > gap)
+    return torch.tensor(draw(st.lists(values, min_size=dimension, max_size=dimension)), dtype=torch.float64)
+
+
+@st.composite
+def quadratics(
+    draw: st.DrawFn,
+    low: float = -2.0,
+    high: float = 2.0,
+    dimensions: st.SearchStrategy[int] | None = None,
+    avoid: float = float("inf"),
+    gap: float = 0.0,
+) -> Quadratic:
+    """Quadratics ½(θ − m)ᵀH(θ − m) in random coordinates, eigenvalues in [low, high] away from ``avoid``."""
+    d = draw(st.integers(2, 8) if dimensions is None else dimensions)
+    rotation = draw(rotations(d))
+    eigenvalues = draw(spectra(d, low, high, avoid, gap))
+    hessian = (rotation * eigenvalues) @ rotation.mT
+    return Quadratic((hessian + hessian.mT) / 2, draw(points(d)))
+
+
+@st.composite
+def smooth_landscapes(draw: st.DrawFn, dimension: int = 2) -> Landscape:
+    """Polynomials of degree four plus a sine of a random direction: smooth, holomorphic, no symmetry."""
+    symbols = sympy.symbols(f"x:{dimension}")
+    numbers = st.integers(-8, 8).map(lambda n: sympy.Rational(n, 8))
+    linear = [sum(draw(numbers) * x for x in symbols) for _ in range(4)]
+    expression = linear[0] + linear[1] ** 2 + linear[2] ** 3 / 3 + linear[1] ** 4 / 4 + sympy.sin(linear[3])
+    return from_sympy(expression, symbols)
