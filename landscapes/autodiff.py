@@ -33,6 +33,11 @@ def wants_graph(theta: Tensor) -> bool:
     return theta.requires_grad and torch.is_grad_enabled()
 
 
+def release(result: Tensor, theta: Tensor) -> Tensor:
+    """``result`` without the graph that v or the weights may carry, where θ itself asks for none."""
+    return result if wants_graph(theta) or transforming() else result.detach()
+
+
 def gradient(field: Field, theta: Tensor) -> Tensor:
     """Holomorphic derivative of a scalar field (...,) at θ (..., d); attached to θ only where θ requires grad."""
     if transforming():

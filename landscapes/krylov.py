@@ -70,9 +70,10 @@ def matrix_function(
     change = float("inf")
     for m in range(1, limit + 1):
         residual, column = orthogonalised(product(basis[m - 1]), basis[:m])
-        projected[:m, m - 1] = column.to("cpu", wide)
+        column = column.to("cpu", wide)
+        projected[:m, m - 1] = column
         if not vector.is_complex():
-            projected[m - 1, :m] = projected[:m, m - 1]
+            projected[m - 1, :m] = column  # symmetric to the last bit, as eigh reads one triangle
         if not bool(projected[:m, :m].isfinite().all()):
             return not_a_number(vector, m)
         small, ritz = spectral_action(projected[:m, :m], start[:m], function)

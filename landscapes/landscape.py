@@ -214,13 +214,12 @@ class FiniteSum(Landscape):
         if index is not None:
             check_index(index, self.size)
         self.check(theta)
-        with torch.enable_grad():
-            m = self.size if index is None else index.shape[-1]
-            shape = torch.broadcast_shapes(theta.shape[:-1], () if index is None else index.shape[:-1])
-            copies = theta.expand(*shape, theta.shape[-1]).unsqueeze(-2).expand(*shape, m, theta.shape[-1])
-            examples = torch.arange(self.size, device=theta.device) if index is None else index
-            each = examples.expand(*shape, m).unsqueeze(-1)
-            return gradient(lambda x: self.losses(x, each).squeeze(-1), copies)
+        m = self.size if index is None else index.shape[-1]
+        shape = torch.broadcast_shapes(theta.shape[:-1], () if index is None else index.shape[:-1])
+        copies = theta.expand(*shape, theta.shape[-1]).unsqueeze(-2).expand(*shape, m, theta.shape[-1])
+        examples = torch.arange(self.size, device=theta.device) if index is None else index
+        each = examples.expand(*shape, m).unsqueeze(-1)
+        return gradient(lambda x: self.losses(x, each).squeeze(-1), copies)
 
     def restrict(self, index: Tensor) -> FiniteSum:
         """The mean over the examples named by a 1-D ``index``, as a finite sum of its own."""
@@ -262,4 +261,4 @@ class Restricted(FiniteSum):
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """f_i(θ) of the kept examples, shape (..., m)."""
         chosen = self.index.to(theta.device)
-        return self.parent.losses(theta, chosen if index is None else chosen[index])
+        return self.parent.losses(theta, chosen if index is None else chosen[check_index(index, self.size)])

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscapes.autodiff import transforming
-from landscapes.errors import check_float_tensor, check_real
+from landscapes.autodiff import release, transforming
+from landscapes.errors import check_float_tensor, check_index, check_real
 from landscapes.landscape import Expansion, FiniteSum, Landscape
 
 Counts = dict[str, float]
@@ -69,7 +69,8 @@ class Counted(Landscape):
     r"""A landscape that counts its oracle calls in ``counts``: {"loss", "grad", "hvp", "third", "higher"}.
 
     One unit is one product over the full sum for one θ: b of N examples count b/N, a batch of n states counts n,
-    ``hessian`` counts d hvps. Calls inside a torch.func transform count as "higher".
+    ``hessian`` counts d hvps. Calls inside a torch.func transform count as "higher", one for what the transform shows:
+    vmap hides the dimension it maps over.
     """
 
     def __new__(cls, landscape: Landscape, counts: Counts | None = None, unit: float = 1) -> Counted:
@@ -125,7 +126,7 @@ class CountedSum(Counted, FiniteSum):
         return self.landscape.size
 
     def _share(self, index: Tensor | None) -> float:
-        return 1 if index is None else index.shape[-1] / self.size
+        return 1 if index is None else check_index(index, self.size).shape[-1] / self.size
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """f_i(θ) of the examples, m/N losses a member."""
@@ -172,7 +173,7 @@ class RegularisedExpansion(Expansion):
 
     def hvp(self, v: Tensor) -> Tensor:
         """H v + l2 v."""
-        return self._inner.hvp(v) + self._l2 * v
+        return release(self._inner.hvp(v) + self._l2 * v, self.theta)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         """D³f[u, v]: a quadratic has no third derivative."""
@@ -244,7 +245,8 @@ class RegularisedSum(Regularised, FiniteSum):
 
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Σ_i w_i (∇f_i + l2 θ)."""
-        return self.landscape.weighted_grad(theta, weights) + self.l2 * weights.sum(-1, keepdim=True) * theta
+        total = self.check_weights(weights).sum(dim=-1, keepdim=True).to(theta)
+        return release(self.landscape.weighted_grad(theta, weights) + self.l2 * total * theta, theta)
 
     def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """∇f_i(θ) + l2 θ of each example."""

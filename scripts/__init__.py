@@ -1,1 +1,1 @@
-"""."""
+"""Experiments, run from the checkout as python -m scripts.NAME."""

@@ -1,0 +1,155 @@
+r"""Landscapes whose derivatives are written out: plain torch operations, as many as the formula has.
+
+A ``ClosedForm`` states loss, gradient, v ↦ Hv and D³f[u, v]; ``ClosedExpansion`` reads them at one point. What the
+products share is computed once a point. All are holomorphic unless they say otherwise, so complex θ is accepted;
+plain operations also make ``expand`` usable inside torch.func transforms. A ``Toy`` also knows its critical points.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from landscapes.autodiff import Field, release
+from landscapes.errors import check_float_tensor
+from landscapes.landscape import Expansion, Landscape
+
+Window = tuple[tuple[float, float], ...]
+Kind = Literal["minimum", "maximum", "saddle", "degenerate"]
+
+
+def symmetric_matrix(name: str, value: Tensor) -> Tensor:
+    """Return a detached copy of ``value`` (..., d, d); raise unless it is real, finite and symmetric to rounding."""
+    check_real_tensor(name, value)
+    if value.ndim < 2 or value.shape[-1] != value.shape[-2] or value.shape[-1] == 0:
+        raise ValueError(f"{name} must hold square matrices (..., d, d) with d >= 1, got shape {tuple(value.shape)}")
+    asymmetry = float((value - value.mT).abs().max())
+    tolerance = 100 * value.shape[-1] * torch.finfo(value.dtype).eps * float(value.abs().max())
+    if asymmetry > tolerance:
+        raise ValueError(f"{name} must be symmetric, got max |H - Hᵀ| = {asymmetry:.3g}; (H + H.mT) / 2 makes it so")
+    return (value + value.mT).detach() / 2
+
+
+def check_real_tensor(name: str, value: Tensor) -> Tensor:
+    """Return ``value``; raise unless it is a non-empty tensor of finite real floating numbers."""
+    check_float_tensor(name, value)
+    if value.is_complex():
+        raise TypeError(f"{name} must be real, got {value.dtype}; theta may be complex, parameters may not")
+    if value.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {int((~value.isfinite()).sum())} entries that are not")
+    return value
+
+
+def cast(parameter: Tensor, theta: Tensor) -> Tensor:
+    """A landscape's own tensor in θ's dtype, on θ's device."""
+    return parameter.to(dtype=theta.dtype, device=theta.device)
+
+
+class ClosedForm(Landscape):
+    """A landscape that writes out its derivatives. ``curvature`` and ``third_product`` take arguments as checked."""
+
+    holomorphic = True
+
+    @abstractmethod
+    def grad(self, theta: Tensor) -> Tensor:
+        """∇f(θ), shape (..., d)."""
+
+    @abstractmethod
+    def curvature(self, theta: Tensor) -> Field:
+        """The map v ↦ H(θ) v for v that broadcasts with θ; what depends on θ alone is computed here, once."""
+
+    @abstractmethod
+    def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """D³f(θ)[u, v], shape (..., d)."""
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        """H(θ), shape (..., d, d): the curvature of the unit vectors, all at once."""
+        d = theta.shape[-1]
+        identity = torch.eye(d, dtype=theta.dtype, device=theta.device)
+        rows = self.curvature(theta[..., None, :])(identity)  # row i is H eᵢ, and H is symmetric
+        return rows.broadcast_to(*theta.shape, d)
+
+    def expand(self, theta: Tensor) -> Expansion:
+        """Loss, gradient and products at θ, each from its formula."""
+        return ClosedExpansion(self, self.check(theta))
+
+
+class ClosedExpansion(Expansion):
+    """Expansion of a closed form: every quantity is computed at its first reading and kept."""
+
+    def __init__(self, landscape: ClosedForm, theta: Tensor):
+        self.theta = theta
+        self._landscape = landscape
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """f(θ), shape (...,)."""
+        return self._landscape.loss(self.theta)
+
+    @cached_property
+    def grad(self) -> Tensor:
+        """∇f(θ), shape (..., d)."""
+        return self._landscape.grad(self.theta)
+
+    @cached_property
+    def _curvature(self) -> Field:
+        return self._landscape.curvature(self.theta)
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """H v, shape (..., d)."""
+        return release(self._curvature(self.check_vector("v", v)), self.theta)
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """D³f[u, v], shape (..., d)."""
+        self.check_vector("u", u)
+        self.check_vector("v", v)
+        return release(self._landscape.third_product(self.theta, u, v), self.theta)
+
+    def hessian(self) -> Tensor:
+        """H, shape (..., d, d)."""
+        return self._landscape.matrix(self.theta)
+
+
+@dataclass(frozen=True, eq=False)
+class CriticalPoint:
+    """∇f = 0 at ``position`` (d,), float64. ``kind`` is the Hessian's signature; degenerate: semidefinite, singular."""
+
+    position: Tensor
+    kind: Kind
+
+
+def signature(hessian: Tensor) -> Kind:
+    """The kind of critical point that a Hessian (d, d) makes; eigenvalues within rounding of zero count as zero."""
+    eigenvalues = torch.linalg.eigvalsh(hessian)
+    zero = 8 * hessian.shape[-1] * torch.finfo(hessian.dtype).eps * float(eigenvalues.abs().max())
+    rises, falls = bool((eigenvalues > zero).any()), bool((eigenvalues < -zero).any())
+    if rises and falls:
+        return "saddle"
+    if bool((eigenvalues.abs() <= zero).any()):
+        return "degenerate"
+    return "minimum" if rises else "maximum"
+
+
+class Toy(ClosedForm):
+    """A closed form whose map is known: where its critical points are, and the window that shows them."""
+
+    @property
+    @abstractmethod
+    def window(self) -> Window:
+        """One interval a coordinate, ((x_min, x_max), ...), worth drawing."""
+
+    @abstractmethod
+    def critical_positions(self) -> list[list[float]]:
+        """Coordinates of every isolated critical point in the window, and of representatives of continuous families."""
+
+    def critical_points(self) -> tuple[CriticalPoint, ...]:
+        """Critical points in the window, each with its kind; families of them by representatives."""
+        positions = torch.tensor(self.critical_positions(), dtype=torch.float64)
+        return tuple(CriticalPoint(position, signature(self.hessian(position))) for position in positions)

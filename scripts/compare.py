@@ -1,0 +1,226 @@
+"""Compare continuous-time models with a discrete optimiser: python -m scripts.compare LANDSCAPE [options]."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from flows import (
+    Descent,
+    Flow,
+    GradientDescent,
+    GradientFlow,
+    HeavyBall,
+    ModifiedFlow,
+    OptimizerDescent,
+    PrincipalFlow,
+    StochasticGradientDescent,
+    compare,
+)
+from flows.comparison import slug
+from landscapes import FiniteSum, Landscape
+from scripts.ground import AnyGround
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+FLOW_NAMES = ("gradient", "modified-1", "modified-2", "modified-3", "principal", "principal-third-order")
+BANNER = f"""Flows beside a discrete optimiser, on one clock.
+
+Choose what is descended as a subcommand; options follow it. Flows: {", ".join(FLOW_NAMES)}. Descents: gd, sgd,
+heavy-ball, or a class of torch.optim such as Adam. A table is printed for each descent; tables, figures, settings and
+every trajectory go to --out."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run."""
+
+    ground: AnyGround
+    """What is descended."""
+    h: float = 0.1
+    """Learning rate of the descent and of the flows."""
+    steps: int = 20
+    """Steps of the descent."""
+    flows: tuple[str, ...] = ("gradient", "modified-2", "modified-3", "principal")
+    """Flows to integrate."""
+    descent: tuple[str, ...] = ("gd",)
+    """Descents to compare them with, one table each."""
+    theta0: tuple[float, ...] | None = None
+    """Start; the landscape's own by default."""
+    batch_size: int = 32
+    """Examples in a mini-batch of sgd."""
+    sampling: Literal["replacement", "subset", "epoch"] = "epoch"
+    """How sgd draws its mini-batches."""
+    runs: int = 1
+    """Runs of sgd to average over."""
+    momentum: float = 0.9
+    """Momentum of heavy-ball."""
+    branch: Literal["auto", "complex", "real"] = "auto"
+    """Branch of the principal flow; auto is complex where the loss is holomorphic, else real, and says so."""
+    krylov: int | None = None
+    """Most HVPs of a principal-flow evaluation; by default the dense Hessian up to 64 weights, 30 HVPs beyond."""
+    krylov_tolerance: float = 1e-6
+    """Relative change at which the Krylov space stops growing."""
+    method: str | None = None
+    """Integration method of torchdiffeq; dopri5 by default."""
+    rtol: float | None = None
+    """Relative tolerance; 1e-7 in float64 and 1e-4 in float32 by default."""
+    atol: float | None = None
+    """Absolute tolerance; 1e-9 in float64 and 1e-6 in float32 by default."""
+    dt: float | None = None
+    """Step of fixed-step methods; must divide h."""
+    device: str = "cpu"
+    """Where to run: cpu, cuda, cuda:1, …"""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Precision."""
+    seed: int = 0
+    """Seeds weights, data limits and mini-batches."""
+    out: Path = Path("results/compare")
+    """Folder for tables, figures and trajectories."""
+
+
+def build_flow(name: str, landscape: Landscape, settings: Settings) -> Flow:
+    """The flow of that name; ValueError naming what there is."""
+    if name == "gradient":
+        return GradientFlow(landscape)
+    if match := re.fullmatch(r"modified-(\d+)", name):
+        return ModifiedFlow(landscape, settings.h, int(match[1]))
+    if name in ("principal", "principal-third-order"):
+        automatic = "complex" if landscape.holomorphic else "real"
+        return PrincipalFlow(
+            landscape,
+            settings.h,
+            krylov=settings.krylov if settings.krylov or landscape.dimension <= 64 else 30,
+            tolerance=settings.krylov_tolerance,
+            third_order=name == "principal-third-order",
+            branch=automatic if settings.branch == "auto" else settings.branch,
+        )
+    raise ValueError(f"--flows must name {', '.join(FLOW_NAMES)}, got {name!r}")
+
+
+def stochastic(landscape: Landscape, settings: Settings) -> Descent:
+    """SGD on the landscape's examples."""
+    if not isinstance(landscape, FiniteSum):
+        raise ValueError(f"--descent sgd needs examples, {type(landscape).__name__} has none; use gd")
+    batch_size = min(settings.batch_size, landscape.size)
+    return StochasticGradientDescent(landscape, settings.h, batch_size, settings.sampling)
+
+
+DESCENTS: dict[str, Callable[[Landscape, Settings], Descent]] = {
+    "gd": lambda landscape, settings: GradientDescent(landscape, settings.h),
+    "sgd": stochastic,
+    "heavy-ball": lambda landscape, settings: HeavyBall(landscape, settings.h, settings.momentum),
+}
+
+
+def build_descent(name: str, landscape: Landscape, settings: Settings) -> Descent:
+    """The descent of that name; ValueError naming what there is."""
+    if name in DESCENTS:
+        return DESCENTS[name](landscape, settings)
+    optimizer: Any = getattr(torch.optim, name, None)
+    if inspect.isclass(optimizer) and torch.optim.Optimizer in optimizer.__mro__:
+        return OptimizerDescent(landscape, functools.partial(optimizer, lr=settings.h))
+    raise ValueError(f"--descent must name {', '.join(DESCENTS)} or a class of torch.optim, got {name!r}")
+
+
+def build_start(settings: Settings, landscape: Landscape, default: Tensor) -> Tensor:
+    """θ0 as the user gave it, or the landscape's own."""
+    if settings.theta0 is None:
+        return default
+    if len(settings.theta0) != landscape.dimension:
+        raise ValueError(f"--theta0 must have {landscape.dimension} coordinates, got {len(settings.theta0)}")
+    return torch.tensor(settings.theta0).to(default)
+
+
+def run(settings: Settings) -> None:
+    """Build, compare, print and save."""
+    check_device(settings.device)
+    landscape, default = settings.ground.build(settings.seed, DTYPES[settings.dtype], settings.device)
+    theta0 = build_start(settings, landscape, default)
+    flows = {name: build_flow(name, landscape, settings) for name in settings.flows}
+    descents = {name: build_descent(name, landscape, settings) for name in settings.descent}
+    for name, flow in flows.items():
+        if isinstance(flow, PrincipalFlow) and flow.branch == "real" and settings.branch == "auto":
+            print(f"{name}: real branch, as the loss is not holomorphic; it follows growth, not the flip of sign")
+    for name, descent in descents.items():
+        folder = settings.out / slug(name) if len(descents) > 1 else settings.out
+        result = compare(
+            descent,
+            flows,
+            theta0,
+            settings.steps,
+            runs=settings.runs if name == "sgd" else 1,
+            seed=settings.seed,
+            method=settings.method,
+            rtol=settings.rtol,
+            atol=settings.atol,
+            dt=settings.dt,
+            folder=folder,
+            progress=sys.stderr.isatty(),
+        )
+        print(result)
+        result.save(folder)
+        (folder / "settings.yaml").write_text(tyro.extras.to_yaml(settings))
+        print(f"figure: {result.plot(folder / 'comparison.png')}\n", flush=True)
+
+
+def check_device(device: str) -> None:
+    """Raise unless torch can put a tensor on the device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device!r} is not available: {str(error).splitlines()[0]}") from error
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Settings from the command line; one line and exit status 2 where it does not parse."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Settings,
+                args=arguments,
+                prog="python -m scripts.compare",
+                description=BANNER,
+                config=(
+                    tyro.conf.CascadeSubcommandArgs,
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.OmitSubcommandPrefixes,
+                ),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            print(f"error: {one_line(said.getvalue())}", file=sys.stderr)
+        raise
+
+
+def one_line(text: str) -> str:
+    """What a box of text says, on one line, without the advice below its rule."""
+    inside = " ".join(re.sub(r"[│╭╮╰╯]|─+", " ", text).split())
+    return re.split(r"(?: -{8,})? (?:Arguments are applied|Perhaps you meant|For full helptext)", inside)[0]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, or 2 after one line about bad input."""
+    settings = parse(arguments)
+    try:
+        run(settings)
+    except (ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,33 @@
+"""What every test shares: devices, dtypes, seeded draws and the hypothesis profile."""
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("thalweg", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("thalweg")
+
+DEVICES = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request):
+    """Every device present."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    """Both real precisions."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def normal():
+    """``normal(seed, *shape, dtype=float64)``: standard normal numbers, the same for the same seed."""
+
+    def draw(seed, *shape, dtype=torch.float64):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    return draw
