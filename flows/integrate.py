@@ -46,6 +46,7 @@ def integrate(
     rtol: float | None = None,
     atol: float | None = None,
     dt: float | None = None,
+    first_step: float | None = None,
     every: int = 1,
     keep: str = "all",
     observers: Sequence[Observer] = (),
@@ -54,8 +55,8 @@ def integrate(
     r"""Solve dX/dt = velocity(t, X) from θ0 (..., d) at times[0] and return the states at the output times.
 
     ``method``: any of torchdiffeq's; None is dopri5. Adaptive methods take ``rtol`` and ``atol`` (by default 1e-7 and
-    1e-9 in float64, 1e-4 and 1e-6 in float32), held for each batch member by itself. Fixed-step methods take ``dt``;
-    the output times must lie on times[0] + k·dt.
+    1e-9 in float64, 1e-4 and 1e-6 in float32), held for each batch member by itself, and may be told a ``first_step``.
+    Fixed-step methods take ``dt``; the output times must lie on times[0] + k·dt.
 
     ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers see states as
     they come. θ0 is detached; gradients do not flow through the run.
@@ -73,7 +74,7 @@ def integrate(
     with torch.no_grad(), collect_flags() as flags:
         model, counts = counted(flow)
         state = model.start(theta0)
-        plan = make_plan(method, rtol, atol, dt, state)
+        plan = make_plan(method, rtol, atol, dt, first_step, state)
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
         run = Run(model, state, outputs, recorder, progress)
         status = run.fixed(plan) if plan.dt is not None else run.adaptive(plan)
@@ -89,10 +90,18 @@ class Plan:
     rtol: float
     atol: float
     dt: float | None
+    first_step: float | None
 
 
-def make_plan(method: str | None, rtol: float | None, atol: float | None, dt: float | None, state: Tensor) -> Plan:
-    """The plan of a run; raise where method, tolerances and dt do not fit together."""
+def make_plan(
+    method: str | None,
+    rtol: float | None,
+    atol: float | None,
+    dt: float | None,
+    first_step: float | None,
+    state: Tensor,
+) -> Plan:
+    """The plan of a run; raise where method, tolerances and steps do not fit together."""
     method = check_choice("method", "dopri5" if method is None else method, METHODS)
     if method == SCIPY and state.is_complex():
         raise UnsupportedError(
@@ -103,6 +112,8 @@ def make_plan(method: str | None, rtol: float | None, atol: float | None, dt: fl
         raise ValueError(f"dt must be given for the fixed-step method {method!r}; or use method='dopri5'")
     if not fixed and dt is not None:
         raise ValueError(f"dt is for fixed-step methods, {method!r} chooses its own steps; give rtol and atol instead")
+    if first_step is not None and method not in ADAPTIVE:
+        raise ValueError(f"first_step is for the adaptive methods {', '.join(ADAPTIVE)}, got method={method!r}")
     takes_tolerances = not fixed or "adams" in method
     if not takes_tolerances and (rtol is not None or atol is not None):
         raise ValueError(f"rtol and atol have no meaning for the fixed-step method {method!r}; give a smaller dt")
@@ -115,6 +126,7 @@ def make_plan(method: str | None, rtol: float | None, atol: float | None, dt: fl
         default[0] if rtol is None else check_positive("rtol", rtol),
         default[1] if atol is None else check_positive("atol", atol),
         None if dt is None else check_positive("dt", dt),
+        None if first_step is None else check_positive("first_step", first_step),
     )
 
 
@@ -166,7 +178,7 @@ class Run:
 
     def adaptive(self, plan: Plan) -> Status:
         """Run an adaptive method (or scipy's) segment by segment."""
-        k, first_step = 0, None
+        k, first_step = 0, plan.first_step
         while k < len(self.outputs) - 1:
             times = self.outputs[k : k + SEGMENT + 1]
             if plan.method == SCIPY:

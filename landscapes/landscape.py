@@ -32,6 +32,11 @@ def basis_products(product: Field, theta: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
+def spread(theta: Tensor, rows: Tensor) -> Tensor:
+    """θ (..., d) with the leading dimensions of ``rows`` (..., m) broadcast in: a row for each member."""
+    return theta.expand(*torch.broadcast_shapes(theta.shape[:-1], rows.shape[:-1]), theta.shape[-1])
+
+
 class Expansion(ABC):
     r"""The landscape seen from one point θ (..., d): loss, gradient and products with its second and third derivatives.
 
@@ -202,23 +207,22 @@ class FiniteSum(Landscape):
     def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
         """(1/m) Σ_{i in index} ∇f_i(θ), shape (..., d): the mini-batch gradient."""
         check_index(index, self.size)
-        return gradient(lambda x: self.losses(x, index).mean(dim=-1), self.check(theta))
+        members = spread(self.check(theta), index)
+        return gradient(lambda x: self.losses(x, index).mean(dim=-1), members)
 
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Σ_i w_i ∇f_i(θ), shape (..., d), for weights (..., N), in one backward pass."""
-        self.check_weights(weights)
-        return gradient(lambda x: (self.losses(x) * weights).sum(dim=-1), self.check(theta))
+        members = spread(self.check(theta), self.check_weights(weights))
+        return gradient(lambda x: (self.losses(x) * weights).sum(dim=-1), members)
 
     def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """∇f_i(θ) of each example, shape (..., m, d)."""
         if index is not None:
             check_index(index, self.size)
         self.check(theta)
-        m = self.size if index is None else index.shape[-1]
-        shape = torch.broadcast_shapes(theta.shape[:-1], () if index is None else index.shape[:-1])
-        copies = theta.expand(*shape, theta.shape[-1]).unsqueeze(-2).expand(*shape, m, theta.shape[-1])
         examples = torch.arange(self.size, device=theta.device) if index is None else index
-        each = examples.expand(*shape, m).unsqueeze(-1)
+        each = examples[..., None]  # (..., m, 1): one example for each copy of θ (..., m, d)
+        copies = spread(theta[..., None, :], each)
         return gradient(lambda x: self.losses(x, each).squeeze(-1), copies)
 
     def restrict(self, index: Tensor) -> FiniteSum:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import inspect
 import io
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ heavy-ball, or a class of torch.optim such as Adam. A table is printed for each 
 every trajectory go to --out."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """What to run."""
 
@@ -128,9 +128,10 @@ def build_descent(name: str, landscape: Landscape, settings: Settings) -> Descen
     """The descent of that name; ValueError naming what there is."""
     if name in DESCENTS:
         return DESCENTS[name](landscape, settings)
-    optimizer: Any = getattr(torch.optim, name, None)
-    if inspect.isclass(optimizer) and torch.optim.Optimizer in optimizer.__mro__:
-        return OptimizerDescent(landscape, functools.partial(optimizer, lr=settings.h))
+    kind = getattr(torch.optim, name, None)
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+        factory: Any = kind  # the base class declares no lr, its classes all take one
+        return OptimizerDescent(landscape, functools.partial(factory, lr=settings.h))
     raise ValueError(f"--descent must name {', '.join(DESCENTS)} or a class of torch.optim, got {name!r}")
 
 
@@ -171,7 +172,8 @@ def run(settings: Settings) -> None:
         )
         print(result)
         result.save(folder)
-        (folder / "settings.yaml").write_text(tyro.extras.to_yaml(settings))
+        said = {"landscape": type(settings.ground).__name__, **dataclasses.asdict(settings)}
+        (folder / "settings.json").write_text(json.dumps(said, default=str, indent=2) + "\n")
         print(f"figure: {result.plot(folder / 'comparison.png')}\n", flush=True)
 
 

@@ -6,13 +6,14 @@ r"""What a script can descend, by name: toys, finite sums and networks on data, 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscapes import (
     Cosine,
@@ -28,6 +29,8 @@ from landscapes import (
     TwoQuadratics,
 )
 from nets import ARCHITECTURES, NetworkLandscape, load_data
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class Ground(Protocol):
@@ -188,15 +191,18 @@ class NetGround:
     chunk_size: int | None = None
     """Examples whose graph is held at once; None for all."""
 
-    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: the network's own random weights, drawn with the seed."""
+    def parts(self, seed: int, dtype: torch.dtype, device: str) -> tuple[nn.Module, LossFunction, Tensor, Tensor]:
+        """Module, loss of each example, inputs and targets."""
         data = load_data(self.data, limit=self.examples, seed=seed)
         shape = tuple(data.inputs.shape[1:])
         build = functools.partial(ARCHITECTURES[self.architecture], shape, data.classes)
         module = build(width=self.width, activation=self.activation, seed=seed).to(device, dtype)
         loss = cross_entropy if self.loss == "cross-entropy" else square_error
-        inputs, targets = data.inputs.to(device), data.targets.to(device)
-        landscape = NetworkLandscape(module, loss, inputs, targets, chunk_size=self.chunk_size)
+        return module, loss, data.inputs.to(device, dtype), data.targets.to(device)
+
+    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
+        """Start: the network's own random weights, drawn with the seed."""
+        landscape = NetworkLandscape(*self.parts(seed, dtype, device), chunk_size=self.chunk_size)
         return landscape, landscape.theta0
 
 

@@ -1,0 +1,33 @@
+# The README's two commands: `make demo` runs the main job, `make test` the whole suite, both in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := results/demo
+
+.PHONY: demo test check bench clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m scripts.compare rosenbrock --h 0.0008 --steps 60 --rtol 1e-8 --out $(OUT)/rosenbrock
+	$(BIN)/python -m scripts.compare quadratic --h 0.9 --steps 12 --rtol 1e-6 --out $(OUT)/quadratic-0.9
+	$(BIN)/python -m scripts.compare quadratic --h 1.05 --steps 12 --rtol 1e-6 --out $(OUT)/quadratic-1.05
+	$(BIN)/python -m scripts.compare net --architecture lenet --data digits --examples 300 --h 0.5 --steps 30 \
+		--descent gd sgd --rtol 1e-4 --atol 1e-6 --krylov 12 --krylov-tolerance 1e-4 --dtype float32 --out $(OUT)/cnn
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m scripts.benchmark
+
+clean:
+	rm -rf $(VENV) results build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,99 @@
+r"""Sums too large for one graph: f = Σ_c f_c over chunks of the examples, and θ (..., d) one member at a time.
+
+Loss, gradient and products are linear in f, so each is the sum over chunks of its own. A chunk's graph is built, used
+and dropped before the next one: memory is one chunk's, the price a forward and a backward pass with every product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from landscapes.autodiff import Field, transforming, transposed_product, wants_graph
+from landscapes.errors import UnsupportedError
+from landscapes.landscape import AutogradExpansion, Expansion
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Σ of at least one term, each asked for after the one before is added."""
+    terms = iter(terms)
+    result = next(terms)
+    for term in terms:
+        result = result + term
+    return result
+
+
+def each_member(function: Callable[..., Tensor], theta: Tensor, *others: Tensor) -> Tensor:
+    """``function`` of each member: θ (..., d) and others (..., m), leading dimensions broadcast, looped over."""
+    rows = (theta, *others)
+    if all(row.ndim == 1 for row in rows):
+        return function(*rows)
+    shapes = [row.shape[:-1] for row in rows]
+    try:
+        shape = torch.broadcast_shapes(*shapes)
+    except RuntimeError as error:
+        raise ValueError(f"leading dimensions must broadcast with theta's, got {[tuple(s) for s in shapes]}") from error
+    members = [row.expand(*shape, row.shape[-1]).reshape(-1, row.shape[-1]).unbind() for row in rows]
+    return torch.stack([function(*member) for member in zip(*members, strict=True)]).unflatten(0, shape)
+
+
+class ChunkedExpansion(Expansion):
+    r"""Expansion of Σ_c f_c, each f_c a field of one member (d,) → (), that never holds more than one chunk's graph.
+
+    Loss and gradient share a forward pass and are computed once; ``hvp``, ``third`` and ``hessian`` build each chunk's
+    graph anew. Only where θ requires grad, so that the results carry their graph, are the chunks' graphs kept.
+    """
+
+    def __init__(self, fields: list[Field], theta: Tensor):
+        if transforming():
+            raise UnsupportedError(
+                "expand, hvp, third and hessian cannot be called inside a torch.func transform; "
+                "use loss or grad there, or differentiate grad with the transform"
+            )
+        self.theta = theta
+        self._fields = fields
+
+    @cached_property
+    def _loss_and_grad(self) -> Tensor:
+        """Loss and gradient side by side, (..., 1 + d): one walk over the chunks gives both."""
+        return each_member(lambda x: total(loss_and_grad(field, x) for field in self._fields), self.theta)
+
+    @property
+    def loss(self) -> Tensor:
+        """Σ_c f_c(θ), shape (...,)."""
+        return self._loss_and_grad[..., 0]
+
+    @property
+    def grad(self) -> Tensor:
+        """Σ_c ∇f_c(θ), shape (..., d)."""
+        return self._loss_and_grad[..., 1:]
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """Σ_c H_c v, each chunk's graph built and dropped."""
+        self.check_vector("v", v)
+        return each_member(lambda x, w: total(AutogradExpansion(f, x).hvp(w) for f in self._fields), self.theta, v)
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """Σ_c D³f_c[u, v], each chunk's graph built and dropped."""
+        self.check_vector("u", u)
+        self.check_vector("v", v)
+        return each_member(
+            lambda x, a, b: total(AutogradExpansion(f, x).third(a, b) for f in self._fields), self.theta, u, v
+        )
+
+    def hessian(self) -> Tensor:
+        """Σ_c H_c: a chunk's graph serves all d products before the next chunk's is built."""
+        return each_member(lambda x: total(AutogradExpansion(f, x).hessian() for f in self._fields), self.theta)
+
+
+def loss_and_grad(field: Field, theta: Tensor) -> Tensor:
+    """f(θ) and ∇f(θ) in one vector (1 + d,) for θ (d,), attached to θ only where θ requires grad."""
+    attached = wants_graph(theta)
+    with torch.enable_grad():
+        leaf = theta if attached else theta.detach().requires_grad_()
+        value = field(leaf)
+        gradient = transposed_product(value, leaf, None, create_graph=attached)
+    return torch.cat([(value if attached else value.detach()).reshape(1), gradient])

@@ -1,0 +1,112 @@
+r"""A module as a function of flat weights: outputs = module(inputs) with θ (d,) in place of its parameters.
+
+The module itself is only read. Its weights and buffers are substituted for the length of a call, a shared tensor in
+every one of its places; buffers are given as copies, so that what a forward pass does to them (batch norm's running
+statistics) is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
+
+from landscapes.errors import UnsupportedError
+
+
+class ModuleFunction:
+    r"""outputs = module(*inputs) at flat weights θ (d,), in the order of ``module.parameters()``.
+
+    Frozen parameters (``requires_grad=False``) are part of θ, since ``parameters()`` lists them. Weights and buffers
+    are those at construction; the mode (train or eval) is read at each call.
+    """
+
+    def __init__(self, module: nn.Module):
+        check_module(module)
+        parameters = dict(module.named_parameters())
+        first = next(iter(parameters.values()))
+        self.module = module
+        self.dtype = first.dtype
+        self.device = first.device
+        self.theta0 = torch.cat([p.detach().reshape(-1) for p in parameters.values()])  # (d,)
+        self._sizes = [p.numel() for p in parameters.values()]
+        self._shapes = [p.shape for p in parameters.values()]
+        self._names = list(parameters)
+        self._buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        self._dropouts = [(n, m) for n, m in module.named_modules() if isinstance(m, _DropoutNd)]
+        self._batch_norms = [(n, m) for n, m in module.named_modules() if isinstance(m, _BatchNorm)]
+
+    def __call__(self, theta: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Outputs of the module at θ (d,); floating inputs become complex where θ is."""
+        # a bias is a slice of θ as it stands: views are half of what this costs beside a small network
+        parts = [p if len(s) == 1 else p.view(s) for p, s in zip(theta.split(self._sizes), self._shapes, strict=True)]
+        tensors = dict(zip(self._names, parts, strict=True))
+        tensors |= {name: buffer.clone() for name, buffer in self._buffers.items()}
+        if theta.is_complex():
+            inputs = tuple(x.to(theta.dtype) if x.is_floating_point() else x for x in inputs)
+        return torch.func.functional_call(self.module, tensors, inputs)
+
+    def check_mode(self) -> None:
+        """Raise where a module drops units at random in its present mode."""
+        for name, module in self._dropouts:
+            if module.training and module.p > 0:
+                raise UnsupportedError(
+                    f"module {name!r} ({module}) is in training mode and draws at random: the loss would not be a "
+                    "function of theta; call module.eval() or set p=0"
+                )
+
+    def coupling(self) -> str | None:
+        """The name of a batch norm that now uses batch statistics, which make f_i depend on other examples, if any."""
+        for name, module in self._batch_norms:
+            if module.training or module.running_mean is None:
+                return f"{name!r} ({type(module).__name__})"
+        return None
+
+
+def check_module(module: nn.Module) -> None:
+    """Raise unless ``module`` is an nn.Module with weights, all of one real floating dtype on one device."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedError("module must be a plain nn.Module, got a ScriptModule; give the module before scripting")
+    parameters = dict(module.named_parameters())
+    if not parameters:
+        raise ValueError("module must have parameters, got a module without any; there is nothing to descend")
+    lazy = [name for name, p in parameters.items() if is_lazy(p)]
+    if lazy:
+        raise ValueError(f"module has uninitialised lazy parameters {lazy}; run it once on its inputs first")
+    dtypes = {p.dtype for p in parameters.values()}
+    if len(dtypes) > 1:
+        raise TypeError(f"module must have parameters of one dtype, got {sorted(map(str, dtypes))}; use .to(dtype)")
+    (dtype,) = dtypes
+    if not dtype.is_floating_point:
+        raise TypeError(f"module must have real floating parameters, got {dtype}; for complex theta give a real module")
+    devices = {p.device for p in parameters.values()}
+    if len(devices) > 1:
+        raise ValueError(f"module must be on one device, got {sorted(map(str, devices))}; use .to(device)")
+
+
+def check_draws_nothing(call: Callable[[], object], device: torch.device) -> None:
+    """Run ``call``; raise, with torch's generators put back, if it drew from them."""
+    before = _generator_states(device)
+    call()
+    if all(torch.equal(a, b) for a, b in zip(before, _generator_states(device), strict=True)):
+        return
+    torch.set_rng_state(before[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(before[1], device)
+    raise UnsupportedError(
+        "the module or loss_fn draws random numbers: the loss would not be a function of theta; call module.eval(), or "
+        "remove the random layer"
+    )
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states

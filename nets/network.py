@@ -1,0 +1,307 @@
+r"""Networks as landscapes: f(θ) = (1/N) Σ_i loss_fn(module_θ(x_i), y_i) on flat weights θ.
+
+Any nn.Module, any loss with one value an example. The module is called with θ in place of its weights (functional.py),
+over chunks of the examples and one member of a batch of θ at a time (chunked.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from landscapes.autodiff import Field, gradient, transforming, wants_graph
+from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index
+from landscapes.landscape import AutogradExpansion, Expansion, FiniteSum
+from nets.chunked import ChunkedExpansion, each_member, total
+from nets.examples import Examples, check_examples
+from nets.functional import ModuleFunction, check_draws_nothing
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+PROBES = 2  # examples on which a module is tried before it is trusted with all of them
+
+
+class NetworkLandscape(FiniteSum):
+    r"""f(θ) = (1/N) Σ_i loss_fn(module_θ(x_i), y_i), θ (..., d) in the order of ``module.parameters()``.
+
+    ``loss_fn(outputs, targets) -> (m,)`` gives one loss an example, such as
+    ``functools.partial(F.cross_entropy, reduction="none")``. ``inputs`` is a tensor (N, ...) or a tuple of them,
+    ``targets`` a tensor (N, ...); both are moved to the module's device, and cast to its dtype where they are floating,
+    once. θ must have the module's dtype and device. ``theta0`` (d,) is a copy of the weights at construction. Frozen
+    and shared parameters are part of θ, the latter once.
+
+    The module is left as found: weights, grads, requires_grad, mode, buffers. Weights and buffers are those at
+    construction, the mode that at the call. ``chunk_size`` examples go through the network at a time, all of them if
+    None: one chunk keeps its graph for all products of an expansion, several recompute and hold one chunk's graph at a
+    time. Leading dimensions of θ are looped over.
+
+    Batch norm that uses batch statistics (training mode, or no running ones) makes f_i depend on all examples: the full
+    sum in one chunk is then well defined, example numbers and several chunks are refused.
+
+    Raises TypeError or ValueError for a module without parameters or of mixed dtypes, inputs and targets of different
+    or no length, a loss_fn that does not return (m,), a bad chunk_size; UnsupportedError for a forward pass that draws
+    random numbers (dropout in training mode) or changes the data in place.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Tensor,
+        chunk_size: int | None = None,
+    ):
+        if not callable(loss_fn):
+            raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (m,), got {loss_fn!r}")
+        self.loss_fn = loss_fn
+        self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size)
+        self._function = ModuleFunction(module)
+        self._examples = check_examples(inputs, targets, self._function.dtype, self._function.device)
+        self._check_mode()
+        self._probe()
+
+    def _probe(self) -> None:
+        """Try the forward pass on a few examples, so that a wrong module or loss is told here."""
+        few = self._examples.select(torch.arange(min(PROBES, self.size), device=self._function.device))  # copies
+        theta = self.theta0
+        with torch.no_grad():
+            check_draws_nothing(lambda: self._forward(theta, few), self._function.device)
+        if any(tensor._version for tensor in (theta, *few.inputs, few.targets)):
+            raise UnsupportedError(
+                "the module or loss_fn changes its inputs, targets or weights in place: every call would see other "
+                "data; give inplace=False to the layer that does"
+            )
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of weights."""
+        return self._function.theta0.shape[0]
+
+    @property
+    def size(self) -> int:
+        """N, the number of examples."""
+        return len(self._examples)
+
+    @property
+    def theta0(self) -> Tensor:
+        """The module's weights at construction, (d,): a fresh copy at each reading."""
+        return self._function.theta0.clone()
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """(1/N) Σ_i f_i(θ), shape (...,)."""
+        self.check(theta)
+        with graph_rule(theta):
+            return each_member(lambda x: total(field(x) for field in self._fields()), theta)
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """∇f(θ), shape (..., d)."""
+        self.check(theta)
+        return each_member(lambda x: total(gradient(field, x) for field in self._fields()), theta)
+
+    def expand(self, theta: Tensor) -> Expansion:
+        """Loss, gradient and products: one kept graph where there is one chunk, else recomputed chunk by chunk."""
+        self.check(theta)
+        if self._chunk >= self.size:
+            return AutogradExpansion(self.loss, theta)
+        return ChunkedExpansion(list(self._fields()), theta)
+
+    def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """f_i(θ) of the examples, shape (..., m); all N without an index."""
+        self.check(theta)
+        self._check_mode(index)
+        with graph_rule(theta):
+            return each_member(self._member_losses, theta, *self._indices(index))
+
+    def _member_losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        return torch.cat([self._forward(theta, part) for _, part in self._examples.chunks(self._chunk, index)])
+
+    def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
+        """(1/m) Σ_{i in index} ∇f_i(θ), shape (..., d): the mini-batch gradient."""
+        self.check(theta)
+        return each_member(
+            lambda x, i: total(gradient(field, x) for field in self._fields(i)), theta, *self._indices(index)
+        )
+
+    def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Σ_i w_i ∇f_i(θ), shape (..., d), for weights (..., N), in one backward pass a chunk."""
+        self.check(theta)
+        self.check_weights(weights)
+        if weights.is_complex() and not theta.is_complex():
+            raise TypeError(f"weights must be real where theta is, got {weights.dtype}; give weights.real")
+        return each_member(lambda x, w: total(gradient(field, x) for field in self._fields(weights=w)), theta, weights)
+
+    def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """∇f_i(θ) of each example, shape (..., m, d).
+
+        All examples of a chunk at once by torch.func.vmap; one at a time for a module that vmap cannot take (control
+        flow on values), which is tried once at θ0 on a few examples.
+        """
+        self.check(theta)
+        if self._function.coupling() is not None:
+            self._refuse_coupling("example_grads is not defined")
+        self._check_mode()
+        grads = self._vmapped_grads if self._vectorises else self._looped_grads
+        return each_member(grads, theta, *self._indices(index))
+
+    @cached_property
+    def _vectorises(self) -> bool:
+        try:
+            self._vmapped_grads(
+                self._function.theta0, torch.arange(min(PROBES, self.size), device=self._function.device)
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # vmap's refusals have no type of their own; a fault of the module returns in the loop
+            return False
+        return True
+
+    def _vmapped_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        def loss_of_one(x: Tensor, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+            return self._forward(x, Examples(tuple(i[None] for i in inputs), target[None])).squeeze(0)
+
+        def grad_of_one(x: Tensor, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+            return gradient(lambda z: loss_of_one(z, inputs, target), x)
+
+        each = torch.func.vmap(grad_of_one, in_dims=(None, 0, 0))
+        with graph_rule(theta):
+            return torch.cat([each(theta, p.inputs, p.targets) for _, p in self._examples.chunks(self._chunk, index)])
+
+    def _looped_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        ones = [partial(self._mean, part, 1, None) for _, part in self._examples.chunks(1, index)]
+        return torch.stack([gradient(field, theta) for field in ones])
+
+    def restrict(self, index: Tensor) -> NetworkLandscape:
+        """The mean over the examples named by a 1-D ``index``: the same network on the selected tensors."""
+        check_index(index, self.size)
+        if index.ndim != 1:
+            raise ValueError(f"index must have shape (m,), got {tuple(index.shape)}")
+        fewer = copy.copy(self)
+        fewer._examples = self._examples.select(index.to(self._function.device))
+        return fewer
+
+    def check(self, theta: Tensor) -> Tensor:
+        """Return θ; raise unless it is (..., d) of the module's dtype and device, complex only where holomorphic."""
+        super().check(theta)
+        dtype = self._function.dtype.to_complex() if theta.is_complex() else self._function.dtype
+        if theta.dtype != dtype:
+            raise TypeError(f"theta must have the module's dtype {dtype}, got {theta.dtype}; use theta.to({dtype})")
+        if theta.device != self._function.device:
+            raise ValueError(f"theta must be on the module's device {self._function.device}, got {theta.device}")
+        if theta.numel() == 0:
+            raise ValueError(f"theta must have at least one member, got shape {tuple(theta.shape)}")
+        return theta
+
+    @property
+    def _chunk(self) -> int:
+        return self.size if self.chunk_size is None else self.chunk_size
+
+    def _indices(self, index: Tensor | None) -> tuple[Tensor, ...]:
+        return () if index is None else (check_index(index, self.size).to(self._function.device),)
+
+    def _fields(self, index: Tensor | None = None, weights: Tensor | None = None) -> Iterator[Field]:
+        """Fields (d,) → () of the chunks, which add up to the mean over the examples or to Σ_i w_i f_i."""
+        self._check_mode(index)
+        m = self.size if index is None else index.shape[0]
+        for place, part in self._examples.chunks(self._chunk, index):
+            yield partial(self._mean, part, m, None if weights is None else weights[place])
+
+    def _mean(self, part: Examples, m: int, weights: Tensor | None, theta: Tensor) -> Tensor:
+        losses = self._forward(theta, part)
+        if weights is not None:
+            return (losses * weights).sum()
+        return losses.mean() if len(part) == m else losses.sum() / m
+
+    def _forward(self, theta: Tensor, part: Examples) -> Tensor:
+        """f_i(θ) of some examples at one member, (m,); raise unless loss_fn returns that."""
+        losses = self.loss_fn(self._function(theta, part.inputs), part.targets)
+        if not isinstance(losses, Tensor) or losses.shape != (len(part),):
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ValueError(
+                f"loss_fn must return one loss an example, shape ({len(part)},), got {got}; use reduction='none' and "
+                "sum over the other dimensions"
+            )
+        if losses.dtype != theta.dtype:
+            self._refuse_dtype(losses.dtype, theta.dtype)
+        return losses
+
+    def _refuse_dtype(self, losses: torch.dtype, theta: torch.dtype) -> None:
+        if theta.is_complex:
+            raise NotHolomorphicError(
+                f"loss_fn returned {losses} at complex theta: a real-valued loss is not holomorphic; write it from "
+                "exp, log and products, without abs or real"
+            )
+        raise TypeError(f"loss_fn must return losses of the module's dtype {theta}, got {losses}")
+
+    def _check_mode(self, index: Tensor | None = None) -> None:
+        """Raise where the module draws at random, or couples examples that are not all present at once."""
+        self._function.check_mode()
+        if self._function.coupling() is None:
+            return
+        if index is not None:
+            self._refuse_coupling("an index would change the statistics")
+        if self._chunk < self.size:
+            self._refuse_coupling(f"chunk_size={self._chunk} would change the statistics")
+
+    def _refuse_coupling(self, why: str) -> None:
+        raise UnsupportedError(
+            f"batch norm {self._function.coupling()} uses batch statistics, so f_i depends on all examples: {why}; "
+            "call module.eval() to use running statistics, or give chunk_size=None and restrict(index) for a subset"
+        )
+
+
+class HolomorphicNetworkLandscape(NetworkLandscape):
+    r"""A network whose loss is holomorphic in θ: complex θ of the module's precision is accepted.
+
+    For layers and losses that torch has complex kernels for (linear, conv2d, tanh, sigmoid, exp, log, products; no
+    pooling, relu or fused cross entropy). ``grad`` is the holomorphic derivative, products are bilinear. The module and
+    its data stay real; floating inputs become complex on the fly.
+
+    Raises NotHolomorphicError where torch lacks a complex kernel or the loss fails the Cauchy–Riemann equations at θ0.
+    """
+
+    holomorphic = True
+
+    def _probe(self) -> None:
+        super()._probe()
+        few = copy.copy(self)
+        few._examples = self._examples.select(slice(0, PROBES))
+        check_holomorphic(few)
+
+
+def check_holomorphic(network: NetworkLandscape) -> None:
+    r"""Raise unless f(θ0 + iεv) = f(θ0) + iε ∇f·v + O(ε²) along v = ∇f/‖∇f‖, and products exist at complex θ."""
+    theta = network.theta0
+    point = network.expand(theta)
+    slope = point.grad.norm()
+    v = point.grad / slope.clamp_min(torch.finfo(theta.dtype).tiny)
+    # Cube root: torch's complex convolution rounds the imaginary part by the real part's size, the step errs by ε².
+    epsilon = torch.finfo(theta.dtype).eps ** (1 / 3)
+    shifted = torch.complex(theta, epsilon * v)
+    try:
+        value = network.loss(shifted)
+        network.hvp(shifted, shifted)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise NotHolomorphicError(
+            f"torch cannot evaluate this module and loss_fn at complex theta ({error}); use tanh or sigmoid layers "
+            "without pooling, and a loss written from exp, log and products"
+        ) from error
+    # The first term is far above O(ε²) and far below a missing derivative; the second allows for rounding.
+    allowed = 1e-2 * slope + torch.finfo(theta.dtype).eps ** 0.5 * (1 + point.loss.abs())
+    if not (value.imag / epsilon - slope).abs() <= allowed:
+        raise NotHolomorphicError(
+            "the loss fails the Cauchy-Riemann equations at theta0: its derivative along i·v is "
+            f"{value.imag / epsilon:.6g} where a holomorphic one has {slope:.6g}; remove abs, real, imag and conj from "
+            "module and loss_fn"
+        )
+
+
+def graph_rule(theta: Tensor) -> AbstractContextManager:
+    """Autograd off unless results must stay attached to θ, whatever else the module or the loss may hold."""
+    return nullcontext() if transforming() or wants_graph(theta) else torch.no_grad()

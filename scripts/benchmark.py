@@ -1,0 +1,178 @@
+r"""Costs as ratios in one run: python -m scripts.benchmark [--only NAME …] [--repeats N] [--device cuda].
+
+Each line times two programs in turn, A B A B …, and prints the median of the ratios of neighbouring runs: absolute
+times on a shared machine mean little. Memory is the growth of the process's peak, each program in a process of its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+import tyro
+
+from flows import GradientDescent, GradientFlow, descend, integrate
+from landscapes import Rosenbrock, from_sympy
+from nets import NetworkLandscape
+from scripts.ground import NetGround
+
+Program = Callable[[], object]
+Name = Literal["integrate", "sympy", "descend", "memory"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure."""
+
+    only: tuple[Name, ...] = ("integrate", "sympy", "descend", "memory")
+    """Benchmarks to run."""
+    repeats: int = 15
+    """Interleaved repeats of each pair of programs."""
+    device: str = "cpu"
+    """Where to run the networks and toys."""
+    threads: int = 2
+    """Threads torch may use on the CPU."""
+
+
+def seconds(program: Program, device: str) -> float:
+    """Wall time of one run."""
+    start = time.perf_counter()
+    program()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def ratio(name: str, ours: Program, theirs: Program, settings: Settings, target: str) -> None:
+    """Print the median ratio of interleaved repeats, and the spread."""
+    for program in (ours, theirs):
+        program()
+    ratios = [seconds(ours, settings.device) / seconds(theirs, settings.device) for _ in range(settings.repeats)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    print(f"{name}: {statistics.median(ratios):.3f} (quartiles {low:.3f} … {high:.3f}); target {target}", flush=True)
+
+
+def demo_network(
+    device: str, chunk_size: int | None = None, width: float = 1.0, examples: int = 300
+) -> NetworkLandscape:
+    """The demo's tanh CNN on digits, float32."""
+    ground = NetGround(examples=examples, width=width, chunk_size=chunk_size)
+    landscape, _ = ground.build(0, torch.float32, device)
+    assert isinstance(landscape, NetworkLandscape)
+    return landscape
+
+
+def bench_integrate(settings: Settings) -> None:
+    """``integrate(GradientFlow)`` on the CNN over bare forward and backward passes, as many as it evaluates."""
+    landscape = demo_network(settings.device)
+    ground = NetGround(examples=300, width=1.0)
+    theta0, times = landscape.theta0, [0.05 * k for k in range(11)]
+    evaluations = int(integrate(GradientFlow(landscape), theta0, times).cost["evaluations"])
+    module, loss, inputs, targets = ground.parts(0, torch.float32, settings.device)
+    parameters = list(module.parameters())
+
+    def bare() -> None:
+        for _ in range(evaluations):
+            torch.autograd.grad(loss(module(inputs), targets).mean(), parameters)
+
+    name = f"integrate(GradientFlow) on the CNN / bare forward+backward, {evaluations} evaluations"
+    ratio(name, lambda: integrate(GradientFlow(landscape), theta0, times), bare, settings, "≤ 1.15")
+
+
+def bench_sympy(settings: Settings) -> None:
+    """from_sympy's gradient against vmap(grad) of the same formula on 10,000 points."""
+    import sympy
+
+    x, y = sympy.symbols("x y")
+    symbolic = from_sympy((1 - x) ** 2 + 100 * (y - x**2) ** 2, (x, y))
+    points = torch.randn(10_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(settings.device)
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        return (1 - theta[0]) ** 2 + 100 * (theta[1] - theta[0] ** 2) ** 2
+
+    traced = torch.func.vmap(torch.func.grad(loss))
+    assert torch.allclose(symbolic.grad(points), traced(points))
+    name = "vmap(grad) / from_sympy gradient, 10,000 points"
+    ratio(name, lambda: traced(points), lambda: symbolic.grad(points), settings, "≥ 3")
+
+
+def bench_descend(settings: Settings) -> None:
+    """``descend`` of 10,000 points by 1,000 steps, last state kept, against the loop a user would write."""
+    landscape = Rosenbrock()
+    descent = GradientDescent(landscape, 1e-4)
+    points = torch.randn(10_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(settings.device)
+
+    def plain() -> torch.Tensor:
+        theta = points
+        for _ in range(1000):
+            theta = theta - 1e-4 * landscape.grad(theta)
+        return theta
+
+    name = "descend, 10,000 points × 1,000 steps / plain torch loop"
+    ratio(name, lambda: descend(descent, points, 1000, keep="last"), plain, settings, "≤ 1.25")
+
+
+def peak(chunk_size: int | None, device: str, queue: multiprocessing.Queue) -> None:
+    """Put the growth of peak memory by one full-batch HVP, in MiB, on the queue."""
+    landscape = demo_network(device, chunk_size, width=8.0, examples=1200)
+    theta = landscape.theta0
+    few = landscape.restrict(torch.arange(4))
+    few.hvp(theta, theta)  # libraries and thread pools take their memory before the measurement
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        landscape.hvp(theta, theta)
+        queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
+        return
+    import resource
+
+    before = psutil.Process().memory_info().rss
+    landscape.hvp(theta, theta)
+    scale = 1 if sys.platform == "darwin" else 1024
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale - before) / 2**20)
+
+
+def bench_memory(settings: Settings) -> None:
+    """Peak memory of a full-batch HVP at four chunks over one chunk, median of processes of their own."""
+    context = multiprocessing.get_context("spawn")
+    peaks: dict[int | None, list[float]] = {None: [], 300: []}
+    for _ in range(3):
+        for chunk_size, found in peaks.items():
+            queue = context.Queue()
+            process = context.Process(target=peak, args=(chunk_size, settings.device, queue))
+            process.start()
+            found.append(queue.get(timeout=300))
+            process.join()
+    whole, quarter = (statistics.median(found) for found in peaks.values())
+    print(
+        f"peak memory of a full-batch HVP, 4 chunks / 1 chunk: {quarter / whole:.3f} "
+        f"({quarter:.0f} MiB / {whole:.0f} MiB); target ≤ 0.4",
+        flush=True,
+    )
+
+
+BENCHMARKS: dict[Name, Callable[[Settings], None]] = {
+    "integrate": bench_integrate,
+    "sympy": bench_sympy,
+    "descend": bench_descend,
+    "memory": bench_memory,
+}
+
+
+def main(settings: Settings) -> None:
+    """Run the benchmarks asked for."""
+    torch.set_num_threads(settings.threads)
+    print(f"torch {torch.__version__}, {settings.threads} threads, device {settings.device}")
+    for name in settings.only:
+        BENCHMARKS[name](settings)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
