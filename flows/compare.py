@@ -139,18 +139,15 @@ class Reference:
             generator = torch.Generator(self.starts.device)  # a full-batch step draws nothing from it
             self.ends = mean.position(mean.step(mean.start(self.starts), 0, generator))
             self.noise_floor = torch.stack([descent.step_noise(theta) for theta in self.starts])
-        self._curvature: tuple[float, float] | None = None
+        self._curvature: float | None = None
 
-    def curvature(self) -> tuple[float, float]:
-        """The largest |hλ| seen at a few iterates along the descent, and when."""
+    def curvature(self) -> float:
+        """The largest |hλ| seen at a few iterates along the descent."""
         if self._curvature is None:
             places = torch.linspace(0, len(self.mean) - 1, min(CURVATURE_SAMPLES, len(self.mean))).round().long()
-            seen = [(0.0, 0.0)]
-            for k in places.tolist():
-                for theta in self.mean[k].reshape(-1, self.mean.shape[-1]):
-                    eigenvalue = extreme_eigenvalue(self.landscape, theta)
-                    seen.append((0.0 if eigenvalue is None else abs(self.h * eigenvalue), float(self.times[k])))
-            self._curvature = max(seen)
+            members = self.mean[places].reshape(-1, self.mean.shape[-1])
+            eigenvalues = [extreme_eigenvalue(self.landscape, theta) for theta in members]
+            self._curvature = self.h * max(abs(0.0 if e is None else e) for e in eigenvalues)
         return self._curvature
 
 
@@ -195,7 +192,7 @@ def make_row(flow: Flow, theta0: Tensor, against: Reference, settings: dict[str,
         integration=padded(distance(run.theta[:both], fine.theta[:both]), nothing),
         losses=padded(real_loss(against.landscape, run.theta), nothing),
         imaginary=padded(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
-        notes=validity(flow, against),
+        outside=outside_series(flow, against),
     )
 
 
@@ -228,13 +225,7 @@ def one_step_errors(flow: Flow, against: Reference, settings: dict[str, Any]) ->
     return errors
 
 
-def validity(flow: Flow, against: Reference) -> tuple[str, ...]:
-    """A note where the descent passes through curvature at which the flow's series does not converge."""
-    if math.isinf(flow.radius):
-        return ()
-    largest, time = against.curvature()
-    if largest < flow.radius:
-        return ()
-    return (
-        f"asked outside its series: |hλ| reaches {largest:.4g} at t = {time:.4g}, it converges for < {flow.radius:g}",
-    )
+def outside_series(flow: Flow, against: Reference) -> float | None:
+    """The largest |hλ| along the descent where it reaches the radius of the flow's series, else None."""
+    largest = 0.0 if math.isinf(flow.radius) else against.curvature()
+    return largest if largest >= flow.radius else None

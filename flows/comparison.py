@@ -20,8 +20,9 @@ class Row:
 
     ``errors`` (T, ...): ‖X(t_k) − θ_k‖ (modulus where complex), NaN past the end of a run. ``one_step`` (T−1, ...):
     ‖X(t_{k+1}; θ_k) − θ_{k+1}‖, integrated at the tighter tolerance. ``integration`` (T, ...): ‖X − X_tight‖, the same
-    run at tighter tolerance. ``losses`` (T, ...). ``imaginary`` (T, ...): max |Im θ|, None for real flows. A flow that
-    could not run has no trajectory, and its notes say why.
+    run at tighter tolerance. ``losses`` (T, ...). ``imaginary`` (T, ...): max |Im θ|, None for real flows.
+    ``outside``: the largest |hλ| along the descent where it leaves the flow's series, None where it does not. A flow
+    that could not run has no trajectory, and its notes say why.
     """
 
     trajectory: Trajectory | None
@@ -30,6 +31,7 @@ class Row:
     integration: Tensor
     losses: Tensor
     imaginary: Tensor | None = None
+    outside: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -155,7 +157,8 @@ def table(comparison: Comparison) -> str:
         numbers += [float(median.median()) if median.numel() else float("nan"), worst(row.integration)]
         cells = [f"{x:.3e}" for x in numbers] + [f"{at_end(row.losses):.6g}"]
         cells += [""] * is_complex if row.imaginary is None else [f"{worst(row.imaginary):.1e}"]
-        lines.append([name, *cells, *oracle_calls(row.trajectory.cost), str(row.trajectory.status)])
+        series = "" if row.outside is None else f", outside its series: |hλ| = {row.outside:.4g}"
+        lines.append([name, *cells, *oracle_calls(row.trajectory.cost), f"{row.trajectory.status}{series}"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
     text = [
         "  ".join(

@@ -31,6 +31,7 @@ from flows import (
 )
 from flows.comparison import slug
 from landscapes import FiniteSum, Landscape
+from landscapes.errors import check_count
 from scripts.ground import AnyGround
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -82,6 +83,8 @@ class Settings:
     """Step of fixed-step methods; must divide h."""
     device: str = "cpu"
     """Where to run: cpu, cuda, cuda:1, …"""
+    threads: int | None = None
+    """Threads torch may use on the CPU; small networks gain nothing from a second one. torch's own choice by default."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision."""
     seed: int = 0
@@ -147,6 +150,8 @@ def build_start(settings: Settings, landscape: Landscape, default: Tensor) -> Te
 def run(settings: Settings) -> None:
     """Build, compare, print and save."""
     check_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(check_count("threads", settings.threads))
     landscape, default = settings.ground.build(settings.seed, DTYPES[settings.dtype], settings.device)
     theta0 = build_start(settings, landscape, default)
     flows = {name: build_flow(name, landscape, settings) for name in settings.flows}

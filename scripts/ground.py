@@ -68,8 +68,8 @@ class RosenbrockGround:
     b: float = 100.0
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: (−0.5, 1.5), on the wall of the valley."""
-        return Rosenbrock(self.a, self.b), point(dtype, device, -0.5, 1.5)
+        """Start: (0, 0.5), on the wall of the valley."""
+        return Rosenbrock(self.a, self.b), point(dtype, device, 0.0, 0.5)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from landscapes import Landscape
 from landscapes.errors import check_real
 
 
+@final
 @dataclass(frozen=True)
 class GradientDescent(Descent):
     r"""Gradient descent  θ_{k+1} = θ_k − h ∇f(θ_k); state θ (..., d)."""
@@ -28,6 +30,7 @@ class GradientDescent(Descent):
         return torch.add(state, self.landscape.grad(state), alpha=-self.h)
 
 
+@final
 @dataclass(frozen=True)
 class HeavyBall(Descent):
     r"""Heavy ball  p_{k+1} = β p_k + ∇f(θ_k),  θ_{k+1} = θ_k − h p_{k+1}; state (θ, p), p_0 = 0.

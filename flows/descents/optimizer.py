@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class OptimizerState:
     time: float
 
 
+@final
 @dataclass(frozen=True)
 class OptimizerDescent(Descent):
     r"""A torch.optim optimiser on the full-batch gradient: ``factory(parameters) -> Optimizer``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Sampling(ABC):
         return torch.rand(order.shape, generator=generator, device=order.device, dtype=torch.float64).argsort(dim=-1)
 
 
+@final
 @dataclass(frozen=True)
 class Replacement(Sampling):
     """Each example drawn uniformly and independently: Cov = D/b."""
@@ -52,6 +54,7 @@ class Replacement(Sampling):
         return 1 / self.batch_size
 
 
+@final
 @dataclass(frozen=True)
 class Subset(Sampling):
     """A fresh subset of b different examples at each step: Cov = (D/b)(N − b)/(N − 1)."""
@@ -61,6 +64,7 @@ class Subset(Sampling):
         return self.permutation(order, generator)[..., : self.batch_size], order
 
 
+@final
 @dataclass(frozen=True)
 class Epoch(Sampling):
     """A reshuffled pass over all examples; the last batch of an epoch is short where b does not divide N."""
@@ -75,6 +79,7 @@ class Epoch(Sampling):
 SAMPLINGS: dict[str, type[Sampling]] = {"replacement": Replacement, "subset": Subset, "epoch": Epoch}
 
 
+@final
 @dataclass(frozen=True)
 class StochasticGradientDescent(StochasticDescent):
     r"""SGD  θ_{k+1} = θ_k − h (1/b) Σ_{i∈B_k} ∇f_i(θ_k); state (θ, order of the examples).

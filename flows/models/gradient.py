@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from flows.models.arguments import check_model
 from landscapes import Landscape
 
 
+@final
 @dataclass(frozen=True)
 class GradientFlow(Flow):
     r"""Gradient flow  θ̇ = −∇f(θ).

@@ -7,7 +7,7 @@ modified loss f + (h/4)‖∇f‖² (implicit gradient regularisation); from ord
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from landscapes.landscape import Expansion
 HIGHEST_ORDER = 3
 
 
+@final
 @dataclass(frozen=True)
 class ModifiedFlow(Flow):
     r"""Modified flow of order p  θ̇ = −∇f − (h/2) H∇f − h² [(1/3) HH∇f + (1/12) D³f[∇f, ∇f]] − …, cut after h^{p−1}.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import final
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ def divided_by(logarithm: Tensor, x: Tensor) -> Tensor:
     return torch.where(zero, -torch.ones_like(logarithm), logarithm / torch.where(zero, 1, x))
 
 
+@final
 @dataclass(frozen=True)
 class PrincipalFlow(Flow):
     r"""Principal flow  θ̇ = (hH)⁻¹ log(I − hH) ∇f = Σ_i α(hλ_i)(u_iᵀ∇f) u_i,  α(x) = log(1 − x)/x.
