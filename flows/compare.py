@@ -85,7 +85,7 @@ def compare(
         standard_error=against.standard_error,
         noise_floor=against.noise_floor,
         landscape=descent.landscape,
-        settings={**settings, "seed": seed, "h": descent.h},
+        settings={**settings, "seed": seed, "h": float(descent.h)},
     )
 
 
@@ -103,6 +103,9 @@ def check_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) ->
         if not math.isclose(h, descent.h, rel_tol=1e-12):
             raise ValueError(f"h of {flow.name} is {h!r}, of the descent {descent.h!r}: they must agree")
     names = list(flows) if isinstance(flows, Mapping) else [flow.name for flow in members]
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"flows must have strings for names, got {name!r}")
     if len(set(map(slug, names))) < len(names):
         raise ValueError(f"flows must have unique names, got {names}; give a mapping name -> Flow")
     return dict(zip(names, members, strict=True))
@@ -110,7 +113,10 @@ def check_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) ->
 
 def unique_name(name: str, taken: Mapping[str, object]) -> str:
     """The descent's name, set apart from the flows'."""
-    return name if slug(name) not in map(slug, taken) else f"{name} (descent)"
+    slugs = set(map(slug, taken))
+    while slug(name) in slugs:
+        name = f"{name} (descent)"
+    return name
 
 
 def keep(run: Trajectory | None, store: Path | None, name: str) -> None:
@@ -127,6 +133,7 @@ class Reference:
         self.landscape: Landscape = descent.landscape
         self.times = run.times
         self.mean = run.theta.mean(dim=1) if runs > 1 else run.theta
+        self.lost = lost(run).any(dim=1) if runs > 1 else lost(run)
         self.losses = real_loss(self.landscape, run.theta)
         self.losses = self.losses.mean(dim=1) if runs > 1 else self.losses
         self.standard_error = run.theta.var(dim=1).sum(dim=-1).div(runs).sqrt() if runs > 1 else None
@@ -185,9 +192,10 @@ def make_row(flow: Flow, theta0: Tensor, against: Reference, settings: dict[str,
     fine_settings = tighter(settings, theta0.abs().dtype)
     fine = integrate(flow, theta0, against.times, progress=progress, **fine_settings)
     both = min(len(run.theta), len(fine.theta))
+    gone = lost(run) | against.lost[: len(run.theta)]
     return Row(
         trajectory=run,
-        errors=padded(distance(run.theta, against.mean[: len(run.theta)]), nothing),
+        errors=padded(distance(run.theta, against.mean[: len(run.theta)]).masked_fill(gone, math.nan), nothing),
         one_step=one_step_errors(flow, against, fine_settings),
         integration=padded(distance(run.theta[:both], fine.theta[:both]), nothing),
         losses=padded(real_loss(against.landscape, run.theta), nothing),
@@ -199,6 +207,12 @@ def make_row(flow: Flow, theta0: Tensor, against: Reference, settings: dict[str,
 def distance(left: Tensor, right: Tensor) -> Tensor:
     """‖left − right‖ over the last dimension, by modulus."""
     return torch.linalg.vector_norm(left - right, dim=-1)
+
+
+def lost(run: Trajectory) -> Tensor:
+    """Where a state (T, ...) only repeats the last finite one of a member that has left the run."""
+    stays = (run.theta[1:] == run.theta[:-1]).all(dim=-1).flip(0).long().cumprod(0).flip(0).bool()
+    return torch.cat([torch.zeros_like(stays[:1]), stays]) & ~run.alive if len(run.theta) > 1 else ~run.alive[None]
 
 
 def padded(values: Tensor, nothing: Tensor) -> Tensor:

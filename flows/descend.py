@@ -41,7 +41,8 @@ def descend(
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     theta0 = check_theta0(theta0)
     check_count("steps", steps)
-    check_count("seed", seed, minimum=0)
+    if check_count("seed", seed, minimum=0) >= 2**63:
+        raise ValueError(f"seed must be below 2**63, got {seed}")
     generator = torch.Generator(theta0.device).manual_seed(seed)
     recorder = Recorder(keep, every, observers, steps)
     with torch.no_grad():
@@ -62,15 +63,16 @@ class Run:
         self._theta = descent.position(self._state)
         self._recorder = recorder
         self._lost: list[str] = []
-        self._recorder.record(0, 0.0, self._theta)
 
     def steps(self, steps: int, generator: torch.Generator, bar: tqdm) -> tuple[int, Status]:
         """Take the steps; how many were taken, and how the run ended."""
-        t = 0.0
-        for k in range(steps):
-            try:
+        t, k, taken = 0.0, -1, 0
+        try:
+            self._recorder.record(0, t, self._theta)
+            for k in range(steps):
                 self._state = self.descent.step(self._state, k, generator)
                 theta = self.descent.position(self._state)
+                taken = k + 1
                 if self._lost or not all_finite(theta):
                     theta = self._frozen(theta, k + 1, t)
                     if not bool(self.alive.any()):
@@ -79,10 +81,10 @@ class Run:
                 self._theta = theta
                 t = self.descent.elapsed(k + 1, self._state)
                 self._recorder.record(k + 1, t, theta)
-            except KeyboardInterrupt:
-                self._recorder.keep_end(t, self._theta)
-                return k, Status("interrupted", f"interrupted in step {k + 1}; the {k} steps before it are kept")
-            bar.update()
+                bar.update()
+        except KeyboardInterrupt:
+            self._recorder.keep_end(t, self._theta)
+            return taken, Status("interrupted", f"interrupted in step {k + 1}; the {taken} steps taken are kept")
         lost = "".join(f" | {sentence}" for sentence in self._lost)
         return steps, Status("finished", f"finished {steps} steps at t = {t:.6g}{lost}")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
 import dataclasses
-import math
 from typing import Any, TypeVar
 
 import torch
@@ -43,7 +43,7 @@ def finite_members(state: Tensor) -> Tensor:
 
 def all_finite(state: Tensor) -> bool:
     """Whether every entry is finite; one reduction where it is, which is the case that must be fast."""
-    return math.isfinite(abs(state.sum().item())) or bool(state.isfinite().all())
+    return cmath.isfinite(state.sum().item()) or bool(state.isfinite().all())
 
 
 def curvature_sentence(model: Any, theta: Tensor, h: float | None) -> str:
@@ -51,7 +51,10 @@ def curvature_sentence(model: Any, theta: Tensor, h: float | None) -> str:
     landscape = getattr(model, "landscape", None)
     if not isinstance(landscape, Landscape) or theta.shape[-1:] != (landscape.dimension,):
         return ""
-    eigenvalue = extreme_eigenvalue(landscape, theta)
+    try:
+        eigenvalue = extreme_eigenvalue(landscape, theta)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return ""  # a loss without second derivatives: what is lost is a remark, not the run
     if eigenvalue is None:
         return ""
     stability = "" if h is None else f" (hλ = {h * eigenvalue:.4g})"
@@ -63,8 +66,9 @@ def curvature_sentence(model: Any, theta: Tensor, h: float | None) -> str:
 def extreme_eigenvalue(landscape: Landscape, theta: Tensor, products: int = 20) -> float | None:
     """The Ritz value of largest magnitude of H(θ) from at most ``products`` HVPs; None where none is finite."""
     point = landscape.expand(theta)
-    # Any function will do: the Ritz values come along. A fixed start is as good as a random one and repeatable.
-    start = torch.ones_like(theta) + torch.linspace(0, 1, theta.shape[-1], device=theta.device).to(theta.dtype)
+    # Any function will do: the Ritz values come along. Drawn, as simple vectors may be orthogonal to an eigenvector.
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(theta.shape[-1], generator=generator, dtype=torch.float64).to(theta)
     result = matrix_function(point.hvp, start, torch.ones_like, products, 0.0)
     values = result.ritz.real[result.ritz.isfinite()]
     return float(values[values.abs().argmax()]) if values.numel() else None

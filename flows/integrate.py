@@ -34,6 +34,7 @@ from landscapes import UnsupportedError
 from landscapes.errors import check_choice, check_positive
 
 METHODS = (*ADAPTIVE, *FIXED, SCIPY)
+MOST_STEPS = 10**9
 TOLERANCES = {torch.float64: (1e-7, 1e-9), torch.float32: (1e-4, 1e-6)}
 
 
@@ -75,9 +76,11 @@ def integrate(
         model, counts = counted(flow)
         state = model.start(theta0)
         plan = make_plan(method, rtol, atol, dt, first_step, state)
+        if plan.dt is not None:
+            step_grid(outputs, plan.dt)  # raises before an observer sees anything
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
         run = Run(model, state, outputs, recorder, progress)
-        status = run.fixed(plan) if plan.dt is not None else run.adaptive(plan)
+        status = run.run(plan)
     notes = [f"{sentence} ({count} evaluations)" for sentence, count in flags.items()]
     return recorder.trajectory(status, run.alive, {"evaluations": run.field.evaluations, **counts}, notes)
 
@@ -132,7 +135,10 @@ def make_plan(
 
 def check_times(times: Tensor | Sequence[float]) -> list[float]:
     """Output times as floats; raise unless they are 1-D, real, finite, strictly increasing and at least two."""
-    values = times.detach().cpu().numpy() if isinstance(times, Tensor) else np.asarray(times)
+    try:
+        values = times.detach().cpu().numpy() if isinstance(times, Tensor) else np.asarray(times)
+    except ValueError as error:
+        raise ValueError(f"times must be one-dimensional real numbers ({error})") from error
     if values.dtype.kind not in "fiu":
         raise TypeError(f"times must be real numbers, got dtype {values.dtype}")
     if values.ndim != 1 or values.shape[0] < 2:
@@ -148,10 +154,12 @@ def check_times(times: Tensor | Sequence[float]) -> list[float]:
 def step_grid(outputs: Sequence[float], dt: float) -> tuple[list[float], list[int]]:
     """The grid times[0] + k·dt with the outputs on it, and the outputs' places; raise where one lies off the grid."""
     times = np.asarray(outputs)
+    if (times[-1] - times[0]) / dt > MOST_STEPS:
+        raise ValueError(f"dt = {dt!r} would take more than {MOST_STEPS:.0e} steps; give a larger dt")
     places = np.rint((times - times[0]) / dt).astype(int)
     off = np.abs(times - times[0] - places * dt) > 1e-9 * np.maximum(times - times[0], dt)
     if off.any() or (np.diff(places) < 1).any():
-        wrong = times[off][0] if off.any() else times[1]
+        wrong = float(times[off][0] if off.any() else times[1])
         raise ValueError(
             f"times must lie on times[0] + k·dt, k = 0, 1, …, with dt = {dt!r}; {wrong!r} does not: "
             "choose a dt that divides every output interval"
@@ -174,9 +182,21 @@ class Run:
         self._sentences: list[Status] = []
         self._bar = tqdm(total=len(outputs) - 1, unit="output", desc=type(flow).__name__, disable=not progress)
         self._output = state  # the state at the last output time reached; fixed steps may be past it
-        self._recorder.record(0, outputs[0], flow.position(state))
+        self._k = 0
 
-    def adaptive(self, plan: Plan) -> Status:
+    def run(self, plan: Plan) -> Status:
+        """Run the plan to its end, or to what ends it."""
+        try:
+            self._take(0, self.state)
+            if plan.dt is not None:
+                self.fixed(plan)
+            else:
+                self.adaptive(plan)
+        except KeyboardInterrupt as interrupt:
+            self._goes_on(interrupt, self.outputs[self._k], self._output)
+        return self._status(self._k)
+
+    def adaptive(self, plan: Plan) -> None:
         """Run an adaptive method (or scipy's) segment by segment."""
         k, first_step = 0, plan.first_step
         while k < len(self.outputs) - 1:
@@ -189,14 +209,16 @@ class Run:
                 )
             for state in states:
                 k += 1
-                self._take(k, state)
+                # The dense output of a member that stands still strays by rounding: frozen ones keep their state.
+                self._take(
+                    k, state if self.field.alive is None else torch.where(self.alive[..., None], state, self.state)
+                )
             if stop is not None:
                 first_step = None
                 if not self._goes_on(stop, self.outputs[k], self.state):
                     break
-        return self._status(k)
 
-    def fixed(self, plan: Plan) -> Status:
+    def fixed(self, plan: Plan) -> None:
         """Run a fixed-step method along its grid."""
         assert plan.dt is not None
         times, places = step_grid(self.outputs, plan.dt)
@@ -215,12 +237,12 @@ class Run:
             done, self.state, stop = fixed_run(self.field, self.state, grid, done, plan.method, tolerances, see)
             if stop is not None and not self._goes_on(stop, times[done], self.state):
                 break
-        return self._status(k)
 
     def _take(self, k: int, state: Tensor) -> None:
         self.state = self._output = state
+        self._k = k
+        self._bar.update(min(k, 1))
         self._recorder.record(k, self.outputs[k], self.flow.position(state))
-        self._bar.update()
 
     def _goes_on(self, stop: BaseException, t: float, state: Tensor) -> bool:
         """Freeze the members that cannot go on, remember why; whether anyone is left to go on."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flows.trajectory import save_tensors, writable_folder
 from landscapes import Landscape
+from landscapes.wrappers import check_landscape
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,13 @@ class Loss:
     every: int = 1
     name: str = "loss"
 
+    def __post_init__(self) -> None:
+        check_landscape(self.landscape)
+
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
         """{"loss": (...,)}."""
         loss = self.landscape.loss(theta)
-        return {"loss": loss.real if loss.is_complex() else loss}
+        return {self.name: loss.real if loss.is_complex() else loss}
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,12 @@ class GradientNorm:
     every: int = 1
     name: str = "gradient norm"
 
+    def __post_init__(self) -> None:
+        check_landscape(self.landscape)
+
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
         """{"gradient norm": (...,)}."""
-        return {"gradient norm": torch.linalg.vector_norm(self.landscape.grad(theta), dim=-1)}
+        return {self.name: torch.linalg.vector_norm(self.landscape.grad(theta), dim=-1)}
 
 
 @dataclass(frozen=True)

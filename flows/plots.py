@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from flows.trajectory import writable_folder
+from flows.trajectory import FolderError, writable_folder
 from landscapes import Landscape
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 MARKERS = ("s", "^", "D", "v", "P", "X")
 Style = dict[str, Any]
+LARGEST = 1e100  # what is beyond is not drawn: axes overflow
 # Open circles: a flow that lies on the descent stays visible inside them.
 DESCENT: Style = {"color": "black", "marker": "o", "markersize": 6, "markerfacecolor": "none", "linewidth": 0.6}
 STATISTICAL: Style = {"color": "0.5", "linestyle": (0, (8, 3)), "linewidth": 1}
@@ -31,7 +32,7 @@ STATISTICAL: Style = {"color": "0.5", "linestyle": (0, (8, 3)), "linewidth": 1}
 
 def plot_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
     """Write the figure of a comparison (format by the ending of ``path``) and return the path. Raises FolderError."""
-    target = Path(path)
+    target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
     writable_folder(target.parent)
     figure = Figure(figsize=(7.2, 6.0), layout="constrained")
     grid = figure.subplots(2, 2)
@@ -46,7 +47,10 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Pat
     figure.legend(
         handles=legend(comparison, styles), loc="outside upper center", ncols=3, fontsize="small", frameon=False
     )
-    figure.savefig(target, dpi=200)
+    try:
+        figure.savefig(target, dpi=200)
+    except OSError as error:
+        raise FolderError(f"path {str(target)!r} cannot be written ({error.strerror}); name another one") from error
     return target
 
 
@@ -69,7 +73,7 @@ def style(i: int) -> Style:
 def worst_member(values: Tensor) -> np.ndarray:
     """(T,): the largest over batch members of (T, ...), NaN where none is finite."""
     flat = values.detach().cpu().reshape(len(values), -1)
-    flat = torch.where(flat.isnan(), -torch.inf, flat).amax(dim=1)
+    flat = torch.where(flat.isnan() | (flat.abs() > LARGEST), -torch.inf, flat).amax(dim=1)
     return torch.where(flat == -torch.inf, torch.nan, flat).numpy()
 
 
@@ -139,7 +143,9 @@ def draw_paths(axes: Axes, comparison: Comparison, landscape: Landscape, styles:
     mesh = torch.tensor(np.stack(np.meshgrid(x, y), axis=-1)).to(comparison.mean)
     with torch.no_grad():
         heights = landscape.loss(mesh).cpu().double().numpy()
-    axes.contour(x, y, heights, levels=contour_levels(heights), colors="0.75", linewidths=0.6)
+    levels = contour_levels(heights)
+    if len(levels):
+        axes.contour(x, y, heights, levels=levels, colors="0.75", linewidths=0.6)
     for name, row in comparison.rows.items():
         if row.trajectory is not None:
             theta = row.trajectory.theta.detach().cpu()
@@ -156,9 +162,13 @@ def draw_path(axes: Axes, theta: Tensor, look: Style) -> None:
 
 
 def contour_levels(heights: np.ndarray) -> np.ndarray:
-    """Levels spaced by the logarithm of the height above the lowest point of the window."""
-    lowest, span = heights.min(), np.ptp(heights)
-    return lowest + max(span, 1e-300) * np.logspace(-4, 0, 17)
+    """Levels spaced by the logarithm of the height above the window's lowest point; none where it is flat."""
+    heights = heights[np.isfinite(heights)]
+    if heights.size == 0 or heights.max() == heights.min():
+        return np.empty(0)
+    lowest = heights.min()
+    levels = np.unique(lowest + (heights.max() / 2 - lowest / 2) * np.logspace(-4, 0, 17) * 2)
+    return levels[np.isfinite(levels)]
 
 
 def label(axes: Axes, quantity: str, title: str, scale: str = "log") -> None:

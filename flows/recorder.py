@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -34,7 +34,7 @@ class Recorder:
         self._last = last
         self._times: list[float] = []
         self._states: list[Tensor] = []
-        self._seen: dict[str, tuple[list[float], list[Tensor]]] = {}
+        self._seen: dict[str, tuple[Observer, list[float], list[Tensor]]] = {}
 
     def record(self, k: int, t: float, theta: Tensor) -> None:
         """Take state k of the run; the last one is always kept."""
@@ -45,10 +45,24 @@ class Recorder:
             self._times, self._states = [t], [theta]
         for observer in self._observers:
             if k % observer.every == 0:
-                for name, value in observer(k, t, theta).items():
-                    times, values = self._seen.setdefault(name, ([], []))
-                    times.append(t)
-                    values.append(torch.as_tensor(value).detach())
+                self._observe(observer, k, t, theta)
+
+    def _observe(self, observer: Observer, k: int, t: float, theta: Tensor) -> None:
+        seen = observer(k, t, theta)
+        if not isinstance(seen, Mapping):
+            raise TypeError(f"observer {observer.name!r} must return a dict of tensors, got {type(seen).__name__}")
+        for name, value in seen.items():
+            whose, times, values = self._seen.setdefault(name, (observer, [], []))
+            if whose is not observer:
+                raise ValueError(f"observations must have different names, {name!r} comes from two observers")
+            shown = torch.as_tensor(value).detach()
+            if values and shown.shape != values[0].shape:
+                raise ValueError(
+                    f"observer {observer.name!r} must return tensors of one shape: {name!r} was "
+                    f"{tuple(values[0].shape)} and is {tuple(shown.shape)} at k = {k}"
+                )
+            times.append(t)
+            values.append(shown)
 
     def keep_end(self, t: float, theta: Tensor) -> None:
         """Keep the state a run stopped at, where ``every`` passed it over."""
@@ -60,7 +74,7 @@ class Recorder:
         """The trajectory of what was recorded."""
         observations: Observations = {
             name: (torch.tensor(times, dtype=torch.float64), torch.stack(values))
-            for name, (times, values) in self._seen.items()
+            for name, (_, times, values) in self._seen.items()
         }
         times = torch.tensor(self._times, dtype=torch.float64)
         return Trajectory(times, torch.stack(self._states), status, alive, cost, observations, tuple(notes))
@@ -68,8 +82,10 @@ class Recorder:
 
 def check_observers(observers: Sequence[Observer]) -> tuple[Observer, ...]:
     """The observers as a tuple; raise unless each is callable with a ``name`` and an ``every`` of at least 1."""
+    if not isinstance(observers, Sequence):
+        raise TypeError(f"observers must be a sequence of observers, got {type(observers).__name__}; write [observer]")
     for observer in observers:
         if not callable(observer) or not isinstance(getattr(observer, "name", None), str):
             raise TypeError(f"observers must be callables (k, t, theta) -> dict with a name and an every: {observer!r}")
-        check_count(f"every of observer {observer.name!r}", observer.every)
+        check_count(f"every of observer {observer.name!r}", getattr(observer, "every", 0))
     return tuple(observers)

@@ -9,6 +9,7 @@ segment starts with the step size that the last one ended with, which saves an e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
 SCIPY = "scipy_solver"
 SEGMENT = 16  # output times per call of an adaptive method: the most that a failure runs again
+ADAMS_ORDER = 5  # torchdiffeq's 12 is unstable from h|λ| of about 0.01 on: refining dt makes it worse
 ENORMOUS = 1e30  # stands for a non-finite error: the step is rejected and shrinks, where NaN would end the run at once
 
 
@@ -101,7 +103,8 @@ class AdaptiveWatch:
     def norm(self, scaled_error: Tensor) -> Tensor:
         """Largest root mean square over the batch members; their own are kept to tell who failed."""
         self._errors = scaled_error.abs().square().mean(dim=-1).sqrt()
-        return torch.nan_to_num(self._errors, nan=ENORMOUS, posinf=ENORMOUS).clamp(max=ENORMOUS).max()
+        # Above zero: for complex states at rest torchdiffeq compares a complex number to choose its first step.
+        return torch.nan_to_num(self._errors, nan=ENORMOUS, posinf=ENORMOUS).clamp(1e-14, ENORMOUS).max()
 
     def stop(self, error: AssertionError) -> Stop:
         """What an assertion of torchdiffeq means: who failed, and whether by infinities or by a vanishing step."""
@@ -121,8 +124,9 @@ def adaptive_segment(
 ) -> tuple[Tensor, float | None, BaseException | None]:
     """States at the output times reached, the step size to go on with, and what stopped the run, if anything did."""
     watch = AdaptiveWatch(field, times[0])
-    # dopri8's dense output is of low order, so it lands on every output time; the others only on the segment's end.
-    landing = list(times[1:]) if method == "dopri8" else [times[-1]]
+    # The dense output of dopri8 and bosh3 is far coarser than their steps, so they land on every output time; the
+    # others only on the segment's end.
+    landing = list(times[1:]) if method in ("dopri8", "bosh3") else [times[-1]]
 
     def solve(wanted: Sequence[float]) -> Tensor:
         options: dict[str, Any] = {"norm": watch.norm, "step_t": clock(landing, state)}
@@ -141,7 +145,10 @@ def adaptive_segment(
     except KeyboardInterrupt as interrupt:
         stop = interrupt
     reached = [t for t in times if t <= watch.accepted_time]
-    return (solve(reached) if len(reached) > 1 else state[None][:0]), watch.accepted_step, stop
+    try:
+        return (solve(reached) if len(reached) > 1 else state[None][:0]), watch.accepted_step, stop
+    except KeyboardInterrupt as interrupt:  # a second one: the outputs of this segment are given up
+        return state[None][:0], None, interrupt
 
 
 class FixedWatch:
@@ -178,7 +185,9 @@ def fixed_run(
     """Step along the grid from index ``first``; the last index reached, the state there, and what stopped the run."""
     watch = FixedWatch(field, first, see)
     ends = grid[[first, -1]]
-    options = {"grid_constructor": lambda f, y, t: grid[first:]}
+    options: dict[str, Any] = {"grid_constructor": lambda f, y, t: grid[first:]}
+    if "adams" in method:
+        options["max_order"] = ADAMS_ORDER
     stop: BaseException | None = None
     try:
         watch.see(odeint(watch, state, ends, method=method, options=options, **tolerances)[-1])
@@ -191,18 +200,63 @@ def fixed_run(
     return watch.step, state if watch.state is None else watch.state, stop
 
 
+class ScipyWatch:
+    """The field as scipy's LSODA calls it, which hangs on infinities and at poles: Stop where they are met."""
+
+    def __init__(self, field: Field, t0: float):
+        self.field = field
+        self._latest = t0
+        self._still = 0
+
+    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+        """The field at (t, state)."""
+        velocity = self.field(t, state)
+        if not all_finite(velocity):
+            advice = "the field leaves the finite numbers there: end the run before, or use a smaller h"
+            raise Stop(
+                "diverged", ~finite_members(velocity), f"the velocity is not finite at t = {float(t):.6g}", advice
+            )
+        self._still = 0 if float(t) > self._latest else self._still + 1
+        self._latest = max(self._latest, float(t))
+        if self._still > 100 * (10 + state.numel()):  # a Jacobian by differences takes state.numel() evaluations
+            raise gave_up(state, self._latest)
+        return velocity
+
+
+def gave_up(state: Tensor, t: float) -> Stop:
+    """The Stop for a run that scipy cannot take past t."""
+    everyone = torch.ones(state.shape[:-1], dtype=torch.bool, device=state.device)
+    advice = "scipy does not say which member failed: use method='dopri5'"
+    return Stop("step underflow", everyone, f"scipy gave up after t = {t:.6g}", advice)
+
+
 def scipy_segment(
     field: Field, state: Tensor, times: Sequence[float], rtol: float, atol: float
 ) -> tuple[Tensor, BaseException | None]:
     """States at the output times that scipy's LSODA reached, and what stopped it."""
-    states = odeint(field, state, clock(times, state), method=SCIPY, rtol=rtol, atol=atol)[1:]
-    finite = states.isfinite().flatten(1).all(dim=-1)
-    reached = int(finite.long().cumprod(0).sum())
-    if reached == len(times) - 1:
-        return states, None
-    advice = "scipy does not say which member failed: use method='dopri5'"
-    everyone = torch.ones(state.shape[:-1], dtype=torch.bool, device=state.device)
-    return states[:reached], Stop("step underflow", everyone, f"scipy gave up after t = {times[reached]:.6g}", advice)
+
+    def solve(start: Tensor, wanted: Sequence[float]) -> Tensor:
+        watch = ScipyWatch(field, wanted[0])
+        states = odeint(watch, start, clock(wanted, state), method=SCIPY, rtol=rtol, atol=atol)[1:]
+        if len(states) < len(wanted) - 1 or not all_finite(states):
+            raise gave_up(start, wanted[0])
+        return states
+
+    reached = [state]
+    try:
+        return solve(state, times), None
+    except (Stop, SingularModeError, KeyboardInterrupt) as error:
+        stop: BaseException = error
+    try:  # scipy tells nothing of a run that failed: again, one output at a time
+        for interval in pairwise(times):
+            reached.append(solve(reached[-1], interval)[0])
+    except (Stop, SingularModeError, KeyboardInterrupt) as error:
+        stop = error
+    else:
+        return torch.stack(reached[1:]), None
+    if isinstance(stop, SingularModeError):
+        stop = Stop("singular mode", stop.members.to(state.device), str(stop))
+    return torch.stack(reached)[1:], stop
 
 
 def clock(times: Sequence[float], state: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,19 +81,22 @@ class Trajectory:
     def load(cls, folder: str | os.PathLike[str]) -> Trajectory:
         """Read a trajectory that ``save`` wrote. Raises FolderError."""
         tensors, text = load_tensors(folder, "trajectory")
-        observations = {
-            name: (tensors[f"observation.{i}.times"], tensors[f"observation.{i}.values"])
-            for i, name in enumerate(text["observations"])
-        }
-        return cls(
-            times=tensors["times"],
-            theta=tensors["theta"],
-            status=Status(text["status"], text["sentence"]),
-            alive=tensors["alive"],
-            cost=text["cost"],
-            observations=observations,
-            notes=tuple(text["notes"]),
-        )
+        try:
+            observations = {
+                name: (tensors[f"observation.{i}.times"], tensors[f"observation.{i}.values"])
+                for i, name in enumerate(text["observations"])
+            }
+            return cls(
+                times=tensors["times"],
+                theta=tensors["theta"],
+                status=Status(text["status"], text["sentence"]),
+                alive=tensors["alive"],
+                cost=text["cost"],
+                observations=observations,
+                notes=tuple(text["notes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise unreadable(Path(folder), "trajectory", error) from error
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
@@ -117,12 +121,16 @@ def save_tensors(folder: str | os.PathLike[str], stem: str, tensors: Mapping[str
         name: (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).detach().cpu().contiguous().clone()
         for name, t in tensors.items()
     }
-    part = path / f"{stem}.safetensors.part"
-    save_file(stored, part)
-    part.replace(path / f"{stem}.safetensors")
-    part = path / f"{stem}.json.part"
-    part.write_text(json.dumps({"format": FORMAT, "complex": complex_names, **text}, indent=2) + "\n")
-    part.replace(path / f"{stem}.json")
+    description = json.dumps({"format": FORMAT, "complex": complex_names, **text}, indent=2) + "\n"
+    try:
+        part = path / f"{stem}.safetensors.part"
+        save_file(stored, part)
+        part.replace(path / f"{stem}.safetensors")
+        part = path / f"{stem}.json.part"
+        part.write_text(description)
+        part.replace(path / f"{stem}.json")
+    except (OSError, SafetensorError) as error:
+        raise FolderError(f"folder {str(path)!r} cannot be written ({error}); name another one") from error
     return path
 
 
@@ -132,13 +140,22 @@ def load_tensors(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, T
     try:
         text = json.loads((path / f"{stem}.json").read_text())
         tensors = load_file(path / f"{stem}.safetensors")
+        version = text["format"]
     except Exception as error:
-        raise FolderError(
-            f"folder {str(path)!r} holds no readable {stem} ({type(error).__name__}: {error}); "
-            f"give a folder that {stem} was saved to"
-        ) from error
-    if text.get("format") != FORMAT:
-        raise FolderError(f"folder {str(path)!r} has format {text.get('format')!r}, this version reads {FORMAT}")
-    for name in text["complex"]:
-        tensors[name] = torch.view_as_complex(tensors[name].contiguous())
+        raise unreadable(path, stem, error) from error
+    if version != FORMAT:
+        raise FolderError(f"folder {str(path)!r} has format {version!r}, this version reads {FORMAT}")
+    try:
+        for name in text["complex"]:
+            tensors[name] = torch.view_as_complex(tensors[name].contiguous())
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise unreadable(path, stem, error) from error
     return tensors, text
+
+
+def unreadable(path: Path, stem: str, error: Exception) -> FolderError:
+    """The error that says why a folder cannot be read."""
+    return FolderError(
+        f"folder {str(path)!r} holds no readable {stem} ({type(error).__name__}: {error}); "
+        f"give a folder that {stem} was saved to"
+    )

@@ -73,6 +73,8 @@ class OptimizerDescent(Descent):
         for theta, grad, memory in zip(members, grads, state.memories, strict=True):
             parameter, optimizer = self._optimizer(theta)
             optimizer.load_state_dict(copy.deepcopy(memory))
+            if 0 in memory["state"]:  # load_state_dict casts to the parameter's dtype, NAdam keeps a float32 product
+                optimizer.state[parameter] = copy.deepcopy(memory["state"][0])
             taken = rate(optimizer)
             parameter.grad = grad.clone()
             self._advance(parameter, optimizer)

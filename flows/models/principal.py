@@ -5,6 +5,7 @@ Rosca, Wu, Qin & Dherin 2023, arXiv 2302.01952. Complex where an eigenvalue pass
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,8 @@ def principal_coefficient(x: Tensor) -> Tensor:
             return divided_by(torch.log1p(-x), x)
         x = x.to(x.dtype.to_complex())
     real, imag = x.real, x.imag
-    modulus = torch.log1p(real * (real - 2) + imag * imag) / 2  # log|1 − x| without cancellation at small x
+    excess = real * (real - 2) + imag * imag  # |1 − x|² − 1: exact at small x, cancels near the singular mode
+    modulus = torch.where(excess.abs() < 0.5, torch.log1p(excess) / 2, torch.hypot(1 - real, imag).log())
     angle = torch.atan2(-imag, 1 - real)
     angle = torch.where(angle <= -torch.pi / 2, angle + 2 * torch.pi, angle)
     return divided_by(torch.complex(modulus, angle), x)
@@ -126,7 +128,7 @@ class PrincipalFlow(Flow):
     def _krylov(self, point: Expansion, limit: int) -> Tensor:
         result = matrix_function(point.hvp, point.grad, self.coefficient, limit, self.tolerance)
         self._check_modes(self.h * result.ritz, point.theta)
-        if not result.converged:
+        if not result.converged and not math.isnan(result.change):  # a NaN is no want of products
             flag_unconverged(
                 f"PrincipalFlow: krylov={limit} HVPs did not reach tolerance {self.tolerance:g} at every evaluation; "
                 "give more, or a larger tolerance"

@@ -1,0 +1,289 @@
+"""The checks pass for what is right and fail for what is wrong, on this project's flows and on a user's own."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flows import Descent, Flow, GradientDescent, GradientFlow, HeavyBall, ModifiedFlow, OptimizerDescent
+from flows.invariants import InvariantError, check_batch, check_descent, check_equivariance, check_order
+from flows.strategies import points, quadratics, rotations, seeds, smooth_landscapes
+from landscapes import Cosine, DoubleWell, Landscape, Quadratic, Rosenbrock
+
+VALLEY = Rosenbrock(b=5.0)
+START = torch.tensor([-0.4, 0.6], dtype=torch.float64)
+WELL = DoubleWell(tilt=0.3, dimension=2)
+LADDER = [0.04, 0.02, 0.01]
+BEYOND = torch.tensor([1.6, 0.7], dtype=torch.float64)
+TURN = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Scaled(Flow):
+    """A user's own flow, as short as one can be: −c∇f."""
+
+    landscape: Landscape
+    c: float = 1.0
+
+    def velocity(self, t, state):
+        return -self.c * self.landscape.grad(state)
+
+
+@dataclass(frozen=True)
+class WrongCoefficient(Flow):
+    """Order 2 but for its coefficient."""
+
+    landscape: Landscape
+    h: float
+    c: float
+
+    def velocity(self, t, state):
+        point = self.landscape.expand(state)
+        return -point.grad - self.c * self.h * point.hvp(point.grad)
+
+
+@dataclass(frozen=True)
+class SignFlow(Flow):
+    """Depends on the coordinates; it descends."""
+
+    landscape: Landscape
+
+    def velocity(self, t, state):
+        return -torch.sign(self.landscape.grad(state))
+
+
+@dataclass(frozen=True)
+class Coupled(Flow):
+    """Members of a batch feel their mean."""
+
+    landscape: Landscape
+    strength: float
+
+    def velocity(self, t, state):
+        mean = state.reshape(-1, state.shape[-1]).mean(dim=0)
+        return -self.landscape.grad(state) - self.strength * (state - mean)
+
+
+@dataclass(frozen=True)
+class Failing(Flow):
+    """NaN from a time on."""
+
+    landscape: Landscape
+    until: float
+
+    def velocity(self, t, state):
+        return -self.landscape.grad(state) * (1.0 if float(t) < self.until else math.nan)
+
+
+@dataclass(frozen=True)
+class Mean(Descent):
+    """Gradient descent on the mean gradient of the batch."""
+
+    landscape: Landscape
+    h: float
+
+    def step(self, state, k, generator):
+        grad = self.landscape.grad(state)
+        return state - self.h * (grad + grad.reshape(-1, grad.shape[-1]).mean(dim=0)) / 2
+
+
+@dataclass(frozen=True)
+class Momentum(Flow):
+    """A flow with more state than θ: (θ, velocity)."""
+
+    landscape: Landscape
+
+    def start(self, theta0):
+        return torch.cat([theta0, torch.zeros_like(theta0)], dim=-1)
+
+    def position(self, state):
+        return state[..., : state.shape[-1] // 2]
+
+    def velocity(self, t, state):
+        theta, v = state.chunk(2, dim=-1)
+        return torch.cat([v, -v - self.landscape.grad(theta)], dim=-1)
+
+
+def descents(h):
+    return GradientDescent(WELL, h)
+
+
+def test_order_passes_and_tells_what_it_saw():
+    study = check_order(lambda h: WrongCoefficient(WELL, h, 0.5), descents, BEYOND, 3, LADDER)
+    assert study.order == pytest.approx(3, abs=0.1)
+    check_order(lambda h: Scaled(WELL), descents, BEYOND, 2, LADDER)
+    check_order(lambda h: Scaled(WELL, 2.0), descents, BEYOND, 1, LADDER, tolerance=0.3)
+
+
+@pytest.mark.parametrize(
+    ("flow", "claimed", "observed"),
+    [
+        (lambda h: WrongCoefficient(WELL, h, 1.0), 3, "[12]."),
+        (lambda h: WrongCoefficient(WELL, h, -0.5), 3, "[12]."),
+        (lambda h: ModifiedFlow(WELL, h, 2), 4, "[23]."),
+        (lambda h: ModifiedFlow(WELL, h, 3), 3, "[34]."),
+        (lambda h: Scaled(WELL, 2.0), 2, "[01]."),
+        (lambda h: Failing(WELL, 0.0), 2, "nan"),
+    ],
+)
+def test_order_fails_for_a_wrong_model(flow, claimed, observed):
+    with pytest.raises(InvariantError, match=rf"must be {claimed} ± 0\.1, observed {observed}"):
+        check_order(flow, descents, BEYOND, claimed, LADDER)
+
+
+def test_order_tolerance_is_the_callers():
+    with pytest.raises(InvariantError):
+        check_order(lambda h: Scaled(WELL), descents, BEYOND, 2, LADDER, tolerance=1e-6)
+    check_order(lambda h: Scaled(WELL), descents, BEYOND, 2.4, LADDER, tolerance=0.5)
+
+
+@settings(max_examples=8)
+@given(data=st.data())
+def test_equivariance_passes(data):
+    landscape = data.draw(smooth_landscapes(2))
+    for flow in (Scaled, GradientFlow, Momentum, lambda f: ModifiedFlow(f, 0.1, 3)):
+        check_equivariance(flow, landscape, data.draw(points(2, 2)), data.draw(rotations(2)))
+
+
+@pytest.mark.parametrize("theta", [START, torch.stack([START, 2 * START])])
+def test_equivariance_fails_for_what_depends_on_coordinates(theta):
+    with pytest.raises(InvariantError, match="velocity must turn with the coordinates"):
+        check_equivariance(SignFlow, VALLEY, theta, TURN)
+    with pytest.raises(InvariantError, match="velocity must turn with the coordinates"):
+        check_equivariance(lambda f: Failing(f, -1.0), VALLEY, theta, TURN)
+    nearly = Quadratic(torch.eye(2, dtype=torch.float64))
+
+    class Leaning(Scaled):
+        def velocity(self, t, state):
+            return super().velocity(t, state) + 1e-6 * state * torch.tensor([1.0, 0.0], dtype=state.dtype)
+
+    with pytest.raises(InvariantError):
+        check_equivariance(Leaning, nearly, theta, TURN)
+    check_equivariance(Leaning, nearly, theta, TURN, tolerance=1e-4)
+
+
+@settings(max_examples=8)
+@given(data=st.data())
+def test_descent_passes_for_a_users_flow(data):
+    landscape = data.draw(smooth_landscapes(2))
+    check_descent(Scaled(landscape, 2.0), data.draw(points(2, 2)), [0.0, 0.05, 0.1])
+
+
+def test_descent_passes_at_rest_and_in_one_member():
+    check_descent(SignFlow(Quadratic(torch.eye(2, dtype=torch.float64))), START, [0.0, 0.1, 0.2])
+    check_descent(GradientFlow(Cosine()), torch.zeros(2, dtype=torch.float64), [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        Scaled(VALLEY, -1.0),
+        Coupled(VALLEY, 50.0),
+        Failing(VALLEY, -1.0),
+        WrongCoefficient(Cosine(), 1.0, -2.0),
+    ],
+    ids=["ascent", "coupled", "nan", "ascent by curvature"],
+)
+def test_descent_fails_for_what_rises_or_breaks(flow):
+    theta = torch.stack([START, -START, START + 1])
+    with pytest.raises(InvariantError):
+        check_descent(flow, theta, [0.0, 0.1, 0.2, 0.3])
+
+
+def test_descent_sees_a_rise_in_one_member_of_many():
+    @dataclass(frozen=True)
+    class OneClimbs(Flow):
+        landscape: Landscape
+
+        def velocity(self, t, state):
+            return -self.landscape.grad(state) * torch.where(state[..., :1] > 1.5, -1.0, 1.0)
+
+    landscape = DoubleWell(dimension=2)
+    calm = torch.tensor([[0.2, 1.0], [-0.7, 0.3], [1.2, 0.1]], dtype=torch.float64)
+    check_descent(OneClimbs(landscape), calm, [0.0, 0.01, 0.02])
+    with pytest.raises(InvariantError):
+        check_descent(OneClimbs(landscape), torch.cat([calm, calm[-1:] + 0.8]), [0.0, 0.01, 0.02])
+
+
+MODELS = {
+    "scaled": Scaled(VALLEY),
+    "momentum": Momentum(VALLEY),
+    "sign": SignFlow(Quadratic(torch.eye(2, dtype=torch.float64))),
+    "descent": GradientDescent(VALLEY, 0.01),
+    "heavy ball": HeavyBall(VALLEY, 0.01, 0.9),
+    "adam": OptimizerDescent(VALLEY, lambda parameters: torch.optim.Adam(parameters, lr=0.01)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_batch_passes(name, normal):
+    check_batch(MODELS[name], START + 0.1 * normal(0, 3, 2), steps=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "engine"), [(Coupled(VALLEY, 0.01), "rk4"), (Mean(VALLEY, 0.01), "descend")], ids=["flow", "descent"]
+)
+def test_batch_fails_for_members_that_feel_each_other(model, engine, normal):
+    with pytest.raises(InvariantError, match=f"{engine}: member 0 alone and in the batch differ by"):
+        check_batch(model, START + 0.1 * normal(0, 2, 2), steps=2)
+    check_batch(model, START + 0.1 * normal(0, 2, 2), steps=2, tolerance=0.5)
+
+
+def test_batch_fails_where_a_member_is_lost(normal):
+    @dataclass(frozen=True)
+    class AllOrNothing(Flow):
+        landscape: Landscape
+
+        def velocity(self, t, state):
+            lost = bool((state > 5).any())  # one member far out spoils all
+            return -self.landscape.grad(state) * (math.nan if lost else 1.0)
+
+    theta = torch.stack([START, START + 6])
+    with pytest.raises(InvariantError, match="rk4: member 0 alone"):
+        check_batch(AllOrNothing(VALLEY), theta, steps=2)
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_strategies_give_what_they_say(data):
+    d = data.draw(st.integers(1, 5))
+    rotation = data.draw(rotations(d))
+    assert rotation.shape == (d, d)
+    assert float((rotation @ rotation.mT - torch.eye(d)).abs().max()) < 1e-13
+    theta = data.draw(points(d, 2, 3, scale=1e-3))
+    assert (theta.shape, theta.dtype) == ((2, 3, d), torch.float64)
+    assert 0 < float(theta.abs().max()) < 1e-2
+    quadratic = data.draw(quadratics(-3.0, 2.0, avoid=1.0, gap=0.25))
+    assert 2 <= quadratic.dimension <= 8
+    eigenvalues = torch.linalg.eigvalsh(quadratic.hessian(quadratic.minimum))
+    assert -3 - 1e-12 <= float(eigenvalues.min()) <= float(eigenvalues.max()) <= 2 + 1e-12
+    assert float((eigenvalues - 1).abs().min()) > 0.25 - 1e-12
+    assert isinstance(data.draw(seeds()), torch.Generator)
+
+
+@settings(max_examples=6)
+@given(data=st.data())
+def test_smooth_landscapes_are_smooth_and_holomorphic(data):
+    landscape = data.draw(smooth_landscapes(3))
+    theta = data.draw(points(3, 2))
+    assert landscape.dimension == 3
+    assert landscape.grad(theta + 0.1j).is_complex()
+    step = 1e-5 * data.draw(points(3, 2))
+    slope = landscape.loss(theta + step) - landscape.loss(theta - step)
+    scale = 1e-4 * (1 + float(landscape.hessian(theta).abs().max()))
+    assert float((slope / 2 - (landscape.grad(theta) * step).sum(-1)).abs().max()) < 1e-5 * scale
+
+
+def test_strategies_vary():
+    seen = set()
+
+    @settings(max_examples=10)
+    @given(landscape=smooth_landscapes(2), theta=points(2))
+    def draw(landscape, theta):
+        seen.add(round(float(landscape.loss(theta)), 9))
+
+    draw()
+    assert len(seen) > 5

@@ -1,0 +1,107 @@
+"""The house stands: who imports whom, what has a docstring, which names the contract promises, how long files are."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "landscapes": set(),
+    "nets": {"landscapes"},
+    "flows": {"landscapes"},
+    "scripts": {"landscapes", "nets", "flows"},
+}
+OURS = {*FLOORS, "tests"}
+FILES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
+LIBRARY = [path for path in FILES if path.relative_to(ROOT).parts[0] != "scripts"]
+LONGEST = 400
+
+CONTRACT = {
+    "landscapes": "Landscape FiniteSum Quadratic Rosenbrock from_sympy Counted Regularised",
+    "nets": "NetworkLandscape MLP load_data",
+    "flows": "Flow Descent GradientFlow ModifiedFlow PrincipalFlow GradientDescent StochasticGradientDescent HeavyBall "
+    "OptimizerDescent integrate descend compare",
+    "flows.invariants": "check_order check_equivariance check_descent check_batch",
+}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def imported(tree, path):
+    """Top-level packages that a module imports, wherever in it, relative imports resolved."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(ROOT).parts
+            yield node.module.split(".")[0] if node.level == 0 else package[: len(package) - node.level][0]
+
+
+def test_the_tree_is_there():
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(FLOORS)
+    assert len(LIBRARY) > 30
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_run_down(path):
+    floor = path.relative_to(ROOT).parts[0]
+    upward = (set(imported(ast.parse(path.read_text()), path)) & OURS) - FLOORS[floor] - {floor}
+    assert not upward, f"{name_of(path)} imports {upward}"
+
+
+def test_the_rule_sees_an_import_that_runs_up():
+    source = "def f():\n    from nets.data import load_data\nimport tests.conftest, torch\nfrom . import flow"
+    path = ROOT / "flows" / "somewhere.py"
+    assert set(imported(ast.parse(source), path)) == {"nets", "tests", "torch", "flows"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_public_names_have_docstrings(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{name_of(path)} has no docstring"
+    definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    public = [node for node in tree.body if isinstance(node, definitions) and not node.name.startswith("_")]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+@pytest.mark.parametrize("package", ["landscapes", "nets", "flows"])
+def test_exported_names_exist_and_have_docstrings(package):
+    module = importlib.import_module(package)
+    assert module.__all__ == sorted(module.__all__, key=lambda name: (not name.isupper(), name))
+    for name in module.__all__:
+        exported = getattr(module, name)
+        assert not callable(exported) or (exported.__doc__ or "").strip(), name
+
+
+@pytest.mark.parametrize("module", CONTRACT)
+def test_the_contract_imports(module):
+    imported_module = importlib.import_module(module)
+    for name in CONTRACT[module].split():
+        assert callable(getattr(imported_module, name)), name
+        assert name in getattr(imported_module, "__all__", [name]), name
+
+
+@pytest.mark.parametrize(
+    ("package", "absent"),
+    [
+        ("landscapes", ["flows", "nets", "hypothesis", "matplotlib", "torchdiffeq"]),
+        ("nets", ["flows", "hypothesis", "matplotlib", "torchdiffeq"]),
+        ("flows", ["nets", "scripts", "hypothesis", "pytest", "matplotlib.pyplot", "sklearn"]),
+        ("flows.invariants", ["hypothesis", "pytest"]),
+    ],
+)
+def test_importing_a_package_stays_within_its_means(package, absent):
+    code = f"import sys, {package}; print(' '.join(name for name in {absent} if name in sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=name_of)
+def test_no_file_is_too_long(path):
+    assert len(path.read_text().splitlines()) <= LONGEST
