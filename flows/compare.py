@@ -27,6 +27,7 @@ from landscapes import Landscape, UnsupportedError
 from landscapes.errors import check_count
 
 CURVATURE_SAMPLES = 5  # iterates at which max |hλ| is estimated where a flow's series has a radius
+MAX_STEPS = 2_000  # of an adaptive method from one output time to the next: beyond, |hλ| is in the thousands
 TIGHTER = 10  # by how much the second run's tolerances are smaller
 
 
@@ -68,7 +69,7 @@ def compare(
     against = Reference(descent, run, runs)
     name = unique_name(type(descent).__name__, named)
     keep(run, store, name)
-    settings: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "dt": dt}
+    settings: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "dt": dt, "max_steps": MAX_STEPS}
     rows: dict[str, Row] = {}
     for label, flow in named.items():
         rows[label] = make_row(flow, theta0, against, settings, progress)
@@ -212,7 +213,7 @@ def distance(left: Tensor, right: Tensor) -> Tensor:
 def lost(run: Trajectory) -> Tensor:
     """Where a state (T, ...) only repeats the last finite one of a member that has left the run."""
     stays = (run.theta[1:] == run.theta[:-1]).all(dim=-1).flip(0).long().cumprod(0).flip(0).bool()
-    return torch.cat([torch.zeros_like(stays[:1]), stays]) & ~run.alive if len(run.theta) > 1 else ~run.alive[None]
+    return torch.cat([torch.zeros_like(run.alive)[None], stays & ~run.alive])
 
 
 def padded(values: Tensor, nothing: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from flows.solvers import (
 )
 from flows.trajectory import Status, Trajectory
 from landscapes import UnsupportedError
-from landscapes.errors import check_choice, check_positive
+from landscapes.errors import check_choice, check_count, check_positive
 
 METHODS = (*ADAPTIVE, *FIXED, SCIPY)
 MOST_STEPS = 10**9
@@ -48,6 +48,7 @@ def integrate(
     atol: float | None = None,
     dt: float | None = None,
     first_step: float | None = None,
+    max_steps: int = 100_000,
     every: int = 1,
     keep: str = "all",
     observers: Sequence[Observer] = (),
@@ -56,7 +57,8 @@ def integrate(
     r"""Solve dX/dt = velocity(t, X) from θ0 (..., d) at times[0] and return the states at the output times.
 
     ``method``: any of torchdiffeq's; None is dopri5. Adaptive methods take ``rtol`` and ``atol`` (by default 1e-7 and
-    1e-9 in float64, 1e-4 and 1e-6 in float32), held for each batch member by itself, and may be told a ``first_step``.
+    1e-9 in float64, 1e-4 and 1e-6 in float32), held for each batch member by itself, and may be told a ``first_step``;
+    more than ``max_steps`` of theirs from one output time to the next end the run as a step underflow.
     Fixed-step methods take ``dt``; the output times must lie on times[0] + k·dt.
 
     ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers see states as
@@ -75,7 +77,7 @@ def integrate(
     with torch.no_grad(), collect_flags() as flags:
         model, counts = counted(flow)
         state = model.start(theta0)
-        plan = make_plan(method, rtol, atol, dt, first_step, state)
+        plan = make_plan(method, rtol, atol, dt, first_step, max_steps, state)
         if plan.dt is not None:
             step_grid(outputs, plan.dt)  # raises before an observer sees anything
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
@@ -94,6 +96,7 @@ class Plan:
     atol: float
     dt: float | None
     first_step: float | None
+    max_steps: int
 
 
 def make_plan(
@@ -102,6 +105,7 @@ def make_plan(
     atol: float | None,
     dt: float | None,
     first_step: float | None,
+    max_steps: int,
     state: Tensor,
 ) -> Plan:
     """The plan of a run; raise where method, tolerances and steps do not fit together."""
@@ -130,6 +134,7 @@ def make_plan(
         default[1] if atol is None else check_positive("atol", atol),
         None if dt is None else check_positive("dt", dt),
         None if first_step is None else check_positive("first_step", first_step),
+        check_count("max_steps", max_steps),
     )
 
 
@@ -205,7 +210,7 @@ class Run:
                 states, stop = scipy_segment(self.field, self.state, times, plan.rtol, plan.atol)
             else:
                 states, first_step, stop = adaptive_segment(
-                    self.field, self.state, times, plan.method, plan.rtol, plan.atol, first_step
+                    self.field, self.state, times, plan.method, plan.rtol, plan.atol, plan.max_steps, first_step
                 )
             for state in states:
                 k += 1

@@ -107,7 +107,15 @@ class AdaptiveWatch:
         return torch.nan_to_num(self._errors, nan=ENORMOUS, posinf=ENORMOUS).clamp(1e-14, ENORMOUS).max()
 
     def stop(self, error: AssertionError) -> Stop:
-        """What an assertion of torchdiffeq means: who failed, and whether by infinities or by a vanishing step."""
+        """What an assertion of torchdiffeq means: who failed, and whether by infinities or by too small a step."""
+        if str(error).startswith("max_num_steps"):
+            # The stiffest members hold the step down, their errors are the largest; the others may go on without them.
+            members = self._errors >= self._errors.max() / 100
+            advice = (
+                "the field is stiff there: raise max_steps, ask for closer output times, or use method='scipy_solver'"
+            )
+            text = f"max_steps were taken without reaching the next output time, at t = {self.accepted_time:.6g}"
+            return Stop("step underflow", members, f"{text} (step {self._proposed:.3g})", advice)
         infinite = ~self._errors.isfinite()
         members = infinite | (self._errors > 1)
         members = members if bool(members.any()) else torch.ones_like(members)
@@ -120,7 +128,14 @@ class AdaptiveWatch:
 
 
 def adaptive_segment(
-    field: Field, state: Tensor, times: Sequence[float], method: str, rtol: float, atol: float, first_step: float | None
+    field: Field,
+    state: Tensor,
+    times: Sequence[float],
+    method: str,
+    rtol: float,
+    atol: float,
+    max_steps: int,
+    first_step: float | None,
 ) -> tuple[Tensor, float | None, BaseException | None]:
     """States at the output times reached, the step size to go on with, and what stopped the run, if anything did."""
     watch = AdaptiveWatch(field, times[0])
@@ -129,7 +144,7 @@ def adaptive_segment(
     landing = list(times[1:]) if method in ("dopri8", "bosh3") else [times[-1]]
 
     def solve(wanted: Sequence[float]) -> Tensor:
-        options: dict[str, Any] = {"norm": watch.norm, "step_t": clock(landing, state)}
+        options: dict[str, Any] = {"norm": watch.norm, "step_t": clock(landing, state), "max_num_steps": max_steps}
         if first_step is not None:
             options["first_step"] = first_step
         return odeint(watch, state, clock(wanted, state), method=method, rtol=rtol, atol=atol, options=options)[1:]
@@ -137,7 +152,7 @@ def adaptive_segment(
     try:
         return solve(times), watch.accepted_step, None
     except AssertionError as error:
-        if not str(error).startswith(("underflow in dt", "non-finite values")):
+        if not str(error).startswith(("underflow in dt", "non-finite values", "max_num_steps")):
             raise
         stop: BaseException = watch.stop(error)
     except SingularModeError as error:

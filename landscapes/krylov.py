@@ -32,8 +32,8 @@ class KrylovResult:
 def spectral_action(matrix: Tensor, vector: Tensor, function: Spectral) -> tuple[Tensor, Tensor]:
     r"""f(A) b and the eigenvalues of A, for A (..., n, n) real symmetric or complex diagonalisable, b (..., n).
 
-    A complex matrix that is real and symmetric to rounding is treated as such: exact and orthogonal. A genuinely complex
-    one goes through its (non-orthogonal) eigenvectors.
+    A complex matrix that is real and symmetric to rounding is treated as such: exact and orthogonal. A genuinely
+    complex one goes through its (non-orthogonal) eigenvectors.
     """
     if not matrix.is_complex() or is_real_symmetric(matrix):
         eigenvalues, vectors = torch.linalg.eigh(matrix.real if matrix.is_complex() else matrix)

@@ -128,6 +128,16 @@ def test_a_batch_equals_its_single_runs(method, normal):
             assert float((together[:, i, j] - alone).abs().max() / theta0[i, j].abs().max()) < slack
 
 
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_members_at_rest_do_not_loosen_the_tolerance_of_another(method):
+    theta0 = MINIMUM.expand(400, 2).clone()
+    theta0[7] += 1
+    together = integrate(GradientFlow(QUADRATIC), theta0, TIMES, method=method, rtol=1e-4, atol=1e-6)
+    alone = integrate(GradientFlow(QUADRATIC), theta0[7], TIMES, method=method, rtol=1e-4, atol=1e-6)
+    assert_close(together.theta[:, 7], alone.theta, rtol=0, atol=1e-10)  # the same steps
+    assert together.cost["evaluations"] == alone.cost["evaluations"]
+
+
 @pytest.mark.parametrize("h", [0.2, 0.7, 1.2])
 def test_the_complex_principal_flow_is_gradient_descent_at_the_steps(h, normal):
     quadratic = Quadratic(torch.diag(torch.tensor([2.0, 0.02, -0.5], dtype=torch.float64)))

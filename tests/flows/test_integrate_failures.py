@@ -254,6 +254,22 @@ def test_members_that_die_one_after_the_other():
 
 
 @named([ADAPTIVE[0], RK4])
+def test_singular_members_are_told_apart_after_others_are_gone(setting):
+    class Late(Labelled):
+        def velocity(self, t, state):
+            bad = torch.as_tensor(t) > state[..., 1]
+            if bool(bad.any()):
+                raise SingularModeError("hλ = 1, said on purpose", bad)
+            return -state * torch.tensor([1.0, 0.0])
+
+    run = integrate(Late("singular mode"), start(0.35, 9.0, 0.77, 8.0), TIMES, **setting)
+    assert run.status == "finished"
+    assert run.alive.tolist() == [False, True, False, True]
+    assert run.status.sentence.count("1 of 4 members") == 2
+    assert_close(run.theta[-1, 1::2, 0], torch.exp(-torch.ones(2).double()), rtol=5e-3, atol=0)
+
+
+@named([ADAPTIVE[0], RK4])
 def test_every_and_last_keep_the_state_a_run_stopped_at(setting):
     whole = integrate(Labelled("nan"), start(1.0)[0], TIMES, **setting)
     for keep, places in (("all", [0, 4, 7]), ("last", [7])):
