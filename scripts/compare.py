@@ -84,7 +84,7 @@ class Settings:
     device: str = "cpu"
     """Where to run: cpu, cuda, cuda:1, …"""
     threads: int | None = None
-    """Threads torch may use on the CPU; small networks gain nothing from a second one. torch's own choice by default."""
+    """Threads on the CPU, torch's own choice by default; small networks gain nothing from a second one."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision."""
     seed: int = 0

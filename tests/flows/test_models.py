@@ -56,7 +56,7 @@ def digits_network():
 
 
 @flows
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_velocity_turns_with_the_coordinates(name, data):
     flow, _ = FLOWS[name]
@@ -91,7 +91,7 @@ def test_a_batch_with_complex_members_is_its_members(normal):
 def test_one_step_order_on_toys(name, toy):
     flow, order = FLOWS[name]
     landscape, theta, h = TOYS[toy]
-    ladder = [h / 2**k for k in range(5)]
+    ladder = [h / 2**k for k in range(4)]
     study = check_order(
         lambda h: flow(landscape, h), lambda h: GradientDescent(landscape, h), f64(*theta), order, ladder
     )
