@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m scripts.compare rosenbrock --h 0.002 --steps 80 --rtol 1e-8 --threads 1 --out $(OUT)/rosenbrock
 	$(BIN)/python -m scripts.compare quadratic --h 0.9 --steps 12 --rtol 1e-6 --threads 1 --out $(OUT)/quadratic-0.9
 	$(BIN)/python -m scripts.compare quadratic --h 1.05 --steps 12 --rtol 1e-6 --threads 1 --out $(OUT)/quadratic-1.05
-	$(BIN)/python -m scripts.compare net --architecture lenet --data digits --examples 300 --h 0.6 --steps 20 \
+	$(BIN)/python -m scripts.compare net --architecture lenet --data digits --examples 300 --h 0.6 --steps 16 \
 		--descent gd sgd --rtol 1e-4 --atol 1e-6 --krylov 12 --krylov-tolerance 1e-4 --dtype float32 --threads 1 --out $(OUT)/cnn
 
 test: $(VENV)/installed
