@@ -51,8 +51,8 @@ def curvature_sentence(model: Any, theta: Tensor, h: float | None) -> str:
     landscape = getattr(model, "landscape", None)
     if not isinstance(landscape, Landscape) or theta.shape[-1:] != (landscape.dimension,):
         return ""
-    try:
-        eigenvalue = extreme_eigenvalue(landscape, theta)
+    try:  # on the landscape as the user gave it: a diagnosis is no cost of the run
+        eigenvalue = extreme_eigenvalue(landscape.landscape if isinstance(landscape, Counted) else landscape, theta)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return ""  # a loss without second derivatives: what is lost is a remark, not the run
     if eigenvalue is None:

@@ -50,11 +50,11 @@ class Field:
         """The velocity at (t, state)."""
         self.evaluations += 1
         if self.alive is None:
-            return checked(self.flow, state, self.flow.velocity(t, state))
+            return velocity_of(self.flow, t, state)
         velocity = torch.zeros_like(state)
         some = state[self.alive]
         try:
-            velocity[self.alive] = checked(self.flow, some, self.flow.velocity(t, some))
+            velocity[self.alive] = velocity_of(self.flow, t, some)
         except SingularModeError as error:
             members = torch.zeros_like(self.alive)
             members[self.alive] = error.members.to(members.device)
@@ -62,15 +62,17 @@ class Field:
         return velocity
 
 
-def checked(flow: Flow, state: Tensor, velocity: Tensor) -> Tensor:
-    """The velocity; raise unless it has the state's shape and dtype."""
+def velocity_of(flow: Flow, t: Tensor, state: Tensor) -> Tensor:
+    """The flow's velocity, detached; raise unless it has the state's shape and dtype."""
+    with torch.enable_grad():  # a user's flow may differentiate on its own; runs go on without a graph
+        velocity = flow.velocity(t, state)
     if not isinstance(velocity, Tensor) or velocity.shape != state.shape or velocity.dtype != state.dtype:
         got = f"{tuple(velocity.shape)} {velocity.dtype}" if isinstance(velocity, Tensor) else type(velocity).__name__
         raise TypeError(
             f"velocity of {type(flow).__name__} must have the shape and dtype of the state, "
             f"{tuple(state.shape)} {state.dtype}, got {got}"
         )
-    return velocity
+    return velocity.detach()
 
 
 class AdaptiveWatch:

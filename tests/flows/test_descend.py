@@ -45,10 +45,7 @@ def by_hand(landscape, theta0, factory, steps):
 @given(seed=st.integers(0, 2**31), h=st.floats(1e-6, 2e-4))
 def test_gradient_descent_and_heavy_ball_are_torch_optim_to_the_last_bit(momentum, dtype, device, normal, seed, h):
     theta0 = normal(seed, 2, 3, 2, dtype=dtype).to(device) / 3
-    if momentum is None:
-        descent = GradientDescent(ROSENBROCK, h)
-    else:
-        descent = HeavyBall(ROSENBROCK, h, momentum)
+    descent = GradientDescent(ROSENBROCK, h) if momentum is None else HeavyBall(ROSENBROCK, h, momentum)
     run = descend(descent, theta0, 7)
     assert (run.theta.shape, run.theta.dtype, run.theta.device) == ((8, 2, 3, 2), dtype, theta0.device)
     expected = by_hand(ROSENBROCK, theta0, lambda p: torch.optim.SGD(p, lr=h, momentum=momentum or 0.0), 7)
@@ -91,8 +88,9 @@ def test_optimizers_with_options(factory, normal):
 
 
 def test_unusable_optimizers_are_refused_by_torch_not_by_silence():
-    with pytest.raises(ValueError, match="2D"):
-        OptimizerDescent(ROSENBROCK, torch.optim.Muon)
+    if "Muon" in OPTIMIZERS:  # torch 2.9
+        with pytest.raises(ValueError, match="2D"):
+            OptimizerDescent(ROSENBROCK, OPTIMIZERS["Muon"])
     with pytest.raises(RuntimeError, match="dense"):
         descend(OptimizerDescent(ROSENBROCK, torch.optim.SparseAdam), torch.ones(2), 1)
 
@@ -248,11 +246,17 @@ def test_diverged_members_are_frozen_and_the_others_go_on(name, momentum):
         assert f"after step {k + 1}" in run.status.sentence
     dead = descend(descent, theta0[0, 1].expand(3, 2), steps, keep="last")
     assert (dead.status, dead.alive.tolist(), len(dead.times)) == ("diverged", [False] * 3, 1)
-    assert torch.equal(dead.theta[0, 2], alone_last(descent, theta0[0, 1], steps))
+    assert torch.equal(dead.theta[0, 2], descend(descent, theta0[0, 1], steps, keep="last").theta[0])
 
 
-def alone_last(descent, theta0, steps):
-    return descend(descent, theta0, steps, keep="last").theta[0]
+def test_who_has_left_stays_out_though_the_numbers_come_back():
+    class Returning(Decaying):
+        def step(self, state, k, generator):
+            return {"theta": torch.where(state["theta"] > 0, math.inf if k == 2 else 1.0 + k, -1.0 - k), "time": 0.0}
+
+    run = descend(Returning(QUADRATIC, 0.5), torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), 5)
+    assert run.alive.tolist() == [False, True]
+    assert run.theta[:, :, 0].T.tolist() == [[1, 1, 2, 2, 2, 2], [-1, -1, -2, -3, -4, -5]]
 
 
 def test_huge_complex_states_are_finite():

@@ -187,6 +187,18 @@ def test_the_velocity_is_told_the_time():
         assert_close(run.theta[:, 0], run.times.sin() - run.times[0].sin(), rtol=0, atol=1e-6)
 
 
+def test_fixed_steps_start_at_the_output_times_to_the_last_bit():
+    told, times = [], [0.0, 0.1 + 1e-13, 0.2, 0.3]
+
+    def velocity(t, state):
+        told.append(float(t))
+        return -state
+
+    run = integrate(Written(velocity), torch.ones(1, dtype=torch.float64), times, method="euler", dt=0.1)
+    assert told == times[:-1]
+    assert run.cost == {"evaluations": 3, "loss": 0, "grad": 0, "hvp": 0, "third": 0, "higher": 0}
+
+
 @pytest.mark.parametrize("setting", [{}, {"method": "dopri8"}, {"method": "rk4", "dt": 0.05}], ids=str)
 def test_what_is_kept_and_what_observers_see(setting, normal):
     theta0, times = normal(4, 3, 2), torch.linspace(0, 2, 21, dtype=torch.float64)
@@ -341,3 +353,16 @@ def test_progress_goes_to_stderr_when_asked(setting, capsys):
         out, err = capsys.readouterr()
         assert out == ""
         assert ("GradientFlow" in err) == progress
+
+
+def test_a_flow_may_differentiate_on_its_own_and_leaves_no_graph():
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+
+    def velocity(t, state):
+        leaf = state.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad((scale * leaf.square()).sum() / 2, leaf, create_graph=True)
+        return -gradient
+
+    run = integrate(Written(velocity), torch.ones(2, dtype=torch.float64), [0.0, 0.5])
+    assert_close(run.theta[-1], torch.full((2,), -1.0, dtype=torch.float64).exp(), rtol=1e-6, atol=0)
+    assert not run.theta.requires_grad
