@@ -102,6 +102,8 @@ def test_fixed_step_methods():
     half = torch.eye(2, dtype=torch.float64) - RATE / 2 * H
     share = (powers(DESCENT, START) - powers(half @ half, START)).norm(dim=-1)
     assert_close(result.integration_errors["GF"], share, rtol=1e-10, atol=1e-14)
+    starts, ends = result.mean[:-1], result.mean[1:]  # single steps are taken at half the dt asked
+    assert_close(result.one_step["GF"], (starts @ half @ half - ends).norm(dim=-1), rtol=1e-10, atol=1e-14)
     with pytest.raises(ValueError, match=r"times must lie on times\[0\] \+ k·dt"):
         compare(GradientDescent(BOWL, RATE), three(), START, 2, method="rk4", dt=0.15)
     with pytest.raises(ValueError, match="dt must be given for the fixed-step method 'rk4'"):

@@ -69,9 +69,9 @@ def test_series_outside_their_radius_are_told():
 @pytest.mark.parametrize("direction", [(2.0, -1.0), (1.0, 1.0), (1.0, -1.0), (1.0, 0.0), (0.0, 1.0)])
 def test_no_sharp_direction_hides(direction):
     u = f64(*direction)
-    landscape = Quadratic(6.1 / float(u @ u) * torch.outer(u, u))
+    landscape = Quadratic(5 / float(u @ u) * torch.outer(u, u) + torch.eye(2, dtype=torch.float64) / 2)
     result = compare(GradientDescent(landscape, RATE), {"MF2": ModifiedFlow(landscape, RATE, 2)}, START, 2, rtol=1e-4)
-    assert result.rows["MF2"].outside == pytest.approx(1.22)
+    assert result.rows["MF2"].outside == pytest.approx(1.1)
 
 
 def test_curvature_met_on_the_way_is_told():
