@@ -32,6 +32,8 @@ def counted(model: Model) -> tuple[Model, Counts]:
     """The model on a counted copy of its landscape, and the tally; a model without a landscape field counts nothing."""
     if not (dataclasses.is_dataclass(model) and any(f.name == "landscape" for f in dataclasses.fields(model))):
         return model, no_counts()
+    if not isinstance(model.landscape, Landscape):
+        return model, no_counts()
     wrapped = Counted(model.landscape)
     return dataclasses.replace(model, landscape=wrapped), wrapped.counts
 

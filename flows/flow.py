@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,8 +68,10 @@ class Flow(ABC):
 
     landscape: Landscape
 
-    radius: ClassVar[float] = math.inf
-    """The largest |hλ| for which the model's series converges; ``compare`` says so where a run is outside."""
+    @property
+    def radius(self) -> float:
+        """The |hλ| below which the model's series converges; ``compare`` says where a run is outside."""
+        return math.inf
 
     @property
     def name(self) -> str:

@@ -6,8 +6,9 @@ modified loss f + (h/4)‖∇f‖² (implicit gradient regularisation); from ord
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor
 
@@ -37,7 +38,10 @@ class ModifiedFlow(Flow):
     h: float
     order: int
 
-    radius: ClassVar[float] = 1.0
+    @property
+    def radius(self) -> float:
+        """1; order 1 is gradient flow, whose series has one term."""
+        return math.inf if self.order == 1 else 1.0
 
     @property
     def name(self) -> str:
