@@ -63,7 +63,7 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
     r"""The loss never rises along the flow: ∇f·velocity ≤ 0 at every output, and f(t_{k+1}) ≤ f(t_k).
 
     ``tolerance`` is relative, to ‖∇f‖‖velocity‖ and to the range of the loss; it covers rounding and integration.
-    For flows whose state is real θ.
+    For autonomous flows whose state is real θ.
     """
     theta = integrate(flow, theta0, times).theta  # a flow may run off to infinity: what is before is checked
     slope = (flow.landscape.grad(theta) * flow.velocity(0.0, theta)).sum(dim=-1)

@@ -167,3 +167,12 @@ def test_a_descent_that_diverges_on_a_steep_wall_does_not_hang(monkeypatch):
     result = compare(GradientDescent(landscape, 0.1), {"GF": GradientFlow(landscape)}, f64(-1.2, 1.0), 3)
     assert float(result.mean.abs().max()) > 1e5
     assert bool(result.one_step["GF"][:1].isfinite().all())
+
+
+def test_order_one_is_gradient_flow_and_has_no_radius():
+    bowl = Quadratic(torch.eye(2, dtype=torch.float64))
+    result = compare(
+        GradientDescent(bowl, 1.5), {"1": ModifiedFlow(bowl, 1.5, 1), "2": ModifiedFlow(bowl, 1.5, 2)}, START, 2
+    )
+    assert result.rows["1"].outside is None
+    assert result.rows["2"].outside == pytest.approx(1.5)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -251,3 +252,8 @@ def test_two_observers_of_one_name_do_not_mix():
     pair = [Returning(lambda k: {"a": torch.zeros(1)}), Returning(lambda k: {"a": torch.ones(1)})]
     with pytest.raises(ValueError, match="'a'"):
         integrate(GradientFlow(Quadratic(torch.eye(2))), START, TIMES, observers=pair)
+
+
+def test_numbers_of_other_libraries_are_refused_at_the_boundary():
+    with pytest.raises(TypeError, match="rtol must be a positive real number"):
+        integrate(GradientFlow(Quadratic(torch.eye(2))), torch.zeros(2), [0.0, 0.1], rtol=Fraction(1, 4))
