@@ -22,6 +22,26 @@ def no_counts() -> Counts:
     return {"loss": 0, "grad": 0, "hvp": 0, "third": 0, "higher": 0}
 
 
+class Wrapper(Landscape):
+    """A landscape around another one, ``landscape``, whose dimension, domain and checks it keeps."""
+
+    landscape: Any
+
+    @property
+    def holomorphic(self) -> bool:  # type: ignore[override]
+        """Whether complex θ is accepted: the wrapped landscape's answer."""
+        return self.landscape.holomorphic
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+        return self.landscape.dimension
+
+    def check(self, theta: Tensor) -> Tensor:
+        """The wrapped landscape's check, so that errors name it."""
+        return self.landscape.check(theta)
+
+
 class CountedExpansion(Expansion):
     """An expansion that counts: the loss and the gradient once however often they are read, each product once."""
 
@@ -65,7 +85,7 @@ class CountedExpansion(Expansion):
         return self._inner.hessian()
 
 
-class Counted(Landscape):
+class Counted(Wrapper):
     r"""A landscape that counts its oracle calls in ``counts``: {"loss", "grad", "hvp", "third", "higher"}.
 
     One unit is one product over the full sum for one θ: b of N examples count b/N, a batch of n states counts n,
@@ -78,23 +98,9 @@ class Counted(Landscape):
         return object.__new__(CountedSum if cls is Counted and isinstance(landscape, FiniteSum) else cls)
 
     def __init__(self, landscape: Landscape, counts: Counts | None = None, unit: float = 1):
-        self.landscape: Any = check_landscape(landscape)
+        self.landscape = check_landscape(landscape)
         self.counts = no_counts() if counts is None else counts
         self.unit = unit
-
-    @property
-    def holomorphic(self) -> bool:  # type: ignore[override]
-        """Whether complex θ is accepted: the wrapped landscape's answer."""
-        return self.landscape.holomorphic
-
-    @property
-    def dimension(self) -> int:
-        """d, the number of parameters."""
-        return self.landscape.dimension
-
-    def check(self, theta: Tensor) -> Tensor:
-        """The wrapped landscape's check, so that errors name it."""
-        return self.landscape.check(theta)
 
     def _count(self, name: str, theta: Tensor, share: float = 1, index: Tensor | None = None) -> None:
         shape = theta.shape[:-1] if index is None else torch.broadcast_shapes(theta.shape[:-1], index.shape[:-1])
@@ -185,7 +191,7 @@ class RegularisedExpansion(Expansion):
         return self._inner.hessian() + self._l2 * identity
 
 
-class Regularised(Landscape):
+class Regularised(Wrapper):
     r"""Weight decay: f(θ) + (l2/2) θᵀθ, gradient ∇f + l2 θ, as torch.optim's ``weight_decay``.
 
     l2 is any finite real number (negative values make a landscape less convex). On a finite sum every example carries
@@ -197,22 +203,8 @@ class Regularised(Landscape):
         return object.__new__(RegularisedSum if cls is Regularised and isinstance(landscape, FiniteSum) else cls)
 
     def __init__(self, landscape: Landscape, l2: float):
-        self.landscape: Any = check_landscape(landscape)
+        self.landscape = check_landscape(landscape)
         self.l2 = check_real("l2", l2)
-
-    @property
-    def holomorphic(self) -> bool:  # type: ignore[override]
-        """Whether complex θ is accepted: the wrapped landscape's answer."""
-        return self.landscape.holomorphic
-
-    @property
-    def dimension(self) -> int:
-        """d, the number of parameters."""
-        return self.landscape.dimension
-
-    def check(self, theta: Tensor) -> Tensor:
-        """The wrapped landscape's check, so that errors name it."""
-        return self.landscape.check(theta)
 
     def loss(self, theta: Tensor) -> Tensor:
         """f(θ) + (l2/2) θᵀθ, shape (...,)."""
@@ -284,7 +276,7 @@ class RotatedExpansion(Expansion):
         return self._inner.third(u @ self._rotation, v @ self._rotation) @ self._rotation.mT
 
 
-class Rotated(Landscape):
+class Rotated(Wrapper):
     r"""The landscape seen in rotated coordinates: f(Qᵀθ) for an orthogonal Q (d, d).
 
     What does not depend on coordinates (gradient descent, every flow built from it) commutes with the rotation.
@@ -302,16 +294,6 @@ class Rotated(Landscape):
         if error > 1e3 * torch.finfo(rotation.dtype).eps:
             raise ValueError(f"rotation must be orthogonal, got |QQᵀ − I| up to {error:.2g}")
         self.rotation = rotation
-
-    @property
-    def holomorphic(self) -> bool:  # type: ignore[override]
-        """Whether complex θ is accepted: the wrapped landscape's answer."""
-        return self.landscape.holomorphic
-
-    @property
-    def dimension(self) -> int:
-        """d, the number of parameters."""
-        return self.landscape.dimension
 
     def loss(self, theta: Tensor) -> Tensor:
         """f(Qᵀθ), shape (...,)."""

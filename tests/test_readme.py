@@ -1,6 +1,8 @@
 import re
 from pathlib import Path
 
+from flows.invariants import check_order
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -16,3 +18,7 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results/valley.png").stat().st_size > 10_000
     assert (tmp_path / "results/valley/comparison.safetensors").exists()
     assert names["path"].shape == (3, 2)
+    flow, valley = names["UphillGradient"], names["valley"]
+    # of second order, as the README says: one-step errors fall as h³
+    ladder = [1e-3 / 2**k for k in range(4)]
+    check_order(lambda h: flow(valley, h), lambda h: names["GradientDescent"](valley, h), names["theta0"], 3, ladder)
