@@ -1,15 +1,47 @@
 """Networks and data as landscapes."""
 
-from nets.architectures import ARCHITECTURES, MLP, LeNet
+from nets.architectures import (
+    ARCHITECTURES,
+    MLP,
+    VGG,
+    AllCNN,
+    LeNet,
+    ResNet,
+    VisionTransformer,
+    WideResNet,
+    build_network,
+)
 from nets.data import Data, load_data
+from nets.derivatives import PiecewiseLinearWarning, UncheckedDerivativesWarning, WrongDerivativeError
+from nets.ghost import GhostBatchLandscape
+from nets.layers import AveragePool, BatchNorm, GroupNorm, LayerNorm
+from nets.losses import LOSSES, binary_cross_entropy, cross_entropy, square_loss
 from nets.network import HolomorphicNetworkLandscape, NetworkLandscape
 
 __all__ = [
     "ARCHITECTURES",
+    "LOSSES",
     "MLP",
+    "VGG",
+    "AllCNN",
+    "AveragePool",
+    "BatchNorm",
     "Data",
+    "GhostBatchLandscape",
+    "GroupNorm",
     "HolomorphicNetworkLandscape",
+    "LayerNorm",
     "LeNet",
     "NetworkLandscape",
+    "PiecewiseLinearWarning",
+    "ResNet",
+    "UncheckedDerivativesWarning",
+    "VisionTransformer",
+    "WideResNet",
+    "WrongDerivativeError",
+    "binary_cross_entropy",
+    "build_network",
+    "cross_entropy",
     "load_data",
+    "square_loss",
 ]

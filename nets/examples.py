@@ -24,6 +24,10 @@ class Examples:
         """The examples named by ``index`` (m,) or a slice, which copies nothing."""
         return Examples(tuple(x[index] for x in self.inputs), self.targets[index])
 
+    def double(self) -> Examples:
+        """The examples with floating tensors in float64."""
+        return Examples(tuple(_in_double(x) for x in self.inputs), _in_double(self.targets))
+
     def chunks(self, size: int, index: Tensor | None) -> Iterator[tuple[slice, Examples]]:
         """The examples, or those of ``index`` (m,), ``size`` at a time, with their places among the m."""
         m = len(self) if index is None else index.shape[0]
@@ -39,6 +43,12 @@ def check_examples(
     inputs: Tensor | tuple[Tensor, ...], targets: Tensor, dtype: torch.dtype, device: torch.device
 ) -> Examples:
     """Examples with floating tensors cast to ``dtype``, all on ``device``; raise unless their lengths agree."""
+    several = check_lengths(inputs, targets)
+    return Examples(tuple(_settled(x, dtype, device) for x in several), _settled(targets, dtype, device))
+
+
+def check_lengths(inputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, ...]:
+    """The inputs as a tuple; raise unless all are tensors of the targets' length N ≥ 1."""
     several = inputs if isinstance(inputs, tuple) else (inputs,)
     if not several or not all(isinstance(x, Tensor) for x in several):
         kinds = [type(x).__name__ for x in several]
@@ -53,7 +63,11 @@ def check_examples(
                 f"inputs and targets must have the same length N, got inputs {tuple(tensor.shape)} and targets "
                 f"{tuple(targets.shape)}"
             )
-    return Examples(tuple(_settled(x, dtype, device) for x in several), _settled(targets, dtype, device))
+    return several
+
+
+def _in_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _settled(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ statistics) is forgotten.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from landscapes.errors import UnsupportedError
+from nets.layers import BatchNorm
+from nets.observed import plain_attention
 
 
 class ModuleFunction:
@@ -38,17 +41,35 @@ class ModuleFunction:
         self._names = list(parameters)
         self._buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
         self._dropouts = [(n, m) for n, m in module.named_modules() if isinstance(m, _DropoutNd)]
-        self._batch_norms = [(n, m) for n, m in module.named_modules() if isinstance(m, _BatchNorm)]
+        self._batch_norms = [(n, m) for n, m in module.named_modules() if isinstance(m, (_BatchNorm, BatchNorm))]
+        self.attention = False
+        """Whether the module calls torch's attention, which then goes through plain products."""
 
     def __call__(self, theta: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
         """Outputs of the module at θ (d,); floating inputs become complex where θ is."""
         # a bias is a slice of θ as it stands: views are half of what this costs beside a small network
         parts = [p if len(s) == 1 else p.view(s) for p, s in zip(theta.split(self._sizes), self._shapes, strict=True)]
         tensors = dict(zip(self._names, parts, strict=True))
-        tensors |= {name: buffer.clone() for name, buffer in self._buffers.items()}
+        tensors |= self._fresh_buffers(theta.real.dtype)
         if theta.is_complex():
             inputs = tuple(x.to(theta.dtype) if x.is_floating_point() else x for x in inputs)
-        return torch.func.functional_call(self.module, tensors, inputs)
+        with self.kernels():
+            return torch.func.functional_call(self.module, tensors, inputs)
+
+    def _fresh_buffers(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Copies of the buffers, in θ's precision where they have the module's."""
+        return {
+            name: buffer.to(dtype if buffer.dtype == self.dtype else buffer.dtype, copy=True)
+            for name, buffer in self._buffers.items()
+        }
+
+    def kernels(self) -> AbstractContextManager[None]:
+        """Attention by plain products inside the block, where the module has any."""
+        return plain_attention() if self.attention else nullcontext()
+
+    def mode(self) -> tuple[bool, ...]:
+        """Which modules are in training mode."""
+        return tuple(module.training for module in self.module.modules())
 
     def check_mode(self) -> None:
         """Raise where a module drops units at random in its present mode."""

@@ -18,12 +18,15 @@ from landscapes.autodiff import Field, gradient, transforming, wants_graph
 from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index
 from landscapes.landscape import AutogradExpansion, Expansion, FiniteSum
 from nets.chunked import ChunkedExpansion, each_member, total
+from nets.derivatives import CheckedExpansion, DerivativeCheck
 from nets.examples import Examples, check_examples
 from nets.functional import ModuleFunction, check_draws_nothing
+from nets.observed import observed, uses_attention
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 PROBES = 2  # examples on which a module is tried before it is trusted with all of them
+CHECKED = 4  # examples on which its derivatives are held against differences
 
 
 class NetworkLandscape(FiniteSum):
@@ -41,7 +44,10 @@ class NetworkLandscape(FiniteSum):
     time. Leading dimensions of θ are looped over.
 
     Batch norm that uses batch statistics (training mode, or no running ones) makes f_i depend on all examples: the full
-    sum in one chunk is then well defined, example numbers and several chunks are refused.
+    sum in one chunk is then well defined, example numbers and several chunks are refused; see GhostBatchLandscape.
+
+    Derivatives are held against differences before the first Hessian-vector product and the first third derivative are
+    given out: WrongDerivativeError names a module that gets them wrong, PiecewiseLinearWarning tells of kinks.
 
     Raises TypeError or ValueError for a module without parameters or of mixed dtypes, inputs and targets of different
     or no length, a loss_fn that does not return (m,), a bad chunk_size; UnsupportedError for a forward pass that draws
@@ -63,14 +69,21 @@ class NetworkLandscape(FiniteSum):
         self._function = ModuleFunction(module)
         self._examples = check_examples(inputs, targets, self._function.dtype, self._function.device)
         self._check_mode()
+        self._derivatives = DerivativeCheck(self._function, self._few(CHECKED)._forward_double)
         self._probe()
+
+    def _few(self, m: int) -> NetworkLandscape:
+        """The network on its first m examples, in copies of them."""
+        few = copy.copy(self)
+        few._examples = self._examples.select(torch.arange(min(m, self.size), device=self._function.device))
+        return few
 
     def _probe(self) -> None:
         """Try the forward pass on a few examples, so that a wrong module or loss is told here."""
-        few = self._examples.select(torch.arange(min(PROBES, self.size), device=self._function.device))  # copies
-        theta = self.theta0
-        with torch.no_grad():
+        few, theta = self._few(PROBES)._examples, self.theta0
+        with torch.no_grad(), observed(self._function.module) as seen:
             check_draws_nothing(lambda: self._forward(theta, few), self._function.device)
+        self._function.attention = uses_attention(self._function.module, seen)
         if any(tensor._version for tensor in (theta, *few.inputs, few.targets)):
             raise UnsupportedError(
                 "the module or loss_fn changes its inputs, targets or weights in place: every call would see other "
@@ -107,8 +120,8 @@ class NetworkLandscape(FiniteSum):
         """Loss, gradient and products: one kept graph where there is one chunk, else recomputed chunk by chunk."""
         self.check(theta)
         if self._chunk >= self.size:
-            return AutogradExpansion(self.loss, theta)
-        return ChunkedExpansion(list(self._fields()), theta)
+            return CheckedExpansion(AutogradExpansion(self.loss, theta), self._derivatives)
+        return CheckedExpansion(ChunkedExpansion(list(self._fields()), theta), self._derivatives)
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """f_i(θ) of the examples, shape (..., m); all N without an index."""
@@ -142,7 +155,7 @@ class NetworkLandscape(FiniteSum):
         flow on values), which is tried once at θ0 on a few examples.
         """
         self.check(theta)
-        if self._function.coupling() is not None:
+        if self._coupling() is not None:
             self._refuse_coupling("example_grads is not defined")
         self._check_mode()
         grads = self._vmapped_grads if self._vectorises else self._looped_grads
@@ -229,6 +242,10 @@ class NetworkLandscape(FiniteSum):
             self._refuse_dtype(losses.dtype, theta.dtype)
         return losses
 
+    def _forward_double(self, theta: Tensor) -> Tensor:
+        """f_i(θ) of all examples at one member in float64, whatever the module's precision, (m,)."""
+        return self._forward(theta, self._examples.double())
+
     def _refuse_dtype(self, losses: torch.dtype, theta: torch.dtype) -> None:
         if theta.is_complex:
             raise NotHolomorphicError(
@@ -240,17 +257,21 @@ class NetworkLandscape(FiniteSum):
     def _check_mode(self, index: Tensor | None = None) -> None:
         """Raise where the module draws at random, or couples examples that are not all present at once."""
         self._function.check_mode()
-        if self._function.coupling() is None:
+        if self._coupling() is None:
             return
         if index is not None:
             self._refuse_coupling("an index would change the statistics")
         if self._chunk < self.size:
             self._refuse_coupling(f"chunk_size={self._chunk} would change the statistics")
 
+    def _coupling(self) -> str | None:
+        """What makes f_i depend on other examples, if anything does."""
+        return self._function.coupling()
+
     def _refuse_coupling(self, why: str) -> None:
         raise UnsupportedError(
-            f"batch norm {self._function.coupling()} uses batch statistics, so f_i depends on all examples: {why}; "
-            "call module.eval() to use running statistics, or give chunk_size=None and restrict(index) for a subset"
+            f"batch norm {self._coupling()} uses batch statistics, so f_i depends on all examples: {why}; use "
+            "GhostBatchLandscape, or call module.eval() for running statistics, or chunk_size=None and restrict(index)"
         )
 
 
@@ -268,9 +289,7 @@ class HolomorphicNetworkLandscape(NetworkLandscape):
 
     def _probe(self) -> None:
         super()._probe()
-        few = copy.copy(self)
-        few._examples = self._examples.select(slice(0, PROBES))
-        check_holomorphic(few)
+        check_holomorphic(self._few(PROBES))
 
 
 def check_holomorphic(network: NetworkLandscape) -> None:

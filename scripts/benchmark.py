@@ -22,7 +22,7 @@ import tyro
 from flows import GradientDescent, GradientFlow, descend, integrate
 from landscapes import Rosenbrock, from_sympy
 from nets import NetworkLandscape
-from scripts.ground import LossFunction, NetGround
+from scripts.net_ground import LossFunction, NetGround
 
 Program = Callable[[], object]
 Name = Literal["integrate", "sympy", "descend", "memory"]

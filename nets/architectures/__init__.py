@@ -1,12 +1,105 @@
 """Networks by name: ``ARCHITECTURES[name](input_shape, classes, width=..., activation=..., seed=...) -> nn.Module``."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
-from nets.architectures.lenet import LeNet, build_lenet
-from nets.architectures.mlp import MLP, build_mlp
+from landscapes.errors import check_choice, check_count
+from nets.architectures import lenet
+from nets.architectures.convolutional import VGG, AllCNN
+from nets.architectures.initialise import widened
+from nets.architectures.lenet import LeNet
+from nets.architectures.mlp import MLP
+from nets.architectures.residual import ResNet, WideResNet
+from nets.architectures.transformer import VisionTransformer
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"mlp": build_mlp, "lenet": build_lenet}
+Builder = Callable[..., nn.Module]
 
-__all__ = ["ARCHITECTURES", "MLP", "LeNet"]
+
+def fully_connected(*hidden: int, activation: str = "relu", norm: str = "none") -> Builder:
+    """A builder of MLPs with these hidden layers, each times ``width``."""
+    default_activation, default_norm = activation, norm
+
+    def build(
+        input_shape: Sequence[int],
+        classes: int,
+        width: float = 1.0,
+        activation: str = default_activation,
+        *,
+        norm: str = default_norm,
+        seed: int = 0,
+    ) -> MLP:
+        sizes = (math.prod(input_shape), *widened(width, *hidden), check_count("classes", classes))
+        return MLP(sizes, activation, norm=norm, seed=seed)
+
+    return build
+
+
+def preset(family: Builder, **defaults: Any) -> Builder:
+    """A family with some of its defaults changed; all remain keywords."""
+    return functools.partial(family, **defaults)
+
+
+ARCHITECTURES: dict[str, Builder] = {
+    "mlp": fully_connected(32, activation="tanh"),
+    "walk-mlp": fully_connected(500, 350),
+    "small-mnistfc": fully_connected(64),
+    "small-fc": fully_connected(64, norm="batch"),
+    "tiny-fc": fully_connected(16, norm="batch"),
+    "shwartz-ziv": fully_connected(10, 7, 5, 4, 3, activation="tanh"),
+    "polynomial-mlp": fully_connected(32, activation="square"),
+    "lenet": LeNet,
+    "polynomial-lenet": preset(LeNet, activation="cubic"),
+    "hessian-lenet": preset(LeNet, plan=lenet.HESSIAN, activation="relu", pooling="max"),
+    "small-lenet": preset(LeNet, plan=lenet.SMALL, activation="relu", norm="batch", pooling="max"),
+    "entropy-sgd-lenet": preset(LeNet, plan=lenet.ENTROPY_SGD, activation="relu", norm="batch", pooling="max"),
+    "all-cnn-c": AllCNN,
+    "all-cnn-bn": preset(AllCNN, norm="batch", eighth=3, padding=1),
+    "small-allcnn": preset(AllCNN, norm="batch", eighth=3, padding=1, channels=(12, 24)),
+    "vgg-11": VGG,
+    "resnet-18": preset(ResNet, channels=(64, 128, 256, 512), blocks=(2, 2, 2, 2), projected=True),
+    "resnet-20": ResNet,
+    "resnet-56": preset(ResNet, blocks=(9, 9, 9)),
+    "wide-resnet-16-4": preset(WideResNet, blocks=2, widening=4),
+    "wide-resnet-28-10": WideResNet,
+    "vit": VisionTransformer,
+}
+"""Builders by name, each with the sizes of its paper at ``width`` 1.
+
+"walk-mlp": A Walk with SGD. "small-mnistfc", "hessian-lenet", "entropy-sgd-lenet", "all-cnn-bn": Entropy-SGD.
+"small-fc", "tiny-fc", "small-lenet", "small-allcnn": SGD performs variational inference. "shwartz-ziv": the 12-bit
+task. "mlp", "lenet", "vit" and the polynomial ones are sized for a laptop.
+"""
+
+
+def build_network(name: str, input_shape: Sequence[int], classes: int, **options: Any) -> nn.Module:
+    """The network of that name; an option that is None keeps the name's default.
+
+    Raises ValueError for an unknown name, or an option that the family does not have.
+    """
+    builder = ARCHITECTURES[check_choice("architecture", name, tuple(ARCHITECTURES))]
+    given = {option: value for option, value in options.items() if value is not None}
+    known = inspect.signature(builder).parameters
+    for option, value in given.items():
+        if option not in known:
+            raise ValueError(f"{option} must be left out for {name!r}, which has none, got {value!r}")
+    return builder(input_shape, classes, **given)
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "MLP",
+    "VGG",
+    "AllCNN",
+    "LeNet",
+    "ResNet",
+    "VisionTransformer",
+    "WideResNet",
+    "build_network",
+]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
-from landscapes.errors import check_choice, check_count
+from landscapes.errors import check_choice, check_count, check_positive
+from nets.layers import AveragePool, BatchNorm, Cubic, GroupNorm, Sine, Square
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -17,13 +19,72 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
+    "sine": Sine,
+    "square": Square,
+    "cubic": Cubic,
     "identity": nn.Identity,
 }
+NORMS = ("batch", "group", "none")
+POOLINGS = ("max", "average", "strided")
 
 
 def activation_layer(name: str) -> nn.Module:
     """A fresh activation of that name; raise unless it is one of ``ACTIVATIONS``."""
     return ACTIVATIONS[check_choice("activation", name, tuple(ACTIVATIONS))]()
+
+
+def norm_layers(name: str, channels: int) -> list[nn.Module]:
+    """The norm of that name for C channels, as a list of one layer or none; raise unless it is one of ``NORMS``.
+
+    Groups: as many as there can be with at least four channels each, 32 at most as in Wu & He 2018.
+    """
+    check_choice("norm", name, NORMS)
+    if name == "none":
+        return []
+    if name == "batch":
+        return [BatchNorm(channels)]
+    groups = max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
+    return [GroupNorm(groups, channels)]
+
+
+def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+    """A linear layer with its weights left to be drawn."""
+    return skip_init(nn.Linear, inputs, outputs, bias=bias)
+
+
+def convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
+) -> nn.Module:
+    """A convolution with its weights left to be drawn."""
+    return skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
+
+
+def pooling_layers(name: str, size: int) -> list[nn.Module]:
+    """Pooling of that name over ``size`` × ``size`` pixels; none for "strided": the convolution before it skips."""
+    check_choice("pooling", name, POOLINGS)
+    if name == "strided":
+        return []
+    return [nn.MaxPool2d(size) if name == "max" else AveragePool(size)]
+
+
+def widened(width: float, *counts: int) -> tuple[int, ...]:
+    """Each count times ``width``, rounded, at least 1."""
+    check_positive("width", width)
+    return tuple(max(1, round(width * count)) for count in counts)
+
+
+def check_image_shape(shape: Sequence[int], smallest: int) -> tuple[int, int, int]:
+    """Return (C, H, W); raise unless it is that, with H and W at least ``smallest``."""
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise TypeError(f"input_shape must be a sequence (C, H, W), got {shape!r}")
+    if len(shape) != 3:
+        raise ValueError(f"input_shape must be (C, H, W), got {tuple(shape)}; use an MLP for inputs that are no images")
+    channels, height, breadth = shape
+    return (
+        check_count("input_shape[0]", channels),
+        check_count("input_shape[1]", height, minimum=smallest),
+        check_count("input_shape[2]", breadth, minimum=smallest),
+    )
 
 
 def draw_weights(module: nn.Module, seed: int) -> None:
@@ -32,8 +93,24 @@ def draw_weights(module: nn.Module, seed: int) -> None:
     torch's own default distribution, from a generator of its own: equal seeds give equal weights on every device.
     """
     generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0))
-    for layer in module.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            bound = 1 / math.sqrt(layer.weight[0].numel())
-            for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    for layer in drawn_layers(module):
+        bound = 1 / math.sqrt(layer.weight[0].numel())
+        for parameter in layer.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+
+def draw_he_weights(module: nn.Module, seed: int) -> None:
+    r"""Draw weights of linear and convolution layers from N(0, 2/k), k the inputs of one unit; biases are zero.
+
+    Keeps the signal's size through many layers of ReLU. He et al. 2015, arXiv 1502.01852, eq. (10).
+    """
+    generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0))
+    for layer in drawn_layers(module):
+        nn.init.normal_(layer.weight, 0, math.sqrt(2 / layer.weight[0].numel()), generator=generator)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def drawn_layers(module: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """The layers whose weights are drawn."""
+    return [layer for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]

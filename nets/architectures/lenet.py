@@ -1,26 +1,54 @@
-"""A small convolutional network after LeCun et al. 1998."""
+"""Small convolutional networks after LeCun et al. 1998: convolutions and poolings, then linear layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
-from landscapes.errors import check_choice, check_count, check_positive
-from nets.architectures.initialise import activation_layer, draw_weights
+from landscapes.errors import check_count
+from nets.architectures.initialise import (
+    activation_layer,
+    check_image_shape,
+    convolution,
+    draw_weights,
+    linear,
+    norm_layers,
+    pooling_layers,
+    widened,
+)
 
-POOLINGS = ("average", "strided")
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a LeNet: one entry a convolution, then hidden units; ``dense_norm``: norms follow linear layers too."""
+
+    channels: tuple[int, ...]
+    paddings: tuple[int, ...]
+    pools: tuple[int, ...]
+    hidden: tuple[int, ...]
+    kernel: int = 5
+    dense_norm: bool = True
+
+
+DIGITS = Plan((6, 16), (1, 1), (2, 2), (32,), kernel=3)
+MNIST = Plan((6, 16), (2, 0), (2, 2), (120, 84))
+LENET_5 = Plan((6, 16), (0, 0), (2, 2), (120, 84))
+HESSIAN = Plan((10, 20), (0, 0), (2, 2), (128,))
+SMALL = Plan((8, 16), (0, 0), (3, 2), (128,))
+ENTROPY_SGD = Plan((20, 50), (0, 0), (3, 2), (500,), dense_norm=False)
 
 
 class LeNet(nn.Module):
-    r"""conv – pool – conv – pool – linear – linear on images (m, C, H, W), H and W at least 4; outputs (m, classes).
+    r"""(convolution – norm – activation – pooling)s – (linear – norm – activation)s – linear: images (m, C, H, W).
 
-    Images below 16 pixels a side: 3×3 kernels and 32 hidden units (3,350 weights on 8×8 digits); larger: 5×5 kernels
-    and 84 hidden units. 6 and 16 channels; ``width`` multiplies channels and hidden units. Deliberate differences from
-    LeNet-5: every convolution keeps the image's size, one hidden layer for two, pooling has no weights.
-    ``pooling``: "average" over 2×2 pixels, or "strided", which keeps every second pixel of the convolution and is the
-    one with complex kernels in torch. Weights are torch's default distribution drawn from a generator seeded by
+    ``plan`` None takes the sizes by the image: LeNet-5 (LeCun et al. 1998: 5×5 kernels, 6 and 16 channels, 120 and 84
+    hidden units; 61,706 weights on MNIST, whose images it pads to 32 pixels), and below 16 pixels a side a small one
+    (3×3 kernels, 32 hidden units; 3,350 weights on 8×8 digits). Deliberate differences from 1998: pooling has no
+    weights, the second convolution sees all channels, the last layer is linear.
+    ``width`` multiplies channels and hidden units. ``pooling``: "max", "average", or "strided", which keeps one pixel
+    of each patch that the others pool. Weights are torch's default distribution drawn from a generator seeded by
     ``seed``.
 
     Raises TypeError or ValueError naming the argument outside its range.
@@ -33,29 +61,33 @@ class LeNet(nn.Module):
         width: float = 1.0,
         activation: str = "tanh",
         *,
+        norm: str = "none",
         pooling: str = "average",
+        plan: Plan | None = None,
         seed: int = 0,
     ):
         super().__init__()
-        channels, height, breadth = check_image_shape(input_shape)
+        channels, *sides = check_image_shape(input_shape, smallest=4)
         check_count("classes", classes)
-        check_positive("width", width)
-        check_choice("pooling", pooling, POOLINGS)
-        small = min(height, breadth) < 16
-        kernel, hidden = (3, 32) if small else (5, 84)
-        first, second, hidden = (max(1, round(width * n)) for n in (6, 16, hidden))
-        self.features = nn.Sequential(
-            *pooled_convolution(channels, first, kernel, activation, pooling),
-            *pooled_convolution(first, second, kernel, activation, pooling),
-        )
-        pixels = pooled_size(pooled_size(height, pooling), pooling) * pooled_size(
-            pooled_size(breadth, pooling), pooling
-        )
-        self.classifier = nn.Sequential(
-            skip_init(nn.Linear, second * pixels, hidden),
-            activation_layer(activation),
-            skip_init(nn.Linear, hidden, classes),
-        )
+        plan = plan_for(min(sides)) if plan is None else plan
+        layers: list[nn.Module] = []
+        stages = zip(widened(width, *plan.channels), plan.paddings, plan.pools, strict=True)
+        for wide, padding, pool in stages:
+            stride = pool if pooling == "strided" else 1  # pointwise activations let a stride stand for pooling
+            layers += [convolution(channels, wide, plan.kernel, stride, padding), *norm_layers(norm, wide)]
+            layers += [activation_layer(activation), *pooling_layers(pooling, pool)]
+            sides = [pooled_size(side + 2 * padding - plan.kernel + 1, pool, pooling) for side in sides]
+            channels = wide
+        if min(sides) < 1:
+            raise ValueError(f"input_shape must have larger images for these kernels and poolings, got {input_shape}")
+        self.features = nn.Sequential(*layers)
+        dense: list[nn.Module] = []
+        units = channels * sides[0] * sides[1]
+        for wide in widened(width, *plan.hidden):
+            dense += [linear(units, wide), *norm_layers(norm if plan.dense_norm else "none", wide)]
+            dense += [activation_layer(activation)]
+            units = wide
+        self.classifier = nn.Sequential(*dense, linear(units, classes))
         draw_weights(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,37 +95,13 @@ class LeNet(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return (C, H, W); raise unless it is that, with H and W at least 4 so that two poolings leave a pixel."""
-    if isinstance(shape, str) or not isinstance(shape, Sequence):
-        raise TypeError(f"input_shape must be a sequence (C, H, W), got {shape!r}")
-    if len(shape) != 3:
-        raise ValueError(f"input_shape must be (C, H, W), got {tuple(shape)}; use an MLP for inputs that are no images")
-    channels, height, breadth = shape
-    return (
-        check_count("input_shape[0]", channels),
-        check_count("input_shape[1]", height, minimum=4),
-        check_count("input_shape[2]", breadth, minimum=4),
-    )
+def plan_for(side: int) -> Plan:
+    """The sizes for images with ``side`` pixels on their shorter side."""
+    if side < 16:
+        return DIGITS
+    return MNIST if side < 32 else LENET_5
 
 
-def pooled_convolution(channels: int, out: int, kernel: int, activation: str, pooling: str) -> list[nn.Module]:
-    """Convolution, activation and pooling. Pointwise activations let a stride of the convolution stand for pooling."""
-    stride = 2 if pooling == "strided" else 1
-    layers = [
-        skip_init(nn.Conv2d, channels, out, kernel, stride=stride, padding=kernel // 2),
-        activation_layer(activation),
-    ]
-    return [*layers, nn.AvgPool2d(2)] if pooling == "average" else layers
-
-
-def pooled_size(size: int, pooling: str) -> int:
-    """Pixels a side after one pooling: averages drop an odd last pixel, strides keep it."""
-    return size // 2 if pooling == "average" else (size + 1) // 2
-
-
-def build_lenet(
-    input_shape: Sequence[int], classes: int, *, width: float = 1.0, activation: str = "tanh", seed: int = 0
-) -> LeNet:
-    """A LeNet for images of that shape."""
-    return LeNet(input_shape, classes, width, activation, seed=seed)
+def pooled_size(size: int, pool: int, pooling: str) -> int:
+    """Pixels a side after one pooling: pools drop a rest at the edge, strides keep its first pixel."""
+    return -(-size // pool) if pooling == "strided" else size // pool

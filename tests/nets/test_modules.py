@@ -90,7 +90,7 @@ MODULES = {
     "batch norm, eval": functools.partial(normed, False),
     "frozen": frozen,
     "buffers": ScaledBuffer,
-    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)).eval(),
     "dropout, eval": lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout()).eval(),
     "scalar": lambda: nn.Sequential(nn.Linear(4, 3), nn.PReLU()),
 }

@@ -221,6 +221,7 @@ def test_one_chunk_shares_a_forward_pass_and_chunks_recompute():
         module = MLP((4, 5, 3)).double()
         module.register_forward_hook(lambda *_, passes=passes: passes.append(1))
         network = NetworkLandscape(module, cross_entropy, *data(), chunk_size=chunk_size)
+        network.third(network.theta0, network.theta0, network.theta0)  # checks the derivatives, once
         del passes[:]
         point = network.expand(network.theta0)
         for _ in range(2):

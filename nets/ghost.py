@@ -1,0 +1,77 @@
+r"""Batch norm in training mode as a finite sum: f(θ) = (1/M) Σ_b f_b(θ), b the fixed ghost batches of the examples.
+
+With batch statistics an example's loss depends on the others in its batch, so the loss of N examples is no sum over
+them, and mini-batch descent has no one f. Over fixed ghost batches of g examples it has: f_b is the mean loss of batch
+b with that batch's statistics, and SGD on this sum with b batches a step is SGD as it is run, each of its batches
+normalised by itself. Hoffer, Hubara & Soudry 2017, arXiv 1705.08741.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from landscapes.errors import check_count
+from nets.examples import Examples, check_lengths
+from nets.network import LossFunction, NetworkLandscape
+
+
+@final
+class GhostBatchLandscape(NetworkLandscape):
+    r"""f(θ) = (1/M) Σ_b f_b(θ), f_b(θ) = (1/g) Σ_{i in b} loss_fn(module_θ(x_b), y_b)_i: a finite sum of M = N/g.
+
+    ``size`` is M, and index, weights and ``example_grads`` speak of ghost batches, so a descent's ``batch_size`` counts
+    them too. ``ghost_size`` g divides N; which examples share a batch is drawn once, by ``seed``. ``chunk_size`` ghost
+    batches are differentiated at a time, one by one through the module. For modules without batch statistics f is the
+    mean over the N examples as in ``NetworkLandscape``.
+
+    Raises ValueError where g does not divide N; otherwise as ``NetworkLandscape``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Tensor,
+        ghost_size: int,
+        chunk_size: int | None = None,
+        *,
+        seed: int = 0,
+    ):
+        check_count("ghost_size", ghost_size)
+        generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0))
+        several = check_lengths(inputs, targets)
+        N = len(targets)
+        if N % ghost_size:
+            raise ValueError(
+                f"ghost_size must divide the {N} examples, got {ghost_size}; drop {N % ghost_size} of them"
+            )
+        batches = torch.randperm(N, generator=generator).reshape(-1, ghost_size)  # (M, g)
+        self.ghost_batches = batches
+        """Which examples make up each ghost batch, (M, g)."""
+        super().__init__(
+            module,
+            loss_fn,
+            tuple(x[batches.to(x.device)] for x in several),
+            targets[batches.to(targets.device)],
+            chunk_size,
+        )
+
+    def _coupling(self) -> None:
+        """Examples of a ghost batch are always together."""
+        return
+
+    def _forward(self, theta: Tensor, part: Examples) -> Tensor:
+        """f_b(θ) of some ghost batches at one member, (m,), each batch through the module on its own."""
+        batches = (Examples(tuple(x[b] for x in part.inputs), part.targets[b]) for b in range(len(part)))
+        return torch.stack([super(GhostBatchLandscape, self)._forward(theta, batch).mean() for batch in batches])
+
+    def _few(self, m: int) -> NetworkLandscape:
+        """The network on the first ghost batch: enough to see what its derivatives are."""
+        few = copy.copy(self)
+        few._examples = self._examples.select(torch.arange(1, device=self._function.device))
+        return few

@@ -1,0 +1,187 @@
+r"""Layers whose derivatives are right to every order, real or complex: norms, pooling and polynomial activations.
+
+torch's fused LayerNorm, BatchNorm (training mode) and InstanceNorm give wrong third derivatives by repeated reverse
+mode, and wrong second ones by forward mode, without a word. Here norms are written from sums, products and one inverse
+square root. At complex x variances are bilinear, (x − μ)² and not |x − μ|², which keeps them holomorphic.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscapes.autodiff import transforming
+from landscapes.errors import check_count, check_positive
+
+
+def standardise(x: Tensor, dims: tuple[int, ...], epsilon: float) -> Tensor:
+    """(x − μ)/√(σ² + ε), mean and biased variance over ``dims``."""
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + epsilon)
+
+
+def channelwise(parameter: Tensor, x: Tensor) -> Tensor:
+    """A vector (C,) shaped to broadcast with x (m, C, ...)."""
+    return parameter.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def check_channels(x: Tensor, channels: int) -> Tensor:
+    """Return x; raise unless it has shape (m, channels, ...)."""
+    if x.ndim < 2 or x.shape[1] != channels:
+        raise ValueError(f"input must have shape (m, {channels}, ...), got {tuple(x.shape)}")
+    return x
+
+
+@final
+class BatchNorm(nn.Module):
+    r"""y = γ (x − μ)/√(σ² + ε) + β for x (m, C, ...): each channel standardised over examples and pixels.
+
+    Training mode takes μ and σ² (biased) from the batch, and moves ``running_mean`` and ``running_var`` (unbiased) by
+    ``momentum`` towards them; evaluation mode uses those. Values are those of torch's BatchNorm; state dicts are
+    compatible. Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, epsilon: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.channels = check_count("channels", channels)
+        self.epsilon = check_positive("epsilon", epsilon)
+        self.momentum = check_positive("momentum", momentum)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardised x, the same shape."""
+        check_channels(x, self.channels)
+        if self.training:
+            mean, variance = self._batch_statistics(x)
+        else:
+            mean, variance = self.running_mean, self.running_var
+        scale = self.weight * torch.rsqrt(variance + self.epsilon)
+        return (x - channelwise(mean, x)) * channelwise(scale, x) + channelwise(self.bias, x)
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of each channel (C,), noted in the running ones."""
+        values = x.transpose(0, 1).flatten(1)  # (C, m·pixels)
+        count = values.shape[1]
+        if count < 2:
+            raise ValueError(f"batch statistics need at least two values a channel, got input {tuple(x.shape)}")
+        mean = values.mean(1)
+        centred = values - mean[:, None]
+        variance = (centred * centred).mean(1)
+        if not (transforming() or x.is_complex()):  # inside a transform there is no one batch to note
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+                self.num_batches_tracked.add_(1)
+        return mean, variance
+
+    def extra_repr(self) -> str:
+        """The channels."""
+        return f"{self.channels}, epsilon={self.epsilon}, momentum={self.momentum}"
+
+
+@final
+class GroupNorm(nn.Module):
+    r"""y = γ (x − μ)/√(σ² + ε) + β for x (m, C, ...): each example's groups of channels standardised over their pixels.
+
+    ``groups`` = C is instance norm, 1 is layer norm over channels and pixels. Wu & He 2018, arXiv 1803.08494.
+    """
+
+    def __init__(self, groups: int, channels: int, epsilon: float = 1e-5):
+        super().__init__()
+        self.groups = check_count("groups", groups)
+        self.channels = check_count("channels", channels)
+        self.epsilon = check_positive("epsilon", epsilon)
+        if channels % groups:
+            raise ValueError(f"groups must divide the {channels} channels, got {groups}")
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardised x, the same shape."""
+        check_channels(x, self.channels)
+        groups = x.unflatten(1, (self.groups, -1))
+        y = standardise(groups, tuple(range(2, groups.ndim)), self.epsilon).flatten(1, 2)
+        return y * channelwise(self.weight, x) + channelwise(self.bias, x)
+
+    def extra_repr(self) -> str:
+        """Groups and channels."""
+        return f"{self.groups}, {self.channels}, epsilon={self.epsilon}"
+
+
+@final
+class LayerNorm(nn.Module):
+    r"""y = γ (x − μ)/√(σ² + ε) + β over the last dimension of x (..., features). Ba et al. 2016, arXiv 1607.06450."""
+
+    def __init__(self, features: int, epsilon: float = 1e-5):
+        super().__init__()
+        self.features = check_count("features", features)
+        self.epsilon = check_positive("epsilon", epsilon)
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardised x, the same shape."""
+        if x.shape[-1] != self.features:
+            raise ValueError(f"input must have shape (..., {self.features}), got {tuple(x.shape)}")
+        return standardise(x, (-1,), self.epsilon) * self.weight + self.bias
+
+    def extra_repr(self) -> str:
+        """The features."""
+        return f"{self.features}, epsilon={self.epsilon}"
+
+
+@final
+class AveragePool(nn.Module):
+    """Means over ``size`` × ``size`` pixels, a rest at the edge dropped; complex images too, where torch has none."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = check_count("size", size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (m, C, H // size, W // size)."""
+        if x.is_complex():
+            return torch.complex(F.avg_pool2d(x.real, self.size), F.avg_pool2d(x.imag, self.size))
+        return F.avg_pool2d(x, self.size)
+
+    def extra_repr(self) -> str:
+        """The size."""
+        return f"{self.size}"
+
+
+@final
+class Square(nn.Module):
+    """x²: the loss of a network of squares is a polynomial in θ, so its derivatives end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x², the same shape."""
+        return x * x
+
+
+@final
+class Cubic(nn.Module):
+    """x − x³/3: tanh to third order, a polynomial."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x − x³/3, the same shape."""
+        return x * (1 - x * x / 3)
+
+
+@final
+class Sine(nn.Module):
+    """sin x, entire: complex θ never meets a pole, as it can with tanh. Sitzmann et al. 2020, arXiv 2006.09661."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """sin x, the same shape."""
+        return torch.sin(x)

@@ -1,0 +1,75 @@
+r"""Losses of each example, written from exp, log and products: right to every order, and holomorphic in the outputs.
+
+They take the place of torch's fused ones where θ may be complex. Exponents are shifted by a constant that cancels
+exactly, the largest real part, so that nothing overflows. At complex outputs a loss is determined up to multiples of
+2πi (the logarithm's branches), its derivatives are unique.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    r"""log Σ_c exp z_c − Σ_c p_c z_c of each example, (m,), for outputs z (m, C).
+
+    ``targets``: classes (m,), whole numbers in [0, C), or probabilities p (m, C), each row of sum 1.
+    Raises TypeError or ValueError for other shapes or kinds.
+    """
+    expected = check_targets(outputs, targets)
+    shifted = outputs - real_part(outputs).amax(-1, keepdim=True)
+    return shifted.exp().sum(-1).log() - (shifted * expected).sum(-1)
+
+
+def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    r"""log(1 + exp z) − y z of each example, (m,), for outputs z (m,) or (m, 1) and targets y (m,) in [0, 1].
+
+    z is the log-odds of class 1. Raises ValueError for other shapes.
+    """
+    z = outputs.squeeze(-1) if outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
+    if z.ndim != 1 or targets.shape != z.shape:
+        raise ValueError(
+            "outputs must have shape (m,) or (m, 1) and targets (m,), "
+            f"got {tuple(outputs.shape)} and {tuple(targets.shape)}; two outputs want cross_entropy"
+        )
+    shift = real_part(z).clamp_min(0)
+    return shift + ((-shift).exp() + (z - shift).exp()).log() - targets * z
+
+
+def square_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    r"""½ Σ_c (z_c − y_c)² of each example, (m,), for outputs z (m, C), bilinear and not |z − y|² at complex outputs.
+
+    ``targets``: classes (m,), which stand for one-hot rows, or values y (m, C).
+    Raises TypeError or ValueError for other shapes or kinds.
+    """
+    offset = outputs - check_targets(outputs, targets)
+    return (offset * offset).sum(-1) / 2
+
+
+def real_part(outputs: Tensor) -> Tensor:
+    """Re z as a constant."""
+    return outputs.detach().real if outputs.is_complex() else outputs.detach()
+
+
+def check_targets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Rows (m, C) of the targets: as they are, or one-hot; raise unless they fit outputs (m, C)."""
+    if outputs.ndim != 2:
+        raise ValueError(f"outputs must have shape (m, C), got {tuple(outputs.shape)}")
+    if targets.is_floating_point():
+        if targets.shape != outputs.shape:
+            raise ValueError(
+                f"targets must have the outputs' shape {tuple(outputs.shape)} or be classes {tuple(outputs.shape[:1])} "
+                f"of whole numbers, got {tuple(targets.shape)} {targets.dtype}"
+            )
+        return targets
+    if targets.is_complex() or targets.dtype == torch.bool:
+        raise TypeError(f"targets must be whole numbers or real values, got {targets.dtype}; convert with .long()")
+    if targets.shape != outputs.shape[:1]:
+        raise ValueError(f"targets must have shape {tuple(outputs.shape[:1])}, got {tuple(targets.shape)}")
+    return F.one_hot(targets.long(), outputs.shape[1]).to(outputs.dtype)
+
+
+LOSSES = {"cross-entropy": cross_entropy, "square": square_loss, "binary-cross-entropy": binary_cross_entropy}
+"""Losses by name."""
