@@ -1,14 +1,14 @@
 r"""Toys in closed form, each with its critical points and a window to draw it in.
 
-Here are those whose coordinates are coupled (quadratic, Rosenbrock, product); ``separable`` holds the others.
-``LANDSCAPES`` names all. Parameters are real numbers, checked on construction (TypeError or ValueError); θ (..., d) may
-have any floating or complex dtype, on any device.
+Here are the three that most comparisons start from: quadratic, Rosenbrock, product. Others by kind: ``separable``,
+``surfaces``, ``valleys``, ``linear_nets``, ``spherical``; ``registry.LANDSCAPES`` names all. Parameters are real
+numbers, checked on construction (TypeError or ValueError); θ (..., d) may have any floating or complex dtype, on any
+device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from landscapes.autodiff import Field
 from landscapes.closed_form import Toy, Window, cast, check_real_tensor, symmetric_matrix
 from landscapes.errors import check_positive, check_real
-from landscapes.separable import Cosine, DoubleWell, QuarticWell, Saddle
+from landscapes.planar import Partial, Planar
 
 
 @final
@@ -66,6 +66,12 @@ class Quadratic(Toy):
         """m ± 2 along every coordinate."""
         return tuple((m - 2, m + 2) for m in self.minimum.tolist())
 
+    @property
+    def start(self) -> tuple[float, ...]:
+        """m + (−0.35, −0.2) in two dimensions (Rosca et al. 2023), m + 1 in others."""
+        offset = self.minimum.new_tensor((-0.35, -0.2)) if self.dimension == 2 else 1.0
+        return tuple((self.minimum + offset).tolist())
+
     def critical_positions(self) -> list[list[float]]:
         """The point m."""
         return [self.minimum.tolist()]
@@ -73,24 +79,21 @@ class Quadratic(Toy):
 
 @final
 @dataclass(frozen=True)
-class Rosenbrock(Toy):
+class Rosenbrock(Planar):
     r"""f(x, y) = (a − x)² + b (y − x²)², b > 0: a curved valley with one minimum at (a, a²).
 
     H = [[2 + 4b(3x² − y), −4bx], [−4bx, 2b]]. Rosenbrock 1960, Computer Journal 3, 175.
     """
 
     a: float = 1.0
+    """The minimum is at (a, a²)."""
     b: float = 100.0
+    """Stiffness of the walls."""
 
     def __post_init__(self) -> None:
         """Check a and b."""
         check_real("a", self.a)
         check_positive("b", self.b)
-
-    @property
-    def dimension(self) -> int:
-        """2."""
-        return 2
 
     def loss(self, theta: Tensor) -> Tensor:
         """(a − x)² + b (y − x²)², shape (...,)."""
@@ -103,22 +106,24 @@ class Rosenbrock(Toy):
         q = 2 * self.b * (y - x * x)
         return torch.stack((2 * (x - self.a - x * q), q), dim=-1)
 
-    def curvature(self, theta: Tensor) -> Field:
-        """v ↦ Hv."""
+    def second_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial]:
+        """2 + 4b(3x² − y), −4bx, 2b."""
         x, y = theta.unbind(-1)
-        f_xx, f_xy, f_yy = 2 + 4 * self.b * (3 * x * x - y), -4 * self.b * x, 2 * self.b
-        return lambda v: torch.stack((f_xx * v[..., 0] + f_xy * v[..., 1], f_xy * v[..., 0] + f_yy * v[..., 1]), dim=-1)
+        return 2 + 4 * self.b * (3 * x * x - y), -4 * self.b * x, 2 * self.b
 
-    def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """f_xxx = 24bx and f_xxy = −4b, contracted with u and v."""
-        f_xxx, f_xxy = 24 * self.b * theta[..., 0], -4 * self.b
-        uv, cross = u[..., 0] * v[..., 0], u[..., 0] * v[..., 1] + u[..., 1] * v[..., 0]
-        return torch.stack((f_xxx * uv + f_xxy * cross, f_xxy * uv), dim=-1)
+    def third_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial, Partial]:
+        """24bx, −4b, 0, 0."""
+        return 24 * self.b * theta[..., 0], -4 * self.b, 0.0, 0.0
 
     @property
     def window(self) -> Window:
         """The bend at the origin and the minimum at (a, a²)."""
         return (-abs(self.a) - 1, abs(self.a) + 1), (-1, self.a**2 + 2)
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        """On the wall of the valley."""
+        return 0.0, 0.5
 
     def critical_positions(self) -> list[list[float]]:
         """The minimum (a, a²)."""
@@ -127,7 +132,7 @@ class Rosenbrock(Toy):
 
 @final
 @dataclass(frozen=True)
-class Product(Toy):
+class Product(Planar):
     r"""f(a, b) = ½ (y − a b x)²: the product model, a two-layer linear net of one weight each on one example (x, y).
 
     Minima fill the hyperbola ab = y/x, flat along it with sharpness x²(a² + b²) across; the origin is a saddle. The
@@ -135,18 +140,15 @@ class Product(Toy):
     """
 
     y: float = 1.0
+    """Target."""
     x: float = 1.0
+    """Input, not zero."""
 
     def __post_init__(self) -> None:
         """Check y and x."""
         check_real("y", self.y)
         if check_real("x", self.x) == 0:
             raise ValueError(f"x must not be zero, got {self.x!r}: the loss would be constant")
-
-    @property
-    def dimension(self) -> int:
-        """2."""
-        return 2
 
     def loss(self, theta: Tensor) -> Tensor:
         """½ (y − a b x)², shape (...,)."""
@@ -159,24 +161,26 @@ class Product(Toy):
         pull = self.x * (self.x * a * b - self.y)
         return torch.stack((pull * b, pull * a), dim=-1)
 
-    def curvature(self, theta: Tensor) -> Field:
-        """v ↦ Hv, H = x [[x b², 2abx − y], [2abx − y, x a²]]."""
+    def second_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial]:
+        """x²b², x (2abx − y), x²a²."""
         a, b = theta.unbind(-1)
-        f_aa, f_ab, f_bb = self.x**2 * b * b, self.x * (2 * self.x * a * b - self.y), self.x**2 * a * a
-        return lambda v: torch.stack((f_aa * v[..., 0] + f_ab * v[..., 1], f_ab * v[..., 0] + f_bb * v[..., 1]), dim=-1)
+        return self.x**2 * b * b, self.x * (2 * self.x * a * b - self.y), self.x**2 * a * a
 
-    def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """f_aab = 2x²b and f_abb = 2x²a, contracted with u and v."""
-        f_abb, f_aab = (2 * self.x**2 * theta).unbind(-1)
-        (u_a, u_b), (v_a, v_b) = u.unbind(-1), v.unbind(-1)
-        cross = u_a * v_b + u_b * v_a
-        return torch.stack((f_aab * cross + f_abb * u_b * v_b, f_aab * u_a * v_a + f_abb * cross), dim=-1)
+    def third_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial, Partial]:
+        """0, 2x²b, 2x²a, 0."""
+        a, b = (2 * self.x**2 * theta).unbind(-1)
+        return 0.0, b, a, 0.0
 
     @property
     def window(self) -> Window:
         """Twice the balanced minimum, at least ±2."""
         edge = max(2.0, 2 * math.sqrt(abs(self.y / self.x)))
         return (-edge, edge), (-edge, edge)
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        """Unbalanced, where the valley is sharp."""
+        return 1.8, 0.1
 
     def critical_positions(self) -> list[list[float]]:
         """The origin, and the balanced minima of both branches (of both axes where y = 0)."""
@@ -185,16 +189,3 @@ class Product(Toy):
         a = math.sqrt(abs(self.y / self.x))
         b = math.copysign(a, self.y / self.x)
         return [[0, 0], [a, b], [-a, -b]]
-
-
-LANDSCAPES: dict[str, Callable[[], Toy]] = {
-    "quadratic": lambda: Quadratic(torch.diag(torch.tensor([2.0, 0.02], dtype=torch.float64))),
-    "rosenbrock": Rosenbrock,
-    "saddle": Saddle,
-    "double-well": lambda: DoubleWell(dimension=2),
-    "tilted-double-well": lambda: DoubleWell(tilt=0.2, dimension=2),
-    "quartic-well": lambda: QuarticWell(S=1.0, Q=1.0),
-    "cosine": Cosine,
-    "product": Product,
-}
-"""Toys by name, each with its defaults; the quadratic is that of Rosca et al. 2023 (arXiv 2302.01952)."""

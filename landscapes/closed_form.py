@@ -138,12 +138,17 @@ def signature(hessian: Tensor) -> Kind:
 
 
 class Toy(ClosedForm):
-    """A closed form whose map is known: where its critical points are, and the window that shows them."""
+    """A closed form whose map is known: its critical points, the window that shows them, and where to start from."""
 
     @property
     @abstractmethod
     def window(self) -> Window:
         """One interval a coordinate, ((x_min, x_max), ...), worth drawing."""
+
+    @property
+    @abstractmethod
+    def start(self) -> tuple[float, ...]:
+        """θ0 in the window, d numbers, from which gradient descent shows what the toy is for."""
 
     @abstractmethod
     def critical_positions(self) -> list[list[float]]:

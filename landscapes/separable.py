@@ -1,4 +1,4 @@
-r"""Toys without coupling, f(θ) = Σ_i φ_i(θ_i): saddle, double well, quartic well, egg box.
+r"""Toys without coupling, f(θ) = Σ_i φ_i(θ_i): saddle, double well, quartic well, egg box, Styblinski and Tang's.
 
 Their Hessian and third derivative are diagonal, which is all that ``Separable`` asks of them.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from landscapes.autodiff import Field
 from landscapes.closed_form import Toy, Window
+from landscapes.critical import depressed_cubic_roots
 from landscapes.errors import check_count, check_positive, check_real
 
 
@@ -53,7 +54,9 @@ class Saddle(Separable):
     """
 
     a: float = 1.0
+    """Curvature along x, attracting."""
     b: float = 1.0
+    """Curvature along y, escaping."""
 
     def __post_init__(self) -> None:
         """Check a and b."""
@@ -89,6 +92,11 @@ class Saddle(Separable):
         """±2 along both coordinates."""
         return (-2, 2), (-2, 2)
 
+    @property
+    def start(self) -> tuple[float, ...]:
+        """Beside the ridge: drawn to the saddle, then away from it."""
+        return 1.0, 0.01
+
     def critical_positions(self) -> list[list[float]]:
         """The origin."""
         return [[0, 0]]
@@ -104,7 +112,9 @@ class DoubleWell(Separable):
     """
 
     tilt: float = 0.0
+    """Slope that raises the right well."""
     dimension: int = 1
+    """Number of coordinates; the wells lie along the first."""
 
     def __post_init__(self) -> None:
         """Check tilt and dimension."""
@@ -137,17 +147,14 @@ class DoubleWell(Separable):
         roots = [position[0] for position in self.critical_positions()]
         return (min(-1.5, *roots) - 0.5, max(1.5, *roots) + 0.5), *[(-2.0, 2.0)] * (self.dimension - 1)
 
+    @property
+    def start(self) -> tuple[float, ...]:
+        """Just right of the barrier, up the wall of all else."""
+        return 0.1, *[1.0] * (self.dimension - 1)
+
     def critical_positions(self) -> list[list[float]]:
-        """The real roots of x³ − x + tilt (Viète), all else zero."""
-        s = 1.5 * math.sqrt(3) * self.tilt
-        outermost = -math.copysign(2 / math.sqrt(3), s)
-        if math.isclose(abs(s), 1, rel_tol=1e-12):
-            roots = [outermost, -outermost / 2]  # a simple root, and the double one where a well meets the barrier
-        elif abs(s) > 1:
-            roots = [outermost * math.cosh(math.acosh(abs(s)) / 3)]
-        else:
-            roots = [2 / math.sqrt(3) * math.cos((math.acos(-s) - 2 * math.pi * k) / 3) for k in range(3)]
-        return [[x, *[0.0] * (self.dimension - 1)] for x in roots]
+        """The real roots of x³ − x + tilt, all else zero."""
+        return [[x, *[0.0] * (self.dimension - 1)] for x in depressed_cubic_roots(1.0, self.tilt)]
 
 
 @final
@@ -160,7 +167,9 @@ class QuarticWell(Separable):
     """
 
     S: float
+    """Sharpness at the bottom."""
     Q: float
+    """How fast the sharpness falls."""
 
     def __post_init__(self) -> None:
         """Check S and Q."""
@@ -195,6 +204,11 @@ class QuarticWell(Separable):
         edge = 1.25 * math.sqrt(self.S / self.Q)
         return ((-edge, edge),)
 
+    @property
+    def start(self) -> tuple[float, ...]:
+        """0.3, or a quarter of the way to a maximum where that is nearer."""
+        return (min(0.3, math.sqrt(self.S / self.Q) / 4),)
+
     def critical_positions(self) -> list[list[float]]:
         """0 and ±√(S/Q)."""
         edge = math.sqrt(self.S / self.Q)
@@ -211,8 +225,11 @@ class Cosine(Separable):
     """
 
     amplitude: float = 1.0
+    """A, half the height."""
     frequency: float = 1.0
+    """k; wells lie 2π/k apart."""
     dimension: int = 2
+    """Number of coordinates, all alike."""
 
     def __post_init__(self) -> None:
         """Check amplitude, frequency and dimension."""
@@ -242,7 +259,59 @@ class Cosine(Separable):
         edge = 4 / self.frequency
         return ((-edge, edge),) * self.dimension
 
+    @property
+    def start(self) -> tuple[float, ...]:
+        """Half a radian from the minimum at the origin, along every coordinate."""
+        return (0.5 / self.frequency,) * self.dimension
+
     def critical_positions(self) -> list[list[float]]:
         """Every point with kθ_i in {−π, 0, π}."""
         half = math.pi / self.frequency
         return [list(point) for point in itertools.product((-half, 0, half), repeat=self.dimension)]
+
+
+@final
+@dataclass(frozen=True)
+class StyblinskiTang(Separable):
+    r"""f(θ) = ½ Σ_i (θ_i⁴ − 16θ_i² + 5θ_i), any d: 2^d wells, of which one is deepest.
+
+    Global minimum −39.16617 d where every θ_i = −2.903534. Styblinski & Tang 1990, Neural Netw. 3, 467.
+    """
+
+    dimension: int = 2
+    """Number of coordinates, all alike."""
+
+    def __post_init__(self) -> None:
+        """Check dimension."""
+        check_count("dimension", self.dimension)
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """½ Σ (θ² (θ² − 16) + 5θ), shape (...,)."""
+        square = torch.square(self.check(theta))
+        return (square * (square - 16) + 5 * theta).sum(dim=-1) / 2
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """2θ³ − 16θ + 5/2, shape (..., d)."""
+        return 2 * self.check(theta) * (torch.square(theta) - 8) + 2.5
+
+    def second(self, theta: Tensor) -> Tensor:
+        """6θ² − 16."""
+        return 6 * torch.square(theta) - 16
+
+    def third_diagonal(self, theta: Tensor) -> Tensor:
+        """12θ."""
+        return 12 * theta
+
+    @property
+    def window(self) -> Window:
+        """±4 along every coordinate."""
+        return ((-4.0, 4.0),) * self.dimension
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        """Either side of the barrier in turn: every other coordinate falls into the higher well."""
+        return tuple(0.0 if i % 2 == 0 else 0.4 for i in range(self.dimension))
+
+    def critical_positions(self) -> list[list[float]]:
+        """Every combination of the three roots of θ³ − 8θ + 5/4."""
+        return [list(point) for point in itertools.product(depressed_cubic_roots(8.0, 1.25), repeat=self.dimension)]

@@ -12,6 +12,8 @@ from nets.architectures import (
     build_network,
 )
 from nets.data import Data, load_data
+from nets.datasets.errors import DataError
+from nets.datasets.variants import limited, noisy_labels, only_classes, pooled, random_labels
 from nets.derivatives import PiecewiseLinearWarning, UncheckedDerivativesWarning, WrongDerivativeError
 from nets.ghost import GhostBatchLandscape
 from nets.layers import AveragePool, BatchNorm, GroupNorm, LayerNorm
@@ -27,6 +29,7 @@ __all__ = [
     "AveragePool",
     "BatchNorm",
     "Data",
+    "DataError",
     "GhostBatchLandscape",
     "GroupNorm",
     "HolomorphicNetworkLandscape",
@@ -42,6 +45,11 @@ __all__ = [
     "binary_cross_entropy",
     "build_network",
     "cross_entropy",
+    "limited",
     "load_data",
+    "noisy_labels",
+    "only_classes",
+    "pooled",
+    "random_labels",
     "square_loss",
 ]

@@ -32,7 +32,9 @@ from flows import (
 from flows.comparison import slug
 from landscapes import FiniteSum, Landscape
 from landscapes.errors import check_count
+from nets import GhostBatchLandscape
 from scripts.ground import AnyGround
+from scripts.net_ground import NetGround
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 FLOW_NAMES = ("gradient", "modified-1", "modified-2", "modified-3", "principal", "principal-third-order")
@@ -49,18 +51,18 @@ class Settings:
 
     ground: AnyGround
     """What is descended."""
-    h: float = 0.1
-    """Learning rate of the descent and of the flows."""
-    steps: int = 20
-    """Steps of the descent."""
-    flows: tuple[str, ...] = ("gradient", "modified-2", "modified-3", "principal")
-    """Flows to integrate."""
+    h: float | None = None
+    """Learning rate of the descent and of the flows; a network's preset, or half the inverse of a toy's curvature."""
+    steps: int | None = None
+    """Steps of the descent; a network's preset, else 20."""
+    flows: tuple[str, ...] | None = None
+    """Flows to integrate; a network's preset, else gradient, modified-2, modified-3 and principal."""
     descent: tuple[str, ...] = ("gd",)
     """Descents to compare them with, one table each."""
     theta0: tuple[float, ...] | None = None
     """Start; the landscape's own by default."""
-    batch_size: int = 32
-    """Examples in a mini-batch of sgd."""
+    batch_size: int | None = None
+    """Examples, or ghost batches, in a mini-batch of sgd; a network's preset, else 32."""
     sampling: Literal["replacement", "subset", "epoch"] = "epoch"
     """How sgd draws its mini-batches."""
     runs: int = 1
@@ -76,9 +78,9 @@ class Settings:
     method: str | None = None
     """Integration method of torchdiffeq; dopri5 by default."""
     rtol: float | None = None
-    """Relative tolerance; 1e-7 in float64 and 1e-4 in float32 by default."""
+    """Relative tolerance; 1e-4 for networks, else 1e-7 in float64 and 1e-4 in float32."""
     atol: float | None = None
-    """Absolute tolerance; 1e-9 in float64 and 1e-6 in float32 by default."""
+    """Absolute tolerance; 1e-6 for networks, else 1e-9 in float64 and 1e-6 in float32."""
     dt: float | None = None
     """Step of fixed-step methods; must divide h."""
     device: str = "cpu"
@@ -93,17 +95,49 @@ class Settings:
     """Folder for tables, figures and trajectories."""
 
 
-def build_flow(name: str, landscape: Landscape, settings: Settings) -> Flow:
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the user left open, settled."""
+
+    h: float
+    steps: int = 20
+    batch_size: int = 32
+    flows: tuple[str, ...] = ("gradient", "modified-2", "modified-3", "principal")
+    rtol: float | None = None
+    atol: float | None = None
+
+
+def choose(settings: Settings, landscape: Landscape, theta0: Tensor) -> Choice:
+    """The user's word first, then a network's preset, then defaults."""
+    chosen: dict[str, Any] = {}
+    if isinstance(settings.ground, NetGround):
+        chosen = settings.ground.suggested
+        if settings.method is not None:  # tolerances belong to the method that the preset has in mind
+            chosen = {name: value for name, value in chosen.items() if name not in ("rtol", "atol")}
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Choice)}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    return Choice(**({"h": gentle(landscape, theta0)} | chosen if "h" not in chosen else chosen))
+
+
+def gentle(landscape: Landscape, theta0: Tensor) -> float:
+    """Half the inverse of the largest curvature at θ0, to two digits: hλ = ½ there; 0.1 where it is flat or large."""
+    if landscape.dimension > 64:
+        return 0.1
+    curvature = float(torch.linalg.eigvalsh(landscape.hessian(theta0)).abs().max())
+    return float(f"{0.5 / curvature:.2g}") if curvature > 0 else 0.1
+
+
+def build_flow(name: str, landscape: Landscape, settings: Settings, h: float) -> Flow:
     """The flow of that name; ValueError naming what there is."""
     if name == "gradient":
         return GradientFlow(landscape)
     if match := re.fullmatch(r"modified-(\d+)", name):
-        return ModifiedFlow(landscape, settings.h, int(match[1]))
+        return ModifiedFlow(landscape, h, int(match[1]))
     if name in ("principal", "principal-third-order"):
         automatic = "complex" if landscape.holomorphic else "real"
         return PrincipalFlow(
             landscape,
-            settings.h,
+            h,
             krylov=settings.krylov if settings.krylov or landscape.dimension <= 64 else 30,
             tolerance=settings.krylov_tolerance,
             third_order=name == "principal-third-order",
@@ -112,29 +146,29 @@ def build_flow(name: str, landscape: Landscape, settings: Settings) -> Flow:
     raise ValueError(f"--flows must name {', '.join(FLOW_NAMES)}, got {name!r}")
 
 
-def stochastic(landscape: Landscape, settings: Settings) -> Descent:
+def stochastic(landscape: Landscape, settings: Settings, choice: Choice) -> Descent:
     """SGD on the landscape's examples."""
     if not isinstance(landscape, FiniteSum):
         raise ValueError(f"--descent sgd needs examples, {type(landscape).__name__} has none; use gd")
-    batch_size = min(settings.batch_size, landscape.size)
-    return StochasticGradientDescent(landscape, settings.h, batch_size, settings.sampling)
+    batch_size = min(choice.batch_size, landscape.size)
+    return StochasticGradientDescent(landscape, choice.h, batch_size, settings.sampling)
 
 
-DESCENTS: dict[str, Callable[[Landscape, Settings], Descent]] = {
-    "gd": lambda landscape, settings: GradientDescent(landscape, settings.h),
+DESCENTS: dict[str, Callable[[Landscape, Settings, Choice], Descent]] = {
+    "gd": lambda landscape, settings, choice: GradientDescent(landscape, choice.h),
     "sgd": stochastic,
-    "heavy-ball": lambda landscape, settings: HeavyBall(landscape, settings.h, settings.momentum),
+    "heavy-ball": lambda landscape, settings, choice: HeavyBall(landscape, choice.h, settings.momentum),
 }
 
 
-def build_descent(name: str, landscape: Landscape, settings: Settings) -> Descent:
+def build_descent(name: str, landscape: Landscape, settings: Settings, choice: Choice) -> Descent:
     """The descent of that name; ValueError naming what there is."""
     if name in DESCENTS:
-        return DESCENTS[name](landscape, settings)
+        return DESCENTS[name](landscape, settings, choice)
     kind = getattr(torch.optim, name, None)
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
         factory: Any = kind  # the base class declares no lr, its classes all take one
-        return OptimizerDescent(landscape, functools.partial(factory, lr=settings.h))
+        return OptimizerDescent(landscape, functools.partial(factory, lr=choice.h))
     raise ValueError(f"--descent must name {', '.join(DESCENTS)} or a class of torch.optim, got {name!r}")
 
 
@@ -154,8 +188,10 @@ def run(settings: Settings) -> None:
         torch.set_num_threads(check_count("threads", settings.threads))
     landscape, default = settings.ground.build(settings.seed, DTYPES[settings.dtype], settings.device)
     theta0 = build_start(settings, landscape, default)
-    flows = {name: build_flow(name, landscape, settings) for name in settings.flows}
-    descents = {name: build_descent(name, landscape, settings) for name in settings.descent}
+    choice = choose(settings, landscape, theta0)
+    flows = {name: build_flow(name, landscape, settings, choice.h) for name in choice.flows}
+    descents = {name: build_descent(name, landscape, settings, choice) for name in settings.descent}
+    print(f"{describe(settings, landscape)}: h = {choice.h:g}, {choice.steps} steps")
     for name, flow in flows.items():
         if isinstance(flow, PrincipalFlow) and flow.branch == "real" and settings.branch == "auto":
             print(f"{name}: real branch, as the loss is not holomorphic; it follows growth, not the flip of sign")
@@ -165,21 +201,37 @@ def run(settings: Settings) -> None:
             descent,
             flows,
             theta0,
-            settings.steps,
+            choice.steps,
             runs=settings.runs if name == "sgd" else 1,
             seed=settings.seed,
             method=settings.method,
-            rtol=settings.rtol,
-            atol=settings.atol,
+            rtol=choice.rtol,
+            atol=choice.atol,
             dt=settings.dt,
             folder=folder,
             progress=sys.stderr.isatty(),
         )
         print(result)
         result.save(folder)
-        said = {"landscape": type(settings.ground).__name__, **dataclasses.asdict(settings)}
+        said = {
+            "landscape": type(settings.ground).__name__,
+            **dataclasses.asdict(settings),
+            **dataclasses.asdict(choice),
+            "torch": torch.__version__,
+        }
         (folder / "settings.json").write_text(json.dumps(said, default=str, indent=2) + "\n")
         print(f"figure: {result.plot(folder / 'comparison.png')}\n", flush=True)
+
+
+def describe(settings: Settings, landscape: Landscape) -> str:
+    """What is descended, on one line."""
+    examples = f", a mean over {landscape.size}" if isinstance(landscape, FiniteSum) else ""
+    name = type(landscape).__name__
+    if isinstance(settings.ground, NetGround):
+        preset = settings.ground.chosen
+        ghosts = f" ghost batches of {preset.ghost_size}" if isinstance(landscape, GhostBatchLandscape) else " examples"
+        name, examples = f"{settings.ground.architecture} on {preset.data}", f"{examples}{ghosts}"
+    return f"{name}, {landscape.dimension:,} parameters{examples}"
 
 
 def check_device(device: str) -> None:

@@ -1,36 +1,34 @@
-r"""What a script can descend, by name: toys, finite sums and networks on data, each a typed configuration.
+r"""What a script can descend, by name: toys and finite sums (networks: net_ground), each a typed configuration.
 
 ``build(seed, dtype, device)`` gives the landscape and the θ0 that the run starts from unless the user gives another.
+Toys of ``LANDSCAPES`` whose parameters are numbers are their own configuration, with their defaults there; those made
+of tensors have one of their own.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Union
 
 import torch
-import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from landscapes import (
-    Cosine,
-    DoubleWell,
+    LANDSCAPES,
     Landscape,
     LinearRegression,
+    MatrixFactorisation,
     NoisyQuadratic,
-    Product,
     Quadratic,
-    QuarticWell,
-    Rosenbrock,
-    Saddle,
+    SphericalQuotient,
+    Toy,
     TwoQuadratics,
 )
-from nets import ARCHITECTURES, NetworkLandscape, load_data
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+from landscapes.errors import check_count
+from nets import load_data
+from scripts.net_ground import NetGround
 
 
 class Ground(Protocol):
@@ -41,9 +39,27 @@ class Ground(Protocol):
         ...
 
 
-def point(dtype: torch.dtype, device: str, *coordinates: float) -> Tensor:
-    """A default θ0."""
-    return torch.tensor(coordinates, dtype=dtype, device=device)
+def start(toy: Toy, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
+    """A toy and the θ0 it names."""
+    return toy, torch.tensor(toy.start, dtype=dtype, device=device)
+
+
+def diagonal(values: tuple[float, ...]) -> Tensor:
+    """The diagonal matrix of these."""
+    return torch.diag(torch.tensor(values, dtype=torch.float64))
+
+
+def toy_ground(toy: Toy) -> type:
+    """A configuration named after the toy's class, with the toy's own fields as options and its values as defaults."""
+
+    def build(self: Any, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
+        """Start: the toy's own."""
+        return start(self.toy, dtype, device)
+
+    formula = " ".join((type(toy).__doc__ or "").split("\n\n")[0].split())
+    members = {"build": build, "__doc__": formula}
+    field = ("toy", type(toy), dataclasses.field(default=toy))
+    return dataclasses.make_dataclass(f"{type(toy).__name__}Ground", [field], namespace=members, frozen=True)
 
 
 @dataclass(frozen=True)
@@ -55,84 +71,34 @@ class QuadraticGround:
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
         """Start: (−0.35, −0.2) in two dimensions (Rosca et al. 2023), all ones in others."""
-        hessian = torch.diag(torch.tensor(self.eigenvalues, dtype=torch.float64))
-        start = (-0.35, -0.2) if len(self.eigenvalues) == 2 else (1.0,) * len(self.eigenvalues)
-        return Quadratic(hessian), point(dtype, device, *start)
+        return start(Quadratic(diagonal(self.eigenvalues)), dtype, device)
 
 
 @dataclass(frozen=True)
-class RosenbrockGround:
-    """Rosenbrock's valley (a − x)² + b(y − x²)²."""
+class SphericalQuotientGround:
+    """Half the Rayleigh quotient θᵀAθ / (2 θᵀθ) of a diagonal A: the same along every ray."""
 
-    a: float = 1.0
-    b: float = 100.0
+    eigenvalues: tuple[float, ...] = (0.5, 2.0)
+    """Eigenvalues of A."""
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: (0, 0.5), on the wall of the valley."""
-        return Rosenbrock(self.a, self.b), point(dtype, device, 0.0, 0.5)
+        """Start: a unit vector near the last of the eigenvectors."""
+        return start(SphericalQuotient(diagonal(self.eigenvalues)), dtype, device)
 
 
 @dataclass(frozen=True)
-class SaddleGround:
-    """A saddle: attracting along the first coordinate, escaping along the second."""
+class MatrixFactorisationGround:
+    """Matrix factorisation ½ ‖UVᵀ − M‖²_F of a diagonal M."""
 
-    a: float = 1.0
-    b: float = 1.0
-
-    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: (1, 0.01)."""
-        return Saddle(self.a, self.b), point(dtype, device, 1.0, 0.01)
-
-
-@dataclass(frozen=True)
-class DoubleWellGround:
-    """Double well (x² − 1)²/4 + tilt·x + y²/2."""
-
-    tilt: float = 0.0
+    singular_values: tuple[float, ...] = (2.0, 0.5)
+    """Singular values of M."""
+    rank: int | None = None
+    """Columns of U and V; as many as singular values by default."""
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: (0.1, 1)."""
-        return DoubleWell(tilt=self.tilt, dimension=2), point(dtype, device, 0.1, 1.0)
-
-
-@dataclass(frozen=True)
-class QuarticWellGround:
-    """Quartic well (S/2)x² − (Q/4)x⁴ in one dimension."""
-
-    S: float = 1.6
-    """Sharpness at the bottom."""
-    Q: float = 1.0
-    """How fast the sharpness falls."""
-
-    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: 0.3."""
-        return QuarticWell(self.S, self.Q), point(dtype, device, 0.3)
-
-
-@dataclass(frozen=True)
-class CosineGround:
-    """Cosines of every coordinate."""
-
-    amplitude: float = 1.0
-    frequency: float = 1.0
-    dimension: int = 2
-
-    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: 0.5 along every coordinate."""
-        landscape = Cosine(self.amplitude, self.frequency, self.dimension)
-        return landscape, point(dtype, device, *(0.5,) * self.dimension)
-
-
-@dataclass(frozen=True)
-class ProductGround:
-    """Product model ½(y − a·b·x)²."""
-
-    y: float = 1.0
-    x: float = 1.0
-
-    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: (1.8, 0.1), unbalanced."""
-        return Product(self.y, self.x), point(dtype, device, 1.8, 0.1)
+        """Start: a tenth of the first singular vectors."""
+        rank = len(self.singular_values) if self.rank is None else check_count("rank", self.rank)
+        return start(MatrixFactorisation(diagonal(self.singular_values), rank), dtype, device)
 
 
 @dataclass(frozen=True)
@@ -157,8 +123,8 @@ class NoisyQuadraticGround:
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
         """Start: all ones."""
-        hessian = torch.diag(torch.tensor(self.eigenvalues, dtype=torch.float64))
-        return NoisyQuadratic(hessian, self.examples, seed), torch.ones(len(self.eigenvalues)).to(device, dtype)
+        landscape = NoisyQuadratic(diagonal(self.eigenvalues), self.examples, seed)
+        return landscape, torch.ones(len(self.eigenvalues)).to(device, dtype)
 
 
 @dataclass(frozen=True)
@@ -176,56 +142,22 @@ class RegressionGround:
         return landscape, torch.zeros(landscape.dimension, dtype=dtype, device=device)
 
 
-@dataclass(frozen=True)
-class NetGround:
-    """A network on real data, full batch or mini-batches of it."""
+OWN: dict[str, type] = {
+    "quadratic": QuadraticGround,
+    "spherical-quotient": SphericalQuotientGround,
+    "matrix-factorisation": MatrixFactorisationGround,
+    "two-quadratics": TwoQuadraticsGround,
+    "noisy-quadratic": NoisyQuadraticGround,
+    "regression": RegressionGround,
+    "net": NetGround,
+}
+"""Those that are no toy made of numbers."""
+GROUNDS: dict[str, type] = {name: OWN.get(name) or toy_ground(make()) for name, make in LANDSCAPES.items()} | OWN
+"""Every configuration by the name of its subcommand."""
 
-    architecture: Literal["lenet", "mlp"] = "lenet"
-    data: Literal["digits", "breast-cancer"] = "digits"
-    examples: int | None = 300
-    """Class-balanced training examples; None for all."""
-    width: float = 0.5
-    """Multiplies channels and hidden units."""
-    activation: str = "tanh"
-    loss: Literal["cross-entropy", "square"] = "cross-entropy"
-    chunk_size: int | None = None
-    """Examples whose graph is held at once; None for all."""
-
-    def parts(self, seed: int, dtype: torch.dtype, device: str) -> tuple[nn.Module, LossFunction, Tensor, Tensor]:
-        """Module, loss of each example, inputs and targets."""
-        data = load_data(self.data, limit=self.examples, seed=seed)
-        shape = tuple(data.inputs.shape[1:])
-        build = functools.partial(ARCHITECTURES[self.architecture], shape, data.classes)
-        module = build(width=self.width, activation=self.activation, seed=seed).to(device, dtype)
-        loss = cross_entropy if self.loss == "cross-entropy" else square_error
-        return module, loss, data.inputs.to(device, dtype), data.targets.to(device)
-
-    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: the network's own random weights, drawn with the seed."""
-        landscape = NetworkLandscape(*self.parts(seed, dtype, device), chunk_size=self.chunk_size)
-        return landscape, landscape.theta0
-
-
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each example, (m,)."""
-    return F.cross_entropy(outputs, targets, reduction="none")
-
-
-def square_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """½ Σ_c (output_c − [c = target])² of each example, (m,)."""
-    return (outputs - F.one_hot(targets, outputs.shape[-1])).square().sum(dim=-1) / 2
-
-
-AnyGround = (
-    Annotated[QuadraticGround, tyro.conf.subcommand("quadratic")]
-    | Annotated[RosenbrockGround, tyro.conf.subcommand("rosenbrock")]
-    | Annotated[SaddleGround, tyro.conf.subcommand("saddle")]
-    | Annotated[DoubleWellGround, tyro.conf.subcommand("double-well")]
-    | Annotated[QuarticWellGround, tyro.conf.subcommand("quartic-well")]
-    | Annotated[CosineGround, tyro.conf.subcommand("cosine")]
-    | Annotated[ProductGround, tyro.conf.subcommand("product")]
-    | Annotated[TwoQuadraticsGround, tyro.conf.subcommand("two-quadratics")]
-    | Annotated[NoisyQuadraticGround, tyro.conf.subcommand("noisy-quadratic")]
-    | Annotated[RegressionGround, tyro.conf.subcommand("regression")]
-    | Annotated[NetGround, tyro.conf.subcommand("net")]
-)
+if TYPE_CHECKING:
+    AnyGround = Ground  # which classes there are is known at run time only
+else:
+    AnyGround = Union[  # noqa: UP007  # its members are computed
+        tuple(Annotated[ground, tyro.conf.subcommand(name)] for name, ground in GROUNDS.items())
+    ]

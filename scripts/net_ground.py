@@ -1,57 +1,128 @@
-r"""Networks on data as a script's ground, each a typed configuration."""
+r"""Networks on data as a script's ground: any architecture on any data set, each option from a preset unless given."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
-from landscapes import Landscape
-from nets import ARCHITECTURES, NetworkLandscape, load_data
+from landscapes.errors import check_choice, check_count
+from nets import (
+    ARCHITECTURES,
+    LOSSES,
+    BatchNorm,
+    Data,
+    GhostBatchLandscape,
+    HolomorphicNetworkLandscape,
+    NetworkLandscape,
+    build_network,
+    limited,
+    load_data,
+    noisy_labels,
+    only_classes,
+    random_labels,
+)
+from nets.data import DATA_SETS
+from nets.network import LossFunction
+from scripts.presets import PRESETS, Preset
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+Size = Literal["laptop", "paper"]
 
 
 @dataclass(frozen=True)
 class NetGround:
     """A network on real data, full batch or mini-batches of it."""
 
-    architecture: Literal["lenet", "mlp"] = "lenet"
-    data: Literal["digits", "breast-cancer"] = "digits"
-    examples: int | None = 300
-    """Class-balanced training examples; None for all."""
-    width: float = 0.5
+    architecture: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(ARCHITECTURES)}.")] = "lenet"
+    preset: Size = "laptop"
+    """Where options not given come from: sizes for two cores, or the paper's."""
+    data: Annotated[str | None, tyro.conf.arg(help=f"One of {', '.join(DATA_SETS)}; the preset's by default.")] = None
+    root: Path | None = None
+    """Folder that holds the data's files; by default they are looked for in THALWEG_DATA, or downloaded."""
+    examples: int | Literal["all"] | None = None
+    """Class-balanced training examples."""
+    classes: tuple[int, ...] | None = None
+    """Keep these classes only."""
+    labels: Literal["true", "random"] = "true"
+    """Random: every label drawn anew (Zhang et al. 2017)."""
+    label_noise: float = 0.0
+    """Fraction of examples given another label."""
+    width: float | None = None
     """Multiplies channels and hidden units."""
-    activation: str = "tanh"
+    activation: str | None = None
+    """tanh, relu, gelu, sine, square, …; the architecture's by default."""
+    norm: str | None = None
+    """batch, group or none (vit: layer or none); the architecture's by default."""
+    pooling: str | None = None
+    """max, average or strided, where there is pooling."""
     loss: Literal["cross-entropy", "square"] = "cross-entropy"
     chunk_size: int | None = None
-    """Examples whose graph is held at once; None for all."""
+    """Examples, or ghost batches, whose graph is held at once; None for all."""
+    ghost_size: int | None = None
+    """Examples that share their batch-norm statistics; a rest of the examples is left out."""
+    holomorphic: bool = False
+    """Accept complex weights (tanh, sine or polynomial activations, no max pooling)."""
+
+    @property
+    def chosen(self) -> Preset:
+        """The preset, with what the user gave in its place."""
+        check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
+        preset = PRESETS[self.preset][self.architecture]
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("data", "classes", "width", "ghost_size")}
+        if self.data is not None and self.data != preset.data and self.classes is None:
+            preset = replace(preset, classes=None)
+        if self.examples is not None:
+            preset = replace(preset, examples=None if self.examples == "all" else self.examples)
+        return replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def suggested(self) -> dict[str, Any]:
+        """Settings of a comparison that suit the network."""
+        preset = self.chosen
+        flows = {"h": preset.h, "steps": preset.steps, "batch_size": preset.batch_size, "flows": preset.flows}
+        return {**flows, "rtol": 1e-4, "atol": 1e-6}
+
+    def load(self, seed: int) -> Data:
+        """The examples, relabelled as asked."""
+        preset = self.chosen
+        limit = None if preset.classes is not None else preset.examples
+        data = load_data(preset.data, root=self.root, limit=limit, seed=seed)
+        if preset.classes is not None:
+            data = only_classes(data, preset.classes)
+            if preset.examples is not None:
+                data = limited(data, preset.examples, seed)
+        if self.labels == "random":
+            data = random_labels(data, seed)
+        return noisy_labels(data, self.label_noise, seed) if self.label_noise else data
 
     def parts(self, seed: int, dtype: torch.dtype, device: str) -> tuple[nn.Module, LossFunction, Tensor, Tensor]:
         """Module, loss of each example, inputs and targets."""
-        data = load_data(self.data, limit=self.examples, seed=seed)
-        shape = tuple(data.inputs.shape[1:])
-        build = functools.partial(ARCHITECTURES[self.architecture], shape, data.classes)
-        module = build(width=self.width, activation=self.activation, seed=seed).to(device, dtype)
-        loss = cross_entropy if self.loss == "cross-entropy" else square_error
-        return module, loss, data.inputs.to(device, dtype), data.targets.to(device)
+        data = self.load(seed)
+        options = {"activation": self.activation, "norm": self.norm, "pooling": self.pooling}
+        module = build_network(
+            self.architecture, tuple(data.inputs.shape[1:]), data.classes, width=self.chosen.width, seed=seed, **options
+        )
+        return module.to(device, dtype), LOSSES[self.loss], data.inputs.to(device, dtype), data.targets.to(device)
 
-    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
+    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[NetworkLandscape, Tensor]:
         """Start: the network's own random weights, drawn with the seed."""
-        landscape = NetworkLandscape(*self.parts(seed, dtype, device), chunk_size=self.chunk_size)
+        landscape = self.landscape(*self.parts(seed, dtype, device), seed=seed)
         return landscape, landscape.theta0
 
-
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each example, (m,)."""
-    return F.cross_entropy(outputs, targets, reduction="none")
-
-
-def square_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """½ Σ_c (output_c − [c = target])² of each example, (m,)."""
-    return (outputs - F.one_hot(targets, outputs.shape[-1])).square().sum(dim=-1) / 2
+    def landscape(
+        self, module: nn.Module, loss: LossFunction, inputs: Tensor, targets: Tensor, *, seed: int
+    ) -> NetworkLandscape:
+        """The sum over ghost batches where there is batch norm, else over examples."""
+        if not any(isinstance(layer, BatchNorm) for layer in module.modules()):
+            kind = HolomorphicNetworkLandscape if self.holomorphic else NetworkLandscape
+            return kind(module, loss, inputs, targets, self.chunk_size)
+        if self.holomorphic:
+            raise ValueError("--holomorphic needs a network without batch statistics; add --norm group or --norm none")
+        N = len(targets)
+        size = min(check_count("ghost_size", self.chosen.ghost_size or N), N)
+        kept = N - N % size
+        return GhostBatchLandscape(module, loss, inputs[:kept], targets[:kept], size, self.chunk_size, seed=seed)

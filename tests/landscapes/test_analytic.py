@@ -10,17 +10,30 @@ from torch.testing import assert_close
 
 from landscapes import (
     LANDSCAPES,
+    BarrierValley,
+    Beale,
+    BumpyBasin,
+    CatapultModel,
     Cosine,
+    DeepLinearChain,
     DoubleWell,
+    Himmelblau,
+    MatrixFactorisation,
+    MonkeySaddle,
     Product,
     Quadratic,
     QuarticWell,
     Rosenbrock,
     Saddle,
+    SharpFlatWells,
+    SphericalQuotient,
+    StyblinskiTang,
 )
 from landscapes.landscape import AutogradExpansion
 
 INDEFINITE = torch.tensor([[1.0, 2.0, 0.5], [2.0, -1.0, 0.3], [0.5, 0.3, 0.2]], dtype=torch.float64)
+EPSILON = torch.finfo(torch.float64).eps
+TALL = torch.tensor([[1.0, 0.3], [-0.4, 2.0], [0.5, -0.6]], dtype=torch.float64)
 VARIANTS = {
     "indefinite": lambda: Quadratic(INDEFINITE, torch.tensor([1.0, -2.0, 0.5])),
     "gentle-rosenbrock": lambda: Rosenbrock(a=-0.5, b=3.0),
@@ -31,6 +44,22 @@ VARIANTS = {
     "cosine-3d": lambda: Cosine(amplitude=0.7, frequency=2.5, dimension=3),
     "flipped-product": lambda: Product(y=2.0, x=-0.5),
     "zero-product": lambda: Product(y=0.0),
+    "low-monkey-saddle": lambda: MonkeySaddle(scale=0.3),
+    "styblinski-tang-1d": lambda: StyblinskiTang(dimension=1),
+    "gentle-valley": lambda: BarrierValley(across=3.0, along=0.2, amplitude=0.3, frequency=5.0, width=0.7),
+    "free-valley": lambda: BarrierValley(along=2.0, amplitude=0.01, frequency=3.0),
+    "bumpy-line": lambda: BumpyBasin(radius=1.5, amplitude=0.1, frequency=7.0, dimension=1),
+    "smooth-basin-3d": lambda: BumpyBasin(amplitude=0.01, frequency=0.5, dimension=3),
+    "wells-1d": lambda: SharpFlatWells(sharp=8.0, flat=2.0, separation=1.0, dimension=1),
+    "wells-3d": lambda: SharpFlatWells(sharp=3.0, flat=0.5, separation=2.0, dimension=3),
+    "spherical-3d": lambda: SphericalQuotient(INDEFINITE),
+    "chain-of-two": lambda: DeepLinearChain(depth=2, y=-2.0, x=0.5),
+    "chain-of-five": lambda: DeepLinearChain(depth=5, y=-0.7, x=1.3),
+    "chain-to-zero": lambda: DeepLinearChain(depth=4, y=0.0),
+    "rank-one": lambda: MatrixFactorisation(TALL),
+    "full-rank": lambda: MatrixFactorisation(TALL.mT, rank=2),
+    "catapult-of-one": lambda: CatapultModel(width=1, y=-0.5, x=2.0),
+    "catapult-to-target": lambda: CatapultModel(width=3, y=1.5, x=-0.7),
 }
 TOYS = LANDSCAPES | VARIANTS
 toys = pytest.mark.parametrize("name", TOYS)
@@ -47,6 +76,17 @@ seeds = st.integers(0, 2**31)
         (QuarticWell(S=2.0, Q=3.0), [2.0], 4.0 - 12.0, [4.0 - 24.0]),
         (Cosine(amplitude=2.0, frequency=0.5), [math.pi, 2 * math.pi], 2.0 + 4.0, [1.0, 0.0]),
         (Product(y=3.0, x=2.0), [1.0, 2.0], 0.5, [4.0, 2.0]),
+        (MonkeySaddle(scale=2.0), [2.0, 1.0], 4.0, [18.0, -24.0]),
+        (Himmelblau(), [1.0, 2.0], 68.0, [-36.0, -32.0]),
+        (Beale(), [2.0, 2.0], 356.703125, [289.25, 944.0]),
+        (StyblinskiTang(dimension=2), [1.0, 2.0], -24.0, [-11.5, -13.5]),
+        (BarrierValley(1.0, 2.0, 0.1, math.pi, 2.0), [1.0, 0.0], 1.2, [2.0, 0.0]),
+        (BumpyBasin(2.0, 0.1, math.pi, 2), [1.0, 2.0], 1.2625, [0.25, 2.0]),
+        (SharpFlatWells(4.0, 2.0, 2.0, 2), [0.0, 0.0], 2 / 3, [-4 / 9, 0.0]),
+        (SphericalQuotient(torch.diag(torch.tensor([1.0, 3.0]))), [1.0, 1.0], 1.0, [-0.5, 0.5]),
+        (DeepLinearChain(depth=3, y=1.0, x=2.0), [1.0, 2.0, -1.0], 12.5, [20.0, 10.0, -20.0]),
+        (MatrixFactorisation(torch.eye(2)), [1.0, 2.0, 3.0, 0.0], 20.5, [6.0, 18.0, 14.0, -2.0]),
+        (CatapultModel(width=4, y=1.0, x=2.0), [1.0] * 8, 4.5, [3.0] * 8),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -152,13 +192,27 @@ def test_critical_points(name):
     assert len(landscape.window) == landscape.dimension
     for point in points:
         assert point.position.shape == (landscape.dimension,)
-        assert float(landscape.grad(point.position).abs().max()) < 1e-12
+        eigenvalues = torch.linalg.eigvalsh(AutogradExpansion(landscape.loss, point.position).hessian())
+        sharpness, size = float(eigenvalues.abs().max()), float(point.position.abs().max())
+        # Coordinates are rounded by ε|θ|/2, which a Hessian of some thousands (Müller–Brown) turns into a gradient.
+        assert float(landscape.grad(point.position).abs().max()) < max(1e-12, 16 * EPSILON * size * sharpness)
         for x, (low, high) in zip(point.position.tolist(), landscape.window, strict=True):
             assert low < x < high
-        eigenvalues = torch.linalg.eigvalsh(AutogradExpansion(landscape.loss, point.position).hessian())
-        signs = {int(s) for s in torch.sign(eigenvalues.where(eigenvalues.abs() > 1e-9, 0.0))}
-        kinds = {frozenset({1}): "minimum", frozenset({-1}): "maximum", frozenset({1, -1}): "saddle"}
-        assert point.kind == kinds.get(frozenset(signs), "degenerate")
+        signs = {int(s) for s in torch.sign(eigenvalues.where(eigenvalues.abs() > 1e-9 * max(1.0, sharpness), 0.0))}
+        kinds = {frozenset({1}): "minimum", frozenset({-1}): "maximum"}
+        assert point.kind == ("saddle" if {1, -1} <= signs else kinds.get(frozenset(signs), "degenerate"))
+
+
+@toys
+def test_the_start_is_a_point_of_the_window_that_descent_leaves(name):
+    landscape = TOYS[name]()
+    theta = torch.tensor(landscape.start, dtype=torch.float64)
+    assert theta.shape == (landscape.dimension,)
+    for x, (low, high) in zip(theta.tolist(), landscape.window, strict=True):
+        assert low < x < high
+    h = 0.1 / max(1.0, float(torch.linalg.matrix_norm(landscape.hessian(theta), 2)))
+    fall = landscape.loss(theta) - landscape.loss(theta - h * landscape.grad(theta))
+    assert float(fall) > 1e-6 * abs(float(landscape.loss(theta)))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +229,30 @@ def test_critical_points(name):
         ("cosine", ["maximum"] * 4 + ["minimum"] + ["saddle"] * 4),
         ("product", ["degenerate", "degenerate", "saddle"]),
         ("flipped-product", ["degenerate", "degenerate", "saddle"]),
+        ("monkey-saddle", ["degenerate"]),
+        ("himmelblau", ["maximum"] + ["minimum"] * 4 + ["saddle"] * 4),
+        ("beale", ["minimum", "saddle", "saddle"]),
+        ("styblinski-tang", ["maximum"] + ["minimum"] * 4 + ["saddle"] * 4),
+        ("mueller-brown", ["minimum"] * 3 + ["saddle"] * 2),
+        ("barrier-valley", ["minimum"] * 5 + ["saddle"] * 4),
+        ("free-valley", ["minimum"]),
+        ("bumpy-basin", ["maximum"] * 4 + ["minimum"] * 9 + ["saddle"] * 12),
+        ("smooth-basin-3d", ["minimum"]),
+        ("sharp-flat-wells", ["minimum", "minimum", "saddle"]),
+        ("wells-1d", ["maximum", "minimum", "minimum"]),
+        ("wells-3d", ["minimum", "minimum", "saddle"]),
+        ("spherical-quotient", ["degenerate"] * 4),
+        ("spherical-3d", ["degenerate"] * 4 + ["saddle"] * 2),
+        ("deep-linear-chain", ["degenerate"] * 5 + ["saddle"] * 3),
+        ("chain-of-two", ["degenerate", "degenerate", "saddle"]),
+        ("chain-of-five", ["degenerate"] * 17 + ["saddle"] * 10),
+        ("chain-to-zero", ["degenerate"] * 5),
+        ("matrix-factorisation", ["degenerate"] + ["saddle"] * 3),
+        ("rank-one", ["degenerate"] + ["saddle"] * 2),
+        ("full-rank", ["degenerate"] + ["saddle"] * 3),
+        ("catapult", ["degenerate"] * 2),
+        ("catapult-of-one", ["degenerate", "degenerate", "saddle"]),
+        ("catapult-to-target", ["degenerate", "degenerate", "saddle"]),
     ],
 )
 def test_kinds_of_critical_points(name, kinds):
@@ -224,6 +302,29 @@ def test_a_quadratic_keeps_its_own_copy():
         (lambda: Cosine(frequency=-2.0), ValueError, "frequency must be positive"),
         (lambda: Cosine(dimension=1.5), TypeError, "dimension must be a whole number"),
         (lambda: Product(x=0.0), ValueError, "x must not be zero"),
+        (lambda: MonkeySaddle(scale=0.0), ValueError, "scale must be positive"),
+        (lambda: StyblinskiTang(dimension=0), ValueError, "dimension must be at least 1"),
+        (lambda: BarrierValley(width=-1.0), ValueError, "width must be positive"),
+        (
+            lambda: BarrierValley(4.0, 1.0, 2.0, 1.0, 1.0),
+            ValueError,
+            "amplitude must be below across·width²/2 = 2, got 2",
+        ),
+        (lambda: BumpyBasin(radius=math.nan), ValueError, "radius must be positive"),
+        (lambda: BumpyBasin(dimension=True), TypeError, "dimension must be a whole number"),
+        (lambda: SharpFlatWells(separation=0.0), ValueError, "separation must be positive"),
+        (lambda: SphericalQuotient(torch.ones(1, 1)), ValueError, r"matrix must have shape \(d, d\) with d >= 2"),
+        (lambda: SphericalQuotient(torch.ones(2, 3)), ValueError, "matrix must hold square matrices"),
+        (lambda: DeepLinearChain(depth=1), ValueError, "depth must be at least 2"),
+        (lambda: DeepLinearChain(x=0.0), ValueError, "x must not be zero"),
+        (lambda: MatrixFactorisation([[1.0]]), TypeError, "target must be a torch.Tensor"),
+        (lambda: MatrixFactorisation(torch.ones(3)), ValueError, r"target must have shape \(m, n\), got \(3,\)"),
+        (lambda: MatrixFactorisation(torch.zeros(2, 2)), ValueError, "target must not be zero"),
+        (lambda: MatrixFactorisation(torch.eye(2), rank=3), ValueError, r"rank must be at most min\(m, n\) = 2, got 3"),
+        (lambda: MatrixFactorisation(torch.eye(2), rank=0), ValueError, "rank must be at least 1"),
+        (lambda: CatapultModel(width=0), ValueError, "width must be at least 1"),
+        (lambda: CatapultModel(x=0.0), ValueError, "x must not be zero"),
+        (lambda: CatapultModel(y=math.inf), ValueError, "y must be finite"),
     ],
 )
 def test_arguments_are_checked(build, error, text):

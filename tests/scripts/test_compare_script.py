@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from flows import Trajectory
+from landscapes import LANDSCAPES
 from scripts.benchmark import BENCHMARKS, Settings, peak
 from scripts.compare import main, one_line
-from scripts.ground import NetGround
+from scripts.ground import GROUNDS
+from scripts.net_ground import NetGround
 
 
 def run(arguments, capsys):
@@ -47,14 +49,42 @@ def test_a_small_net_against_two_descents(tmp_path, capsys):
         assert (tmp_path / folder / "comparison.safetensors").exists()
 
 
-GROUNDS = "rosenbrock saddle double-well quartic-well cosine product two-quadratics noisy-quadratic regression".split()
+def test_every_toy_has_a_subcommand():
+    assert set(LANDSCAPES) < set(GROUNDS)
 
 
-@pytest.mark.parametrize("ground", GROUNDS)
+@pytest.mark.parametrize("ground", sorted(GROUNDS.keys() - {"net"}))
 def test_every_landscape_runs_from_its_own_start(ground, tmp_path, capsys):
     status, out, _ = run(f"{ground} --h 0.001 --steps 2 --flows gradient modified-3 --out {tmp_path}", capsys)
     assert status == 0
     assert "diverged" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "class_name", "options", "dimension"),
+    [
+        ("quadratic --eigenvalues 3 2 1", "QuadraticGround", {"eigenvalues": [3.0, 2.0, 1.0]}, 3),
+        ("rosenbrock --a 0.5 --b 20", "RosenbrockGround", {"toy": {"a": 0.5, "b": 20.0}}, 2),
+        ("double-well --tilt 0.1", "DoubleWellGround", {"toy": {"tilt": 0.1, "dimension": 2}}, 2),
+        ("tilted-double-well", "DoubleWellGround", {"toy": {"tilt": 0.2, "dimension": 2}}, 2),
+        ("quartic-well --S 2 --Q 3", "QuarticWellGround", {"toy": {"S": 2.0, "Q": 3.0}}, 1),
+        ("himmelblau", "HimmelblauGround", {"toy": {}}, 2),
+        ("catapult --width 3", "CatapultModelGround", {"toy": {"width": 3, "y": 0.0, "x": 1.0}}, 6),
+        (
+            "matrix-factorisation --singular-values 3 1 --rank 1",
+            "MatrixFactorisationGround",
+            {"singular_values": [3.0, 1.0], "rank": 1},
+            4,
+        ),
+        ("spherical-quotient --eigenvalues 1 2 4", "SphericalQuotientGround", {"eigenvalues": [1.0, 2.0, 4.0]}, 3),
+    ],
+)
+def test_options_of_a_landscape_are_taken_and_recorded(arguments, class_name, options, dimension, tmp_path, capsys):
+    status, _, _ = run(f"{arguments} --h 0.01 --steps 1 --flows gradient --out {tmp_path}", capsys)
+    assert status == 0
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert (settings["landscape"], settings["ground"]) == (class_name, options)
+    assert Trajectory.load(tmp_path / "gradientdescent").theta.shape == (2, dimension)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +104,11 @@ def test_every_landscape_runs_from_its_own_start(ground, tmp_path, capsys):
         ("quadratic --descent foo", "--descent"),
         ("rosenbrock --descent sgd", "needs examples"),
         ("rosenbrock --b 0", "b must be positive"),
+        ("barrier-valley --amplitude 1", "amplitude must be below"),
+        ("deep-linear-chain --depth 1", "depth must be at least 2"),
+        ("deep-linear-chain --depth 2.5", "--depth"),
+        ("matrix-factorisation --rank 3", "rank must be at most"),
+        ("spherical-quotient --eigenvalues 1", "d >= 2"),
         ("quadratic --device nosuch", "--device"),
         ("quadratic --method foo", "method"),
         ("quadratic --method rk4", "dt must be given"),
@@ -99,6 +134,15 @@ def test_help_names_the_options(capsys):
     assert status == 0
     for option in ("--h ", "--steps", "--flows", "--descent", "--device", "--dtype", "--seed", "--out", "--examples"):
         assert option in out
+
+
+def test_help_of_a_toy_gives_its_formula_and_explains_its_options(capsys):
+    status, out, _ = run("barrier-valley --help", capsys)
+    assert status == 0
+    assert "½ s x² + ½ k y²" in out
+    for option in ("--across", "Curvature k of the walls", "--frequency", "barriers stand 2π/ω apart"):
+        assert option in out
+    assert "two wells along x" in " ".join(run("--help", capsys)[1].replace("│", " ").split())
 
 
 def test_a_box_becomes_one_line():

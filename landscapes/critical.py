@@ -1,0 +1,82 @@
+r"""Where gradients vanish: roots of cubics, of rippled bowls, and Newton's method from a nearby point.
+
+Toys whose critical points have no formula of their own take them from here, each to the rounding of float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from scipy.optimize import brentq
+
+from landscapes.landscape import Landscape
+
+Function = Callable[[float], float]
+NEWTON_STEPS = 20
+
+
+def depressed_cubic_roots(p: float, q: float) -> list[float]:
+    """The distinct real roots of x³ − p x + q, p > 0, in any order (Viète)."""
+    scale = math.sqrt(p)
+    s = 1.5 * math.sqrt(3) * q / scale**3
+    outermost = -math.copysign(2 * scale / math.sqrt(3), s)
+    if math.isclose(abs(s), 1, rel_tol=1e-12):
+        return [outermost, -outermost / 2]  # a simple root and a double one
+    if abs(s) > 1:
+        return [outermost * math.cosh(math.acosh(abs(s)) / 3)]
+    return [2 * scale / math.sqrt(3) * math.cos((math.acos(-s) - 2 * math.pi * k) / 3) for k in range(3)]
+
+
+def rippled_bowl_roots(slope: Function, curvature: Function, amplitude: float, frequency: float) -> list[float]:
+    r"""Every zero of φ'(x) = b'(x) + Ak sin kx, ascending: the critical points of a bowl b with ripples A (1 − cos kx).
+
+    ``slope`` b' must be odd, increasing and convex on x > 0, ``curvature`` its derivative. For x > 0 a zero needs
+    sin kx < 0; on each such half period both terms are convex, so φ' has at most two zeros there, on either side of its
+    lowest point, the only zero of φ''. Beyond b' = Ak there are none.
+    """
+    force = amplitude * frequency
+
+    def first(x: float) -> float:
+        return slope(x) + force * math.sin(frequency * x)
+
+    def second(x: float) -> float:
+        return curvature(x) + force * frequency * math.cos(frequency * x)
+
+    outer: list[float] = []
+    left = math.pi / frequency
+    while slope(left) < force:
+        right = left + math.pi / frequency
+        if second(left) < 0:
+            lowest = bracketed(second, left, right)
+            if first(lowest) < 0:
+                outer += [bracketed(first, left, lowest), bracketed(first, lowest, right)]
+        left = right + math.pi / frequency
+    return [*(-x for x in reversed(outer)), 0.0, *outer]
+
+
+def bracketed(function: Function, low: float, high: float) -> float:
+    """The zero between two points of opposite sign, to rounding."""
+    return float(brentq(function, low, high, xtol=1e-300, rtol=4 * torch.finfo(torch.float64).eps))
+
+
+def refine(landscape: Landscape, seeds: Sequence[Sequence[float]], reach: float = 1e-3) -> list[list[float]]:
+    """Newton's method on ∇f from points within ``reach`` of critical ones; ArithmeticError where one is not found.
+
+    Ends where the step is a few units in the last place of θ, so ∇f is as near zero as θ's rounding lets it be.
+    """
+    return [refine_one(landscape, seed, reach) for seed in seeds]
+
+
+def refine_one(landscape: Landscape, seed: Sequence[float], reach: float) -> list[float]:
+    """The critical point that Newton's method finds from one seed."""
+    theta = start = torch.tensor(seed, dtype=torch.float64)
+    for _ in range(NEWTON_STEPS):
+        step = torch.linalg.solve(landscape.hessian(theta), landscape.grad(theta))
+        theta = theta - step
+        if float(step.abs().max()) <= 8 * torch.finfo(theta.dtype).eps * max(1.0, float(theta.abs().max())):
+            if float((theta - start).abs().max()) > reach:
+                break
+            return theta.tolist()
+    raise ArithmeticError(f"Newton's method found no critical point of {landscape} within {reach:g} of {list(seed)}")

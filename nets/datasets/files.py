@@ -1,0 +1,75 @@
+"""Finding files under a root, and reading no more of them than their format allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+from nets.datasets.errors import ANEW, DataError, blamed_on, damaged
+
+VARIABLE = "THALWEG_DATA"
+
+
+def cache_folder() -> Path:
+    """Where downloads lie: the folder in THALWEG_DATA where that is set, else the system's cache of "thalweg"."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("thalweg"))
+
+
+def check_root(root: str | PathLike[str] | None) -> Path | None:
+    """``root`` as a path; raise unless it is a folder or None."""
+    if root is None:
+        return None
+    if not isinstance(root, (str, PathLike)):
+        raise TypeError(f"root must be a folder's path or None, got {root!r} of type {type(root).__name__}")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: found no such folder, expected root to be one; name the folder with the data files")
+    return folder
+
+
+def first_file(places: Iterable[Path], names: Iterable[str]) -> Path | None:
+    """The first file there is of these names in these folders."""
+    for place in places:
+        for name in names:
+            path = place / name
+            with blamed_on(path, "a file that may be read"):
+                if path.exists():
+                    return path
+    return None
+
+
+def missing(name: str, root: Path, wanted: Iterable[str], places: Iterable[Path], archive: str = "") -> DataError:
+    """The error for files that are nowhere under ``root``."""
+    looked = ", ".join(str(place) for place in places)
+    other = f", nor the archive {archive} in {root}" if archive else ""
+    return DataError(
+        f"{root}: found no {', '.join(wanted)} for {name!r} in {looked}{other}, expected all of them; put them there, "
+        f"give root= the folder that holds them, or leave root out to download them"
+    )
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most ``most``; a larger one is refused unread."""
+    with blamed_on(path, "a readable file"):
+        if not path.is_file():
+            raise damaged(path, "something that is no regular file", "a regular file")
+        size = path.stat().st_size
+        if size > most:
+            raise oversized(path, size, most)
+        with path.open("rb") as stream:
+            content = stream.read(most + 1)
+    if len(content) > most:
+        raise oversized(path, len(content), most)
+    return content
+
+
+def oversized(where: object, size: int, most: int) -> DataError:
+    """The error for more bytes than the format can need."""
+    return DataError(f"{where}: found {size:,} bytes or more, expected at most {most:,}; {ANEW}")

@@ -1,0 +1,72 @@
+"""Examples with their classes, as they lie on disk and as they are handed out, and how the one becomes the other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """``inputs`` float64, images (N, C, H, W) or features (N, features); ``targets`` int64 (N,) in [0, classes)."""
+
+    inputs: Tensor
+    targets: Tensor
+    classes: int
+
+    def __len__(self) -> int:
+        """N."""
+        return self.targets.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of a data set as its source has it: inputs are ``values · unit``, integers at their own width.
+
+    Eight bytes a pixel only for the examples that are asked for; and integers have exact statistics.
+    """
+
+    values: Tensor
+    targets: Tensor
+    classes: int
+    unit: float = 1.0
+
+    def __len__(self) -> int:
+        """N."""
+        return self.targets.shape[0]
+
+
+def statistics(training: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, float64, broadcast to the examples: a pair a feature, for images a pair a channel.
+
+    Integers are counted, value by value, and their moments are whole numbers: the results are right to the last bit,
+    however large the part. The standard deviation is the population's, and 1 where it would be 0.
+    """
+    over = tuple(axis for axis in range(training.ndim) if axis != 1)
+    if training.is_floating_point():
+        std, mean = torch.std_mean(training, dim=over, correction=0, keepdim=True)
+        return mean, torch.where(std > 0, std, torch.ones_like(std))
+    pairs = [whole_moments(training[:, column]) for column in range(training.shape[1])]
+    shape = [len(pairs) if axis == 1 else 1 for axis in range(training.ndim)]
+    mean, std = (torch.tensor(side, dtype=torch.float64).reshape(shape) for side in zip(*pairs, strict=True))
+    return mean, std
+
+
+def whole_moments(values: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of natural numbers, each correctly rounded; a deviation of 0 is given as 1."""
+    counts = torch.bincount(values.flatten())
+    places = torch.arange(len(counts))
+    number = values.numel()
+    # Python's integers have no width to overflow, and their quotients are rounded once
+    first, second = int((counts * places).sum()), int((counts * places * places).sum())
+    std = math.sqrt((number * second - first * first) / (number * number))
+    return first / number, std or 1.0
+
+
+def standardised(values: Tensor, training: Tensor) -> Tensor:
+    """(values − mean)/std, float64, with the training examples' ``statistics``."""
+    mean, std = statistics(training)
+    return values.to(torch.float64, copy=True).sub_(mean).div_(std)

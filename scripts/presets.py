@@ -1,0 +1,93 @@
+r"""Sizes for every network: its paper's, and one that two cores finish in a minute or two.
+
+"paper" is the network at the paper's width on all its data, 100 examples a mini-batch and one epoch of steps. "laptop"
+keeps the architecture and cuts width, examples and steps. Networks with batch norm descend the sum over fixed ghost
+batches, ``batch_size`` of which make a mini-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+ALL_FLOWS = ("gradient", "modified-2", "modified-3", "principal")
+TWO_FLOWS = ("gradient", "modified-2")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a network is run with unless the user says otherwise; ``examples`` None is all."""
+
+    data: str
+    examples: int | None
+    width: float
+    h: float
+    steps: int
+    batch_size: int
+    ghost_size: int | None = None
+    classes: tuple[int, ...] | None = None
+    flows: tuple[str, ...] = TWO_FLOWS
+
+
+def paper(data: str, examples: int, ghost: bool = False, h: float = 0.1) -> Preset:
+    """All of a data set in mini-batches of 100, for one epoch."""
+    steps = examples // 100
+    if ghost:
+        return Preset(data, None, 1.0, h, steps, 1, ghost_size=100)
+    return Preset(data, None, 1.0, h, steps, 100)
+
+
+def ghosted(preset: Preset, size: int) -> Preset:
+    """The preset on ghost batches of that size, one a mini-batch."""
+    return replace(preset, batch_size=1, ghost_size=size)
+
+
+LAPTOP: dict[str, Preset] = {
+    "mlp": Preset("digits", 300, 0.5, 0.1, 20, 32, flows=ALL_FLOWS),
+    "walk-mlp": Preset("mnist", 200, 0.1, 0.1, 20, 20),
+    "small-mnistfc": Preset("mnist", 200, 1.0, 0.1, 20, 20),
+    "small-fc": ghosted(Preset("mnist-7x7", 200, 0.5, 0.1, 10, 1), 50),
+    "tiny-fc": ghosted(Preset("mnist-7x7", 200, 1.0, 0.1, 10, 1, classes=(0, 1, 2, 3, 4)), 50),
+    "shwartz-ziv": Preset("shwartz-ziv", 400, 1.0, 0.5, 20, 40, flows=ALL_FLOWS),
+    "polynomial-mlp": Preset("digits", 300, 0.5, 0.02, 20, 32, flows=ALL_FLOWS),
+    "lenet": Preset("digits", 300, 0.5, 0.1, 20, 32, flows=ALL_FLOWS),
+    "polynomial-lenet": Preset("digits", 300, 0.5, 0.1, 20, 32, flows=ALL_FLOWS),
+    "hessian-lenet": Preset("mnist", 50, 0.3, 0.1, 8, 10),
+    "small-lenet": ghosted(Preset("mnist", 50, 0.5, 0.1, 5, 1), 25),
+    "entropy-sgd-lenet": ghosted(Preset("fashion-mnist", 50, 0.2, 0.1, 5, 1), 25),
+    "all-cnn-c": Preset("cifar-10", 20, 0.1, 0.1, 5, 5),
+    "all-cnn-bn": ghosted(Preset("cifar-10", 20, 0.1, 0.1, 3, 1), 10),
+    "small-allcnn": ghosted(Preset("cifar-10", 20, 0.5, 0.1, 3, 1), 10),
+    "vgg-11": ghosted(Preset("cifar-10", 20, 0.05, 0.05, 3, 1), 10),
+    "resnet-18": ghosted(Preset("cifar-10", 20, 0.05, 0.05, 3, 1), 10),
+    "resnet-20": ghosted(Preset("cifar-10", 20, 0.25, 0.05, 3, 1), 10),
+    "resnet-56": ghosted(Preset("cifar-10", 20, 0.125, 0.02, 2, 1), 10),
+    "wide-resnet-16-4": ghosted(Preset("cifar-10", 20, 0.1, 0.05, 3, 1), 10),
+    "wide-resnet-28-10": ghosted(Preset("cifar-10", 20, 0.03, 0.05, 2, 1), 10),
+    "vit": Preset("cifar-10", 20, 0.25, 0.1, 5, 5),
+}
+PAPER: dict[str, Preset] = {
+    "mlp": Preset("digits", None, 1.0, 0.1, 100, 100, flows=ALL_FLOWS),
+    "walk-mlp": paper("mnist", 60_000),
+    "small-mnistfc": paper("mnist", 60_000),
+    "small-fc": paper("mnist-7x7", 60_000, ghost=True),
+    "tiny-fc": replace(paper("mnist-7x7", 30_500, ghost=True), classes=(0, 1, 2, 3, 4)),
+    "shwartz-ziv": Preset("shwartz-ziv", None, 1.0, 0.5, 100, 100, flows=ALL_FLOWS),
+    "polynomial-mlp": Preset("digits", None, 1.0, 0.02, 100, 100, flows=ALL_FLOWS),
+    "lenet": paper("mnist", 60_000),
+    "polynomial-lenet": Preset("digits", None, 1.0, 0.1, 100, 100, flows=ALL_FLOWS),
+    "hessian-lenet": paper("mnist", 60_000),
+    "small-lenet": paper("mnist", 60_000, ghost=True),
+    "entropy-sgd-lenet": paper("mnist", 60_000, ghost=True),
+    "all-cnn-c": paper("cifar-10", 50_000),
+    "all-cnn-bn": paper("cifar-10", 50_000, ghost=True),
+    "small-allcnn": paper("cifar-10", 50_000, ghost=True),
+    "vgg-11": paper("cifar-10", 50_000, ghost=True),
+    "resnet-18": paper("cifar-10", 50_000, ghost=True),
+    "resnet-20": paper("cifar-10", 50_000, ghost=True),
+    "resnet-56": paper("cifar-10", 50_000, ghost=True),
+    "wide-resnet-16-4": paper("cifar-10", 50_000, ghost=True),
+    "wide-resnet-28-10": paper("cifar-10", 50_000, ghost=True),
+    "vit": paper("cifar-10", 50_000),
+}
+PRESETS = {"laptop": LAPTOP, "paper": PAPER}
+"""Presets by size and network."""
