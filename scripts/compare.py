@@ -78,9 +78,9 @@ class Settings:
     method: str | None = None
     """Integration method of torchdiffeq; dopri5 by default."""
     rtol: float | None = None
-    """Relative tolerance; 1e-4 for networks, else 1e-7 in float64 and 1e-4 in float32."""
+    """Relative tolerance; a network's preset, else 1e-7 in float64 and 1e-4 in float32."""
     atol: float | None = None
-    """Absolute tolerance; 1e-6 for networks, else 1e-9 in float64 and 1e-6 in float32."""
+    """Absolute tolerance; a network's preset, else 1e-9 in float64 and 1e-6 in float32."""
     dt: float | None = None
     """Step of fixed-step methods; must divide h."""
     device: str = "cpu"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Union
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 
 import torch
 import tyro
@@ -28,6 +29,7 @@ from landscapes import (
 )
 from landscapes.errors import check_count
 from nets import load_data
+from nets.data import DATA_SETS
 from scripts.net_ground import NetGround
 
 
@@ -131,13 +133,15 @@ class NoisyQuadraticGround:
 class RegressionGround:
     """Linear regression of the labels of a real data set."""
 
-    data: Literal["breast-cancer", "digits"] = "breast-cancer"
+    data: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(DATA_SETS)}.")] = "breast-cancer"
+    root: Path | None = None
+    """Folder that holds the data's files; by default they are looked for in THALWEG_DATA, or downloaded."""
     examples: int | None = None
     """Class-balanced training examples; all of them by default."""
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
         """Start: 0."""
-        data = load_data(self.data, limit=self.examples, seed=seed)
+        data = load_data(self.data, root=self.root, limit=self.examples, seed=seed)
         landscape = LinearRegression(data.inputs.flatten(1), data.targets.double())
         return landscape, torch.zeros(landscape.dimension, dtype=dtype, device=device)
 

@@ -61,7 +61,7 @@ class NetGround:
     """max, average or strided, where there is pooling."""
     loss: Literal["cross-entropy", "square"] = "cross-entropy"
     chunk_size: int | None = None
-    """Examples, or ghost batches, whose graph is held at once; None for all."""
+    """Examples, or ghost batches, whose graph is held at once; the preset's by default, all on a laptop's."""
     ghost_size: int | None = None
     """Examples that share their batch-norm statistics; a rest of the examples is left out."""
     holomorphic: bool = False
@@ -72,7 +72,9 @@ class NetGround:
         """The preset, with what the user gave in its place."""
         check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
         preset = PRESETS[self.preset][self.architecture]
-        given: dict[str, Any] = {name: getattr(self, name) for name in ("data", "classes", "width", "ghost_size")}
+        given: dict[str, Any] = {
+            name: getattr(self, name) for name in ("data", "classes", "width", "ghost_size", "chunk_size")
+        }
         if self.data is not None and self.data != preset.data and self.classes is None:
             preset = replace(preset, classes=None)
         if self.examples is not None:
@@ -84,7 +86,7 @@ class NetGround:
         """Settings of a comparison that suit the network."""
         preset = self.chosen
         flows = {"h": preset.h, "steps": preset.steps, "batch_size": preset.batch_size, "flows": preset.flows}
-        return {**flows, "rtol": 1e-4, "atol": 1e-6}
+        return {**flows, "rtol": preset.rtol, "atol": preset.rtol / 100}
 
     def load(self, seed: int) -> Data:
         """The examples, relabelled as asked."""
@@ -119,10 +121,11 @@ class NetGround:
         """The sum over ghost batches where there is batch norm, else over examples."""
         if not any(isinstance(layer, BatchNorm) for layer in module.modules()):
             kind = HolomorphicNetworkLandscape if self.holomorphic else NetworkLandscape
-            return kind(module, loss, inputs, targets, self.chunk_size)
+            return kind(module, loss, inputs, targets, self.chosen.chunk_size)
         if self.holomorphic:
             raise ValueError("--holomorphic needs a network without batch statistics; add --norm group or --norm none")
         N = len(targets)
-        size = min(check_count("ghost_size", self.chosen.ghost_size or N), N)
+        asked = self.chosen.ghost_size
+        size = N if asked is None else min(check_count("ghost_size", asked), N)
         kept = N - N % size
-        return GhostBatchLandscape(module, loss, inputs[:kept], targets[:kept], size, self.chunk_size, seed=seed)
+        return GhostBatchLandscape(module, loss, inputs[:kept], targets[:kept], size, self.chosen.chunk_size, seed=seed)

@@ -1,0 +1,165 @@
+"""Networks as a script's ground: presets for every name, data by every name, options, bad input in one line."""
+
+import json
+import warnings
+
+import pytest
+import torch
+
+from landscapes import FiniteSum
+from nets import ARCHITECTURES, GhostBatchLandscape, HolomorphicNetworkLandscape, NetworkLandscape, WrongDerivativeError
+from nets.data import DATA_SETS
+from scripts.compare import main
+from scripts.ground import RegressionGround
+from scripts.net_ground import NetGround
+from scripts.presets import LAPTOP, PAPER, PRESETS
+from tests.nets.data_files import real_root, write_idx
+
+FOLDERS = {"mnist": "mnist", "fashion-mnist": "fashion_mnist", "cifar-10": "cifar-10-batches-bin"}
+
+
+def run(arguments, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            status = main(arguments.split())
+        except SystemExit as stop:
+            status = stop.code
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_every_network_has_both_presets_on_known_data():
+    assert set(LAPTOP) == set(PAPER) == set(ARCHITECTURES)
+    for presets in PRESETS.values():
+        assert {preset.data for preset in presets.values()} <= set(DATA_SETS)
+    for preset in PAPER.values():
+        assert (preset.width, preset.examples) == (1.0, None)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_laptop_preset_builds_its_landscape(name):
+    preset = LAPTOP[name]
+    folder = FOLDERS.get(preset.data.removesuffix("-7x7"))
+    ground = NetGround(architecture=name, root=real_root(folder) if folder else None)
+    landscape, theta = ground.build(0, torch.float32, "cpu")
+    assert landscape.size == preset.examples // (preset.ghost_size or 1)
+    assert isinstance(landscape, GhostBatchLandscape) == (preset.ghost_size is not None)
+    assert theta.shape == (landscape.dimension,)
+    grad = landscape.grad(theta)
+    assert grad.isfinite().all()
+    # the h of a preset puts the curvature along the gradient well inside the series
+    curvature = float(grad @ landscape.hvp(theta, grad) / (grad @ grad))
+    assert preset.h * abs(curvature) < 1.5
+
+
+def test_options_change_the_preset():
+    ground = NetGround(
+        architecture="mlp", data="breast-cancer", examples="all", width=0.25, activation="sine", norm="group"
+    )
+    landscape, _ = ground.build(0, torch.float64, "cpu")
+    assert landscape.size == 456
+    assert landscape.dimension == 30 * 8 + 8 + 2 * 8 + 8 * 2 + 2
+    few, _ = NetGround(architecture="mlp", examples=50, classes=(3, 8)).build(0, torch.float64, "cpu")
+    assert few.size == 50
+    assert sorted(set(few._examples.targets.tolist())) == [0, 1]
+
+
+def test_labels_can_be_random_or_noisy():
+    true, random, noisy = (
+        NetGround(labels=labels, label_noise=noise).load(0).targets
+        for labels, noise in (("true", 0.0), ("random", 0.0), ("true", 0.2))
+    )
+    assert int((true != noisy).sum()) == 60
+    assert 240 < int((true != random).sum()) < 300
+
+
+def test_batch_norm_means_ghost_batches_with_the_rest_left_out():
+    landscape, _ = NetGround(architecture="mlp", norm="batch", examples=50, ghost_size=15).build(
+        0, torch.float64, "cpu"
+    )
+    assert isinstance(landscape, GhostBatchLandscape)
+    assert (landscape.size, landscape.ghost_batches.shape) == (3, (3, 15))
+    whole, _ = NetGround(architecture="mlp", norm="batch", examples=50).build(0, torch.float64, "cpu")
+    assert whole.size == 1
+
+
+def test_holomorphic_runs_are_complex(tmp_path, capsys):
+    ground = NetGround(architecture="lenet", examples=20, width=0.2, holomorphic=True)
+    assert isinstance(ground.build(0, torch.float64, "cpu")[0], HolomorphicNetworkLandscape)
+    status, out, _ = run(
+        f"net --examples 20 --width 0.2 --holomorphic --h 2 --steps 2 --flows principal --out {tmp_path}", capsys
+    )
+    assert status == 0
+    assert "real branch" not in out
+    assert json.loads((tmp_path / "settings.json").read_text())["ground"]["holomorphic"] is True
+
+
+def test_a_net_runs_on_its_preset_and_says_what_it_is(tmp_path, capsys):
+    arguments = f"net --architecture tiny-fc --root {tmp_path} --steps 2 --descent gd sgd --out {tmp_path / 'out'}"
+    write_idx(tmp_path / "mnist", train=500)
+    status, out, _ = run(arguments, capsys)
+    assert status == 0
+    assert "tiny-fc on mnist-7x7, 917 parameters, a mean over 4 ghost batches of 50: h = 0.1, 2 steps" in out
+    settings = json.loads((tmp_path / "out" / "gd" / "settings.json").read_text())
+    assert (settings["h"], settings["steps"], settings["batch_size"]) == (0.1, 2, 1)
+    assert settings["flows"] == ["gradient", "modified-2"]
+
+
+def test_a_toys_h_comes_from_its_curvature(tmp_path, capsys):
+    status, out, _ = run(f"rosenbrock --steps 2 --flows gradient --out {tmp_path}", capsys)
+    assert status == 0
+    # at (0, ½) the Hessian is diag(2 − 400/2, 200): ½/200
+    assert "Rosenbrock, 2 parameters: h = 0.0025, 2 steps" in out
+
+
+@pytest.mark.parametrize("data", ["digits", "shwartz-ziv", "mnist-7x7"])
+def test_regression_on_any_data(data):
+    root = real_root("mnist") if data == "mnist-7x7" else None
+    landscape, theta = RegressionGround(data=data, root=root, examples=40).build(0, torch.float64, "cpu")
+    assert isinstance(landscape, FiniteSum)
+    assert landscape.size == 40
+    assert landscape.grad(theta).isfinite().all()
+
+
+def test_fused_layers_would_be_caught_in_a_script_too():
+    landscape = NetworkLandscape(
+        torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.LayerNorm(6), torch.nn.Tanh(), torch.nn.Linear(6, 2)),
+        lambda out, y: (out - y).square().sum(-1),
+        torch.randn(5, 4),
+        torch.zeros(5, 2),
+    )
+    with pytest.raises(WrongDerivativeError, match="LayerNorm"):
+        landscape.third(landscape.theta0, landscape.theta0, landscape.theta0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ("--architecture nosuch", "architecture must be one of 'mlp'"),
+        ("--data nosuch", "name must be one of"),
+        ("--data mnist --root /nosuch", "no such folder"),
+        ("--root .", "root must be None for 'digits'"),
+        ("--preset huge", "--preset"),
+        ("--norm bacth", "norm must be one of"),
+        ("--pooling mean", "pooling"),
+        ("--architecture mlp --pooling max", "pooling must be left out for 'mlp'"),
+        ("--classes 3 12", "classes"),
+        ("--label-noise 1.5", "fraction must lie in [0, 1]"),
+        ("--examples 5", "limit"),
+        ("--examples some", "--examples"),
+        ("--width -1", "width"),
+        ("--norm batch --ghost-size 0", "ghost_size"),
+        ("--norm batch --holomorphic", "--holomorphic needs"),
+        ("--activation relu --holomorphic", "complex theta"),
+        ("--data breast-cancer", "input_shape"),
+        ("--chunk-size 0", "chunk_size"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_status(arguments, word, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(f"net {arguments} --steps 1", capsys)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert word in err
