@@ -15,6 +15,13 @@ demo: $(VENV)/installed
 	$(BIN)/python -m scripts.compare rosenbrock --h 0.002 --steps 80 --rtol 1e-8 --threads 1 --out $(OUT)/rosenbrock
 	$(BIN)/python -m scripts.compare quadratic --h 0.9 --steps 12 --rtol 1e-6 --threads 1 --out $(OUT)/quadratic-0.9
 	$(BIN)/python -m scripts.compare quadratic --h 1.05 --steps 12 --rtol 1e-6 --threads 1 --out $(OUT)/quadratic-1.05
+	$(BIN)/python -m scripts.compare barrier-valley --h 0.0985 --steps 24 --flows gradient modified-2 modified-3 \
+		--threads 1 --out $(OUT)/barrier-valley
+	$(BIN)/python -m scripts.compare net --architecture shwartz-ziv --steps 12 --flows gradient modified-2 modified-3 \
+		--dtype float32 --threads 1 --out $(OUT)/shwartz-ziv
+	$(BIN)/python -m scripts.compare net --architecture resnet-20 --data digits --width 0.125 --steps 2 \
+		--dtype float32 --threads 1 --out $(OUT)/resnet-20
+	$(BIN)/python -m scripts.gallery --out $(OUT)/gallery.png
 	$(BIN)/python -m scripts.compare net --architecture lenet --data digits --examples 300 --h 0.6 --steps 16 \
 		--descent gd sgd --rtol 1e-4 --atol 1e-6 --krylov 12 --krylov-tolerance 1e-4 --dtype float32 --threads 1 --out $(OUT)/cnn
 

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +77,7 @@ class Settings:
     krylov_tolerance: float = 1e-6
     """Relative change at which the Krylov space stops growing."""
     method: str | None = None
-    """Integration method of torchdiffeq; dopri5 by default."""
+    """Integration method of torchdiffeq; a network's preset, else dopri5."""
     rtol: float | None = None
     """Relative tolerance; a network's preset, else 1e-7 in float64 and 1e-4 in float32."""
     atol: float | None = None
@@ -103,20 +104,23 @@ class Choice:
     steps: int = 20
     batch_size: int = 32
     flows: tuple[str, ...] = ("gradient", "modified-2", "modified-3", "principal")
+    method: str | None = None
     rtol: float | None = None
     atol: float | None = None
+    dt: float | None = None
 
 
 def choose(settings: Settings, landscape: Landscape, theta0: Tensor) -> Choice:
     """The user's word first, then a network's preset, then defaults."""
-    chosen: dict[str, Any] = {}
-    if isinstance(settings.ground, NetGround):
-        chosen = settings.ground.suggested
-        if settings.method is not None:  # tolerances belong to the method that the preset has in mind
-            chosen = {name: value for name, value in chosen.items() if name not in ("rtol", "atol")}
+    network = settings.ground if isinstance(settings.ground, NetGround) else None
     given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Choice)}
-    chosen |= {name: value for name, value in given.items() if value is not None}
-    return Choice(**({"h": gentle(landscape, theta0)} | chosen if "h" not in chosen else chosen))
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = (network.suggested if network else {}) | given
+    if "h" not in chosen:
+        chosen["h"] = gentle(landscape, theta0)
+    if network and not given.keys() & {"method", "rtol", "atol", "dt"}:  # these belong together
+        chosen |= network.integration(chosen["h"])
+    return Choice(**chosen)
 
 
 def gentle(landscape: Landscape, theta0: Tensor) -> float:
@@ -204,10 +208,10 @@ def run(settings: Settings) -> None:
             choice.steps,
             runs=settings.runs if name == "sgd" else 1,
             seed=settings.seed,
-            method=settings.method,
+            method=choice.method,
             rtol=choice.rtol,
             atol=choice.atol,
-            dt=settings.dt,
+            dt=choice.dt,
             folder=folder,
             progress=sys.stderr.isatty(),
         )
@@ -274,7 +278,9 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
     settings = parse(arguments)
     try:
-        run(settings)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            run(settings)
     except (ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -85,8 +85,12 @@ class NetGround:
     def suggested(self) -> dict[str, Any]:
         """Settings of a comparison that suit the network."""
         preset = self.chosen
-        flows = {"h": preset.h, "steps": preset.steps, "batch_size": preset.batch_size, "flows": preset.flows}
-        return {**flows, "rtol": preset.rtol, "atol": preset.rtol / 100}
+        return {"h": preset.h, "steps": preset.steps, "batch_size": preset.batch_size, "flows": preset.flows}
+
+    def integration(self, h: float) -> dict[str, Any]:
+        """How to integrate flows over steps of h."""
+        substeps = self.chosen.substeps
+        return {"rtol": 1e-4, "atol": 1e-6} if substeps is None else {"method": "rk4", "dt": h / substeps}
 
     def load(self, seed: int) -> Data:
         """The examples, relabelled as asked."""
