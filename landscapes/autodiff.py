@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from landscapes.errors import UnsupportedError
+
 Field = Callable[[Tensor], Tensor]
 
 
@@ -33,6 +35,12 @@ def wants_graph(theta: Tensor) -> bool:
     return theta.requires_grad and torch.is_grad_enabled()
 
 
+def refuse_inference() -> None:
+    """Raise under torch.inference_mode(), where every derivative would silently be zero."""
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedError("derivatives cannot be had under torch.inference_mode(); use torch.no_grad() there")
+
+
 def release(result: Tensor, theta: Tensor) -> Tensor:
     """``result`` without the graph that v or the weights may carry, where θ itself asks for none."""
     return result if wants_graph(theta) or transforming() else result.detach()
@@ -40,6 +48,7 @@ def release(result: Tensor, theta: Tensor) -> Tensor:
 
 def gradient(field: Field, theta: Tensor) -> Tensor:
     """Holomorphic derivative of a scalar field (...,) at θ (..., d); attached to θ only where θ requires grad."""
+    refuse_inference()
     if transforming():
         value, pullback = torch.func.vjp(field, theta)  # type: ignore[misc]  # stubs know the has_aux form only
         return conjugate(pullback(torch.ones_like(value))[0])
@@ -53,6 +62,7 @@ def transposed_product(
     output: Tensor, leaf: Tensor, cotangent: Tensor | None, create_graph: bool = False, retain_graph: bool | None = None
 ) -> Tensor:
     """Jᵀ·cotangent (bilinear) of ``output`` with respect to ``leaf``; zeros where the two are not connected."""
+    refuse_inference()
     if not output.requires_grad:
         return torch.zeros_like(leaf)
     weights = torch.ones_like(output) if cotangent is None else conjugate(cotangent)

@@ -55,7 +55,7 @@ def check_lengths(inputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> tuple
         raise TypeError(f"inputs must be a tensor or a tuple of tensors, got {kinds}; use torch.as_tensor(...)")
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets must be a tensor, got {type(targets).__name__}; use torch.as_tensor(...)")
-    for name, tensor in [*(("inputs", x) for x in several), ("targets", targets)]:
+    for name, tensor in [("targets", targets), *(("inputs", x) for x in several)]:
         if tensor.ndim == 0 or tensor.shape[0] == 0:
             raise ValueError(f"{name} must have shape (N, ...) with N >= 1, got {tuple(tensor.shape)}")
         if tensor.shape[0] != targets.shape[0]:

@@ -16,9 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
+from landscapes.autodiff import Field
 from landscapes.errors import UnsupportedError
 from nets.layers import BatchNorm
-from nets.observed import plain_attention
+from nets.observed import observed, plain_attention
 
 
 class ModuleFunction:
@@ -114,16 +115,33 @@ def check_module(module: nn.Module) -> None:
 def check_draws_nothing(call: Callable[[], object], device: torch.device) -> None:
     """Run ``call``; raise, with torch's generators put back, if it drew from them."""
     before = _generator_states(device)
-    call()
-    if all(torch.equal(a, b) for a, b in zip(before, _generator_states(device), strict=True)):
-        return
-    torch.set_rng_state(before[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(before[1], device)
+    try:
+        call()
+        if all(torch.equal(a, b) for a, b in zip(before, _generator_states(device), strict=True)):
+            return
+    finally:
+        torch.set_rng_state(before[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(before[1], device)
     raise UnsupportedError(
         "the module or loss_fn draws random numbers: the loss would not be a function of theta; call module.eval(), or "
         "remove the random layer"
     )
+
+
+def check_recomputes_nothing(module: nn.Module, field: Field, theta: Tensor) -> None:
+    """Raise where a backward pass runs modules again: by then they have their own weights back, not θ."""
+    with observed(module) as seen, torch.enable_grad():
+        leaf = theta.detach().requires_grad_()
+        value = field(leaf)
+        before = seen.count
+        if value.requires_grad:
+            torch.autograd.grad(value, leaf)
+    if seen.count > before:
+        raise UnsupportedError(
+            "the module checkpoints its activations: the backward pass would recompute them with its own weights, not "
+            "with theta; switch checkpointing off and give chunk_size, which saves memory too"
+        )
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:

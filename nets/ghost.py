@@ -9,7 +9,7 @@ normalised by itself. Hoffer, Hubara & Soudry 2017, arXiv 1705.08741.
 from __future__ import annotations
 
 import copy
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from landscapes.errors import check_count
 from nets.examples import Examples, check_lengths
 from nets.network import LossFunction, NetworkLandscape
+
+FEWEST = 4  # examples that a ghost batch is tried with: batch norm of two says nothing
 
 
 @final
@@ -50,7 +52,7 @@ class GhostBatchLandscape(NetworkLandscape):
             raise ValueError(
                 f"ghost_size must divide the {N} examples, got {ghost_size}; drop {N % ghost_size} of them"
             )
-        batches = torch.randperm(N, generator=generator).reshape(-1, ghost_size)  # (M, g)
+        batches = torch.randperm(N, generator=generator, device="cpu").reshape(-1, ghost_size)  # (M, g)
         self.ghost_batches = batches
         """Which examples make up each ghost batch, (M, g)."""
         super().__init__(
@@ -71,7 +73,14 @@ class GhostBatchLandscape(NetworkLandscape):
         return torch.stack([super(GhostBatchLandscape, self)._forward(theta, batch).mean() for batch in batches])
 
     def _few(self, m: int) -> NetworkLandscape:
-        """The network on the first ghost batch: enough to see what its derivatives are."""
+        """The network on some of the first ghost batch: enough to see what its derivatives are."""
         few = copy.copy(self)
-        few._examples = self._examples.select(torch.arange(1, device=self._function.device))
+        first, m = self._examples.select(slice(0, 1)), max(m, FEWEST)
+        few._examples = Examples(tuple(x[:, :m].clone() for x in first.inputs), first.targets[:, :m].clone())
         return few
+
+    def restrict(self, index: Tensor) -> GhostBatchLandscape:
+        """The mean over the ghost batches named by a 1-D ``index``."""
+        fewer = cast(GhostBatchLandscape, super().restrict(index))
+        fewer.ghost_batches = self.ghost_batches[index.cpu()]
+        return fewer

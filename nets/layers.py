@@ -17,6 +17,11 @@ from landscapes.autodiff import transforming
 from landscapes.errors import check_count, check_positive
 
 
+def widened(x: Tensor) -> Tensor:
+    """x, in float32 where squares of its sixteen bits could overflow."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def standardise(x: Tensor, dims: tuple[int, ...], epsilon: float) -> Tensor:
     """(x − μ)/√(σ² + ε), mean and biased variance over ``dims``."""
     centred = x - x.mean(dims, keepdim=True)
@@ -61,13 +66,13 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised x, the same shape."""
-        check_channels(x, self.channels)
+        wide = widened(check_channels(x, self.channels))
         if self.training:
-            mean, variance = self._batch_statistics(x)
+            mean, variance = self._batch_statistics(wide)
         else:
             mean, variance = self.running_mean, self.running_var
         scale = self.weight * torch.rsqrt(variance + self.epsilon)
-        return (x - channelwise(mean, x)) * channelwise(scale, x) + channelwise(self.bias, x)
+        return ((wide - channelwise(mean, x)) * channelwise(scale, x) + channelwise(self.bias, x)).to(x.dtype)
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of each channel (C,), noted in the running ones."""
@@ -80,8 +85,9 @@ class BatchNorm(nn.Module):
         variance = (centred * centred).mean(1)
         if not (transforming() or x.is_complex()):  # inside a transform there is no one batch to note
             with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+                unbiased = variance * (count / (count - 1))
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
                 self.num_batches_tracked.add_(1)
         return mean, variance
 
@@ -110,9 +116,9 @@ class GroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardised x, the same shape."""
         check_channels(x, self.channels)
-        groups = x.unflatten(1, (self.groups, -1))
+        groups = widened(x).unflatten(1, (self.groups, -1))
         y = standardise(groups, tuple(range(2, groups.ndim)), self.epsilon).flatten(1, 2)
-        return y * channelwise(self.weight, x) + channelwise(self.bias, x)
+        return (y * channelwise(self.weight, x) + channelwise(self.bias, x)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Groups and channels."""
@@ -132,9 +138,9 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised x, the same shape."""
-        if x.shape[-1] != self.features:
+        if x.ndim == 0 or x.shape[-1] != self.features:
             raise ValueError(f"input must have shape (..., {self.features}), got {tuple(x.shape)}")
-        return standardise(x, (-1,), self.epsilon) * self.weight + self.bias
+        return (standardise(widened(x), (-1,), self.epsilon) * self.weight + self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         """The features."""

@@ -8,19 +8,24 @@ exactly, the largest real part, so that nothing overflows. At complex outputs a 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from landscapes.autodiff import transforming
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    r"""log Σ_c exp z_c − Σ_c p_c z_c of each example, (m,), for outputs z (m, C).
+    r"""−Σ_c p_c log softmax(z)_c of each example, (m,), for outputs z (m, C); softmax(z)_c = exp z_c / Σ_k exp z_k.
 
-    ``targets``: classes (m,), whole numbers in [0, C), or probabilities p (m, C), each row of sum 1.
-    Raises TypeError or ValueError for other shapes or kinds.
+    ``targets``: classes (m,), whole numbers in [0, C), where p is 1, or probabilities p (m, C), each row of sum 1.
+    Raises TypeError or ValueError for other shapes or kinds, or a class out of range (on a GPU the device says so).
     """
-    expected = check_targets(outputs, targets)
-    shifted = outputs - real_part(outputs).amax(-1, keepdim=True)
-    return shifted.exp().sum(-1).log() - (shifted * expected).sum(-1)
+    shifted = check_outputs(outputs) - real_part(outputs).amax(-1, keepdim=True)
+    normaliser = shifted.exp().sum(-1, keepdim=True).log()
+    if targets.is_floating_point():
+        wanted = check_values(outputs, targets)
+        surprise = torch.where(wanted != 0, wanted * (normaliser - shifted), 0)  # a class of output −∞ may be unwanted
+        return surprise.sum(-1)
+    return (normaliser - shifted.gather(-1, check_classes(outputs, targets)[:, None])).squeeze(-1)
 
 
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -44,7 +49,12 @@ def square_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     ``targets``: classes (m,), which stand for one-hot rows, or values y (m, C).
     Raises TypeError or ValueError for other shapes or kinds.
     """
-    offset = outputs - check_targets(outputs, targets)
+    check_outputs(outputs)
+    if targets.is_floating_point():
+        offset = outputs - check_values(outputs, targets)
+    else:
+        place = check_classes(outputs, targets)[:, None]
+        offset = outputs - torch.zeros_like(outputs).scatter(-1, place, 1)
     return (offset * offset).sum(-1) / 2
 
 
@@ -53,22 +63,34 @@ def real_part(outputs: Tensor) -> Tensor:
     return outputs.detach().real if outputs.is_complex() else outputs.detach()
 
 
-def check_targets(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Rows (m, C) of the targets: as they are, or one-hot; raise unless they fit outputs (m, C)."""
+def check_outputs(outputs: Tensor) -> Tensor:
+    """Return outputs; raise unless they have shape (m, C)."""
     if outputs.ndim != 2:
         raise ValueError(f"outputs must have shape (m, C), got {tuple(outputs.shape)}")
-    if targets.is_floating_point():
-        if targets.shape != outputs.shape:
-            raise ValueError(
-                f"targets must have the outputs' shape {tuple(outputs.shape)} or be classes {tuple(outputs.shape[:1])} "
-                f"of whole numbers, got {tuple(targets.shape)} {targets.dtype}"
-            )
-        return targets
+    return outputs
+
+
+def check_values(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return floating targets; raise unless they have the outputs' shape."""
+    if targets.shape != outputs.shape:
+        raise ValueError(
+            f"targets must have the outputs' shape {tuple(outputs.shape)} or be classes {tuple(outputs.shape[:1])} of "
+            f"whole numbers, got {tuple(targets.shape)} {targets.dtype}"
+        )
+    return targets
+
+
+def check_classes(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Classes (m,) as int64; raise unless they are whole numbers in [0, C), looked at only where that costs nothing."""
     if targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"targets must be whole numbers or real values, got {targets.dtype}; convert with .long()")
     if targets.shape != outputs.shape[:1]:
         raise ValueError(f"targets must have shape {tuple(outputs.shape[:1])}, got {tuple(targets.shape)}")
-    return F.one_hot(targets.long(), outputs.shape[1]).to(outputs.dtype)
+    if targets.device.type == "cpu" and len(targets) and not transforming():
+        lowest, highest = int(targets.min()), int(targets.max())
+        if not 0 <= lowest <= highest < outputs.shape[1]:
+            raise ValueError(f"targets must be classes in [0, {outputs.shape[1]}), got {lowest} to {highest}")
+    return targets.long()
 
 
 LOSSES = {"cross-entropy": cross_entropy, "square": square_loss, "binary-cross-entropy": binary_cross_entropy}

@@ -20,7 +20,8 @@ from landscapes.landscape import AutogradExpansion, Expansion, FiniteSum
 from nets.chunked import ChunkedExpansion, each_member, total
 from nets.derivatives import CheckedExpansion, DerivativeCheck
 from nets.examples import Examples, check_examples
-from nets.functional import ModuleFunction, check_draws_nothing
+from nets.functional import ModuleFunction, check_draws_nothing, check_recomputes_nothing
+from nets.losses import LOSSES
 from nets.observed import observed, uses_attention
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -68,8 +69,11 @@ class NetworkLandscape(FiniteSum):
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size)
         self._function = ModuleFunction(module)
         self._examples = check_examples(inputs, targets, self._function.dtype, self._function.device)
+        self._repeatable: set[tuple[bool, ...]] = {self._function.mode()}  # the probe looks at the present one
         self._check_mode()
-        self._derivatives = DerivativeCheck(self._function, self._few(CHECKED)._forward_double)
+        self._derivatives = DerivativeCheck(
+            self._function, self._few(CHECKED)._forward_double, loss_fn in LOSSES.values()
+        )
         self._probe()
 
     def _few(self, m: int) -> NetworkLandscape:
@@ -81,9 +85,11 @@ class NetworkLandscape(FiniteSum):
     def _probe(self) -> None:
         """Try the forward pass on a few examples, so that a wrong module or loss is told here."""
         few, theta = self._few(PROBES)._examples, self.theta0
+        self._check_repeats()
         with torch.no_grad(), observed(self._function.module) as seen:
-            check_draws_nothing(lambda: self._forward(theta, few), self._function.device)
+            self._forward(theta, few)
         self._function.attention = uses_attention(self._function.module, seen)
+        check_recomputes_nothing(self._function.module, lambda x: self._forward(x, few).sum(), theta)
         if any(tensor._version for tensor in (theta, *few.inputs, few.targets)):
             raise UnsupportedError(
                 "the module or loss_fn changes its inputs, targets or weights in place: every call would see other "
@@ -114,6 +120,8 @@ class NetworkLandscape(FiniteSum):
     def grad(self, theta: Tensor) -> Tensor:
         """∇f(θ), shape (..., d)."""
         self.check(theta)
+        if wants_graph(theta) and not transforming():
+            self._derivatives(2)  # a gradient with its graph is there to be differentiated
         return each_member(lambda x: total(gradient(field, x) for field in self._fields()), theta)
 
     def expand(self, theta: Tensor) -> Expansion:
@@ -257,12 +265,29 @@ class NetworkLandscape(FiniteSum):
     def _check_mode(self, index: Tensor | None = None) -> None:
         """Raise where the module draws at random, or couples examples that are not all present at once."""
         self._function.check_mode()
+        if self._function.mode() not in self._repeatable:
+            self._check_repeats()
         if self._coupling() is None:
             return
         if index is not None:
             self._refuse_coupling("an index would change the statistics")
         if self._chunk < self.size:
             self._refuse_coupling(f"chunk_size={self._chunk} would change the statistics")
+
+    def _check_repeats(self) -> None:
+        """Raise where the module, in its present mode, draws at random; once a mode."""
+        few, theta = self._few(PROBES)._examples, self.theta0
+        losses: list[Tensor] = []
+        with torch.no_grad():
+            check_draws_nothing(lambda: losses.append(self._forward(theta, few)), self._function.device)
+            again = self._forward(theta, few)
+        # kernels that add in any order differ by rounding; equal_nan, as a start may be out of a loss's range
+        if not torch.allclose(losses[0], again, rtol=torch.finfo(theta.dtype).eps ** 0.5, equal_nan=True):
+            raise UnsupportedError(
+                "the module or loss_fn gives other losses at the same theta: it draws at random or keeps a state, so "
+                "the loss is not a function of theta; remove the random layer or the state"
+            )
+        self._repeatable.add(self._function.mode())
 
     def _coupling(self) -> str | None:
         """What makes f_i depend on other examples, if anything does."""

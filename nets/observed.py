@@ -31,10 +31,12 @@ class Call:
 
 @dataclass(eq=False)
 class Observation:
-    """Calls in the order in which they end, innermost first, and the names of all operations."""
+    """Calls in the order in which they end, innermost first, how many, and operations in the module and outside it."""
 
     calls: list[Call] = field(default_factory=list)
+    count: int = 0
     operations: set[str] = field(default_factory=set)
+    outside: set[str] = field(default_factory=set)
 
 
 @contextmanager
@@ -57,6 +59,7 @@ def hooks(name: str, part: nn.Module, seen: Observation, open_calls: list[Call])
     """Hooks that open a call before a module's forward pass and close it after."""
 
     def opens(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.count += 1
         copies = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         buffers = {key: buffer.detach().clone() for key, buffer in part.named_buffers()}
         parameters = {key: parameter.detach() for key, parameter in part.named_parameters()}
@@ -84,7 +87,7 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and note it; in-place ones under their plain names."""
         name = func.overloadpacket.__name__.rstrip("_")
-        self.seen.operations.add(name)
+        (self.seen.operations if self.open_calls else self.seen.outside).add(name)
         for call in self.open_calls:
             call.operations.add(name)
         return func(*args, **(kwargs or {}))
@@ -112,7 +115,7 @@ def floating(outputs: Any) -> list[Tensor]:
 def uses_attention(module: nn.Module, seen: Observation) -> bool:
     """Whether a module calls torch's attention, whose fast kernels have no second derivative."""
     kinds = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-    return ATTENTION in seen.operations or any(isinstance(part, kinds) for part in module.modules())
+    return ATTENTION in seen.operations | seen.outside or any(isinstance(part, kinds) for part in module.modules())
 
 
 @contextmanager

@@ -40,7 +40,9 @@ def test_every_quantity_is_that_of_the_batches(problem, normal, chunk_size):
     assert_close(ghost.batch_grad(theta, torch.tensor([2, 0])), grads[[2, 0]].mean(0))
     assert_close(ghost.hvp(theta, v), torch.stack([p.hvp(theta, v) for p in parts]).mean(0))
     assert_close(ghost.third(theta, u, v), torch.stack([p.third(theta, u, v) for p in parts]).mean(0))
-    assert_close(ghost.restrict(torch.tensor([1])).grad(theta), grads[1])
+    part = ghost.restrict(torch.tensor([1]))
+    assert_close(part.grad(theta), grads[1])
+    assert torch.equal(part.ghost_batches, ghost.ghost_batches[1:2])
 
 
 def test_without_batch_statistics_it_is_the_plain_mean(problem):
@@ -91,6 +93,7 @@ def test_fused_batch_norm_is_caught_here_too(problem):
         ({"targets": torch.arange(8) % 3}, ValueError, "same length"),
         ({"inputs": None}, TypeError, "inputs"),
         ({"targets": [0, 1]}, TypeError, "targets"),
+        ({"targets": torch.tensor(1)}, ValueError, "targets must have shape"),
     ],
 )
 def test_arguments_are_checked(problem, change, error, words):

@@ -111,6 +111,14 @@ def test_complex_inputs_give_the_holomorphic_extension(layer, normal):
     assert_close(along, turned, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["batch", "group", "layer"])
+def test_half_precision_does_not_overflow(name, half, normal):
+    ours, theirs, x = twins(name, normal, torch.float32)
+    x = (300 * x).to(half)
+    assert_close(ours.to(half)(x).float(), theirs.to(half)(x).float(), rtol=2e-2, atol=2e-2)
+
+
 def test_polynomials_by_hand():
     x = torch.tensor([-1.0, 0.5, 3.0])
     assert_close(Square()(x), torch.tensor([1.0, 0.25, 9.0]))
@@ -135,6 +143,7 @@ def test_average_pool_drops_the_rest():
         (lambda: GroupNorm(4, 6), ValueError, "groups must divide the 6 channels, got 4"),
         (lambda: GroupNorm(2, 6)(torch.ones(2, 4)), ValueError, r"\(m, 6"),
         (lambda: LayerNorm(3)(torch.ones(2, 4)), ValueError, r"\(\.\.\., 3\)"),
+        (lambda: LayerNorm(3)(torch.ones(())), ValueError, r"\(\.\.\., 3\)"),
         (lambda: LayerNorm(1.5), TypeError, "features"),
         (lambda: AveragePool(0), ValueError, "size"),
     ],
