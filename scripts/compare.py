@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import re
 import sys
 import warnings
@@ -142,7 +143,7 @@ def build_flow(name: str, landscape: Landscape, settings: Settings, h: float) ->
         return PrincipalFlow(
             landscape,
             h,
-            krylov=settings.krylov if settings.krylov or landscape.dimension <= 64 else 30,
+            krylov=30 if settings.krylov is None and landscape.dimension > 64 else settings.krylov,
             tolerance=settings.krylov_tolerance,
             third_order=name == "principal-third-order",
             branch=automatic if settings.branch == "auto" else settings.branch,
@@ -232,9 +233,10 @@ def describe(settings: Settings, landscape: Landscape) -> str:
     examples = f", a mean over {landscape.size}" if isinstance(landscape, FiniteSum) else ""
     name = type(landscape).__name__
     if isinstance(settings.ground, NetGround):
-        preset = settings.ground.chosen
-        ghosts = f" ghost batches of {preset.ghost_size}" if isinstance(landscape, GhostBatchLandscape) else " examples"
-        name, examples = f"{settings.ground.architecture} on {preset.data}", f"{examples}{ghosts}"
+        name, examples = f"{settings.ground.architecture} on {settings.ground.chosen.data}", f"{examples} examples"
+        if isinstance(landscape, GhostBatchLandscape):
+            batches, each = landscape.ghost_batches.shape
+            examples = f", a mean over {batches} ghost batches of {each}"
     return f"{name}, {landscape.dimension:,} parameters{examples}"
 
 
@@ -281,8 +283,11 @@ def main(arguments: Sequence[str]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
             run(settings)
-    except (ValueError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the tables has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
+        print(f"error: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
         return 2
     return 0
 

@@ -77,6 +77,8 @@ class NetGround:
         }
         if self.data is not None and self.data != preset.data and self.classes is None:
             preset = replace(preset, classes=None)
+        if self.ghost_size is not None:
+            check_count("ghost_size", self.ghost_size)
         if self.examples is not None:
             preset = replace(preset, examples=None if self.examples == "all" else self.examples)
         return replace(preset, **{name: value for name, value in given.items() if value is not None})
@@ -95,12 +97,12 @@ class NetGround:
     def load(self, seed: int) -> Data:
         """The examples, relabelled as asked."""
         preset = self.chosen
-        limit = None if preset.classes is not None else preset.examples
-        data = load_data(preset.data, root=self.root, limit=limit, seed=seed)
+        whole = preset.classes is not None or self.data is not None
+        data = load_data(preset.data, root=self.root, limit=None if whole else preset.examples, seed=seed)
         if preset.classes is not None:
             data = only_classes(data, preset.classes)
-            if preset.examples is not None:
-                data = limited(data, preset.examples, seed)
+        if whole and preset.examples is not None:  # a preset's number gives way to what there is, the user's does not
+            data = limited(data, min(preset.examples, len(data)) if self.examples is None else preset.examples, seed)
         if self.labels == "random":
             data = random_labels(data, seed)
         return noisy_labels(data, self.label_noise, seed) if self.label_noise else data
@@ -130,6 +132,6 @@ class NetGround:
             raise ValueError("--holomorphic needs a network without batch statistics; add --norm group or --norm none")
         N = len(targets)
         asked = self.chosen.ghost_size
-        size = N if asked is None else min(check_count("ghost_size", asked), N)
+        size = N if asked is None else min(asked, N)
         kept = N - N % size
         return GhostBatchLandscape(module, loss, inputs[:kept], targets[:kept], size, self.chosen.chunk_size, seed=seed)

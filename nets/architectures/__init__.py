@@ -35,7 +35,8 @@ def fully_connected(*hidden: int, activation: str = "relu", norm: str = "none") 
         norm: str = default_norm,
         seed: int = 0,
     ) -> MLP:
-        sizes = (math.prod(input_shape), *widened(width, *hidden), check_count("classes", classes))
+        features = [check_count(f"input_shape[{i}]", side) for i, side in enumerate(input_shape)]
+        sizes = (math.prod(features), *widened(width, *hidden), check_count("classes", classes))
         return MLP(sizes, activation, norm=norm, seed=seed)
 
     return build

@@ -45,6 +45,7 @@ class AllCNN(nn.Module):
         super().__init__()
         # seventh: without padding it needs three pixels, which two strides make of nine
         images = check_image_shape(input_shape, smallest=8 if padding else 9)[0]
+        check_count("eighth", eighth)
         first, second = widened(width, *channels)
         plan = [(first, 3, 1, 1), (first, 3, 1, 1), (first, 3, 2, 1), (second, 3, 1, 1), (second, 3, 1, 1)]
         plan += [(second, 3, 2, 1), (second, 3, 1, padding), (second, eighth, 1, eighth // 2)]

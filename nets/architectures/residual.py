@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscapes.errors import check_count
+from landscapes.errors import check_count, check_positive
 from nets.architectures.initialise import (
     activation_layer,
     check_image_shape,
@@ -102,6 +102,8 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         images = check_image_shape(input_shape, smallest=1)[0]
+        if len(channels) != len(blocks):
+            raise ValueError(f"channels and blocks must have one entry a stage each, got {channels} and {blocks}")
         wides = widened(width, *channels)
         stem = [convolution(images, wides[0], 3, 1, 1, bias=norm == "none"), *norm_layers(norm, wides[0])]
         layers = [*stem, activation_layer(activation)]
@@ -141,6 +143,9 @@ class WideResNet(nn.Module):
     ):
         super().__init__()
         images = check_image_shape(input_shape, smallest=1)[0]
+        check_count("blocks", blocks)
+        check_positive("widening", widening)
+        check_positive("width", width)
         (previous,) = widened(min(1.0, width * widening), 16)  # the stem is not widened, but narrowed with the rest
         layers: list[nn.Module] = [convolution(images, previous, 3, 1, 1, bias=norm == "none")]
         for stage, wide in enumerate(widened(width * widening, 16, 32, 64)):

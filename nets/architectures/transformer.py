@@ -80,6 +80,7 @@ class VisionTransformer(nn.Module):
         if any(side % patch for side in sides):
             raise ValueError(f"patch must divide the image's {sides[0]} and {sides[1]} pixels, got {patch}")
         check_count("heads", heads)
+        check_count("depth", depth)
         features = heads * max(1, round(check_positive("width", width) * features / heads))
         self.patches = convolution(channels, features, patch, patch)
         self.positions = nn.Parameter(torch.empty((sides[0] // patch) * (sides[1] // patch), features))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets import ARCHITECTURES, MLP, VGG, AllCNN, LeNet, ResNet, VisionTransformer, build_network
+from nets import ARCHITECTURES, MLP, VGG, AllCNN, LeNet, ResNet, VisionTransformer, WideResNet, build_network
 from nets.architectures import lenet
 from nets.architectures.initialise import ACTIVATIONS
 from tests.nets.architecture_cases import CLASSES, NAMES, SHAPES, small
@@ -179,6 +179,12 @@ def test_lenet_order_and_width(pooling):
         (lambda: VGG(classes=0), ValueError, "classes"),
         (lambda: VGG(pooling="none"), ValueError, "pooling"),
         (lambda: ResNet((32, 32)), ValueError, "input_shape"),
+        (lambda: ResNet(blocks=(3, 3)), ValueError, "channels and blocks must have one entry a stage"),
+        (lambda: WideResNet(blocks=0), ValueError, "blocks"),
+        (lambda: WideResNet(width="1"), TypeError, "width"),
+        (lambda: VisionTransformer(depth=-1), ValueError, "depth"),
+        (lambda: AllCNN(eighth=0), ValueError, "eighth"),
+        (lambda: ARCHITECTURES["mlp"]((-2, -2), 3), ValueError, r"input_shape\[0\]"),
         (lambda: VisionTransformer((3, 30, 30)), ValueError, "patch must divide .* got 4"),
         (lambda: VisionTransformer(norm="batch"), ValueError, "norm"),
         (lambda: VisionTransformer(heads=0), ValueError, "heads"),

@@ -74,6 +74,19 @@ def test_labels_can_be_random_or_noisy():
     assert 240 < int((true != random).sum()) < 300
 
 
+def test_a_presets_number_gives_way_to_what_there_is():
+    assert NetGround(architecture="mlp", classes=(0, 1)).build(0, torch.float32, "cpu")[0].size == 288
+    with pytest.raises(ValueError, match=r"limit.*288"):
+        NetGround(architecture="mlp", classes=(0, 1), examples=300).build(0, torch.float32, "cpu")
+
+
+def test_the_table_names_the_ghost_batches_there_are(tmp_path, capsys):
+    arguments = "net --architecture small-fc --data digits --examples 20 --ghost-size 1000 --steps 1 --flows gradient"
+    status, out, _ = run(f"{arguments} --out {tmp_path}", capsys)
+    assert status == 0
+    assert "a mean over 1 ghost batches of 20" in out
+
+
 def test_batch_norm_means_ghost_batches_with_the_rest_left_out():
     landscape, _ = NetGround(architecture="mlp", norm="batch", examples=50, ghost_size=15).build(
         0, torch.float64, "cpu"
@@ -150,6 +163,10 @@ def test_fused_layers_would_be_caught_in_a_script_too():
         ("--examples some", "--examples"),
         ("--width -1", "width"),
         ("--norm batch --ghost-size 0", "ghost_size"),
+        ("--ghost-size -5", "ghost_size"),
+        ("--width 1e30", "error"),
+        ("--flows principal --krylov 0", "krylov"),
+        ("--descent SparseAdam", "error"),
         ("--norm batch --holomorphic", "--holomorphic needs"),
         ("--activation relu --holomorphic", "complex theta"),
         ("--data breast-cancer", "input_shape"),
