@@ -6,6 +6,7 @@ times on a shared machine mean little. Memory is the growth of the process's pea
 
 from __future__ import annotations
 
+import copy
 import functools
 import multiprocessing
 import statistics
@@ -21,18 +22,19 @@ import tyro
 
 from flows import GradientDescent, GradientFlow, descend, integrate
 from landscapes import Rosenbrock, from_sympy
-from nets import NetworkLandscape
+from nets import BatchNorm, NetworkLandscape
 from scripts.net_ground import LossFunction, NetGround
 
 Program = Callable[[], object]
-Name = Literal["integrate", "sympy", "descend", "memory"]
+Name = Literal["integrate", "sympy", "descend", "memory", "norms", "check"]
+Examples = int | Literal["all"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What to measure."""
 
-    only: tuple[Name, ...] = ("integrate", "sympy", "descend", "memory")
+    only: tuple[Name, ...] = ("integrate", "sympy", "descend", "memory", "norms", "check")
     """Benchmarks to run."""
     repeats: int = 15
     """Interleaved repeats of each pair of programs."""
@@ -61,7 +63,7 @@ def ratio(name: str, ours: Program, theirs: Program, settings: Settings, target:
 
 
 def demo_network(
-    device: str, chunk_size: int | None = None, width: float = 1.0, examples: int | None = 300
+    device: str, chunk_size: int | None = None, width: float = 1.0, examples: Examples = 300
 ) -> NetworkLandscape:
     """The demo's tanh CNN on digits, float32."""
     ground = NetGround(examples=examples, width=width, chunk_size=chunk_size)
@@ -75,7 +77,8 @@ def bench_integrate(settings: Settings) -> None:
 
     All training digits, and the 300 of the demo, beside which torchdiffeq's own work for an evaluation shows.
     """
-    for examples in (None, 300):
+    sizes: tuple[Examples, ...] = ("all", 300)
+    for examples in sizes:
         landscape = demo_network(settings.device, examples=examples)
         theta0, times = landscape.theta0, [0.05 * k for k in range(11)]
         evaluations = int(integrate(GradientFlow(landscape), theta0, times).cost["evaluations"])
@@ -167,11 +170,48 @@ def bench_memory(settings: Settings) -> None:
     )
 
 
+def bench_norms(settings: Settings) -> None:
+    """Gradients and HVPs of the small all-convolutional net on 8×8 digits with our norms over torch's fused ones."""
+    ground = NetGround(architecture="small-allcnn", data="digits", examples=200, norm="batch", width=1.0)
+    module, loss, inputs, targets = ground.parts(0, torch.float32, settings.device)
+    fused = copy.deepcopy(module)
+    for name, layer in module.named_modules():
+        if isinstance(layer, BatchNorm):
+            parent, _, place = name.rpartition(".")
+            setattr(fused.get_submodule(parent), place, torch.nn.BatchNorm2d(layer.channels).to(inputs))
+    ours, theirs = (NetworkLandscape(m, loss, inputs, targets) for m in (module, fused))
+    theta = ours.theta0
+    assert torch.allclose(ours.hvp(theta, theta), theirs.hvp(theta, theta), rtol=1e-2, atol=1e-4)
+    for product in ("grad", "hvp"):
+        primitive, built_in = (functools.partial(call, network, product, theta) for network in (ours, theirs))
+        ratio(f"{product} with nets.BatchNorm / torch.nn.BatchNorm2d", primitive, built_in, settings, "≤ 1.5")
+
+
+def call(network: NetworkLandscape, product: str, theta: torch.Tensor) -> torch.Tensor:
+    """The gradient or the Hessian-vector product at θ."""
+    return network.grad(theta) if product == "grad" else network.hvp(theta, theta)
+
+
+def bench_check(settings: Settings) -> None:
+    """What the derivative check costs once: the first HVP of a network, fresh each time, over a later one."""
+    landscape = demo_network(settings.device)
+    theta = landscape.theta0
+
+    def first() -> torch.Tensor:
+        landscape._derivatives.asked.clear()
+        return landscape.hvp(theta, theta)
+
+    later = functools.partial(call, landscape, "hvp", theta)
+    ratio("first HVP of the CNN, its check included / a later one", first, later, settings, "≤ 5")
+
+
 BENCHMARKS: dict[Name, Callable[[Settings], None]] = {
     "integrate": bench_integrate,
     "sympy": bench_sympy,
     "descend": bench_descend,
     "memory": bench_memory,
+    "norms": bench_norms,
+    "check": bench_check,
 }
 
 

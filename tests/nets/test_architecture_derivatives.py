@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from nets import HolomorphicNetworkLandscape, PiecewiseLinearWarning, cross_entropy
+from nets import (
+    LOSSES,
+    MLP,
+    HolomorphicNetworkLandscape,
+    NetworkLandscape,
+    PiecewiseLinearWarning,
+    cross_entropy,
+)
 from tests.nets.architecture_cases import NAMES, small
 
 
@@ -99,3 +106,20 @@ def test_holomorphic_versions_take_complex_theta(name, normal):
     loss, gradient = ((getattr(turned[0], k) - getattr(turned[1], k)) / (2j * step) for k in ("loss", "grad"))
     assert_close(loss, (point.grad * along).sum(), rtol=1e-5, atol=1e-8)
     assert (gradient - point.hvp(along)).norm() <= 1e-5 * point.hvp(along).norm() + 1e-8
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_takes_complex_theta(name, normal):
+    outputs = 1 if name == "binary-cross-entropy" else 3
+    module = MLP((4, 5, outputs)).double()
+    inputs, targets = normal(1, 6, 4), torch.arange(6) % 2
+    network = HolomorphicNetworkLandscape(module, LOSSES[name], inputs, targets)
+    real = NetworkLandscape(module, LOSSES[name], inputs, targets)
+    theta = network.theta0
+    u, v, w = directions(normal, network.dimension)
+    flat = theta.to(torch.complex128)
+    assert_close(network.third(flat, u.to(flat), v.to(flat)).real, real.third(theta, u, v), rtol=1e-9, atol=1e-11)
+    z, along, step = torch.complex(theta, u), torch.complex(v, w), 1e-4
+    ahead, behind = (network.expand(z + s * 1j * step * along) for s in (1, -1))
+    assert_close((ahead.loss - behind.loss) / (2j * step), (network.grad(z) * along).sum(), rtol=1e-6, atol=1e-9)
+    assert_close((ahead.grad - behind.grad) / (2j * step), network.hvp(z, along), rtol=1e-6, atol=1e-8)
