@@ -41,6 +41,7 @@ class ModuleFunction:
         self._shapes = [p.shape for p in parameters.values()]
         self._names = list(parameters)
         self._buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        self._modules = list(module.modules())
         self._dropouts = [(n, m) for n, m in module.named_modules() if isinstance(m, _DropoutNd)]
         self._batch_norms = [(n, m) for n, m in module.named_modules() if isinstance(m, (_BatchNorm, BatchNorm))]
         self.attention = False
@@ -70,7 +71,7 @@ class ModuleFunction:
 
     def mode(self) -> tuple[bool, ...]:
         """Which modules are in training mode."""
-        return tuple(module.training for module in self.module.modules())
+        return tuple(module.training for module in self._modules)
 
     def check_mode(self) -> None:
         """Raise where a module drops units at random in its present mode."""
