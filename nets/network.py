@@ -33,7 +33,7 @@ CHECKED = 4  # examples on which its derivatives are held against differences
 class NetworkLandscape(FiniteSum):
     r"""f(θ) = (1/N) Σ_i loss_fn(module_θ(x_i), y_i), θ (..., d) in the order of ``module.parameters()``.
 
-    ``loss_fn(outputs, targets) -> (m,)`` gives one loss an example, such as
+    ``loss_fn(outputs, targets) -> (m,)`` gives one loss an example, such as ``nets.cross_entropy`` or
     ``functools.partial(F.cross_entropy, reduction="none")``. ``inputs`` is a tensor (N, ...) or a tuple of them,
     ``targets`` a tensor (N, ...); both are moved to the module's device, and cast to its dtype where they are floating,
     once. θ must have the module's dtype and device. ``theta0`` (d,) is a copy of the weights at construction. Frozen
@@ -52,7 +52,7 @@ class NetworkLandscape(FiniteSum):
 
     Raises TypeError or ValueError for a module without parameters or of mixed dtypes, inputs and targets of different
     or no length, a loss_fn that does not return (m,), a bad chunk_size; UnsupportedError for a forward pass that draws
-    random numbers (dropout in training mode) or changes the data in place.
+    random numbers (dropout in training mode), keeps a state, checkpoints its activations or changes the data in place.
     """
 
     def __init__(
@@ -71,9 +71,8 @@ class NetworkLandscape(FiniteSum):
         self._examples = check_examples(inputs, targets, self._function.dtype, self._function.device)
         self._repeatable: set[tuple[bool, ...]] = {self._function.mode()}  # the probe looks at the present one
         self._check_mode()
-        self._derivatives = DerivativeCheck(
-            self._function, self._few(CHECKED)._forward_double, loss_fn in LOSSES.values()
-        )
+        ours = any(loss_fn is known for known in LOSSES.values())
+        self._derivatives = DerivativeCheck(self._function, self._few(CHECKED)._forward_double, ours)
         self._probe()
 
     def _few(self, m: int) -> NetworkLandscape:
@@ -276,13 +275,16 @@ class NetworkLandscape(FiniteSum):
 
     def _check_repeats(self) -> None:
         """Raise where the module, in its present mode, draws at random; once a mode."""
-        few, theta = self._few(PROBES)._examples, self.theta0
-        losses: list[Tensor] = []
+        theta, losses = self.theta0, []
+
+        def forward() -> None:
+            losses.append(self._forward(theta, self._few(PROBES)._examples))
+
         with torch.no_grad():
-            check_draws_nothing(lambda: losses.append(self._forward(theta, few)), self._function.device)
-            again = self._forward(theta, few)
+            check_draws_nothing(forward, self._function.device)
+            forward()
         # kernels that add in any order differ by rounding; equal_nan, as a start may be out of a loss's range
-        if not torch.allclose(losses[0], again, rtol=torch.finfo(theta.dtype).eps ** 0.5, equal_nan=True):
+        if not torch.allclose(*losses, rtol=torch.finfo(theta.dtype).eps ** 0.5, equal_nan=True):
             raise UnsupportedError(
                 "the module or loss_fn gives other losses at the same theta: it draws at random or keeps a state, so "
                 "the loss is not a function of theta; remove the random layer or the state"
@@ -303,8 +305,8 @@ class NetworkLandscape(FiniteSum):
 class HolomorphicNetworkLandscape(NetworkLandscape):
     r"""A network whose loss is holomorphic in θ: complex θ of the module's precision is accepted.
 
-    For layers and losses that torch has complex kernels for (linear, conv2d, tanh, sigmoid, exp, log, products; no
-    pooling, relu or fused cross entropy). ``grad`` is the holomorphic derivative, products are bilinear. The module and
+    For layers and losses that torch has complex kernels for (linear, conv2d, tanh, sigmoid, exp, log, products; no max
+    pooling, relu or fused losses) and those of nets: norms, AveragePool, cross_entropy and the other losses. ``grad`` is the holomorphic derivative, products are bilinear. The module and
     its data stay real; floating inputs become complex on the fly.
 
     Raises NotHolomorphicError where torch lacks a complex kernel or the loss fails the Cauchy–Riemann equations at θ0.
@@ -334,7 +336,7 @@ def check_holomorphic(network: NetworkLandscape) -> None:
     except RuntimeError as error:
         raise NotHolomorphicError(
             f"torch cannot evaluate this module and loss_fn at complex theta ({error}); use tanh or sigmoid layers "
-            "without pooling, and a loss written from exp, log and products"
+            "and nets.AveragePool, and nets.cross_entropy or another loss written from exp, log and products"
         ) from error
     # The first term is far above O(ε²) and far below a missing derivative; the second allows for rounding.
     allowed = 1e-2 * slope + torch.finfo(theta.dtype).eps ** 0.5 * (1 + point.loss.abs())
