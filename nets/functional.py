@@ -113,13 +113,13 @@ def check_module(module: nn.Module) -> None:
         raise ValueError(f"module must be on one device, got {sorted(map(str, devices))}; use .to(device)")
 
 
-def check_draws_nothing(call: Callable[[], object], device: torch.device) -> None:
-    """Run ``call``; raise, with torch's generators put back, if it drew from them."""
+def check_draws_nothing(call: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """What ``call`` returns; raise, with torch's generators put back, if it drew from them."""
     before = _generator_states(device)
     try:
-        call()
+        result = call()
         if all(torch.equal(a, b) for a, b in zip(before, _generator_states(device), strict=True)):
-            return
+            return result
     finally:
         torch.set_rng_state(before[0])
         if device.type == "cuda":

@@ -275,16 +275,15 @@ class NetworkLandscape(FiniteSum):
 
     def _check_repeats(self) -> None:
         """Raise where the module, in its present mode, draws at random; once a mode."""
-        theta, losses = self.theta0, []
+        theta = self.theta0
 
-        def forward() -> None:
-            losses.append(self._forward(theta, self._few(PROBES)._examples))
+        def forward() -> Tensor:
+            return self._forward(theta, self._few(PROBES)._examples)
 
         with torch.no_grad():
-            check_draws_nothing(forward, self._function.device)
-            forward()
+            once, again = check_draws_nothing(forward, self._function.device), forward()
         # kernels that add in any order differ by rounding; equal_nan, as a start may be out of a loss's range
-        if not torch.allclose(*losses, rtol=torch.finfo(theta.dtype).eps ** 0.5, equal_nan=True):
+        if not torch.allclose(once, again, rtol=torch.finfo(theta.dtype).eps ** 0.5, equal_nan=True):
             raise UnsupportedError(
                 "the module or loss_fn gives other losses at the same theta: it draws at random or keeps a state, so "
                 "the loss is not a function of theta; remove the random layer or the state"
@@ -306,8 +305,9 @@ class HolomorphicNetworkLandscape(NetworkLandscape):
     r"""A network whose loss is holomorphic in θ: complex θ of the module's precision is accepted.
 
     For layers and losses that torch has complex kernels for (linear, conv2d, tanh, sigmoid, exp, log, products; no max
-    pooling, relu or fused losses) and those of nets: norms, AveragePool, cross_entropy and the other losses. ``grad`` is the holomorphic derivative, products are bilinear. The module and
-    its data stay real; floating inputs become complex on the fly.
+    pooling, relu or fused losses) and those of nets: norms, AveragePool, cross_entropy and the other losses. ``grad``
+    is the holomorphic derivative, products are bilinear. The module and its data stay real; floating inputs become
+    complex on the fly.
 
     Raises NotHolomorphicError where torch lacks a complex kernel or the loss fails the Cauchy–Riemann equations at θ0.
     """
