@@ -125,10 +125,10 @@ class CriticalPoint:
     kind: Kind
 
 
-def signature(hessian: Tensor) -> Kind:
-    """The kind of critical point that a Hessian (d, d) makes; eigenvalues within rounding of zero count as zero."""
+def signature(hessian: Tensor, scale: float) -> Kind:
+    """The kind of critical point that a Hessian (d, d) makes; eigenvalues within rounding of ``scale`` are zero."""
     eigenvalues = torch.linalg.eigvalsh(hessian)
-    zero = 8 * hessian.shape[-1] * torch.finfo(hessian.dtype).eps * float(eigenvalues.abs().max())
+    zero = 8 * hessian.shape[-1] * torch.finfo(hessian.dtype).eps * max(scale, float(eigenvalues.abs().max()))
     rises, falls = bool((eigenvalues > zero).any()), bool((eigenvalues < -zero).any())
     if rises and falls:
         return "saddle"
@@ -157,4 +157,10 @@ class Toy(ClosedForm):
     def critical_points(self) -> tuple[CriticalPoint, ...]:
         """Critical points in the window, each with its kind; families of them by representatives."""
         positions = torch.tensor(self.critical_positions(), dtype=torch.float64)
-        return tuple(CriticalPoint(position, signature(self.hessian(position))) for position in positions)
+        scale = self.curvature_scale
+        return tuple(CriticalPoint(position, signature(self.hessian(position), scale)) for position in positions)
+
+    @property
+    def curvature_scale(self) -> float:
+        """What second derivatives are rounded by the size of: the largest at the start."""
+        return float(self.hessian(torch.tensor(self.start, dtype=torch.float64)).abs().max())

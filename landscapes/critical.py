@@ -9,12 +9,19 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from scipy.optimize import brentq
 
 from landscapes.landscape import Landscape
 
 Function = Callable[[float], float]
 NEWTON_STEPS = 20
+MOST = 10_000
+"""Critical points that a toy lists at the most."""
+
+
+def check_few(name: str, value: float, count: int) -> None:
+    """Raise ValueError naming the parameter where it makes for more critical points than anyone would list."""
+    if count > MOST:
+        raise ValueError(f"{name} must leave at most {MOST:,} critical points to list, got {value!r}; lower it")
 
 
 def depressed_cubic_roots(p: float, q: float) -> list[float]:
@@ -53,11 +60,17 @@ def rippled_bowl_roots(slope: Function, curvature: Function, amplitude: float, f
             if first(lowest) < 0:
                 outer += [bracketed(first, left, lowest), bracketed(first, lowest, right)]
         left = right + math.pi / frequency
+        check_few("frequency", frequency, 2 * len(outer) + 1)
     return [*(-x for x in reversed(outer)), 0.0, *outer]
 
 
 def bracketed(function: Function, low: float, high: float) -> float:
-    """The zero between two points of opposite sign, to rounding."""
+    """The zero between two points of opposite sign, to rounding; the nearer end where only rounding keeps a sign."""
+    ends = function(low), function(high)
+    if ends[0] * ends[1] > 0:
+        return low if abs(ends[0]) < abs(ends[1]) else high
+    from scipy.optimize import brentq  # here: scipy.optimize is slow to import
+
     return float(brentq(function, low, high, xtol=1e-300, rtol=4 * torch.finfo(torch.float64).eps))
 
 

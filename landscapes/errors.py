@@ -49,6 +49,14 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_seed(seed: int) -> int:
+    """Return ``seed`` as an int; raise unless it is a whole number that torch's generators take, [0, 2⁶³)."""
+    check_count("seed", seed, minimum=0)
+    if seed >= 2**63:
+        raise ValueError(f"seed must be below 2**63, got {seed!r}")
+    return int(seed)
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """Return ``value``; raise unless it is one of ``choices``."""
     if value not in choices:

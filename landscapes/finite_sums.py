@@ -17,7 +17,7 @@ from torch import Tensor
 
 from landscapes.autodiff import Field, release
 from landscapes.closed_form import ClosedForm, cast, check_real_tensor, symmetric_matrix
-from landscapes.errors import check_count, check_index, check_positive
+from landscapes.errors import check_count, check_index, check_positive, check_seed
 from landscapes.landscape import FiniteSum
 
 
@@ -192,7 +192,7 @@ class NoisyQuadratic(QuadraticExamples):
         if self._matrix.ndim != 2:
             raise ValueError(f"hessian must have shape (d, d), got {tuple(hessian.shape)}")
         check_count("size", size, minimum=self.dimension + 1)
-        generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0))
+        generator = torch.Generator().manual_seed(check_seed(seed))
         self.centres = whitened(torch.randn(size, self.dimension, generator=generator, dtype=torch.float64))
 
     @property

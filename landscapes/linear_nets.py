@@ -13,6 +13,7 @@ from torch import Tensor
 
 from landscapes.autodiff import Field
 from landscapes.closed_form import Toy, Window, cast, check_real_tensor
+from landscapes.critical import check_few
 from landscapes.errors import check_count, check_real
 
 Jet = tuple[Tensor, Tensor, Tensor, Tensor]  # coefficients of 1, s, t and st, where s² = t² = 0
@@ -132,6 +133,7 @@ class DeepLinearChain(Toy):
             return [origin, *flats]
         size = abs(self.y / self.x) ** (1 / self.depth)
         last = math.copysign(size, self.y / self.x)
+        check_few("depth", self.depth, 2 ** (self.depth - 1))
         signs = itertools.product((1.0, -1.0), repeat=self.depth - 1)
         return [origin, *flats, *([size * s for s in some] + [last * math.prod(some)] for some in signs)]
 
@@ -208,7 +210,7 @@ class MatrixFactorisation(Toy):
     def singular(self) -> tuple[Tensor, Tensor, Tensor]:
         """Left vectors (m, p), singular values (p,) and right vectors (n, p) of M, float64, zero values left out."""
         left, values, right = torch.linalg.svd(self.target.double(), full_matrices=False)
-        kept = values > 8 * max(self.target.shape) * torch.finfo(self.target.dtype).eps * values[0]
+        kept = values > 8 * max(self.target.shape) * torch.finfo(values.dtype).eps * values[0]
         return left[:, kept], values[kept], right.mT[:, kept]
 
     @property

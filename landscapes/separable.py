@@ -16,7 +16,7 @@ from torch import Tensor
 
 from landscapes.autodiff import Field
 from landscapes.closed_form import Toy, Window
-from landscapes.critical import depressed_cubic_roots
+from landscapes.critical import check_few, depressed_cubic_roots
 from landscapes.errors import check_count, check_positive, check_real
 
 
@@ -267,6 +267,7 @@ class Cosine(Separable):
     def critical_positions(self) -> list[list[float]]:
         """Every point with kθ_i in {−π, 0, π}."""
         half = math.pi / self.frequency
+        check_few("dimension", self.dimension, 3**self.dimension)
         return [list(point) for point in itertools.product((-half, 0, half), repeat=self.dimension)]
 
 

@@ -18,7 +18,8 @@ class SphericalQuotient(Toy):
     f(cθ) = f(θ), so ∇f ⟂ θ and Hθ = −∇f: gradient flow keeps ‖θ‖, and gradient descent raises it, ‖θ'‖² = ‖θ‖² +
     h²‖∇f‖², which lowers the step h/‖θ‖² that directions see. Critical rays are A's eigenvectors, represented by ± unit
     vectors; each is flat along itself, so ends of the spectrum are degenerate and the others saddles. Of rays in the
-    span of equal eigenvalues a basis stands for all. Not defined at 0, where results are not finite.
+    span of equal eigenvalues a basis stands for all. Not defined at 0, nor where
+    θᵀθ overflows or vanishes in θ's precision: results there are not finite.
     van Laarhoven 2017, arXiv 1706.05350; Arora, Li & Lyu 2019, arXiv 1812.03981.
     """
 
@@ -63,6 +64,11 @@ class SphericalQuotient(Toy):
         square = (theta * theta).sum(dim=-1, keepdim=True)
         parts = along_u * bent_v + along_v * bent_u + twice * theta + uv * g + g_v * u + g_u * v
         return -2 / square * parts
+
+    @property
+    def curvature_scale(self) -> float:
+        """The largest entry of A, of which θᵀθ H is made by differences."""
+        return float(self._matrix.abs().max())
 
     @property
     def window(self) -> Window:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscapes.autodiff import Field
 from landscapes.closed_form import Toy, Window
-from landscapes.critical import rippled_bowl_roots
+from landscapes.critical import check_few, rippled_bowl_roots
 from landscapes.errors import check_count, check_positive
 from landscapes.planar import Partial, Planar
 from landscapes.separable import Separable
@@ -86,8 +86,8 @@ class BarrierValley(Planar):
 
     @property
     def window(self) -> Window:
-        """Half a barrier beyond the outermost critical point, and the start."""
-        edge = max(self.start[0], *(abs(x) for x, _ in self.critical_positions())) + math.pi / self.frequency
+        """Half a barrier beyond where the bowl outweighs every barrier, and the start."""
+        edge = max(self.start[0], self.amplitude * self.frequency / self.along) + math.pi / self.frequency
         return (-edge, edge), (-1.2 * self.start[1], 1.2 * self.start[1])
 
     @property
@@ -106,8 +106,9 @@ class BarrierValley(Planar):
 class BumpyBasin(Separable):
     r"""f(θ) = Σ_i (θ_i/R)⁴ + A (1 − cos kθ_i), all > 0, any d: a wide basin with a flat floor, bumpy from close by.
 
-    Small steps end in the first hollow they meet. Once hAk² is well over 2 (from 3.5 with the defaults) hollows no
-    longer hold gradient descent, and it wanders about the middle of the basin. A basin rugged from close by, as those
+    Small steps end in the first hollow they meet. Once hAk² is well over 2 the outer hollows no longer hold gradient
+    descent (with the defaults from about 3.4), while the middle one does up to 4.603 = c with √(c² − 1) − arccos(1/c) =
+    π, beyond which steps jump from hollow to hollow. A basin rugged from close by, as those
     that Entropy-SGD smooths: Chaudhari et al. 2017, arXiv 1611.01838.
     """
 
@@ -147,8 +148,8 @@ class BumpyBasin(Separable):
 
     @property
     def window(self) -> Window:
-        """R and all hollows along every coordinate."""
-        edge = max(self.radius, 1.2 * max(self.roots()))
+        """R, and beyond where the basin outweighs every bump, along every coordinate."""
+        edge = max(self.radius, 1.2 * (self.amplitude * self.frequency * self.radius**4 / 4) ** (1 / 3))
         return ((-edge, edge),) * self.dimension
 
     @property
@@ -165,7 +166,9 @@ class BumpyBasin(Separable):
 
     def critical_positions(self) -> list[list[float]]:
         """Every combination of one coordinate's hollows and bumps."""
-        return [list(point) for point in itertools.product(self.roots(), repeat=self.dimension)]
+        roots = self.roots()
+        check_few("dimension", self.dimension, len(roots) ** self.dimension)
+        return [list(point) for point in itertools.product(roots, repeat=self.dimension)]
 
 
 @final

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count
+from landscapes.errors import check_count, check_seed
 from nets.datasets.catalogue import CIFAR_SETS, IDX_SETS, TINY_IMAGENET
 from nets.datasets.cifar import cifar_part, find_cifar
 from nets.datasets.files import check_root
@@ -129,7 +129,7 @@ def load_data(
     for flag, value in (("train", train), ("standardise", standardise)):
         if not isinstance(value, bool):
             raise TypeError(f"{flag} must be True or False, got {value!r}")
-    check_count("seed", seed, minimum=0)
+    check_seed(seed)
     if limit is not None:
         check_count("limit", limit)
     split = find_split(name, root)

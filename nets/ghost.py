@@ -14,7 +14,7 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from landscapes.errors import check_count
+from landscapes.errors import check_count, check_seed
 from nets.examples import Examples, check_lengths
 from nets.network import LossFunction, NetworkLandscape
 
@@ -45,7 +45,7 @@ class GhostBatchLandscape(NetworkLandscape):
         seed: int = 0,
     ):
         check_count("ghost_size", ghost_size)
-        generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0))
+        generator = torch.Generator().manual_seed(check_seed(seed))
         several = check_lengths(inputs, targets)
         N = len(targets)
         if N % ghost_size:

@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from flows import (
@@ -32,7 +34,7 @@ from flows import (
     compare,
 )
 from flows.comparison import slug
-from landscapes import FiniteSum, Landscape
+from landscapes import FiniteSum, Landscape, Toy
 from landscapes.errors import check_count
 from nets import GhostBatchLandscape
 from scripts.ground import AnyGround
@@ -40,6 +42,7 @@ from scripts.net_ground import NetGround
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 FLOW_NAMES = ("gradient", "modified-1", "modified-2", "modified-3", "principal", "principal-third-order")
+DENSE = 64  # weights up to which a Hessian is made whole
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 
 Choose what is descended as a subcommand; options follow it. Flows: {", ".join(FLOW_NAMES)}. Descents: gd, sgd,
@@ -54,7 +57,7 @@ class Settings:
     ground: AnyGround
     """What is descended."""
     h: float | None = None
-    """Learning rate of the descent and of the flows; a network's preset, or half the inverse of a toy's curvature."""
+    """Learning rate of descent and flows; a network's preset, else half the inverse of the largest curvature."""
     steps: int | None = None
     """Steps of the descent; a network's preset, else 20."""
     flows: tuple[str, ...] | None = None
@@ -125,11 +128,27 @@ def choose(settings: Settings, landscape: Landscape, theta0: Tensor) -> Choice:
 
 
 def gentle(landscape: Landscape, theta0: Tensor) -> float:
-    """Half the inverse of the largest curvature at θ0, to two digits: hλ = ½ there; 0.1 where it is flat or large."""
-    if landscape.dimension > 64:
-        return 0.1
-    curvature = float(torch.linalg.eigvalsh(landscape.hessian(theta0)).abs().max())
-    return float(f"{0.5 / curvature:.2g}") if curvature > 0 else 0.1
+    """Half the inverse of the largest curvature at θ0 and, of a toy, where its gradient vanishes: hλ ≤ ½; 1 at most."""
+    if landscape.dimension > DENSE:
+        curvature = largest_curvature(landscape, theta0)
+    else:
+        points = [theta0.double()]
+        if isinstance(landscape, Toy):
+            points += [point.position.to(theta0.device) for point in landscape.critical_points()]
+        curvature = float(torch.linalg.eigvalsh(landscape.hessian(torch.stack(points))).abs().max())
+    return min(1.0, float(f"{0.5 / curvature:.2g}")) if curvature > 0 else 1.0
+
+
+def largest_curvature(landscape: Landscape, theta0: Tensor) -> float:
+    """The Hessian's eigenvalue of largest magnitude at θ0, to a percent, by ARPACK on its products."""
+    point = landscape.expand(theta0)
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return point.hvp(torch.from_numpy(v).to(theta0)).double().cpu().numpy()
+
+    operator = LinearOperator((landscape.dimension,) * 2, matvec=product, dtype=np.float64)
+    ones = np.ones(landscape.dimension)
+    return float(abs(eigsh(operator, k=1, which="LM", v0=ones, tol=1e-2, return_eigenvectors=False)[0]))
 
 
 def build_flow(name: str, landscape: Landscape, settings: Settings, h: float) -> Flow:
@@ -143,7 +162,7 @@ def build_flow(name: str, landscape: Landscape, settings: Settings, h: float) ->
         return PrincipalFlow(
             landscape,
             h,
-            krylov=30 if settings.krylov is None and landscape.dimension > 64 else settings.krylov,
+            krylov=30 if settings.krylov is None and landscape.dimension > DENSE else settings.krylov,
             tolerance=settings.krylov_tolerance,
             third_order=name == "principal-third-order",
             branch=automatic if settings.branch == "auto" else settings.branch,
@@ -222,6 +241,8 @@ def run(settings: Settings) -> None:
             "landscape": type(settings.ground).__name__,
             **dataclasses.asdict(settings),
             **dataclasses.asdict(choice),
+            **({"network": network_of(settings.ground)} if isinstance(settings.ground, NetGround) else {}),
+            "models": {name: parameters_of(model) for name, model in (flows | {name: descent}).items()},
             "torch": torch.__version__,
         }
         (folder / "settings.json").write_text(json.dumps(said, default=str, indent=2) + "\n")
@@ -238,6 +259,19 @@ def describe(settings: Settings, landscape: Landscape) -> str:
             batches, each = landscape.ghost_batches.shape
             examples = f", a mean over {batches} ghost batches of {each}"
     return f"{name}, {landscape.dimension:,} parameters{examples}"
+
+
+def network_of(ground: NetGround) -> dict[str, Any]:
+    """What a network ran with, its preset's values where the user gave none."""
+    said = dataclasses.asdict(ground)
+    return said | {name: value for name, value in dataclasses.asdict(ground.chosen).items() if name in said}
+
+
+def parameters_of(model: Flow | Descent) -> dict[str, Any]:
+    """The class and the parameters of a flow or a descent, its landscape left out."""
+    names: list[str] = [field.name for field in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else []
+    kept = {name: getattr(model, name) for name in names if name != "landscape"}
+    return {"class": type(model).__name__, **kept}
 
 
 def check_device(device: str) -> None:
@@ -286,7 +320,7 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever read the tables has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, OSError) as error:
         print(f"error: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
         return 2
     return 0

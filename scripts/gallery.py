@@ -178,6 +178,8 @@ def draw(path: Path) -> Path:
         columnspacing=1.0,
         handletextpad=0.4,
     )
+    if not path.suffix or path.is_dir():
+        raise FolderError(f"--out {str(path)!r} must be a file with a suffix such as .png or .pdf; name another one")
     try:
         figure.savefig(path, dpi=160)
     except (OSError, ValueError) as error:

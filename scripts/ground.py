@@ -27,7 +27,7 @@ from landscapes import (
     Toy,
     TwoQuadratics,
 )
-from landscapes.errors import check_count
+from landscapes.errors import check_choice, check_count
 from nets import load_data
 from nets.data import DATA_SETS
 from scripts.net_ground import NetGround
@@ -141,7 +141,7 @@ class RegressionGround:
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
         """Start: 0."""
-        data = load_data(self.data, root=self.root, limit=self.examples, seed=seed)
+        data = load_data(check_choice("data", self.data, DATA_SETS), root=self.root, limit=self.examples, seed=seed)
         landscape = LinearRegression(data.inputs.flatten(1), data.targets.double())
         return landscape, torch.zeros(landscape.dimension, dtype=dtype, device=device)
 

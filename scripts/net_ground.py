@@ -71,6 +71,8 @@ class NetGround:
     def chosen(self) -> Preset:
         """The preset, with what the user gave in its place."""
         check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
+        if self.data is not None:
+            check_choice("data", self.data, DATA_SETS)
         preset = PRESETS[self.preset][self.architecture]
         given: dict[str, Any] = {
             name: getattr(self, name) for name in ("data", "classes", "width", "ghost_size", "chunk_size")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from landscapes.errors import check_choice, check_count, check_positive
+from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from nets.layers import AveragePool, BatchNorm, Cubic, GroupNorm, Sine, Square
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -92,7 +92,7 @@ def draw_weights(module: nn.Module, seed: int) -> None:
 
     torch's own default distribution, from a generator of its own: equal seeds give equal weights on every device.
     """
-    generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(check_seed(seed))
     for layer in drawn_layers(module):
         bound = 1 / math.sqrt(layer.weight[0].numel())
         for parameter in layer.parameters():
@@ -104,7 +104,7 @@ def draw_he_weights(module: nn.Module, seed: int) -> None:
 
     Keeps the signal's size through many layers of ReLU. He et al. 2015, arXiv 1502.01852, eq. (10).
     """
-    generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(check_seed(seed))
     for layer in drawn_layers(module):
         nn.init.normal_(layer.weight, 0, math.sqrt(2 / layer.weight[0].numel()), generator=generator)
         if layer.bias is not None:

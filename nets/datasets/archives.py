@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from nets.datasets.errors import ANEW, DataError, blamed_on, damaged
-from nets.datasets.files import oversized
+from nets.datasets.files import check_regular, oversized
 
 # what an unpacked archive may hold beside the files wanted: headers, padding, lists of names
 SLACK = 16 * 2**20
@@ -56,6 +56,8 @@ def refuse_kind(archive: Path, name: str, kind: str) -> DataError:
 def read_tar(archive: Path, most: dict[str, int]) -> dict[str, bytes]:
     """The members named in ``most`` of a tar.gz, each of at most that many bytes, in one pass; the rest is skipped."""
     found: dict[str, bytes] = {}
+    with blamed_on(archive, "a readable file"):
+        check_regular(archive)
     with blamed_on(archive, "a tar.gz archive"), gzip.open(archive, "rb") as unpacked:
         bounded = Bounded(unpacked, sum(most.values()) + SLACK, archive)
         # "r|" reads forward only: no header can send the reader back and round in a loop

@@ -16,10 +16,16 @@ def cache_folder() -> Path:
     """Where downloads lie: the folder in THALWEG_DATA where that is set, else the system's cache of "thalweg"."""
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named).expanduser()
+        return folder_of(named)
     import pooch
 
     return Path(pooch.os_cache("thalweg"))
+
+
+def folder_of(text: str | PathLike[str]) -> Path:
+    """A path with its ~ resolved; DataError where there is no such home."""
+    with blamed_on(text, "a folder's path"):
+        return Path(text).expanduser()
 
 
 def check_root(root: str | PathLike[str] | None) -> Path | None:
@@ -28,8 +34,10 @@ def check_root(root: str | PathLike[str] | None) -> Path | None:
         return None
     if not isinstance(root, (str, PathLike)):
         raise TypeError(f"root must be a folder's path or None, got {root!r} of type {type(root).__name__}")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
+    folder = folder_of(root)
+    with blamed_on(folder, "a folder that may be read"):
+        there = folder.is_dir()
+    if not there:
         raise DataError(f"{folder}: found no such folder, expected root to be one; name the folder with the data files")
     return folder
 
@@ -58,8 +66,7 @@ def missing(name: str, root: Path, wanted: Iterable[str], places: Iterable[Path]
 def read_whole(path: Path, most: int) -> bytes:
     """The bytes of a regular file of at most ``most``; a larger one is refused unread."""
     with blamed_on(path, "a readable file"):
-        if not path.is_file():
-            raise damaged(path, "something that is no regular file", "a regular file")
+        check_regular(path)
         size = path.stat().st_size
         if size > most:
             raise oversized(path, size, most)
@@ -68,6 +75,12 @@ def read_whole(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise oversized(path, len(content), most)
     return content
+
+
+def check_regular(path: Path) -> None:
+    """Raise where reading might never end: a pipe, a device."""
+    if not path.is_file():
+        raise damaged(path, "something that is no regular file", "a regular file")
 
 
 def oversized(where: object, size: int, most: int) -> DataError:

@@ -17,7 +17,7 @@ from nets.datasets.archives import list_zip, read_zip_member
 from nets.datasets.catalogue import TinySet
 from nets.datasets.download import download
 from nets.datasets.errors import blamed_on, damaged
-from nets.datasets.files import cache_folder, first_file, missing, oversized, read_whole
+from nets.datasets.files import cache_folder, check_regular, first_file, missing, oversized, read_whole
 from nets.datasets.parts import Part
 
 WNIDS, ANNOTATIONS = "wnids.txt", "val/val_annotations.txt"
@@ -85,7 +85,9 @@ def find_tiny(name: str, kind: TinySet, root: Path | None) -> Path:
     base = cache_folder() if root is None else root
     places = [base / kind.folder, base]
     for place in places:
-        if (place / "train").is_dir() or (place / "val").is_dir():
+        with blamed_on(place, "a folder that may be read"):
+            there = (place / "train").is_dir() or (place / "val").is_dir()
+        if there:
             return place
     archive = first_file([base], [kind.archive.name])
     if archive is None and root is not None:
@@ -100,6 +102,7 @@ def opened(source: Path, kind: TinySet) -> Iterator[Tree]:
         yield Folder(source)
         return
     with blamed_on(source, "a zip archive"):
+        check_regular(source)
         # a list of members costs memory by the million
         if source.stat().st_size > MOST_ARCHIVE:
             raise oversized(source, source.stat().st_size, MOST_ARCHIVE)

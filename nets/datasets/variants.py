@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_real
+from landscapes.errors import check_count, check_real, check_seed
 from nets.datasets.parts import Data, Part
 
 
@@ -50,7 +50,7 @@ def only_classes(data: Data, classes: Sequence[int]) -> Data:
 def limited(data: Data, limit: int, seed: int = 0) -> Data:
     """``limit`` examples, as even over the classes as they allow, chosen by ``seed``; a larger limit keeps these."""
     check_count("limit", limit)
-    kept = balanced(check_data(data), limit, check_count("seed", seed, minimum=0))
+    kept = balanced(check_data(data), limit, check_seed(seed))
     return Data(data.inputs[kept], data.targets[kept], data.classes)
 
 
@@ -115,4 +115,4 @@ def check_classes(classes: Sequence[int], data: Data) -> list[int]:
 
 def seeded(seed: int) -> torch.Generator:
     """A generator of its own: nothing else is drawn from it."""
-    return torch.Generator().manual_seed(check_count("seed", seed, minimum=0))
+    return torch.Generator().manual_seed(check_seed(seed))

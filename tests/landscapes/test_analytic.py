@@ -259,6 +259,35 @@ def test_kinds_of_critical_points(name, kinds):
     assert sorted(point.kind for point in TOYS[name]().critical_points()) == kinds
 
 
+def test_kinds_are_judged_by_the_landscapes_own_scale(normal):
+    inflection = DoubleWell(tilt=2 / (3 * math.sqrt(3)))  # where H is zero but for rounding
+    assert {round(float(p.position), 4): p.kind for p in inflection.critical_points()}[0.5774] == "degenerate"
+    turn = torch.linalg.qr(normal(3, 4, 4))[0]
+    assert {p.kind for p in SphericalQuotient(turn @ turn.T).critical_points()} == {"degenerate"}
+    thin = MatrixFactorisation(normal(4, 4, 2, dtype=torch.float32) @ normal(5, 2, 3, dtype=torch.float32), rank=3)
+    best = min(thin.critical_points(), key=lambda p: float(thin.loss(p.position)))
+    assert best.kind in ("minimum", "degenerate")
+
+
+@pytest.mark.parametrize(
+    "landscape",
+    [
+        BumpyBasin(frequency=1e5, dimension=1),
+        BumpyBasin(radius=1e6, dimension=1),
+        BumpyBasin(dimension=8),
+        BarrierValley(frequency=1e4),
+        BarrierValley(along=1e-6),
+        Cosine(dimension=12),
+        DeepLinearChain(20),
+    ],
+    ids=repr,
+)
+def test_a_list_too_long_is_refused_and_the_window_known(landscape):
+    assert all(low < high for low, high in landscape.window)
+    with pytest.raises(ValueError, match=r"(frequency|dimension|depth) must leave at most 10,000 critical points"):
+        landscape.critical_points()
+
+
 def test_double_well_merges_at_the_critical_tilt():
     critical = 2 / (3 * math.sqrt(3))
     points = DoubleWell(tilt=critical).critical_points()

@@ -87,6 +87,7 @@ def test_limit_is_fixed_by_seed_and_leaves_the_global_generator():
         ({"limit": 20.0}, TypeError, "limit"),
         ({"limit": True}, TypeError, "limit"),
         ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 2**64, "limit": 50}, ValueError, "seed"),
         ({"train": "test"}, TypeError, "train"),
         ({"standardise": None}, TypeError, "standardise"),
     ],

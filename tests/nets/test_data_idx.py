@@ -1,4 +1,5 @@
 import gzip
+import os
 import shutil
 import struct
 
@@ -156,3 +157,21 @@ def test_the_variable_is_as_good_as_a_root(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "MNIST")
     write_idx(tmp_path, zipped=False)
     assert len(load_data("mnist", train=False)) == 20
+
+
+@pytest.mark.parametrize("root", ["a" * 5000, "~nosuchuser/data"])
+def test_a_root_that_no_system_takes_is_a_data_error(root, monkeypatch):
+    with pytest.raises(DataError, match="what cannot be read"):
+        load_data("mnist", root=root)
+    monkeypatch.setenv("THALWEG_DATA", root)
+    with pytest.raises(DataError, match="what cannot be read"):
+        load_data("mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "archive"), [("cifar-10", "cifar-10-binary.tar.gz"), ("tiny-imagenet", "tiny-imagenet-200.zip")]
+)
+def test_a_pipe_is_not_waited_for(name, archive, tmp_path):
+    os.mkfifo(tmp_path / archive)
+    with pytest.raises(DataError, match=rf"{archive}.*no regular file"):
+        load_data(name, root=tmp_path)

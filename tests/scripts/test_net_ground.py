@@ -6,10 +6,10 @@ import warnings
 import pytest
 import torch
 
-from landscapes import FiniteSum
+from landscapes import DeepLinearChain, FiniteSum, LinearRegression, QuadraticSum
 from nets import ARCHITECTURES, GhostBatchLandscape, HolomorphicNetworkLandscape, NetworkLandscape, WrongDerivativeError
 from nets.data import DATA_SETS
-from scripts.compare import main
+from scripts.compare import gentle, main
 from scripts.ground import RegressionGround
 from scripts.net_ground import NetGround
 from scripts.presets import LAPTOP, PAPER, PRESETS
@@ -115,6 +115,9 @@ def test_a_net_runs_on_its_preset_and_says_what_it_is(tmp_path, capsys):
     assert status == 0
     assert "tiny-fc on mnist-7x7, 917 parameters, a mean over 4 ghost batches of 50: h = 0.1, 2 steps" in out
     settings = json.loads((tmp_path / "out" / "gd" / "settings.json").read_text())
+    assert settings["network"]["data"] == "mnist-7x7"
+    assert (settings["network"]["examples"], settings["network"]["ghost_size"]) == (200, 50)
+    assert settings["models"]["modified-2"] == {"class": "ModifiedFlow", "h": 0.1, "order": 2}
     assert (settings["h"], settings["steps"], settings["batch_size"]) == (0.1, 2, 1)
     assert settings["flows"] == ["gradient", "modified-2"]
 
@@ -122,8 +125,24 @@ def test_a_net_runs_on_its_preset_and_says_what_it_is(tmp_path, capsys):
 def test_a_toys_h_comes_from_its_curvature(tmp_path, capsys):
     status, out, _ = run(f"rosenbrock --steps 2 --flows gradient --out {tmp_path}", capsys)
     assert status == 0
-    # at (0, ½) the Hessian is diag(2 − 400/2, 200): ½/200
-    assert "Rosenbrock, 2 parameters: h = 0.0025, 2 steps" in out
+    # λ is 200 at the start (0, ½) and 1001.6 at the minimum (1, 1): ½/1001.6
+    assert "Rosenbrock, 2 parameters: h = 0.0005, 2 steps" in out
+
+
+def test_a_flat_start_does_not_make_h_large():
+    flat = DeepLinearChain(8)
+    h = gentle(flat, torch.tensor(flat.start, dtype=torch.float64))
+    sharpest = max(float(torch.linalg.eigvalsh(flat.hessian(p.position)).abs().max()) for p in flat.critical_points())
+    assert 0.4 < h * sharpest < 0.6
+    zero = QuadraticSum(torch.zeros(2, 3, 3), torch.ones(2, 3))
+    assert gentle(zero, torch.ones(3)) == 1.0
+
+
+def test_many_weights_have_their_curvature_by_products(normal):
+    features = normal(1, 40, 100)
+    landscape = LinearRegression(features, normal(2, 40))
+    largest = float(torch.linalg.eigvalsh(features.T @ features / 40)[-1])
+    assert gentle(landscape, torch.zeros(100, dtype=torch.float64)) == pytest.approx(0.5 / largest, rel=0.05)
 
 
 @pytest.mark.parametrize("data", ["digits", "shwartz-ziv", "mnist-7x7"])
@@ -150,7 +169,8 @@ def test_fused_layers_would_be_caught_in_a_script_too():
     ("arguments", "word"),
     [
         ("--architecture nosuch", "architecture must be one of 'mlp'"),
-        ("--data nosuch", "name must be one of"),
+        ("--data nosuch", "data must be one of"),
+        (f"--data mnist --root {'a' * 300}", "what cannot be read"),
         ("--data mnist --root /nosuch", "no such folder"),
         ("--root .", "root must be None for 'digits'"),
         ("--preset huge", "--preset"),
