@@ -22,7 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from landscapes.autodiff import wants_graph
 from landscapes.errors import UnsupportedError
 from landscapes.landscape import Expansion
-from nets.differences import Piece, Verdict, cannot, draw, judge, piece_of
+from nets.differences import Piece, Verdict, draw, judge, piece_of
 from nets.functional import ModuleFunction
 from nets.observed import Call, Observation, observed
 
@@ -77,22 +77,21 @@ class CheckedExpansion(Expansion):
 
     def hvp(self, v: Tensor) -> Tensor:
         """H v, shape (..., d)."""
-        return self._ask(2, lambda: self._inner.hvp(v))
+        self._check_for(2)
+        return self._inner.hvp(v)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         """D³f[u, v], shape (..., d)."""
-        return self._ask(3, lambda: self._inner.third(u, v))
+        self._check_for(3)
+        return self._inner.third(u, v)
 
     def hessian(self) -> Tensor:
         """H, shape (..., d, d)."""
-        return self._ask(2, self._inner.hessian)
+        self._check_for(2)
+        return self._inner.hessian()
 
-    def _ask(self, order: int, product: Callable[[], Tensor]) -> Tensor:
+    def _check_for(self, order: int) -> None:
         self._check(min(order + self._more, 3))
-        try:
-            return product()
-        except NotImplementedError as error:
-            raise cannot("the network", order, error) from error
 
 
 @dataclass(eq=False)
@@ -118,6 +117,8 @@ class DerivativeCheck:
     def _ask(self, order: int) -> None:
         try:
             position, seen = self._observe()
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, ValueError) as error:  # float32 constants, or a device without float64
             if order == 2:
                 reason = str(error).splitlines()[0]

@@ -95,13 +95,10 @@ def compare_with_differences(piece: Piece, order: int, steps: tuple[float, ...])
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise cannot(piece.name, order, error) from error
+        raise UnsupportedError(
+            f"torch cannot differentiate {piece.name} {order} times: {str(error).splitlines()[0]}"
+        ) from error
     return "wrong" if against >= 2 else "unclear"
-
-
-def cannot(name: str, order: int, error: Exception) -> UnsupportedError:
-    """The error for a derivative that torch does not have."""
-    return UnsupportedError(f"torch cannot differentiate {name} {order} times: {str(error).splitlines()[0]}")
 
 
 def central(piece: Piece, below: Callable[[Field, Tensor, Tensor], Tensor], u: Tensor, v: Tensor, e: float) -> Tensor:

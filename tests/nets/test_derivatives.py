@@ -260,6 +260,37 @@ def test_what_torch_cannot_differentiate_is_named():
         third(network)
 
 
+class Distances(nn.Module):
+    """Of which torch has one derivative, and a kink besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(108, 5)
+
+    def forward(self, x):
+        y = self.layer(x.flatten(1))
+        return nn.functional.relu(torch.cdist(y, y[:5]))
+
+
+@pytest.mark.parametrize("build", [Distances, lambda: net(None, nn.Hardsigmoid)])
+def test_kinks_do_not_hide_that_torch_has_no_second_derivative(build):
+    network = landscape(build)
+    network.grad(network.theta0)
+    with pytest.raises(UnsupportedError, match="cannot differentiate the network as a whole 2 times"):
+        second(network)
+
+
+def test_running_out_of_memory_is_not_taken_for_a_network_that_cannot_run(monkeypatch):
+    network = landscape(SMOOTH["plain"])
+
+    def full(_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(network._derivatives, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        second(network)
+
+
 def test_attention_is_found_wherever_it_is_called():
     assert landscape(Attends)._function.attention
     assert landscape(SMOOTH["functional attention"])._function.attention
