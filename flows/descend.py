@@ -12,7 +12,7 @@ from flows.engine import all_finite, check_theta0, counted, curvature_sentence, 
 from flows.flow import Descent
 from flows.recorder import Observer, Recorder
 from flows.trajectory import Status, Trajectory
-from landscapes.errors import check_count
+from landscapes.errors import check_count, check_seed
 
 
 def descend(
@@ -41,9 +41,7 @@ def descend(
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     theta0 = check_theta0(theta0)
     check_count("steps", steps)
-    if check_count("seed", seed, minimum=0) >= 2**63:
-        raise ValueError(f"seed must be below 2**63, got {seed}")
-    generator = torch.Generator(theta0.device).manual_seed(seed)
+    generator = torch.Generator(theta0.device).manual_seed(check_seed(seed))
     recorder = Recorder(keep, every, observers, steps)
     with torch.no_grad():
         model, counts = counted(descent)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -22,52 +22,43 @@ from nets.architectures.transformer import VisionTransformer
 Builder = Callable[..., nn.Module]
 
 
-def fully_connected(*hidden: int, activation: str = "relu", norm: str = "none") -> Builder:
-    """A builder of MLPs with these hidden layers, each times ``width``."""
-    default_activation, default_norm = activation, norm
-
-    def build(
-        input_shape: Sequence[int],
-        classes: int,
-        width: float = 1.0,
-        activation: str = default_activation,
-        *,
-        norm: str = default_norm,
-        seed: int = 0,
-    ) -> MLP:
-        features = [check_count(f"input_shape[{i}]", side) for i, side in enumerate(input_shape)]
-        sizes = (math.prod(features), *widened(width, *hidden), check_count("classes", classes))
-        return MLP(sizes, activation, norm=norm, seed=seed)
-
-    return build
-
-
-def preset(family: Builder, **defaults: Any) -> Builder:
-    """A family with some of its defaults changed; all remain keywords."""
-    return functools.partial(family, **defaults)
+def fully_connected(
+    input_shape: Sequence[int],
+    classes: int,
+    width: float = 1.0,
+    activation: str = "relu",
+    *,
+    hidden: tuple[int, ...],
+    norm: str = "none",
+    seed: int = 0,
+) -> MLP:
+    """An MLP for inputs of that shape, its ``hidden`` layers each times ``width``."""
+    features = [check_count(f"input_shape[{i}]", side) for i, side in enumerate(input_shape)]
+    sizes = (math.prod(features), *widened(width, *hidden), check_count("classes", classes))
+    return MLP(sizes, activation, norm=norm, seed=seed)
 
 
 ARCHITECTURES: dict[str, Builder] = {
-    "mlp": fully_connected(32, activation="tanh"),
-    "walk-mlp": fully_connected(500, 350),
-    "small-mnistfc": fully_connected(64),
-    "small-fc": fully_connected(64, norm="batch"),
-    "tiny-fc": fully_connected(16, norm="batch"),
-    "shwartz-ziv": fully_connected(10, 7, 5, 4, 3, activation="tanh"),
-    "polynomial-mlp": fully_connected(32, activation="square"),
+    "mlp": partial(fully_connected, hidden=(32,), activation="tanh"),
+    "walk-mlp": partial(fully_connected, hidden=(500, 350)),
+    "small-mnistfc": partial(fully_connected, hidden=(64,)),
+    "small-fc": partial(fully_connected, hidden=(64,), norm="batch"),
+    "tiny-fc": partial(fully_connected, hidden=(16,), norm="batch"),
+    "shwartz-ziv": partial(fully_connected, hidden=(10, 7, 5, 4, 3), activation="tanh"),
+    "polynomial-mlp": partial(fully_connected, hidden=(32,), activation="square"),
     "lenet": LeNet,
-    "polynomial-lenet": preset(LeNet, activation="cubic"),
-    "hessian-lenet": preset(LeNet, plan=lenet.HESSIAN, activation="relu", pooling="max"),
-    "small-lenet": preset(LeNet, plan=lenet.SMALL, activation="relu", norm="batch", pooling="max"),
-    "entropy-sgd-lenet": preset(LeNet, plan=lenet.ENTROPY_SGD, activation="relu", norm="batch", pooling="max"),
+    "polynomial-lenet": partial(LeNet, activation="cubic"),
+    "hessian-lenet": partial(LeNet, plan=lenet.HESSIAN, activation="relu", pooling="max"),
+    "small-lenet": partial(LeNet, plan=lenet.SMALL, activation="relu", norm="batch", pooling="max"),
+    "entropy-sgd-lenet": partial(LeNet, plan=lenet.ENTROPY_SGD, activation="relu", norm="batch", pooling="max"),
     "all-cnn-c": AllCNN,
-    "all-cnn-bn": preset(AllCNN, norm="batch", eighth=3, padding=1),
-    "small-allcnn": preset(AllCNN, norm="batch", eighth=3, padding=1, channels=(12, 24)),
+    "all-cnn-bn": partial(AllCNN, norm="batch", eighth=3, padding=1),
+    "small-allcnn": partial(AllCNN, norm="batch", eighth=3, padding=1, channels=(12, 24)),
     "vgg-11": VGG,
-    "resnet-18": preset(ResNet, channels=(64, 128, 256, 512), blocks=(2, 2, 2, 2), projected=True),
+    "resnet-18": partial(ResNet, channels=(64, 128, 256, 512), blocks=(2, 2, 2, 2), projected=True),
     "resnet-20": ResNet,
-    "resnet-56": preset(ResNet, blocks=(9, 9, 9)),
-    "wide-resnet-16-4": preset(WideResNet, blocks=2, widening=4),
+    "resnet-56": partial(ResNet, blocks=(9, 9, 9)),
+    "wide-resnet-16-4": partial(WideResNet, blocks=2, widening=4),
     "wide-resnet-28-10": WideResNet,
     "vit": VisionTransformer,
 }
