@@ -170,6 +170,26 @@ def test_small_steps_stop_in_the_first_hollow_and_large_ones_wander_in_the_middl
     assert float(late.std(dim=0).min()) > 0.1
 
 
+@pytest.mark.parametrize(
+    ("push", "outside", "jumps"), [(2.5, True, False), (3.6, False, False), (4.4, False, False), (4.8, None, True)]
+)
+def test_hollows_let_go_at_the_steps_the_docstring_says(push, outside, jumps):
+    """hAk² = 3.4 for the outer hollows; 4.603 for the middle one, where √(c² − 1) − arccos(1/c) = π."""
+    assert math.sqrt(4.603**2 - 1) - math.acos(1 / 4.603) == pytest.approx(math.pi, abs=2e-3)
+    basin = BumpyBasin(dimension=1)
+    theta = torch.linspace(-1.9, 1.9, 301, dtype=torch.float64)[:, None]
+    positions = []
+    for _ in range(3000):
+        theta = theta - push / (basin.amplitude * basin.frequency**2) * basin.grad(theta)
+        positions.append(theta[:, 0])
+    late = torch.stack(positions[-1000:])
+    width = 2 * math.pi / basin.frequency
+    hollows = torch.round(late / width)
+    if outside is not None:
+        assert bool((hollows[-1] != 0).any()) is outside
+    assert bool((hollows != hollows[0]).any()) is jumps
+
+
 @pytest.mark.parametrize(("h", "end"), [(0.05, -2.0), (0.3, 2.0), (1.0, 2.0)])
 def test_large_steps_leave_the_sharp_well_for_the_flat_one(h, end):
     assert_close(descend(SharpFlatWells(), h, 300)[-1], torch.tensor([end, 0.0], dtype=torch.float64))

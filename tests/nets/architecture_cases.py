@@ -4,7 +4,7 @@ import torch
 
 from nets import ARCHITECTURES, NetworkLandscape, build_network, cross_entropy
 
-# name: images and width; the default is 12×12 colour images at a tenth of the paper's width
+# name: images and width; the default is 8×8 colour images at a tenth of the paper's width
 SHAPES = {
     "mlp": ((1, 5, 5), 0.3),
     "walk-mlp": ((1, 5, 5), 0.02),

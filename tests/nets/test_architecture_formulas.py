@@ -92,7 +92,7 @@ def test_a_vision_transformer_sees_patches_in_place(normal):
     assert not torch.allclose(module(x), module(x.flip(-1)))  # positions tell left from right
 
 
-# sides of the images after each convolution, and channels of the last, as in the papers' tables for 32×32 images
+# sides of the images after each convolution, as in the papers' tables: CIFAR-10, MNIST for the LeNets
 MAPS = {
     "all-cnn-c": [32, 32, 16, 16, 16, 8, 6, 6, 6],
     "all-cnn-bn": [32, 32, 16, 16, 16, 8, 8, 8, 8],

@@ -21,6 +21,7 @@ from nets import (
     square_loss,
 )
 from tests.nets.architecture_cases import CLASSES, NAMES, SHAPES
+from tests.nets.wrong import WrongSlope
 
 SEEDS = range(5)
 
@@ -126,30 +127,16 @@ def test_architectures_are_not_refused_whatever_the_seed(name):
         check(build_network(name, shape, CLASSES, width=width, seed=seed), torch.randn(6, *shape))
 
 
-class Wrong(torch.autograd.Function):
-    """sin, with a second derivative that autograd cannot see."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * x.detach().cos()
-
-
 HIDDEN = {
     "norm and relu in one forward": lambda x, y: F.relu(F.layer_norm(y, [4])),
     "norm and abs in one forward": lambda x, y: F.layer_norm(y, [4]).abs(),
-    "custom and relu in one forward": lambda x, y: F.relu(Wrong.apply(y)),
+    "custom and relu in one forward": lambda x, y: F.relu(WrongSlope.apply(y)),
 }
 WRONG_LOSSES = {
     "norm": lambda out, y: cross_entropy(F.layer_norm(out, [3]), y),
     "norm, square": lambda out, y: square_loss(F.layer_norm(out, [3]), y),
     "norm, bits": lambda out, y: binary_cross_entropy(F.layer_norm(out, [3])[:, 0], y.clamp(max=1).double()),
-    "custom": lambda out, y: cross_entropy(Wrong.apply(out), y),
+    "custom": lambda out, y: cross_entropy(WrongSlope.apply(out), y),
 }
 
 

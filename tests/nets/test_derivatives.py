@@ -15,20 +15,7 @@ from nets import (
     WrongDerivativeError,
     cross_entropy,
 )
-
-
-class WrongSlope(torch.autograd.Function):
-    """sin, with a backward pass that the next derivative cannot see through."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * x.detach().cos()
+from tests.nets.wrong import WrongSlope
 
 
 class WrongSine(nn.Module):

@@ -6,18 +6,10 @@ import torch
 from flows import Trajectory
 from landscapes import LANDSCAPES
 from scripts.benchmark import BENCHMARKS, Settings, peak
-from scripts.compare import main, one_line
+from scripts.compare import one_line
 from scripts.ground import GROUNDS
 from scripts.net_ground import NetGround
-
-
-def run(arguments, capsys):
-    try:
-        status = main(arguments.split())
-    except SystemExit as stop:
-        status = stop.code
-    said = capsys.readouterr()
-    return status, said.out, said.err
+from tests.scripts.running import run
 
 
 def test_a_toy_leaves_table_figure_settings_and_trajectories(tmp_path, capsys):

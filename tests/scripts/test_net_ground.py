@@ -9,24 +9,14 @@ import torch
 from landscapes import DeepLinearChain, FiniteSum, LinearRegression, QuadraticSum
 from nets import ARCHITECTURES, GhostBatchLandscape, HolomorphicNetworkLandscape, NetworkLandscape, WrongDerivativeError
 from nets.data import DATA_SETS
-from scripts.compare import gentle, main
+from scripts.compare import gentle, largest_curvature
 from scripts.ground import RegressionGround
 from scripts.net_ground import NetGround
 from scripts.presets import LAPTOP, PAPER, PRESETS
 from tests.nets.data_files import real_root, write_idx
+from tests.scripts.running import run
 
 FOLDERS = {"mnist": "mnist", "fashion-mnist": "fashion_mnist", "cifar-10": "cifar-10-batches-bin"}
-
-
-def run(arguments, capsys):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            status = main(arguments.split())
-        except SystemExit as stop:
-            status = stop.code
-    said = capsys.readouterr()
-    return status, said.out, said.err
 
 
 def test_every_network_has_both_presets_on_known_data():
@@ -46,11 +36,10 @@ def test_every_laptop_preset_builds_its_landscape(name):
     assert landscape.size == preset.examples // (preset.ghost_size or 1)
     assert isinstance(landscape, GhostBatchLandscape) == (preset.ghost_size is not None)
     assert theta.shape == (landscape.dimension,)
-    grad = landscape.grad(theta)
-    assert grad.isfinite().all()
-    # the h of a preset puts the curvature along the gradient well inside the series
-    curvature = float(grad @ landscape.hvp(theta, grad) / (grad @ grad))
-    assert preset.h * abs(curvature) < 1.5
+    assert landscape.grad(theta).isfinite().all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert 0.13 < preset.h * largest_curvature(landscape, theta) < 0.85  # as presets.py says, to ARPACK's percents
 
 
 def test_options_change_the_preset():
@@ -197,6 +186,7 @@ def test_bad_input_is_one_line_and_a_status(arguments, word, tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     status, _, err = run(f"net {arguments} --steps 1", capsys)
     assert status == 2
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
-    assert word in err
+    errors = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert word in errors[0]
