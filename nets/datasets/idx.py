@@ -14,7 +14,7 @@ from torch import Tensor
 from nets.datasets.catalogue import IDX_NAMES, IdxSet
 from nets.datasets.download import download
 from nets.datasets.errors import blamed_on, damaged
-from nets.datasets.files import cache_folder, first_file, missing
+from nets.datasets.files import cache_folder, check_regular, first_file, missing
 from nets.datasets.parts import Part
 
 # two zero bytes, 08 for unsigned bytes, the number of dimensions
@@ -51,8 +51,7 @@ def idx_part(files: dict[str, Path], kind: IdxSet, *, train: bool) -> Part:
 def read_idx(path: Path, magic: int, shape: tuple[int, ...], most: int) -> Tensor:
     """An idx file as uint8 (N, *shape), 1 ≤ N ≤ ``most``; anything else in it, or after it, is an error."""
     with blamed_on(path, "an idx file of bytes, plain or gz"):
-        if not path.is_file():
-            raise damaged(path, "something that is no regular file", "an idx file")
+        check_regular(path)
         # gz by its name, as gunzip has it; GzipFile checks the stream's own checksum once it meets its end
         stream = cast("BinaryIO", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
         with stream:
