@@ -7,6 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from nets import ARCHITECTURES, VisionTransformer, build_network
+from nets.architectures.initialise import draw_weights
 from nets.architectures.residual import Block, PreactivatedBlock
 from nets.architectures.transformer import Attention, TransformerBlock
 
@@ -17,7 +18,8 @@ def normed(layer, x):
 
 
 def randomised(module):
-    """Norm weights other than one and zero, so that none can be left out unseen."""
+    """Weights drawn, which blocks leave to their network, and norms' other than one and zero: none is left out unseen."""
+    draw_weights(module, 0)
     generator = torch.Generator().manual_seed(3)
     for parameter in module.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -27,11 +29,7 @@ def randomised(module):
 @pytest.mark.parametrize(("inputs", "outputs", "stride"), [(4, 4, 1), (4, 8, 2)])
 @pytest.mark.parametrize("projected", [False, True])
 def test_a_residual_block(inputs, outputs, stride, projected, normal):
-    torch.manual_seed(0)
     block, x = Block(inputs, outputs, stride, "relu", "batch", projected), normal(1, 3, inputs, 6, 6)
-    for layer in block.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.normal_(layer.weight)
     randomised(block)
     first, first_norm, _, second, second_norm = block.residual
     y = F.relu(normed(first_norm, F.conv2d(x, first.weight, stride=stride, padding=1)))
@@ -47,11 +45,7 @@ def test_a_residual_block(inputs, outputs, stride, projected, normal):
 
 @pytest.mark.parametrize(("inputs", "outputs", "stride"), [(4, 4, 1), (4, 8, 2), (4, 8, 1)])
 def test_a_preactivated_block(inputs, outputs, stride, normal):
-    torch.manual_seed(0)
     block, x = PreactivatedBlock(inputs, outputs, stride, "relu", "batch"), normal(1, 3, inputs, 6, 6)
-    for layer in block.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.normal_(layer.weight)
     randomised(block)
     first, norm, _, second = block.residual
     before = F.relu(normed(block.before[0], x))
@@ -61,10 +55,7 @@ def test_a_preactivated_block(inputs, outputs, stride, normal):
 
 
 def test_attention_is_torchs(normal):
-    attention, x = Attention(8, 2), normal(1, 3, 5, 8)
-    for layer in (attention.into, attention.out):
-        nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
-    attention.double()
+    attention, x = randomised(Attention(8, 2)), normal(1, 3, 5, 8)
     theirs = nn.MultiheadAttention(8, 2, batch_first=True).double()
     theirs.in_proj_weight.data, theirs.in_proj_bias.data = attention.into.weight.data, attention.into.bias.data
     theirs.out_proj.load_state_dict(attention.out.state_dict())
