@@ -18,7 +18,7 @@ def normed(layer, x):
 
 
 def randomised(module):
-    """Weights drawn, which blocks leave to their network, and norms' other than one and zero: none is left out unseen."""
+    """Weights drawn, which blocks leave to their network; norms other than one and zero, to be seen where left out."""
     draw_weights(module, 0)
     generator = torch.Generator().manual_seed(3)
     for parameter in module.parameters():
