@@ -27,7 +27,7 @@ class Run:
     """Data, examples, width, learning rate, examples a batch, steps, and the least factor by which the loss falls.
 
     Training is chaotic where there are kinks and many layers: another processor rounds otherwise and ends elsewhere. So
-    each factor is at most four fifths of the worst of eight float32 runs from weights that differ by 1e-3 of themselves.
+    each factor is at most four fifths of the worst of eight float32 runs from weights 1e-3 of themselves apart.
     All-CNN-C without norms, its last ReLU before the mean, learns or dies by that chance at this size and at each rate
     tried; it is trained with its batch norm here.
     """
