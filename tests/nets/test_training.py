@@ -27,9 +27,8 @@ class Run:
     """Data, examples, width, learning rate, examples a batch, steps, and the least factor by which the loss falls.
 
     Training is chaotic where there are kinks and many layers: another processor rounds otherwise and ends elsewhere. So
-    each factor is at most four fifths of the worst of eight float32 runs from weights 1e-3 of themselves apart.
-    All-CNN-C without norms, its last ReLU before the mean, learns or dies by that chance at this size and at each rate
-    tried; it is trained with its batch norm here.
+    factors are loose, and each run starts from the weights as drawn and from weights 1e-3 of themselves away. All-CNN-C
+    is trained with its batch norm, as without norms that chance alone decides at this size whether it learns.
     """
 
     data: str
@@ -90,12 +89,14 @@ def test_there_is_a_run_for_each():
     assert list(RUNS) == list(ARCHITECTURES)
 
 
+@pytest.mark.parametrize("nudge", [0.0, 1e-3])
 @pytest.mark.parametrize("name", RUNS)
-def test_the_loss_falls(name, device):
+def test_the_loss_falls(name, nudge, device, normal):
     run = RUNS[name]
     network, batch = build(name, run, device)
     descent = StochasticGradientDescent(network, run.h, batch, "epoch")
-    path = descend(descent, network.theta0, run.steps, every=run.steps)
+    theta0 = network.theta0 * (1 + nudge * normal(0, network.dimension, dtype=torch.float32).to(device))
+    path = descend(descent, theta0, run.steps, every=run.steps)
     assert path.status == "finished"
     before, after = (float(network.loss(theta)) for theta in path.theta)
     classes = 2 if name == "shwartz-ziv" else 5 if name == "tiny-fc" else 10
