@@ -10,9 +10,9 @@ rotations, 82 under all 120 symmetries, and 64 triples (n, e, a): the 64 classes
 of equal power spectrum.
 
 The paper leaves f, θ and γ open. Ours are f = 9n − 2e − a, which is Σ_l w_l C_l with positive w_0, ..., w_3,
-θ = 38.5 and γ = 10: p(y = 1) = 0.517 and I(X; Y) = 0.991 bits, where the paper asks for about 0.5 and 0.99. Among
-whole coefficients they are small ones for which each number of vertices has as large a share of y = 1 as in the
-authors' own file (0 up to n = 4, then 60/792, 532/924, 732/792, then 1); that the labels agree one by one is not known.
+θ = 38.5 and γ = 10: p(y = 1) = 0.517 and I(X; Y) = 0.991 bits, where the paper asks for about 0.5 and 0.99. The share
+of y = 1 grows with the number of vertices: 0 up to n = 4, then 60/792, 532/924, 732/792, then 1. Whether the labels are
+those of the authors' own file is not known.
 """
 
 from __future__ import annotations
