@@ -1,0 +1,183 @@
+r"""Functions of the Hessian times a vector from Krylov subspaces: f(H) g ≈ Q f(T) Q*g without eigenvectors of H.
+
+With the residual's direction q = q_{m+1} and φ(z) = (f(z) − f(0))/z the error of Q f(T) Q*g begins with
+
+    β (e_mᵀ φ(T) Q*g) q,
+
+which costs no product (Saad 1992, SIAM J. Numer. Anal. 29, 209, for the exponential; the node 0 as most of a network's
+eigenvalues lie there). It is added to the value, and its size, the residual, is one of two that must be small before
+the process stops; the other is what the last product changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscapes.errors import check_count, check_float_tensor
+from landscapes.krylov.space import KrylovSpace, Product
+
+Spectral = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class KrylovResult:
+    """f(H)g with its cost in HVPs, the last Ritz values, and how far it is from converged.
+
+    ``residual``: the first neglected term, ``change``: what the last product changed, both relative to ‖f(H)g‖; 0 where
+    the result is exact, NaN where a product was not finite. Where f has several rows, those of the worst.
+    """
+
+    value: Tensor  # (..., d)
+    products: int
+    ritz: Tensor  # (products,)
+    residual: float
+    change: float
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A small matrix T by its eigenvalues and vectors, with the coefficients c of a vector b = V c."""
+
+    eigenvalues: Tensor  # (..., n)
+    vectors: Tensor  # (..., n, n), columns
+    coefficients: Tensor  # (..., n)
+
+    def action(self, values: Tensor) -> Tensor:
+        """V diag(values) c, (..., n) for values (..., n)."""
+        weighted = values * self.coefficients
+        return (self.vectors.to(weighted.dtype) @ weighted[..., None])[..., 0]
+
+
+def decompose(matrix: Tensor, vector: Tensor) -> Spectrum:
+    """The spectrum of A (..., n, n), real symmetric or complex diagonalisable, with b (..., n) in its eigenvectors.
+
+    A complex matrix that is real and symmetric to rounding is treated as such: exact and orthogonal. A genuinely
+    complex one goes through its (non-orthogonal) eigenvectors.
+    """
+    if not matrix.is_complex() or is_real_symmetric(matrix):
+        eigenvalues, vectors = torch.linalg.eigh(matrix.real if matrix.is_complex() else matrix)
+        vectors = vectors.to(matrix.dtype)
+        return Spectrum(eigenvalues, vectors, (vectors.mT @ vector[..., None])[..., 0])
+    eigenvalues, vectors = torch.linalg.eig(matrix)
+    return Spectrum(eigenvalues, vectors, torch.linalg.solve(vectors, vector))
+
+
+def spectral_action(matrix: Tensor, vector: Tensor, function: Spectral) -> tuple[Tensor, Tensor]:
+    r"""f(A) b and the eigenvalues of A, for A (..., n, n) real symmetric or complex diagonalisable, b (..., n)."""
+    spectrum = decompose(matrix, vector)
+    return spectrum.action(function(spectrum.eigenvalues)), spectrum.eigenvalues
+
+
+def is_real_symmetric(matrix: Tensor) -> bool:
+    """Whether a complex matrix (..., n, n) has no imaginary part and is symmetric to rounding.
+
+    The Hessenberg matrix of a complex symmetric H can be real and not symmetric.
+    """
+    if bool(matrix.imag.any()):
+        return False
+    asymmetry = (matrix.real - matrix.real.mT).abs().amax()
+    return bool(asymmetry <= 1e3 * torch.finfo(matrix.dtype).eps * matrix.real.abs().amax())
+
+
+def matrix_function(
+    product: Product, vector: Tensor, function: Spectral, limit: int, tolerance: float, absolute: float = 0.0
+) -> KrylovResult:
+    r"""f(H) g for one g (d,), in at most ``limit`` products Hv.
+
+    ``function`` maps eigenvalues (n,) to values (n,), or to (..., n) for several functions on one Krylov space, which
+    gives a value (..., d). It must be analytic at the Ritz values and at 0. Complex values make the result complex; a
+    complex g is taken for a complex symmetric H.
+
+    Stops once ``residual`` and ``change``, times ‖f(H)g‖, are both at most ``tolerance``·‖f(H)g‖ + ``absolute``, or
+    when the space is invariant, where the result is exact. A NaN or an infinity gives a value of NaN, not converged.
+    """
+    check_float_tensor("vector", vector)
+    if vector.ndim != 1:
+        raise ValueError(f"vector must have shape (d,), got {tuple(vector.shape)}; loop over batch members")
+    check_count("limit", limit)
+    rows = at_zero(function, vector).shape
+    size = float(torch.linalg.vector_norm(vector))
+    if not math.isfinite(size):
+        return not_a_number(vector, rows, 0)
+    if size == 0:
+        nothing = torch.zeros(0, dtype=torch.complex128 if vector.is_complex() else torch.float64)
+        return KrylovResult(vector.new_zeros(*rows, vector.shape[-1]), 0, nothing, 0.0, 0.0, True)
+    space = KrylovSpace(product, vector)
+    previous: Tensor | None = None
+    while True:
+        space.grow()
+        if not space.finite:
+            return not_a_number(vector, rows, space.size)
+        current, residual, ritz = projected_action(space, function)
+        norm = torch.linalg.vector_norm(current, dim=-1)
+        change = changes(current, previous)
+        allowed = tolerance * norm + absolute
+        converged = space.invariant or bool(((residual <= allowed) & (change <= allowed)).all())
+        if converged or space.size == min(limit, space.dimension):
+            break
+        previous = current
+    worst = (float(relative(e, norm)) if not space.invariant else 0.0 for e in (residual, change))
+    return KrylovResult(space.combine(current), space.size, ritz, *worst, converged)
+
+
+def projected_action(space: KrylovSpace, function: Spectral) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients (..., m + 1) of f(H)g along Q and its next direction, ‖first neglected term‖ (...), Ritz values."""
+    start = torch.zeros(space.size, dtype=space.wide)
+    start[0] = space.norm
+    spectrum = decompose(space.projected, start)
+    values = function(spectrum.eigenvalues)
+    inside = spectrum.action(values)
+    if space.invariant:
+        return inside, inside.new_zeros(inside.shape[:-1], dtype=torch.float64), spectrum.eigenvalues
+    slopes = divided_difference(function, spectrum.eigenvalues, values)
+    beyond = space.beta * spectrum.action(slopes)[..., -1]
+    return torch.cat([inside, beyond[..., None].to(inside)], dim=-1), beyond.abs(), spectrum.eigenvalues
+
+
+def divided_difference(function: Spectral, z: Tensor, values: Tensor) -> Tensor:
+    """φ(z) = (f(z) − f(0))/z, and f′(0) by a central difference where z is too small for it; (..., n)."""
+    step = torch.finfo(torch.float64).eps ** (1 / 3) * max(float(z.abs().max()), torch.finfo(torch.float64).tiny)
+    small = z.abs() < step
+    ends = function(torch.tensor([-step, step, 0.0], dtype=z.dtype))
+    ends = ends.to(values.dtype)
+    quotient = (values - ends[..., 2:]) / torch.where(small, 1, z)
+    return torch.where(small, (ends[..., 1:2] - ends[..., :1]) / (2 * step), quotient)
+
+
+def at_zero(function: Spectral, vector: Tensor) -> Tensor:
+    """f(0) (...,): raise unless it is finite, and there is one value an eigenvalue."""
+    zero = torch.zeros(1, dtype=torch.complex128 if vector.is_complex() else torch.float64)
+    values = function(zero)
+    if not isinstance(values, Tensor) or values.ndim == 0 or values.shape[-1] != 1:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"function must map eigenvalues (n,) to values (..., n), at one eigenvalue it gave {got}")
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"function must be analytic at 0, where it gave {values[..., 0]}; shift H and the function")
+    return values[..., 0]
+
+
+def not_a_number(vector: Tensor, rows: torch.Size, products: int) -> KrylovResult:
+    """The result where the vector or a product is not finite."""
+    nothing = torch.zeros(0, dtype=torch.float64)
+    value = vector.new_full((*rows, vector.shape[-1]), torch.nan)
+    return KrylovResult(value, products, nothing, math.nan, math.nan, False)
+
+
+def changes(current: Tensor, previous: Tensor | None) -> Tensor:
+    """‖current − previous‖ (...,) in an orthonormal basis that has grown since; infinite where there is none before."""
+    if previous is None:
+        return torch.full(current.shape[:-1], torch.inf, dtype=torch.float64)
+    shared = current.clone()
+    shared[..., : previous.shape[-1]] -= previous.to(current.dtype)
+    return torch.linalg.vector_norm(shared, dim=-1)
+
+
+def relative(error: Tensor, norm: Tensor) -> Tensor:
+    """The largest error/norm, 0 where both are."""
+    return torch.where(error == 0, 0, error / norm).max()

@@ -1,0 +1,110 @@
+r"""The Krylov space span{g, Hg, …, H^{m−1}g}: an orthonormal basis Q (m, d) and T = Q* H Q, a product at a time.
+
+Full reorthogonalisation (classical Gram–Schmidt, twice) keeps Q orthonormal to rounding, so that Ritz values are never
+doubled. Real symmetric H: Lanczos, T tridiagonal and real; T is filled from both sides by the same numbers, as ``eigh``
+reads one triangle. Complex θ: H is complex symmetric and T the Hessenberg matrix of the same process under the
+Hermitian inner product, which cannot break down early as the bilinear three-term recurrence can. The basis lives on
+the vector's device; T, m×m, on the CPU in double precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+
+ROUNDING = 10  # a residual below this many eps of the projection is noise: the space is invariant
+FEWEST = 8  # rows of storage to begin with
+
+
+class KrylovSpace:
+    r"""Q (m, d), T (m, m) and the residual H q_m − Q* T e_m = β q_{m+1} after m products.
+
+    ``beta`` is 0 where the space is invariant: T then has eigenvalues of H, and functions of H on g are exact.
+    ``finite`` is False once a vector or a product is not. The vector must not be zero.
+    """
+
+    def __init__(self, product: Product, vector: Tensor):
+        self._product = product
+        self.norm = float(torch.linalg.vector_norm(vector))
+        self.wide = torch.complex128 if vector.is_complex() else torch.float64
+        self._rows = vector.new_empty(min(FEWEST, vector.shape[-1]) + 1, vector.shape[-1])
+        self._rows[0] = vector / self.norm
+        self._projected = torch.zeros(FEWEST + 1, FEWEST + 1, dtype=self.wide)
+        self.size = 0
+        self.beta = self.norm
+        self.finite = bool(self._rows[0].isfinite().all())
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self._rows.shape[-1]
+
+    @property
+    def basis(self) -> Tensor:
+        """Q (m, d)."""
+        return self._rows[: self.size]
+
+    @property
+    def direction(self) -> Tensor:
+        """q_{m+1} (d,): where the space grows next; meaningless where beta is 0."""
+        return self._rows[self.size]
+
+    @property
+    def projected(self) -> Tensor:
+        """T (m, m), real symmetric or complex."""
+        return self._projected[: self.size, : self.size]
+
+    @property
+    def invariant(self) -> bool:
+        """Whether the space cannot grow: H maps it into itself, to rounding."""
+        return self.size > 0 and self.beta == 0
+
+    def grow(self) -> None:
+        """One product more: m becomes m + 1."""
+        m = self.size
+        self._reserve(m + 2)
+        residual, column = orthogonalised(self._product(self._rows[m]), self._rows[: m + 1])
+        column = column.to("cpu", self.wide)
+        self._projected[: m + 1, m] = column
+        if self.wide == torch.float64:
+            self._projected[m, : m + 1] = column
+        self.size = m + 1
+        beta = float(torch.linalg.vector_norm(residual))
+        self.finite = bool(column.isfinite().all()) and beta < float("inf")
+        rounding = ROUNDING * torch.finfo(residual.dtype).eps * float(self.projected.abs().max())
+        if not self.finite or beta <= rounding or self.size == self.dimension:
+            self.beta = 0.0
+            return
+        self.beta = beta
+        self._rows[self.size] = residual / beta
+        self._projected[self.size, m] = beta
+
+    def _reserve(self, rows: int) -> None:
+        if rows > self._rows.shape[0]:
+            # What is spare is never read; doubling keeps copies to one a row on the average.
+            more = min(2 * rows, self.dimension + 1)
+            self._rows = torch.cat(
+                [self._rows, self._rows.new_empty(max(more, rows) - len(self._rows), self.dimension)]
+            )
+        if rows > self._projected.shape[0]:
+            wider = torch.zeros(2 * rows, 2 * rows, dtype=self.wide)
+            wider[: self._projected.shape[0], : self._projected.shape[0]] = self._projected
+            self._projected = wider
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """Σ_i c_i q_i, (..., d) for coefficients (..., m) or, with the residual's direction, (..., m + 1)."""
+        dtype = self._rows.dtype.to_complex() if coefficients.is_complex() else self._rows.dtype
+        rows = self._rows[: coefficients.shape[-1]].to(dtype)
+        return coefficients.to(rows) @ rows
+
+
+def orthogonalised(image: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of ``image`` (d,) orthogonal to the basis (m, d), and its components along it (m,), by two passes."""
+    first = basis.conj() @ image
+    residual = image - first @ basis
+    second = basis.conj() @ residual
+    return residual - second @ basis, first + second
