@@ -122,8 +122,8 @@ def matrix_function(
         if converged or space.size == min(limit, space.dimension):
             break
         previous = current
-    worst = (float(relative(e, norm)) if not space.invariant else 0.0 for e in (residual, change))
-    return KrylovResult(space.combine(current), space.size, ritz, *worst, converged)
+    neglected, moved = (0.0, 0.0) if space.invariant else (relative(residual, norm), relative(change, norm))
+    return KrylovResult(space.combine(current), space.size, ritz, neglected, moved, converged)
 
 
 def projected_action(space: KrylovSpace, function: Spectral) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,6 +178,6 @@ def changes(current: Tensor, previous: Tensor | None) -> Tensor:
     return torch.linalg.vector_norm(shared, dim=-1)
 
 
-def relative(error: Tensor, norm: Tensor) -> Tensor:
+def relative(error: Tensor, norm: Tensor) -> float:
     """The largest error/norm, 0 where both are."""
-    return torch.where(error == 0, 0, error / norm).max()
+    return float(torch.where(error == 0, 0, error / norm).max())
