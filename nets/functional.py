@@ -69,6 +69,16 @@ class ModuleFunction:
         """Attention by plain products inside the block, where the module has any."""
         return plain_attention() if self.attention else nullcontext()
 
+    def layers(self) -> dict[str, slice]:
+        """The places in θ of each module's own weights, by the module's name."""
+        found: dict[str, slice] = {}
+        place = 0
+        for name, size in zip(self._names, self._sizes, strict=True):
+            layer = name.rpartition(".")[0]  # a module's own weights stand together
+            found[layer] = slice(found[layer].start if layer in found else place, place + size)
+            place += size
+        return found
+
     def mode(self) -> tuple[bool, ...]:
         """Which modules are in training mode."""
         return tuple(module.training for module in self._modules)

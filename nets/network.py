@@ -110,6 +110,11 @@ class NetworkLandscape(FiniteSum):
         """The module's weights at construction, (d,): a fresh copy at each reading."""
         return self._function.theta0.clone()
 
+    @property
+    def layers(self) -> dict[str, slice]:
+        """The places in θ of each layer's weights, in order: the diagonal blocks of the Hessian."""
+        return self._function.layers()
+
     def loss(self, theta: Tensor) -> Tensor:
         """(1/N) Σ_i f_i(θ), shape (...,)."""
         self.check(theta)

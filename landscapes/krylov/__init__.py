@@ -5,7 +5,28 @@ says how far it is from converged. Vectors stay on their device and in their pre
 are solved on the CPU in float64.
 """
 
+from landscapes.krylov.blocks import block_product
+from landscapes.krylov.eigenpairs import Eigenpairs, eigenpairs, random_block
 from landscapes.krylov.functions import KrylovResult, matrix_function, spectral_action
+from landscapes.krylov.probes import Estimate, SpectralDensity, layer_traces, spectral_density, trace
 from landscapes.krylov.space import KrylovSpace, Product
+from landscapes.krylov.tracking import EigenpairTracker, FollowedPairs
 
-__all__ = ["KrylovResult", "KrylovSpace", "Product", "matrix_function", "spectral_action"]
+__all__ = [
+    "EigenpairTracker",
+    "Eigenpairs",
+    "Estimate",
+    "FollowedPairs",
+    "KrylovResult",
+    "KrylovSpace",
+    "Product",
+    "SpectralDensity",
+    "block_product",
+    "eigenpairs",
+    "layer_traces",
+    "matrix_function",
+    "random_block",
+    "spectral_action",
+    "spectral_density",
+    "trace",
+]

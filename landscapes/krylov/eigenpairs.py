@@ -1,0 +1,197 @@
+r"""A few eigenpairs of the Hessian by a block method that starts from what is known.
+
+Rayleigh–Ritz on a basis that begins with the rows of ``start`` (the block carried from a nearby Hessian, or random) and
+grows by the residuals of the least accurate wanted pairs (Davidson 1975 without a preconditioner). From one random row
+this is Lanczos with full reorthogonalisation; from a carried block it spends products only where pairs have moved. A
+basis too large is compressed to its best Ritz vectors (thick restart, Wu & Simon 2000).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_seed
+from landscapes.krylov.space import Product
+
+WHICH = ("largest", "smallest", "magnitude")
+LARGEST_BASIS = 60  # rows before a restart, or three times those that are carried
+NEGLIGIBLE = 100  # eps times the largest Ritz value: a residual below is rounding
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    r"""The wanted eigenpairs, most wanted first, with what is known of their accuracy.
+
+    ``residuals`` ‖Hu − λu‖: H has an eigenvalue at least as close as that. ``errors``: |λ − exact| as estimated by
+    min(‖r‖, ‖r‖²/gap), the gap to the last carried value. ``converged``: every error is within tolerance.
+    ``block`` (p, d): the orthonormal rows to carry to the next, nearby Hessian. ``products``: HVPs spent.
+    """
+
+    values: Tensor  # (k,) float64 on the CPU
+    vectors: Tensor  # (k, d)
+    residuals: Tensor  # (k,)
+    errors: Tensor  # (k,)
+    converged: bool
+    products: int
+    block: Tensor  # (p, d)
+
+
+def random_block(like: Tensor, rows: int, seed: int = 0) -> Tensor:
+    """Normal rows (rows, d) of the size, precision and device of ``like`` (..., d): a start where nothing is known."""
+    generator = torch.Generator(like.device).manual_seed(check_seed(seed))
+    shape = (check_count("rows", rows), like.shape[-1])
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+class RitzBasis:
+    """Orthonormal rows Q (m, d) with their images HQ, and the Ritz pairs of QHQᵀ, most wanted first."""
+
+    def __init__(self, product: Product, start: Tensor, which: str):
+        self._product = product
+        self._which = which
+        self.products = 0
+        self.rows = start[:0]
+        self.images = start[:0]
+        self.values = torch.zeros(0, dtype=torch.float64)
+        self._mixing = torch.zeros(0, 0, dtype=torch.float64)
+
+    def extend(self, directions: Tensor, room: int) -> int:
+        """Add what is new in ``directions`` (n, d), at most ``room`` rows, a product each; how many were added."""
+        added = 0
+        for direction in directions:
+            row = unit_part_outside(direction, self.rows)
+            if row is not None and added < room:
+                self.rows = torch.cat([self.rows, row[None]])
+                self.images = torch.cat([self.images, self._product(row)[None]])
+                added += 1
+        self.products += added
+        if added:
+            self._solve()
+        return added
+
+    def _solve(self) -> None:
+        projection = (self.rows @ self.images.mT).to("cpu", torch.float64)
+        if not bool(projection.isfinite().all()):
+            self.values = torch.full(projection.shape[:1], torch.nan, dtype=torch.float64)
+            return
+        values, mixing = torch.linalg.eigh((projection + projection.mT) / 2)
+        keys = {"largest": -values, "smallest": values, "magnitude": -values.abs()}
+        order = keys[self._which].argsort(stable=True)
+        self.values, self._mixing = values[order], mixing[:, order]
+
+    @property
+    def finite(self) -> bool:
+        """Whether every product was finite."""
+        return bool(self.values.isfinite().all())
+
+    def vectors(self, count: int) -> Tensor:
+        """The first ``count`` Ritz vectors (count, d)."""
+        return self._mixing[:, :count].mT.to(self.rows) @ self.rows
+
+    def residuals(self, count: int) -> Tensor:
+        """Hu − λu of the first ``count`` Ritz pairs (count, d)."""
+        mixing = self._mixing[:, :count].mT.to(self.rows)
+        return mixing @ self.images - self.values[:count, None].to(self.rows) * (mixing @ self.rows)
+
+    def compress(self, count: int) -> None:
+        """Keep the first ``count`` Ritz vectors, whose images need no product."""
+        mixing = self._mixing[:, :count].mT.to(self.rows)
+        self.rows, self.images = mixing @ self.rows, mixing @ self.images
+        self._solve()
+
+
+def eigenpairs(
+    product: Product,
+    start: Tensor,
+    count: int,
+    *,
+    which: str = "largest",
+    tolerance: float = 1e-4,
+    limit: int = 300,
+    width: int = 1,
+) -> Eigenpairs:
+    r"""The ``count`` largest, smallest or largest-in-magnitude eigenpairs of a real symmetric H (d, d).
+
+    ``start`` (b, d): rows to begin with, ``random_block`` or the ``block`` of an earlier call at a nearby θ. Rows
+    beyond ``count`` guard the last pairs, whose errors are of first order in the residual without them: carry two. A
+    single row finds every eigenvalue once, however often it occurs.
+
+    Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude,
+    or after ``limit`` products. ``width``: how many residuals join the basis at a time; 1 takes fewest products.
+
+    Raises ValueError or TypeError for arguments out of place. A product that is not finite gives NaN, not converged.
+    """
+    check_start(start, count)
+    check_choice("which", which, WHICH)
+    check_positive("tolerance", tolerance)
+    check_count("limit", limit)
+    check_count("width", width)
+    carried = min(max(len(start), count), start.shape[-1])
+    basis = RitzBasis(product, start, which)
+    basis.extend(start, limit)
+    while basis.finite and len(basis.rows):
+        k = min(count, len(basis.rows))
+        residuals = basis.residuals(k)
+        sizes = torch.linalg.vector_norm(residuals, dim=-1).to("cpu", torch.float64)
+        errors = eigenvalue_errors(basis.values[:carried], sizes)
+        scale = float(basis.values.abs().max())
+        rounding = NEGLIGIBLE * torch.finfo(start.dtype).eps * scale
+        enough = k == count or len(basis.rows) == start.shape[-1]
+        converged = enough and bool((errors <= max(tolerance * scale, rounding)).all())
+        if converged or basis.products >= limit:
+            break
+        if len(basis.rows) + width > max(LARGEST_BASIS, 3 * carried):
+            basis.compress(carried)
+            residuals = basis.residuals(k)
+        worst = errors.argsort(descending=True, stable=True)[:width].to(start.device)
+        if not basis.extend(residuals[worst], limit - basis.products):  # the space is invariant
+            converged = enough
+            if enough or not basis.extend(random_block(start, 1, seed=basis.products), 1):
+                break
+    if not basis.finite or not len(basis.rows):
+        return no_pairs(start, count, basis.products)
+    return Eigenpairs(
+        basis.values[:k], basis.vectors(k), sizes, errors, converged, basis.products, basis.vectors(carried)
+    )
+
+
+def eigenvalue_errors(values: Tensor, residuals: Tensor) -> Tensor:
+    """min(‖r‖, ‖r‖²/gap) (k,), the gap to the last of the carried values (p,): what lies beyond it is not resolved."""
+    gaps = (values[: len(residuals)] - values[-1]).abs()
+    return torch.where(gaps > residuals, residuals.square() / gaps, residuals)
+
+
+def unit_part_outside(direction: Tensor, rows: Tensor) -> Tensor | None:
+    """The direction without its part in the span of orthonormal rows, as a unit vector; None where nothing is left."""
+    size = torch.linalg.vector_norm(direction)
+    if not float(size) > 0:
+        return None
+    unit = direction / size
+    for _ in range(2):  # once leaves eps over what remains
+        unit = unit - (rows @ unit) @ rows
+        left = torch.linalg.vector_norm(unit)
+        if float(left) < NEGLIGIBLE * torch.finfo(rows.dtype).eps:
+            return None
+        unit = unit / left
+    return unit
+
+
+def no_pairs(start: Tensor, count: int, products: int) -> Eigenpairs:
+    """The result where a product was not finite."""
+    nothing = torch.full((count,), torch.nan, dtype=torch.float64)
+    vectors = start.new_full((count, start.shape[-1]), torch.nan)
+    return Eigenpairs(nothing, vectors, nothing, nothing, False, products, random_block(start, len(start)))
+
+
+def check_start(start: Tensor, count: int) -> None:
+    """Raise unless ``start`` is a real block (b, d) of finite rows, and d ≥ count."""
+    check_float_tensor("start", start)
+    if start.ndim != 2 or start.shape[0] == 0 or start.is_complex():
+        raise ValueError(f"start must be a real block (b, d), b >= 1, got {tuple(start.shape)} {start.dtype}")
+    if check_count("count", count) > start.shape[-1]:
+        raise ValueError(f"count must be at most d = {start.shape[-1]}, got {count}")
+    if not bool(start.isfinite().all()) or not bool(start.any()):
+        raise ValueError("start must be finite and not zero; use random_block where nothing is known")

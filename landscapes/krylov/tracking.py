@@ -1,0 +1,98 @@
+r"""Eigenpairs along a run: warm starts that follow θ, and vectors that keep their names through crossings.
+
+At the edge of stability θ jumps from side to side, and the Hessian of two steps ago is nearer than the last one. The
+block to start from is therefore that of the nearer of the last two θ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from landscapes.errors import check_choice, check_count, check_positive, check_seed
+from landscapes.krylov.eigenpairs import WHICH, Eigenpairs, eigenpairs, random_block
+from landscapes.krylov.space import Product
+
+GUARDS = 2  # rows carried beyond those wanted
+
+
+@dataclass(frozen=True)
+class FollowedPairs:
+    r"""Eigenpairs with the modes of the call before found again.
+
+    ``order`` (k,): place in ``pairs`` of each followed mode; modes keep their place here while eigenvalues cross.
+    ``overlaps`` (k,): |uᵀu_before| of each mode, u_before of the call before or the one before that, whichever is
+    closer; 0 at the first call. Below ½ a mode has left the wanted ones, and the place holds a newcomer. Signs are such
+    that uᵀu_before ≥ 0.
+    """
+
+    pairs: Eigenpairs
+    order: Tensor
+    overlaps: Tensor
+    vectors: Tensor  # (k, d), followed
+
+    @property
+    def values(self) -> Tensor:
+        """λ of the followed modes (k,)."""
+        return self.pairs.values[self.order]
+
+
+class EigenpairTracker:
+    r"""Finds the wanted eigenpairs of a Hessian that changes from call to call.
+
+    Holds what one run reuses: the blocks and θ of the last two calls. ``tolerance``, ``which``, ``limit`` and ``width``
+    as in ``eigenpairs``.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        which: str = "largest",
+        tolerance: float = 1e-4,
+        limit: int = 300,
+        width: int = 1,
+        seed: int = 0,
+    ):
+        self.count = check_count("count", count)
+        self._options = {
+            "which": check_choice("which", which, WHICH),
+            "tolerance": check_positive("tolerance", tolerance),
+            "limit": check_count("limit", limit),
+            "width": check_count("width", width),
+        }
+        self._seed = check_seed(seed)
+        self._past: list[tuple[Tensor, Tensor, Tensor]] = []  # (θ, block, followed vectors), the latest last
+
+    def __call__(self, product: Product, theta: Tensor) -> FollowedPairs:
+        """The wanted eigenpairs at θ (d,), with H by its product."""
+        count = min(self.count, theta.shape[-1])
+        start = self._start(theta, min(count + GUARDS, theta.shape[-1]))
+        pairs = eigenpairs(product, start, count, **self._options)  # type: ignore[arg-type]
+        if not bool(pairs.values.isfinite().all()):
+            return FollowedPairs(pairs, torch.arange(count), torch.zeros(count), pairs.vectors)
+        followed = self._follow(pairs)
+        self._past = [*self._past[-1:], (theta, pairs.block, followed.vectors)]
+        return followed
+
+    def _start(self, theta: Tensor, rows: int) -> Tensor:
+        if not self._past:
+            return random_block(theta, rows, self._seed)
+        nearest = min(self._past, key=lambda past: float(torch.linalg.vector_norm(theta - past[0])))
+        return nearest[1]
+
+    def _follow(self, pairs: Eigenpairs) -> FollowedPairs:
+        k = len(pairs.values)
+        if not self._past:
+            return FollowedPairs(pairs, torch.arange(k), torch.zeros(k, dtype=torch.float64), pairs.vectors)
+        products = torch.stack([vectors @ pairs.vectors.mT for _, _, vectors in self._past]).to("cpu", torch.float64)
+        # (calls, k before, k now): a mode is whatever resembles it most over both calls
+        order = torch.from_numpy(linear_sum_assignment(products.abs().sum(0).numpy(), maximize=True)[1])
+        own = products[:, torch.arange(k), order]  # (calls, k)
+        closest = own.gather(0, own.abs().argmax(0, keepdim=True))[0]
+        signs = torch.where(closest < 0, -1, 1).to(pairs.vectors)
+        vectors = pairs.vectors[order.to(pairs.vectors.device)] * signs[:, None]
+        return FollowedPairs(pairs, order, closest.abs(), vectors)
