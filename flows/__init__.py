@@ -3,6 +3,7 @@
 from flows.compare import compare
 from flows.comparison import Comparison
 from flows.descend import descend
+from flows.descents.drift_adjusted import DriftAdjustedDescent, StochasticDriftAdjustedDescent
 from flows.descents.gradient import GradientDescent, HeavyBall
 from flows.descents.optimizer import OptimizerDescent
 from flows.descents.stochastic import StochasticGradientDescent
@@ -11,12 +12,15 @@ from flows.integrate import integrate
 from flows.models.gradient import GradientFlow
 from flows.models.modified import ModifiedFlow
 from flows.models.principal import PrincipalFlow
+from flows.schedulers import DriftAdjustedRate
 from flows.trajectory import Status, Trajectory
 
 __all__ = [
     "BranchError",
     "Comparison",
     "Descent",
+    "DriftAdjustedDescent",
+    "DriftAdjustedRate",
     "Flow",
     "GradientDescent",
     "GradientFlow",
@@ -27,6 +31,7 @@ __all__ = [
     "SingularModeError",
     "Status",
     "StochasticDescent",
+    "StochasticDriftAdjustedDescent",
     "StochasticGradientDescent",
     "Trajectory",
     "UnconvergedWarning",

@@ -55,14 +55,14 @@ def drift_ratio(point: Expansion) -> Tensor:
     return norm(point.hvp(unit(point.grad)))
 
 
-def difference_length(theta: Tensor) -> Tensor:
-    r"""ε = √eps (1 + ‖θ‖), shape (...,): the length of the displacement that ``difference_ratio`` takes.
+def difference_length(theta: Tensor, precision: torch.dtype | None = None) -> Tensor:
+    r"""ε = √eps (1 + ‖θ‖), shape (...,): the displacement of a difference; eps is that of θ's dtype, or ``precision``.
 
     With S = 1 + ‖θ‖ for the scale on which the loss varies, g at θ + εĝ carries a rounding error of about eps·λ₀S, by
     its own arithmetic and by that of the sum; the difference adds (ε/2)‖T[ĝ, ĝ]‖ ≈ (ε/2)λ₀/S. The sum of eps·λ₀S/ε and
     ελ₀/(2S) is least at ε = √(2eps)·S, where it is √(2eps)·λ₀; √eps·S, as is usual, makes it 1.5 √eps·λ₀, 6 % more.
     """
-    return torch.finfo(theta.dtype).eps ** 0.5 * (1 + norm(theta))
+    return torch.finfo(theta.dtype if precision is None else precision).eps ** 0.5 * (1 + norm(theta))
 
 
 def difference_ratio(gradient: Callable[[Tensor], Tensor], theta: Tensor, grad: Tensor) -> Tensor:
