@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
 import json
-import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
@@ -35,12 +30,11 @@ from flows import (
 )
 from flows.comparison import slug
 from landscapes import FiniteSum, Landscape, Toy
-from landscapes.errors import check_count
 from nets import GhostBatchLandscape
+from scripts.command_line import DTYPES, check_device, guarded, parse, use_threads
 from scripts.ground import AnyGround
 from scripts.net_ground import NetGround
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 FLOW_NAMES = ("gradient", "modified-1", "modified-2", "modified-3", "principal", "principal-third-order")
 DENSE = 64  # weights up to which a Hessian is made whole
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
@@ -208,8 +202,7 @@ def build_start(settings: Settings, landscape: Landscape, default: Tensor) -> Te
 def run(settings: Settings) -> None:
     """Build, compare, print and save."""
     check_device(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(check_count("threads", settings.threads))
+    use_threads(settings.threads)
     landscape, default = settings.ground.build(settings.seed, DTYPES[settings.dtype], settings.device)
     theta0 = build_start(settings, landscape, default)
     choice = choose(settings, landscape, theta0)
@@ -274,56 +267,10 @@ def parameters_of(model: Flow | Descent) -> dict[str, Any]:
     return {"class": type(model).__name__, **kept}
 
 
-def check_device(device: str) -> None:
-    """Raise unless torch can put a tensor on the device."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device!r} is not available: {str(error).splitlines()[0]}") from error
-
-
-def parse(arguments: Sequence[str]) -> Settings:
-    """Settings from the command line; one line and exit status 2 where it does not parse."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                Settings,
-                args=arguments,
-                prog="python -m scripts.compare",
-                description=BANNER,
-                config=(
-                    tyro.conf.CascadeSubcommandArgs,
-                    tyro.conf.OmitArgPrefixes,
-                    tyro.conf.OmitSubcommandPrefixes,
-                ),
-            )
-    except SystemExit as stop:
-        if stop.code:
-            print(f"error: {one_line(said.getvalue())}", file=sys.stderr)
-        raise
-
-
-def one_line(text: str) -> str:
-    """What a box of text says, on one line, without the advice below its rule."""
-    inside = " ".join(re.sub(r"[│╭╮╰╯]|─+", " ", text).split())
-    return re.split(r"(?: -{8,})? (?:Arguments are applied|Perhaps you meant|For full helptext)", inside)[0]
-
-
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    settings = parse(arguments)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
-            run(settings)
-    except BrokenPipeError:  # whoever read the tables has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, OSError) as error:
-        print(f"error: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
-        return 2
-    return 0
+    settings = parse(Settings, arguments, "python -m scripts.compare", BANNER)
+    return guarded(lambda: run(settings))
 
 
 if __name__ == "__main__":

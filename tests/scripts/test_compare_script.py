@@ -6,7 +6,7 @@ import torch
 from flows import Trajectory
 from landscapes import LANDSCAPES
 from scripts.benchmark import BENCHMARKS, Settings, peak
-from scripts.compare import one_line
+from scripts.command_line import one_line
 from scripts.ground import GROUNDS
 from scripts.net_ground import NetGround
 from tests.scripts.running import run

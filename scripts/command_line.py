@@ -1,0 +1,76 @@
+"""What the command lines share: typed options, one line for every error, devices and threads."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import tyro
+
+from landscapes.errors import check_count
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def parse(form: Any, arguments: Sequence[str], prog: str, description: str) -> Any:
+    """Options of a typed form from the command line; one line and exit status 2 where they do not parse."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                form,
+                args=arguments,
+                prog=prog,
+                description=description,
+                config=(
+                    tyro.conf.CascadeSubcommandArgs,
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.OmitSubcommandPrefixes,
+                ),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            print(f"error: {one_line(said.getvalue())}", file=sys.stderr)
+        raise
+
+
+def one_line(text: str) -> str:
+    """What a box of text says, on one line, without the advice below its rule."""
+    inside = " ".join(re.sub(r"[│╭╮╰╯]|─+", " ", text).split())
+    return re.split(r"(?: -{8,})? (?:Arguments are applied|Perhaps you meant|For full helptext)", inside)[0]
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """Exit status of a run: 0, or 2 after one line about bad input; warnings are notes of a line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            run()
+    except BrokenPipeError:  # whoever read the tables has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, OSError) as error:
+        print(f"error: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use that many threads on the CPU; its own choice where None."""
+    if threads is not None:
+        torch.set_num_threads(check_count("threads", threads))
+
+
+def check_device(device: str) -> None:
+    """Raise unless torch can put a tensor on the device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device!r} is not available: {str(error).splitlines()[0]}") from error
