@@ -39,12 +39,12 @@ class DriftAdjustedRate:
     v is the mean of its last w values. At p > 0 the first parameter group's rate becomes h, the other groups keep the
     ratios to it that they had at construction (a group added later: to the rate the first one had then).
 
-    ``drift="exact"``: Hg by differentiating twice, the closure is called once. ``"difference"``: Hg from the gradients
-    at θ and θ + εĝ, ε = √eps(1 + ‖θ‖), the closure is called twice, for losses that torch cannot differentiate twice,
-    or not rightly (its fused weight norm), and where memory for the second graph lacks. The second call sees the same
-    random numbers of torch's own generators (CPU, and CUDA of the parameters' devices), and θ is put back to the last
-    bit. Buffers are not: running statistics see both calls. Under autocast the gradients' rounding is coarser than eps
-    of the parameters and drowns the difference: use "exact".
+    ``drift="exact"``: Hg by differentiating twice, the closure is called once. Torch's second derivatives are trusted:
+    they are silently wrong for its fused weight norm and for kernels of your own that do not record their backward.
+    ``"difference"``: Hg from the gradients at θ and θ + εĝ, ε = √eps(1 + ‖θ‖), the closure is called twice; no graph of
+    the gradient is held. The second call sees the same random numbers of torch's own generators (CPU, and CUDA of the
+    parameters' devices), and θ is put back to the last bit. Buffers are not: running statistics see both calls. Under
+    autocast the gradients' rounding is coarser than the parameters' and drowns the difference: use "exact".
 
     Not part of g and H: the optimiser's weight decay, momentum and preconditioning (a penalty in the closure's loss
     is), gradient clipping, a loss scale (it would multiply v). Gradients come by torch.autograd.grad: hooks that wait
@@ -230,6 +230,7 @@ def exact_ratio(gradients: Gradients, parameters: list[Tensor]) -> float:
         return 0.0
     outputs, cotangents = zip(*curved, strict=True)
     try:
+        check_second_derivatives(outputs)
         products = torch.autograd.grad(outputs, parameters, cotangents, allow_unused=True)
     except torch.OutOfMemoryError:
         raise
@@ -238,6 +239,22 @@ def exact_ratio(gradients: Gradients, parameters: list[Tensor]) -> float:
             f"the loss cannot be differentiated twice ({error}); use drift='difference', which needs gradients only"
         ) from error
     return float(norm(flat(products, parameters)))
+
+
+def check_second_derivatives(gradients: Sequence[Tensor]) -> None:
+    """Raise RuntimeError where a function was marked as ``once_differentiable``.
+
+    Its mark is an error that hangs off the way to the parameters, where autograd.grad never comes by.
+    """
+    seen, waiting = set(), [gradient.grad_fn for gradient in gradients]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function of its graph is marked once_differentiable")
+        waiting += [following for following, _ in node.next_functions]
 
 
 def difference_ratio(closure: Closure, gradients: Gradients, parameters: list[Tensor]) -> float:

@@ -68,8 +68,8 @@ def difference_length(theta: Tensor, precision: torch.dtype | None = None) -> Te
 def difference_ratio(gradient: Callable[[Tensor], Tensor], theta: Tensor, grad: Tensor) -> Tensor:
     r"""v ≈ ‖g(θ + εĝ) − g(θ)‖/ε, shape (...,), by one more gradient; zero where g is. ``grad`` is g(θ).
 
-    The error is about 1.5 √eps·λ₀ where the loss varies on the scale 1 + ‖θ‖ (see ``difference_length``): 2e-8 λ₀ in
-    float64, 5e-4 λ₀ in float32. Where θ + εĝ lies across a kink the difference sees it, which H does not.
+    The error is about 1.5 √eps·λ₀ where H, of size λ₀, varies on the scale 1 + ‖θ‖ (see ``difference_length``): 2e-8 λ₀
+    in float64, 5e-4 λ₀ in float32. Where θ + εĝ lies across a kink the difference sees it, which H does not.
     """
     length = difference_length(theta)
     moved = theta + length[..., None] * unit(grad)
