@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from flows.trajectory import Observations, Status, Trajectory
+from landscapes import Counted, Landscape
 from landscapes.errors import check_choice, check_count
+from landscapes.wrappers import Counts, check_landscape
 
 
 class Observer(Protocol):
@@ -23,14 +26,40 @@ class Observer(Protocol):
         ...
 
 
+class LandscapeObserver(ABC):
+    r"""An observer that asks a landscape, and counts what it asks: it goes through ``counted`` for every call.
+
+    ``counts`` grow over all runs; ``Trajectory.observer_costs`` shows what one run cost. In one run such observers have
+    different names. Concrete ones are final. Raises TypeError or ValueError for arguments out of place.
+    """
+
+    def __init__(self, landscape: Landscape, every: int, name: str):
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {name!r}")
+        self.landscape = check_landscape(landscape)
+        self.every = check_count("every", every)
+        self.name = name
+        self.counted = Counted(landscape)
+
+    @property
+    def counts(self) -> Counts:
+        """Oracle calls so far, in units of one product over the full sum for one θ."""
+        return self.counted.counts
+
+    @abstractmethod
+    def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
+        """What is seen at state k, time t, of θ (..., d)."""
+
+
 class Recorder:
-    """Keeps states and observations of one run in order of time."""
+    """Keeps states and observations of one run in order of time, and what the observers asked in it."""
 
     def __init__(self, keep: str, every: int, observers: Sequence[Observer], last: int):
         check_choice("keep", keep, ("all", "last"))
         self._every = check_count("every", every)
         self._all = keep == "all"
         self._observers = check_observers(observers)
+        self._counted_before = observer_counts(self._observers)
         self._last = last
         self._times: list[float] = []
         self._states: list[Tensor] = []
@@ -77,15 +106,33 @@ class Recorder:
             for name, (_, times, values) in self._seen.items()
         }
         times = torch.tensor(self._times, dtype=torch.float64)
-        return Trajectory(times, torch.stack(self._states), status, alive, cost, observations, tuple(notes))
+        states = torch.stack(self._states)
+        return Trajectory(times, states, status, alive, cost, observations, tuple(notes), self._observer_costs())
+
+    def _observer_costs(self) -> dict[str, Counts]:
+        """What each observer has asked since the run began."""
+        before, now = self._counted_before, observer_counts(self._observers)
+        return {name: {kind: n - before[name][kind] for kind, n in counts.items()} for name, counts in now.items()}
+
+
+def observer_counts(observers: Sequence[Observer]) -> dict[str, Counts]:
+    """The present tallies of the observers that keep one, by name."""
+    return {observer.name: dict(observer.counts) for observer in observers if isinstance(observer, LandscapeObserver)}
 
 
 def check_observers(observers: Sequence[Observer]) -> tuple[Observer, ...]:
-    """The observers as a tuple; raise unless each is callable with a ``name`` and an ``every`` of at least 1."""
+    """The observers as a tuple; raise unless each is callable, with ``every`` of at least 1 and its own ``name``."""
     if not isinstance(observers, Sequence):
         raise TypeError(f"observers must be a sequence of observers, got {type(observers).__name__}; write [observer]")
+    counting: set[str] = set()
     for observer in observers:
         if not callable(observer) or not isinstance(getattr(observer, "name", None), str):
             raise TypeError(f"observers must be callables (k, t, theta) -> dict with a name and an every: {observer!r}")
         check_count(f"every of observer {observer.name!r}", getattr(observer, "every", 0))
+        if isinstance(observer, LandscapeObserver):
+            if observer.name in counting:
+                raise ValueError(
+                    f"observers must have different names, {observer.name!r} is that of two; give name=..."
+                )
+            counting.add(observer.name)
     return tuple(observers)

@@ -1,7 +1,7 @@
 r"""What a run leaves: times, states, observations, cost, and a status whose sentence says what to do.
 
 On disk a trajectory is a folder: ``trajectory.safetensors`` (tensors, complex ones as pairs of reals) and
-``trajectory.json`` (status, cost, layout). Never pickle.
+``trajectory.json`` (status, costs, layout). Never pickle.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Trajectory:
     ``times`` (T,) float64; ``theta`` (T, ..., d), the kept states; ``observations`` name → (times, values);
     ``cost`` evaluations or steps, and oracle calls in units of one product over the full sum for one θ;
     ``alive`` (...): False for batch members that left the finite numbers, frozen at their last finite state;
-    ``notes``: what the run has to say beyond its status (unconverged evaluations). States end at the last finite one.
+    ``notes``: what the run has to say beyond its status (unconverged evaluations); ``observer_costs`` observer → the
+    oracle calls it made in this run, which are not in ``cost``. States end at the last finite one.
     """
 
     times: Tensor
@@ -62,6 +63,7 @@ class Trajectory:
     cost: Mapping[str, float] = field(default_factory=dict)
     observations: Observations = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    observer_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the trajectory into ``folder`` (made if needed) and return it. Raises FolderError."""
@@ -74,6 +76,7 @@ class Trajectory:
             "cost": dict(self.cost),
             "notes": list(self.notes),
             "observations": list(self.observations),
+            "observer_costs": {name: dict(costs) for name, costs in self.observer_costs.items()},
         }
         return save_tensors(folder, "trajectory", tensors, text)
 
@@ -94,8 +97,10 @@ class Trajectory:
                 cost=text["cost"],
                 observations=observations,
                 notes=tuple(text["notes"]),
+                # runs saved before observers counted have none
+                observer_costs={name: dict(costs) for name, costs in text.get("observer_costs", {}).items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise unreadable(Path(folder), "trajectory", error) from error
 
 

@@ -26,9 +26,10 @@ class GhostBatchLandscape(NetworkLandscape):
     r"""f(θ) = (1/M) Σ_b f_b(θ), f_b(θ) = (1/g) Σ_{i in b} loss_fn(module_θ(x_b), y_b)_i: a finite sum of M = N/g.
 
     ``size`` is M, and index, weights and ``example_grads`` speak of ghost batches, so a descent's ``batch_size`` counts
-    them too. ``ghost_size`` g divides N; which examples share a batch is drawn once, by ``seed``. ``chunk_size`` ghost
-    batches are differentiated at a time, one by one through the module. For modules without batch statistics f is the
-    mean over the N examples as in ``NetworkLandscape``.
+    them too; ``outputs`` are (..., M, g, ...), in the order of ``ghost_batches``. ``ghost_size`` g divides N; which
+    examples share a batch is drawn once, by ``seed``. ``chunk_size`` ghost batches are differentiated at a time, one by
+    one through the module. For modules without batch statistics f is the mean over the N examples as in
+    ``NetworkLandscape``.
 
     Raises ValueError where g does not divide N; otherwise as ``NetworkLandscape``.
     """
@@ -71,6 +72,11 @@ class GhostBatchLandscape(NetworkLandscape):
         """f_b(θ) of some ghost batches at one member, (m,), each batch through the module on its own."""
         batches = (Examples(tuple(x[b] for x in part.inputs), part.targets[b]) for b in range(len(part)))
         return torch.stack([super(GhostBatchLandscape, self)._forward(theta, batch).mean() for batch in batches])
+
+    def _outputs(self, theta: Tensor, part: Examples) -> Tensor:
+        """Outputs of some ghost batches at one member, (m, g, ...), each batch through the module on its own."""
+        batches = (Examples(tuple(x[b] for x in part.inputs), part.targets[b]) for b in range(len(part)))
+        return torch.stack([super(GhostBatchLandscape, self)._outputs(theta, batch) for batch in batches])
 
     def _few(self, m: int) -> NetworkLandscape:
         """The network on some of the first ghost batch: enough to see what its derivatives are."""

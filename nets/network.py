@@ -145,6 +145,23 @@ class NetworkLandscape(FiniteSum):
     def _member_losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         return torch.cat([self._forward(theta, part) for _, part in self._examples.chunks(self._chunk, index)])
 
+    def outputs(self, theta: Tensor) -> Tensor:
+        """module_θ(x_i) of every example, shape (..., N, ...), without a graph; for predictions and accuracies."""
+        self.check(theta)
+        self._check_mode()
+        with torch.no_grad():
+            return each_member(self._member_outputs, theta)
+
+    def _member_outputs(self, theta: Tensor) -> Tensor:
+        return torch.cat([self._outputs(theta, part) for _, part in self._examples.chunks(self._chunk, None)])
+
+    def _outputs(self, theta: Tensor, part: Examples) -> Tensor:
+        """Outputs of some examples at one member, (m, ...); raise unless they are one tensor."""
+        outputs = self._function(theta, part.inputs)
+        if not isinstance(outputs, Tensor):
+            raise UnsupportedError(f"outputs must be one tensor, the module returns {type(outputs).__name__}")
+        return outputs
+
     def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
         """(1/m) Σ_{i in index} ∇f_i(θ), shape (..., d): the mini-batch gradient."""
         self.check(theta)

@@ -1,52 +1,46 @@
-"""Observers: what a run shows while it goes on. They work in ``integrate``, ``descend`` and a user's own loop."""
+"""Loss, gradient norm, and the latest state on disk."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import torch
 from torch import Tensor
 
+from flows.recorder import LandscapeObserver
 from flows.trajectory import save_tensors, writable_folder
 from landscapes import Landscape
-from landscapes.wrappers import check_landscape
 
 
-@dataclass(frozen=True)
-class Loss:
+@final
+class Loss(LandscapeObserver):
     """f(θ) at every ``every``-th state, as "loss"; the real part where θ is complex. One loss a state."""
 
-    landscape: Landscape
-    every: int = 1
-    name: str = "loss"
-
-    def __post_init__(self) -> None:
-        check_landscape(self.landscape)
+    def __init__(self, landscape: Landscape, every: int = 1, name: str = "loss"):
+        super().__init__(landscape, every, name)
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
         """{"loss": (...,)}."""
-        loss = self.landscape.loss(theta)
+        loss = self.counted.loss(theta)
         return {self.name: loss.real if loss.is_complex() else loss}
 
 
-@dataclass(frozen=True)
-class GradientNorm:
-    """‖∇f(θ)‖ at every ``every``-th state, as "gradient norm". One gradient a state."""
+@final
+class GradientNorm(LandscapeObserver):
+    """‖∇f(θ)‖ at every ``every``-th state, as "gradient norm"; the modulus where θ is complex. One gradient a state."""
 
-    landscape: Landscape
-    every: int = 1
-    name: str = "gradient norm"
-
-    def __post_init__(self) -> None:
-        check_landscape(self.landscape)
+    def __init__(self, landscape: Landscape, every: int = 1, name: str = "gradient norm"):
+        super().__init__(landscape, every, name)
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
         """{"gradient norm": (...,)}."""
-        return {self.name: torch.linalg.vector_norm(self.landscape.grad(theta), dim=-1)}
+        return {self.name: torch.linalg.vector_norm(self.counted.grad(theta), dim=-1)}
 
 
+@final
 @dataclass(frozen=True)
 class Checkpoint:
     """The latest state on disk, ``folder``/state.safetensors: what is left of a run that is killed."""

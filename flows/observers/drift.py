@@ -1,0 +1,96 @@
+r"""Drift: how far one iteration of gradient descent ends from gradient flow over the same time."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flows.integrate import integrate
+from flows.models.gradient import GradientFlow
+from flows.observers.modes import each_member
+from flows.recorder import LandscapeObserver
+from landscapes import Landscape
+from landscapes.errors import check_positive
+from landscapes.wrappers import Wrapper
+
+
+@final
+class Displaced(Wrapper):
+    """f(θ + δ) as a function of δ: a short path from θ is followed to its own precision, not to that of θ."""
+
+    def __init__(self, landscape: Landscape, theta: Tensor):
+        self.landscape = landscape
+        self._theta = theta
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """f(θ + δ), shape (...,)."""
+        return self.landscape.loss(self._theta + theta)
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """∇f(θ + δ), shape (..., d)."""
+        return self.landscape.grad(self._theta + theta)
+
+
+@final
+class Drift(LandscapeObserver):
+    r"""The drift of one iteration from θ, θ − h∇f(θ) − X(h; θ) with X gradient flow, measured and as ‖Hg‖ predicts it.
+
+    "drift measured" (...,): its norm, gradient flow integrated to ``accuracy`` times the prediction. "drift predicted"
+    (...,): (h²/2)‖Hg‖, the leading term. "drift ratio" (...,): measured over predicted, 1 + O(h). At full-batch
+    gradient descent of rate h it is the run's own drift per iteration; along any other run, what gradient descent's
+    would be from there. Measured and ratio are NaN where gradient flow cannot be followed over h (it leaves the finite
+    numbers, or steps underflow); the ratio also where Hg = 0.
+
+    Cost a member and state: a gradient, an HVP, and dopri5's gradients (9 and more). Moduli at complex θ. The members
+    of a batch are integrated one by one, each to its own accuracy.
+    """
+
+    def __init__(self, landscape: Landscape, h: float, *, accuracy: float = 1e-3, every: int = 1, name: str = "drift"):
+        super().__init__(landscape, every, name)
+        self.h = check_positive("h", h)
+        self.accuracy = check_positive("accuracy", accuracy)
+
+    def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
+        """{"drift measured": (...,), "drift predicted": (...,), "drift ratio": (...,)}."""
+        members = self.landscape.check(theta).detach().reshape(-1, theta.shape[-1])
+        return each_member(lambda i: self._shown(members[i]), theta.shape[:-1])
+
+    def _shown(self, theta: Tensor) -> dict[str, Tensor]:
+        point = self.counted.expand(theta)
+        gradient = point.grad
+        curvature = torch.linalg.vector_norm(point.hvp(gradient))
+        predicted = self.h**2 / 2 * curvature
+        moves = bool(gradient.any())
+        flow = self._flow(theta, self._tolerance(theta, gradient, curvature)) if moves else gradient
+        measured = torch.linalg.vector_norm(-self.h * gradient - flow)
+        shown = {"measured": measured, "predicted": predicted, "ratio": measured / predicted}
+        return {f"{self.name} {quantity}": value for quantity, value in shown.items()}
+
+    def _tolerance(self, theta: Tensor, gradient: Tensor, curvature: Tensor) -> float:
+        """The error allowed in a component of X: ``accuracy`` of the drift, but not below what rounding of θ does.
+
+        Rounding moves θ by eps‖θ‖ and with it the gradient by about eps‖θ‖ ‖Hg‖/‖g‖: no solver gets below that.
+        """
+        eps = torch.finfo(theta.dtype).eps
+        rounding = eps * torch.linalg.vector_norm(theta) / torch.linalg.vector_norm(gradient)
+        allowed = self.h * curvature * torch.clamp(rounding, min=self.accuracy * self.h / 2)
+        return float(allowed) / theta.shape[-1] ** 0.5
+
+    def _flow(self, theta: Tensor, tolerance: float) -> Tensor:
+        """X(h; θ) − θ by gradient flow, (d,); NaN where the flow cannot be followed."""
+        lost = torch.full_like(theta, torch.nan)
+        if not tolerance < float("inf"):  # a NaN
+            return lost
+        run = integrate(
+            GradientFlow(Displaced(self.counted, theta)),
+            torch.zeros_like(theta),
+            [0.0, self.h],
+            rtol=4 * torch.finfo(theta.dtype).eps,
+            atol=max(tolerance, torch.finfo(theta.dtype).tiny),
+            keep="last",
+        )
+        if run.status == "interrupted":
+            raise KeyboardInterrupt  # which was meant for the run that is observed
+        return run.theta[-1] if run.status == "finished" and bool(run.alive) else lost

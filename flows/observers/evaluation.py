@@ -1,0 +1,80 @@
+r"""Loss and accuracy on examples that a run does not train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flows.observers.modes import each_member
+from flows.recorder import LandscapeObserver
+from landscapes import Landscape, UnsupportedError
+
+Outputs = Callable[[Tensor], Tensor]
+
+
+@final
+class Evaluation(LandscapeObserver):
+    r"""Loss and accuracy on held-out data: "test loss" and "test accuracy", (...,).
+
+    ``landscape``: the loss on those data. ``outputs``: θ (d,) ↦ outputs of the examples, (N, C) with the largest for
+    the class that is predicted, or (N,) or (N, 1), positive for class 1 and not for class 0 (log-odds).
+    ``targets`` (N,): their classes, whole numbers. A network on test data is all three:
+
+        test = NetworkLandscape(module, cross_entropy, inputs, targets)
+        Evaluation(test, test.outputs, targets)
+
+    "test accuracy" is the share of examples predicted right, in θ's precision; one with a NaN among its outputs is not.
+    For the loss alone take ``Loss(test, name="test loss")``. Two passes forward a member and state, both counted as
+    losses. The loss is its real part at complex θ, where classes are not defined: UnsupportedError.
+
+    Raises TypeError or ValueError for targets that are no whole numbers, and for outputs of another shape when called.
+    """
+
+    def __init__(self, landscape: Landscape, outputs: Outputs, targets: Tensor, *, every: int = 1, name: str = "test"):
+        super().__init__(landscape, every, name)
+        if not callable(outputs):
+            raise TypeError(f"outputs must be callable, theta (d,) -> (N, C), got {outputs!r}")
+        self._outputs = outputs
+        self._targets = check_classes(targets)
+
+    def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
+        """{"test loss": (...,), "test accuracy": (...,)}."""
+        members = self.landscape.check(theta).detach().reshape(-1, theta.shape[-1])
+        if theta.is_complex():
+            raise UnsupportedError(
+                f"observer {self.name!r} takes real theta only, got {theta.dtype}: complex outputs name no class; "
+                "observe the loss alone by Loss(landscape, name='test loss')"
+            )
+        return each_member(lambda i: self._shown(members[i]), theta.shape[:-1])
+
+    def _shown(self, theta: Tensor) -> dict[str, Tensor]:
+        loss = self.counted.loss(theta)
+        self.counts["loss"] += 1
+        outputs = self._outputs(theta).detach()
+        right = predicted_classes(outputs, self._targets.shape) == self._targets.to(outputs.device)
+        return {f"{self.name} loss": loss, f"{self.name} accuracy": right.to(theta.dtype).mean()}
+
+
+def predicted_classes(outputs: Tensor, shape: torch.Size) -> Tensor:
+    """The classes that outputs (*shape, C), (*shape, 1) or (*shape,) name, int64 of that shape; −1 where one is NaN."""
+    if not outputs.is_floating_point() or outputs.shape[: len(shape)] != shape or outputs.ndim > len(shape) + 1:
+        raise ValueError(
+            f"outputs must be real numbers of shape {(*shape, 'C')} or {tuple(shape)}, targets having shape "
+            f"{tuple(shape)}, got {tuple(outputs.shape)} {outputs.dtype}"
+        )
+    several = outputs if outputs.ndim > len(shape) else outputs[..., None]
+    classes = several.argmax(-1) if several.shape[-1] > 1 else (several[..., 0] > 0).long()
+    return torch.where(several.isnan().any(-1), -1, classes)
+
+
+def check_classes(targets: Tensor) -> Tensor:
+    """Return the targets; raise unless they are whole numbers (N, ...), at least one."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
+        raise TypeError(f"targets must be a tensor of classes, whole numbers, got {kind}; convert with .long()")
+    if targets.ndim == 0 or targets.numel() == 0:
+        raise ValueError(f"targets must have shape (N,) with N >= 1, got {tuple(targets.shape)}")
+    return targets
