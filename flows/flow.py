@@ -12,12 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from landscapes import Landscape
+from landscapes import Landscape, UnsupportedError
+from landscapes.krylov import Product
 
 
 class SingularModeError(ValueError):
@@ -59,6 +61,17 @@ def collect_flags() -> Iterator[dict[str, int]]:
         _flags.reset(token)
 
 
+@dataclass(frozen=True)
+class Linearisation:
+    """A flow's field to first order at one state (s,): ``velocity`` (s,) and ``product``, v (s,) ↦ Jv (s,).
+
+    J = ∂velocity/∂X is symmetric, as a gradient's is; complex symmetric at complex states, where products are bilinear.
+    """
+
+    velocity: Tensor
+    product: Product
+
+
 class Flow(ABC):
     r"""A continuous-time model dX/dt = velocity(t, X) with position(X) = θ.
 
@@ -81,6 +94,16 @@ class Flow(ABC):
     @abstractmethod
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """dX/dt at time t, shape and dtype of the state (..., s)."""
+
+    def linearised(self, t: float | Tensor, state: Tensor) -> Linearisation:
+        """The field to first order at one state (s,), for method='exprb43'; only where velocity does not depend on t.
+
+        Raises UnsupportedError unless the flow overrides it.
+        """
+        raise UnsupportedError(
+            f"{self.name} does not say how its velocity changes with the state, which method='exprb43' needs: use "
+            "method='dopri5' or 'scipy_solver', or override linearised (the Jacobian must be symmetric)"
+        )
 
     def start(self, theta0: Tensor) -> Tensor:
         """The state (..., s) that the flow starts from at θ0 (..., d)."""

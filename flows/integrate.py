@@ -1,7 +1,8 @@
 r"""``integrate``: a flow along output times, by torchdiffeq, with every state before a failure kept.
 
-What belongs to whom: the flow knows its velocity, ``solvers`` knows torchdiffeq, ``recorder`` knows what to keep; here
-stands the loop over what remains of the run, and the freezing of batch members that cannot go on.
+What belongs to whom: the flow knows its velocity, ``solvers`` knows torchdiffeq, ``exponential`` the one method it
+lacks, ``recorder`` knows what to keep; here stands the loop over what remains of the run, and the freezing of batch
+members that cannot go on.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flows.engine import check_theta0, counted, curvature_sentence
+from flows.exponential import Members, Tolerance
 from flows.flow import Flow, collect_flags
 from flows.recorder import Observer, Recorder
 from flows.solvers import (
     ADAPTIVE,
+    EXPONENTIAL,
     FIXED,
     SCIPY,
     SEGMENT,
@@ -27,13 +30,14 @@ from flows.solvers import (
     adaptive_segment,
     clock,
     fixed_run,
+    linearises,
     scipy_segment,
 )
 from flows.trajectory import Status, Trajectory
 from landscapes import UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive
 
-METHODS = (*ADAPTIVE, *FIXED, SCIPY)
+METHODS = (*ADAPTIVE, *FIXED, SCIPY, EXPONENTIAL)
 MOST_STEPS = 10**9
 TOLERANCES = {torch.float64: (1e-7, 1e-9), torch.float32: (1e-4, 1e-6)}
 
@@ -56,10 +60,14 @@ def integrate(
 ) -> Trajectory:
     r"""Solve dX/dt = velocity(t, X) from θ0 (..., d) at times[0] and return the states at the output times.
 
-    ``method``: any of torchdiffeq's; None is dopri5. Adaptive methods take ``rtol`` and ``atol`` (by default 1e-7 and
-    1e-9 in float64, 1e-4 and 1e-6 in float32), held for each batch member by itself, and may be told a ``first_step``;
-    more than ``max_steps`` of theirs from one output time to the next end the run as a step underflow.
+    ``method``: any of torchdiffeq's, or exprb43; None is dopri5. Adaptive methods take ``rtol`` and ``atol`` (by
+    default 1e-7 and 1e-9 in float64, 1e-4 and 1e-6 in float32), held for each batch member by itself, and may be told a
+    ``first_step``; more than ``max_steps`` of theirs from one output time to the next end the run as a step underflow.
     Fixed-step methods take ``dt``; the output times must lie on times[0] + k·dt.
+
+    ``exprb43``, an exponential Rosenbrock method for flows too stiff for the others (gradient flow, and those that
+    override ``linearised``), is adaptive likewise; it lands on every output time, and gives each batch member a step
+    size of its own. A step takes three gradients and Krylov spaces of Hessian-vector products.
 
     ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers see states as
     they come. θ0 is detached; gradients do not flow through the run.
@@ -80,6 +88,8 @@ def integrate(
         plan = make_plan(method, rtol, atol, dt, first_step, max_steps, state)
         if plan.dt is not None:
             step_grid(outputs, plan.dt)  # raises before an observer sees anything
+        if plan.method == EXPONENTIAL and not linearises(model):
+            model.linearised(outputs[0], state)  # says what to use instead
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
         run = Run(model, state, outputs, recorder, progress)
         status = run.run(plan)
@@ -119,8 +129,9 @@ def make_plan(
         raise ValueError(f"dt must be given for the fixed-step method {method!r}; or use method='dopri5'")
     if not fixed and dt is not None:
         raise ValueError(f"dt is for fixed-step methods, {method!r} chooses its own steps; give rtol and atol instead")
-    if first_step is not None and method not in ADAPTIVE:
-        raise ValueError(f"first_step is for the adaptive methods {', '.join(ADAPTIVE)}, got method={method!r}")
+    adaptive = (*ADAPTIVE, EXPONENTIAL)
+    if first_step is not None and method not in adaptive:
+        raise ValueError(f"first_step is for the adaptive methods {', '.join(adaptive)}, got method={method!r}")
     takes_tolerances = not fixed or "adams" in method
     if not takes_tolerances and (rtol is not None or atol is not None):
         raise ValueError(f"rtol and atol have no meaning for the fixed-step method {method!r}; give a smaller dt")
@@ -195,6 +206,8 @@ class Run:
             self._take(0, self.state)
             if plan.dt is not None:
                 self.fixed(plan)
+            elif plan.method == EXPONENTIAL:
+                self.exponential(plan)
             else:
                 self.adaptive(plan)
         except KeyboardInterrupt as interrupt:
@@ -222,6 +235,17 @@ class Run:
                 first_step = None
                 if not self._goes_on(stop, self.outputs[k], self.state):
                     break
+
+    def exponential(self, plan: Plan) -> None:
+        """Run the exponential method from output to output."""
+        tolerance = Tolerance(plan.rtol, plan.atol)
+        members = Members(self.field, self.state, self.outputs[0], plan.first_step, tolerance, plan.max_steps)
+        for k, end in enumerate(self.outputs[1:]):
+            state, stops = members.advance(end, self.alive)
+            for stop in stops:
+                if not self._goes_on(stop, self.outputs[k], self.state):
+                    return
+            self._take(k + 1, torch.where(self.alive[..., None], state, self.state))
 
     def fixed(self, plan: Plan) -> None:
         """Run a fixed-step method along its grid."""

@@ -17,11 +17,12 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from flows.engine import all_finite, finite_members
-from flows.flow import Flow, SingularModeError
+from flows.flow import Flow, Linearisation, SingularModeError
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
 SCIPY = "scipy_solver"
+EXPONENTIAL = "exprb43"
 SEGMENT = 16  # output times per call of an adaptive method: the most that a failure runs again
 ADAMS_ORDER = 5  # torchdiffeq's 12 is unstable from h|λ| of about 0.01 on: refining dt makes it worse
 ENORMOUS = 1e30  # stands for a non-finite error: the step is rejected and shrinks, where NaN would end the run at once
@@ -62,17 +63,50 @@ class Field:
         return velocity
 
 
-def velocity_of(flow: Flow, t: Tensor, state: Tensor) -> Tensor:
+def velocity_of(flow: Flow, t: float | Tensor, state: Tensor) -> Tensor:
     """The flow's velocity, detached; raise unless it has the state's shape and dtype."""
     with torch.enable_grad():  # a user's flow may differentiate on its own; runs go on without a graph
         velocity = flow.velocity(t, state)
-    if not isinstance(velocity, Tensor) or velocity.shape != state.shape or velocity.dtype != state.dtype:
-        got = f"{tuple(velocity.shape)} {velocity.dtype}" if isinstance(velocity, Tensor) else type(velocity).__name__
+    return like_state(flow, "velocity", velocity, state)
+
+
+def like_state(flow: Flow, name: str, value: Tensor, state: Tensor) -> Tensor:
+    """What a flow returned, detached; raise unless it has the state's shape and dtype."""
+    if not isinstance(value, Tensor) or value.shape != state.shape or value.dtype != state.dtype:
+        got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(
-            f"velocity of {type(flow).__name__} must have the shape and dtype of the state, "
+            f"{name} of {type(flow).__name__} must have the shape and dtype of the state, "
             f"{tuple(state.shape)} {state.dtype}, got {got}"
         )
-    return velocity.detach()
+    return value.detach()
+
+
+def linearisation_of(flow: Flow, t: float, state: Tensor) -> Linearisation:
+    """The flow's linearisation at one state (s,), detached; raise unless it has the state's shape and dtype."""
+    with torch.enable_grad():
+        here = flow.linearised(t, state)
+    if not isinstance(here, Linearisation):
+        raise TypeError(
+            f"linearised of {type(flow).__name__} must return a Linearisation, got {type(here).__name__}; "
+            "write Linearisation(velocity, product)"
+        )
+
+    def product(v: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return like_state(flow, "product of linearised", here.product(v), state)
+
+    return Linearisation(like_state(flow, "velocity of linearised", here.velocity, state), product)
+
+
+def linearises(flow: Flow) -> bool:
+    """Whether the flow overrides ``linearised``."""
+    return getattr(flow.linearised, "__func__", None) is not Flow.linearised
+
+
+def stiff_methods(flow: Flow) -> str:
+    """The methods that a stiff flow may be given."""
+    exponential = f"method={EXPONENTIAL!r} or " if linearises(flow) else ""
+    return f"{exponential}method={SCIPY!r}"
 
 
 class AdaptiveWatch:
@@ -113,9 +147,8 @@ class AdaptiveWatch:
         if str(error).startswith("max_num_steps"):
             # The stiffest members hold the step down, their errors are the largest; the others may go on without them.
             members = self._errors >= self._errors.max() / 100
-            advice = (
-                "the field is stiff there: raise max_steps, ask for closer output times, or use method='scipy_solver'"
-            )
+            remedy = stiff_methods(self.field.flow)
+            advice = f"the field is stiff there: raise max_steps, ask for closer output times, or use {remedy}"
             text = f"max_steps were taken without reaching the next output time, at t = {self.accepted_time:.6g}"
             return Stop("step underflow", members, f"{text} (step {self._proposed:.3g})", advice)
         infinite = ~self._errors.isfinite()
@@ -125,7 +158,8 @@ class AdaptiveWatch:
         if bool(infinite.any()):
             advice = "the field leaves the finite numbers there: end the run before, or use a smaller h"
             return Stop("diverged", members, f"the velocity is not finite {where}", advice)
-        advice = "the field is stiff or blows up: try a larger rtol, or method='rk4' with dt below 2.7/|λ|"
+        remedy = stiff_methods(self.field.flow)
+        advice = f"the field is stiff or blows up: try a larger rtol, {remedy}, or method='rk4' with dt below 2.7/|λ|"
         return Stop("step underflow", members, f"the step size vanished {where}", advice)
 
 

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor
 
-from flows.flow import Flow
+from flows.flow import Flow, Linearisation
 from flows.models.arguments import check_model
 from landscapes import Landscape
 
@@ -29,3 +29,8 @@ class GradientFlow(Flow):
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """−∇f(θ), shape (..., d)."""
         return -self.landscape.grad(state)
+
+    def linearised(self, t: float | Tensor, state: Tensor) -> Linearisation:
+        """−∇f(θ) and v ↦ −H(θ) v at one θ (d,), from one expansion."""
+        point = self.landscape.expand(state)
+        return Linearisation(-point.grad, lambda v: -point.hvp(v))
