@@ -29,7 +29,8 @@ Gradients = Sequence[Tensor | None]
 class DriftAdjustedRate:
     r"""The rate h = min(2/vᵖ, cap), v = ‖Hg‖/‖g‖, for an optimiser in a training loop (DAL-p).
 
-        rate = DriftAdjustedRate(torch.optim.SGD(model.parameters(), lr=0.1), power=0.5)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rate = DriftAdjustedRate(optimizer, power=0.5)
         for x, y in loader:
             loss = rate.step(lambda: loss_fn(model(x), y))  # gradients into .grad, the rate into the optimiser
             optimizer.step()
