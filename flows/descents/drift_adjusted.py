@@ -3,8 +3,8 @@ r"""Drift-adjusted learning rates (DAL-p): a rate from the curvature along the g
 v = ‖Hg‖/‖g‖ is the drift of gradient descent off gradient flow, θ_{k+1} − X(h; θ_k) = −(h²/2)Hg + O(h³), per gradient.
 p = 1 is DAL, p = 0 is left to a constant rate of the user's. Rosca, Wu, Qin & Dherin 2023, arXiv 2302.01952.
 
-**What holds on quadratics** with H ⪰ 0 and largest eigenvalue λ₀, from starts with a part along u₀, at any window: v ≤ λ₀
-and hence h ≥ min(cap, 2/λ₀ᵖ), so
+**What holds on quadratics** with H ⪰ 0 and largest eigenvalue λ₀, from starts with a part along u₀, at any window:
+v ≤ λ₀ and hence h ≥ min(cap, 2/λ₀ᵖ), so
 
 - cap < 2/λ₀: every mode contracts, the run converges for every p.
 - p = 1, cap ≥ 2/λ₀: ends in a 2-cycle along u₀, h → 2/λ₀, not at the minimum. Mode 0 never shrinks, as |1 − hλ₀| ≥ 1,
