@@ -189,10 +189,12 @@ class GradientCurvature(LandscapeObserver):
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
         """{"gradient curvature": (...,), "gradient curvature Hg norm": (...,)}."""
         point = self.counted.expand(check_real_theta(self, theta))
-        unit = torch.nn.functional.normalize(point.grad, dim=-1, eps=0.0)  # (..., d); ‖g‖² may underflow
-        hg = point.hvp(point.grad)
-        along = (unit * hg).sum(-1) / torch.linalg.vector_norm(point.grad, dim=-1)
-        return {self.name: along, f"{self.name} Hg norm": torch.linalg.vector_norm(hg, dim=-1)}
+        gradient = point.grad
+        size = gradient.abs().amax(-1, keepdim=True)
+        along = gradient / torch.where(size == 0, 1, size)  # (..., d), whose squares do not underflow
+        curved = point.hvp(along)
+        quotient = (along * curved).sum(-1) / along.square().sum(-1)
+        return {self.name: quotient, f"{self.name} Hg norm": size[..., 0] * torch.linalg.vector_norm(curved, dim=-1)}
 
 
 def check_pairs(pairs: TopEigenpairs) -> TopEigenpairs:

@@ -37,7 +37,7 @@ def check_real_theta(observer: LandscapeObserver, theta: Tensor) -> Tensor:
 def each_member(function: Callable[[int], dict[str, Tensor]], batch: torch.Size) -> dict[str, Tensor]:
     """What ``function`` says of each member, 0 to n − 1, in the shape of the batch: name → (*batch, ...)."""
     seen = [function(i) for i in range(batch.numel())]
-    return {name: torch.stack([s[name] for s in seen]).reshape(*batch, *seen[0][name].shape) for name in seen[0]}
+    return {name: torch.stack([s[name] for s in seen]).reshape((*batch, *seen[0][name].shape)) for name in seen[0]}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ModeFollower:
     def at(self, counted: Counted, k: int, theta: Tensor) -> list[Modes]:
         """The modes of every member of real θ (..., d), paid for by ``counted`` unless another has asked before."""
         same = same_kind(theta, self._theta)
-        shared = same and k == self._k and counted not in self._asked and torch.equal(theta, self._theta)
+        shared = same and k == self._k and counted not in self._asked and equal(theta, self._theta)
         if not shared:
             theta = theta.clone()  # a user's optimiser may step in place
             members = theta.reshape(-1, theta.shape[-1])
@@ -110,6 +110,11 @@ class ModeFollower:
 def same_kind(theta: Tensor, other: Tensor) -> bool:
     """Whether two θ agree in shape, precision and device."""
     return (theta.shape, theta.dtype, theta.device) == (other.shape, other.dtype, other.device)
+
+
+def equal(theta: Tensor, other: Tensor) -> bool:
+    """Whether two θ of one shape are equal, NaN to NaN."""
+    return torch.allclose(theta, other, rtol=0, atol=0, equal_nan=True)
 
 
 def modes_at(counted: Counted, theta: Tensor, track: EigenpairTracker) -> Modes:

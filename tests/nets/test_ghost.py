@@ -42,6 +42,8 @@ def test_every_quantity_is_that_of_the_batches(problem, normal, chunk_size):
     assert_close(ghost.third(theta, u, v), torch.stack([p.third(theta, u, v) for p in parts]).mean(0))
     part = ghost.restrict(torch.tensor([1]))
     assert_close(part.grad(theta), grads[1])
+    assert_close(ghost.outputs(theta), torch.stack([p.outputs(theta) for p in parts]))
+    assert_close(part.outputs(theta[None]), ghost.outputs(theta)[None, 1:2])
     assert torch.equal(part.ghost_batches, ghost.ghost_batches[1:2])
 
 

@@ -344,3 +344,31 @@ def test_tensors_of_the_loss_that_require_grad_leave_no_graph(chunk_size):
     for result in (point.loss, point.grad, point.hvp(theta)):
         assert not result.requires_grad
     assert temperature.grad is None
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+def test_outputs_are_the_modules(device, chunk_size):
+    network, module = small(device, chunk_size)
+    theta = draw(2, 2, 3, network.dimension, device=device).requires_grad_()
+    outputs = network.outputs(theta)
+    assert (outputs.shape, outputs.requires_grad) == ((2, 3, N, 3), False)
+    inputs, targets = data(device)
+    for i, j in ((0, 0), (1, 2)):
+        nn.utils.vector_to_parameters(theta[i, j].detach(), module.parameters())
+        torch.testing.assert_close(outputs[i, j], module(inputs).detach())
+        torch.testing.assert_close(cross_entropy(outputs[i, j], targets), network.losses(theta[i, j].detach()))
+    part = torch.tensor([7, 2], device=device)
+    torch.testing.assert_close(network.restrict(part).outputs(theta), outputs[:, :, part])
+    with pytest.raises(ValueError, match="theta must have shape"):
+        network.outputs(theta[..., 1:])
+
+
+def test_outputs_that_are_no_tensor_are_refused():
+    class Pair(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    inputs, targets = data()
+    network = NetworkLandscape(Pair(4, 3).double(), lambda pair, y: cross_entropy(pair[0], y), inputs, targets)
+    with pytest.raises(UnsupportedError, match="outputs must be one tensor, the module returns tuple"):
+        network.outputs(network.theta0)
