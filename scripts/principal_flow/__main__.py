@@ -10,9 +10,10 @@ import tyro
 
 from scripts.command_line import guarded, parse
 from scripts.principal_flow.common import Common
+from scripts.principal_flow.one_step import OneStep
 from scripts.principal_flow.toys import Escape, Quadratics, Saddles, Valleys
 
-EXPERIMENTS: tuple[type[Common], ...] = (Quadratics, Valleys, Saddles, Escape)
+EXPERIMENTS: tuple[type[Common], ...] = (Quadratics, Valleys, Saddles, Escape, OneStep)
 
 if TYPE_CHECKING:
     AnyExperiment = Common

@@ -82,7 +82,7 @@ def legend(figure: Figure, models: Sequence[str], others: Mapping[str, Mapping[s
     handles = [Line2D([], [], label=model, **look(model)) for model in models]
     handles += [Line2D([], [], label=name, **dict(style)) for name, style in (others or {}).items()]
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize="small", frameon=False
+        handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize="small", frameon=False
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from flows import Comparison, Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, compare
@@ -46,8 +47,8 @@ CASES: dict[str, tuple[Case, ...]] = {
     "saddles": (
         Case("saddle, hλ = (0.4, −0.4)", Saddle(1.0, 1.0), (1.0, 0.01), 0.4, 14),
         Case("saddle, hλ = (0.8, −2.4)", Saddle(1.0, 3.0), (1.0, 0.2), 0.8, 4),
-        Case("double well, h = 0.3", DoubleWell(), (0.1, 1.0), 0.3, 16),
-        Case("double well, h = 2.2", DoubleWell(), (0.1, 1.0), 2.2, 4),
+        Case("double well, h = 0.3", DoubleWell(dimension=2), (0.1, 1.0), 0.3, 16),
+        Case("double well, h = 2.2", DoubleWell(dimension=2), (0.1, 1.0), 2.2, 4),
     ),
     "escape": (
         Case("sharp bottom, hλ₀ = 1.8", SharpFlatWells(), (-2.2, 0.2), 0.09, 12),
@@ -135,7 +136,8 @@ def summary(case: Case, result: Comparison) -> str:
         for name, row in result.rows.items()
         if row.trajectory is not None and row.trajectory.status != "finished"
     ]
-    return "\n".join([f"{case.title}, {case.steps} steps from {case.start}", aligned(rows), *said])
+    early = [f"gradient descent after 5 steps: {place(result.mean[5])}"] if len(result.mean) > 5 else []
+    return "\n".join([f"{case.title}, {case.steps} steps from {case.start}", aligned(rows), *early, *said])
 
 
 def place(theta: Tensor) -> str:
@@ -152,6 +154,8 @@ def figure(results: list[tuple[Case, Comparison]]) -> Figure:
     for (above, below), (case, result) in zip(panels.T, results, strict=True):
         draw_paths(above, case, result)
         draw_distances(below, case, result)
+    for axes in panels[:, 1:].flat:
+        axes.set_ylabel("")
     dotted = {"integration error": {"color": "grey", "linestyle": ":"}}
     legend(drawn, list(results[0][1].rows), {"gradient descent": DESCENT} | dotted)
     return drawn
@@ -166,7 +170,7 @@ def draw_paths(axes: Axes, case: Case, result: Comparison) -> None:
         np.linspace(float((low + high)[i] / 2 - half[i]), float((low + high)[i] / 2 + half[i]), 161) for i in (0, 1)
     )
     heights = case.landscape.loss(torch.tensor(np.stack(np.meshgrid(x, y), axis=-1))).numpy()
-    axes.contour(x, y, heights, levels=contour_levels(heights), colors="0.8", linewidths=0.5)
+    axes.contour(x, y, heights, levels=contour_levels(heights), colors="0.8", linewidths=0.5, linestyles="solid")
     for name, row in result.rows.items():
         assert row.trajectory is not None
         theta = row.trajectory.theta.cpu()
@@ -180,8 +184,13 @@ def draw_paths(axes: Axes, case: Case, result: Comparison) -> None:
 def draw_distances(axes: Axes, case: Case, result: Comparison) -> None:
     """Distance to descent on its clock, the integrator's share dotted."""
     steps = np.arange(len(result.times))
+    axes.plot(steps, worst_member(torch.linalg.vector_norm(result.mean, dim=-1)), **DESCENT)
     for name, row in result.rows.items():
         axes.plot(steps, positive(row.errors), **look(name), linewidth=1.1)
         axes.plot(steps, positive(row.integration), color=look(name)["color"], linestyle=":", linewidth=1)
-    axes.plot(steps, worst_member(torch.linalg.vector_norm(result.mean, dim=-1)), **DESCENT)
-    label(axes, "step k", "‖X(kh) − θ_k‖", "distance to descent (circles: ‖θ_k‖)", log="y")
+        run = row.trajectory
+        if run is not None and run.status != "finished":
+            text = f"{name}:\n{run.status} at k = {len(run.times) - 1}"
+            axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize="small")
+    label(axes, "step k", "distance (circles: ‖θ_k‖)", "‖X(kh) − θ_k‖", log="y")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
