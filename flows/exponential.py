@@ -11,13 +11,14 @@ accuracy wanted and not 1/λ_max. A step Δ from u with J = F'(u) and D(U) = F(U
 Hochbruck, Ostermann & Schweitzer 2009, SIAM J. Numer. Anal. 47, 786 (exprb43); Hochbruck & Ostermann 2010, Acta
 Numerica 19, 209. Exact where F is linear, at any Δ. Differences from the published method: the functions of ΔJ are
 Krylov sums, three spaces a step grown from F, D2 and D3, each held to ``KRYLOV_SHARE`` of the step's tolerance; a step
-whose sums do not converge in ``KRYLOV`` products is tried again at half its length. In at most ``DENSE`` dimensions J
-is written out, which costs fewer products than the spaces.
+whose sums do not converge in ``KRYLOV`` products is tried again at half its length. J is written out instead where that
+takes fewer products: in up to ``FEWEST`` dimensions, and after a step whose spaces took more products than d.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -30,12 +31,12 @@ from flows.engine import all_finite
 from flows.flow import Flow, SingularModeError
 from flows.solvers import EXPONENTIAL, Field, Stop, linearisation_of, velocity_of
 from landscapes import UnsupportedError
-from landscapes.krylov import Product, matrix_function
+from landscapes.krylov import Product, matrix_function, spectral_action
 from landscapes.landscape import basis_products
 
 KRYLOV = 100  # products a Krylov space may take before the step is tried again at half its length
 KRYLOV_SHARE = 0.3  # of the step's tolerance, the most that each of its three Krylov spaces may be off by
-DENSE = 16  # dimensions up to which J is written out: three spaces with their remainders take more products than that
+FEWEST = 8  # products of a step by Krylov spaces: at least two for each of the three, and two for the remainders
 SERIES = 2.0  # |z| below which φ(z) is a series: recurrences lose a digit or less on either side
 TERMS = 22  # 2²²/26! is below rounding of φ₄ ≥ 0.02
 SAFETY, LARGEST, SMALLEST = 0.9, 10.0, 0.1  # of the step controller: as torchdiffeq's, but for faster shrinking
@@ -47,10 +48,8 @@ def phi_functions(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""φ₁, φ₂, φ₃, φ₄ of real or complex z: φ_k(z) = Σ_j zʲ/(j + k)! = (φ_{k−1}(z) − 1/(k−1)!)/z, φ₀ = exp."""
     small = z.abs() < SERIES
     near, far = torch.where(small, z, 0), torch.where(small, 1, z)
-    series = torch.zeros_like(z)
-    for j in reversed(range(TERMS)):
-        series = series * near + 1 / math.factorial(j + 4)
-    down, up = [series], [torch.expm1(far) / far]
+    powers = near[..., None].expand(*z.shape, TERMS).cumprod(dim=-1)
+    down, up = [1 / 24 + powers @ series_of_fourth(z)], [torch.expm1(far) / far]
     for k in (1, 2, 3):
         down.insert(0, down[0] * near + 1 / math.factorial(4 - k))
         up.append((up[-1] - 1 / math.factorial(k)) / far)
@@ -58,9 +57,15 @@ def phi_functions(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return first, second, third, fourth
 
 
+def series_of_fourth(z: Tensor) -> Tensor:
+    """1/(j + 4)! for j = 1 … TERMS, as z is."""
+    return torch.tensor([1 / math.factorial(j + 4) for j in range(1, TERMS + 1)], dtype=z.dtype, device=z.device)
+
+
 def velocity_rows(z: Tensor) -> Tensor:
     """What multiplies ΔF in U2, and in U3 and u⁺: (2, n)."""
-    return torch.stack((phi_functions(z / 2)[0] / 2, phi_functions(z)[0]))
+    half, whole = phi_functions(torch.stack((z / 2, z)))[0]
+    return torch.stack((half / 2, whole))
 
 
 def second_rows(z: Tensor) -> Tensor:
@@ -106,106 +111,129 @@ class Tolerance:
         return KRYLOV_SHARE * math.sqrt(state.shape[-1]) * float(self.weights(state).min())
 
 
-class Station:
-    """The field seen from one state (d,): F, products with J, and Krylov sums of functions of ΔJ.
+class Jacobian(ABC):
+    """J at one state, functions of ΔJ on vectors, and how many products of the flow it has taken so far."""
 
-    The products of the space that grows from F are kept: steps tried again from here take them from memory.
+    taken: int
+
+    @abstractmethod
+    def product(self, v: Tensor) -> Tensor:
+        """Jv, (d,)."""
+
+    @abstractmethod
+    def sums(self, rows: Rows, vector: Tensor, step: float) -> tuple[Tensor, int]:
+        """Δ rows(ΔJ) v, (n, d), and the size of the Krylov space that took. Raises NoValueError."""
+
+
+class Written(Jacobian):
+    """J written out, by d products now and none later; its functions are exact."""
+
+    def __init__(self, flow: Flow, product: Product, state: Tensor):
+        matrix = basis_products(product, state)
+        check_symmetric(flow, matrix)
+        self.taken = state.shape[-1]
+        self._matrix = matrix
+        self._wide = matrix.to("cpu", torch.complex128 if state.is_complex() else torch.float64)
+
+    def product(self, v: Tensor) -> Tensor:
+        """Jv, (d,), from the matrix."""
+        return self._matrix @ v
+
+    def sums(self, rows: Rows, vector: Tensor, step: float) -> tuple[Tensor, int]:
+        """By eigenvectors: no space."""
+        if not (all_finite(self._wide) and all_finite(vector)):
+            raise NoValueError("not finite")
+        if not bool(vector.any()):  # at rest whatever the rows, which overflow where J has large eigenvalues above 0
+            return vector.new_zeros(len(rows(torch.zeros(1))), len(vector)), 0
+        value, _ = spectral_action(self._wide, vector.to(self._wide), lambda z: step * rows(step * z))
+        return value.to(vector), 0
+
+
+class Spaces(Jacobian):
+    """J by its products: a Krylov space grows from each vector until the sum is within ``absolute`` of its value.
+
+    Products on the space of the velocity are kept, as they are the same when a step is tried again at another length.
     """
 
-    def __init__(self, field: Field, t: float, state: Tensor, tolerance: Tolerance):
+    def __init__(self, product: Product, velocity: Tensor, absolute: float):
+        self.taken = 0
+        self._product = product
+        self._velocity = velocity
+        self._images: list[Tensor] = []
+        self._absolute = absolute
+        self._relative = 100 * torch.finfo(velocity.dtype).eps  # nothing is asked for below rounding
+
+    def product(self, v: Tensor) -> Tensor:
+        """Jv, (d,), one product."""
+        self.taken += 1
+        return self._product(v)
+
+    def sums(self, rows: Rows, vector: Tensor, step: float) -> tuple[Tensor, int]:
+        """By Krylov spaces of at most ``KRYLOV`` products."""
+        product = self._again() if vector is self._velocity else self.product
+        result = matrix_function(
+            product, vector, lambda z: step * rows(step * z), KRYLOV, self._relative, self._absolute
+        )
+        finite = math.isfinite(result.residual) and all_finite(result.value)
+        if not (result.converged and finite):
+            raise NoValueError("not converged" if finite else "not finite")
+        return result.value, result.products
+
+    def _again(self) -> Product:
+        places = count()
+
+        def product(v: Tensor) -> Tensor:
+            place = next(places)
+            if place == len(self._images):
+                self._images.append(self.product(v))
+            return self._images[place]
+
+        return product
+
+
+class Station:
+    """The field seen from one state (d,): its velocity F, its Jacobian, and what they leave of it elsewhere."""
+
+    def __init__(self, field: Field, t: float, state: Tensor, tolerance: Tolerance, written: bool):
         self.state = state
         self._field = field
         self._t = t
         field.evaluations += 1
         here = linearisation_of(field.flow, t, state)
         self.velocity = here.velocity
-        dense = state.shape[-1] <= DENSE and all_finite(here.velocity)
-        self._product = written_out(field.flow, here.product, state) if dense else here.product
-        self._remembered = Remembered(field.flow, self._product)
-        self._absolute = tolerance.krylov(state)
-        self._relative = 100 * torch.finfo(state.dtype).eps  # nothing is asked for below rounding
+        self.jacobian: Jacobian
+        if written and all_finite(here.velocity):
+            self.jacobian = Written(field.flow, here.product, state)
+        else:
+            self.jacobian = Spaces(here.product, here.velocity, tolerance.krylov(state))
 
     def remainder(self, there: Tensor) -> Tensor:
         """D = F(U) − F(u) − J(U − u), (d,) at U (d,)."""
         self._field.evaluations += 1
         velocity = velocity_of(self._field.flow, self._t, there)
-        return velocity - self.velocity - self._product(there - self.state)
-
-    def sums_of_velocity(self, rows: Rows, step: float) -> tuple[Tensor, int]:
-        """Δ rows(ΔJ) F (n, d), and how many products the space took."""
-        return self._sums(self._remembered.again(), rows, self.velocity, step)
-
-    def sums(self, rows: Rows, vector: Tensor, step: float) -> tuple[Tensor, int]:
-        """Δ rows(ΔJ) v (n, d), and how many products the space took. Raises NoValueError."""
-        return self._sums(self._product, rows, vector, step)
-
-    def _sums(self, product: Product, rows: Rows, vector: Tensor, step: float) -> tuple[Tensor, int]:
-        def scaled(z: Tensor) -> Tensor:
-            return step * rows(step * z)
-
-        result = matrix_function(product, vector, scaled, KRYLOV, self._relative, self._absolute)
-        finite = math.isfinite(result.change) and all_finite(result.value)
-        if not (result.converged and finite):
-            raise NoValueError("not converged" if finite else "not finite")
-        return result.value, result.products
+        return velocity - self.velocity - self.jacobian.product(there - self.state)
 
 
-class Remembered:
-    """J on the vectors of one Krylov space, which are the same at every step length: each product is taken once."""
-
-    def __init__(self, flow: Flow, product: Product):
-        self._flow = flow
-        self._product = product
-        self._images: list[Tensor] = []
-        self._first: Tensor | None = None
-
-    def again(self) -> Product:
-        """The product for a space that grows from its first vector once more."""
-        places = count()
-
-        def product(v: Tensor) -> Tensor:
-            place = next(places)
-            if place == len(self._images):
-                self._append(v)
-            return self._images[place]
-
-        return product
-
-    def _append(self, v: Tensor) -> None:
-        self._images.append(self._product(v))
-        if self._first is None:
-            self._first = v.clone()
-        elif len(self._images) == 2:  # the one symmetry that costs no product; Krylov sums would be wrong without it
-            image, other = self._images
-            check_symmetric(self._flow, self._first @ other, v @ image, (image.abs().square().sum() ** 0.5))
-
-
-def written_out(flow: Flow, product: Product, state: Tensor) -> Product:
-    """The product with J (d, d) as a matrix: d products now, none later."""
-    matrix = basis_products(product, state)
-    check_symmetric(flow, matrix, matrix.mT, matrix.abs().max())
-    return matrix.__matmul__
-
-
-def check_symmetric(flow: Flow, here: Tensor, there: Tensor, size: Tensor) -> None:
-    """Raise where J is not symmetric: its numbers here and there differ by more than products may in rounding."""
-    if bool((here - there).abs().max() > torch.finfo(size.dtype).eps ** 0.5 * size):
+def check_symmetric(flow: Flow, matrix: Tensor) -> None:
+    """Raise unless J (d, d) is symmetric to rounding."""
+    gap, size = float((matrix - matrix.mT).abs().max()), float(matrix.abs().max())
+    if gap > torch.finfo(matrix.dtype).eps ** 0.5 * size:
         raise UnsupportedError(
-            f"method={EXPONENTIAL!r} needs a symmetric Jacobian, and the linearised product of {flow.name} is not: "
-            "correct the product, or use method='dopri5'"
+            f"method={EXPONENTIAL!r} needs a symmetric Jacobian, and the linearised product of {flow.name} has "
+            f"|J − Jᵀ| up to {gap:.3g}: correct the product, or use method='dopri5'"
         )
 
 
 def exprb43(here: Station, step: float) -> tuple[Tensor, Tensor, int]:
-    """One step Δ: the state after it (d,), its error estimate (d,), and the most products that one space took.
+    """One step Δ: the state after it (d,), its error estimate (d,), and the size of its largest Krylov space.
 
     Raises NoValueError where a stage is not finite or a Krylov sum does not converge.
     """
-    (half, whole), first = here.sums_of_velocity(velocity_rows, step)
+    (half, whole), first = here.jacobian.sums(velocity_rows, here.velocity, step)
     bend = here.remainder(here.state + half)
-    (shift, second_part, second_error), second = here.sums(second_rows, bend, step)
+    (shift, second_part, second_error), second = here.jacobian.sums(second_rows, bend, step)
     bend = here.remainder(here.state + whole + shift)
-    (third_part, third_error), third = here.sums(third_rows, bend, step)
+    (third_part, third_error), third = here.jacobian.sums(third_rows, bend, step)
     state = here.state + whole + second_part + third_part
     return state, second_error + third_error, max(first, second, third)
 
@@ -222,6 +250,7 @@ class Member:
         self._most = most
         self._here: Station | None = None
         self._refused: Reason | None = None  # why the last trial step was
+        self._written = state.shape[-1] <= FEWEST  # whether J is written out
 
     def advance(self, end: float) -> Tensor:
         """The state at ``end``, landed on; Stop where the member cannot get there in ``most`` trial steps."""
@@ -235,7 +264,7 @@ class Member:
 
     def _try(self, end: float) -> None:
         if self._here is None:
-            self._here = Station(self._field, self.t, self.state, self._tolerance)
+            self._here = Station(self._field, self.t, self.state, self._tolerance, self._written)
             if not all_finite(self._here.velocity):
                 raise self._infinite(self._step or 0.0)
         if self._step is None:
@@ -256,6 +285,7 @@ class Member:
         # No growth at once after a refusal. A step cut short says little: what was proposed before it still holds.
         grown = step * min(factor(size, LARGEST if self._refused is None else 1.0), room(products, state))
         self._step = grown if step >= self._step else max(grown, self._step)
+        self._written |= self._here.jacobian.taken > len(state)
         self.t = end if step == remaining else self.t + step
         self.state, self._here, self._refused = state, None, None
 
@@ -308,6 +338,7 @@ def first_step(here: Station, tolerance: Tolerance) -> float:
     bend = tolerance.norm(here.remainder(here.state + probe * here.velocity), here.state)
     if not math.isfinite(bend):
         return probe
+    bend -= 10 * torch.finfo(here.state.dtype).eps * speed  # rounding, all that a linear field leaves
     return max(probe, SAFETY * (2 * probe**2 / bend) ** (1 / 3)) if bend > 0 else math.inf
 
 
@@ -336,6 +367,6 @@ class Members:
 
     def _note(self, stops: dict[str, Stop], i: int, stop: Stop) -> None:
         """Gather the members that stop for one reason; the first of them says where."""
-        nobody = torch.zeros(len(self._members), dtype=torch.bool, device=self._members[i].state.device)
+        nobody = torch.zeros(self._shape[:-1], dtype=torch.bool, device=self._members[i].state.device)
         first = stops.setdefault(stop.kind, Stop(stop.kind, nobody, stop.sentence, stop.advice))
-        first.members[i] = True
+        first.members.view(-1)[i] = True

@@ -172,7 +172,7 @@ def test_fixed_steps_take_no_tolerances(method):
     refused("dt must be given", method=method)
 
 
-@pytest.mark.parametrize("method", [*ADAPTIVE, "scipy_solver"])
+@pytest.mark.parametrize("method", [*ADAPTIVE, "scipy_solver", "exprb43"])
 def test_adaptive_methods_take_no_step(method):
     refused("dt is for fixed-step", method=method, dt=0.25)
 
