@@ -10,10 +10,11 @@ import tyro
 
 from scripts.command_line import guarded, parse
 from scripts.principal_flow.common import Common
+from scripts.principal_flow.edge import Edge
 from scripts.principal_flow.one_step import OneStep
 from scripts.principal_flow.toys import Escape, Quadratics, Saddles, Valleys
 
-EXPERIMENTS: tuple[type[Common], ...] = (Quadratics, Valleys, Saddles, Escape, OneStep)
+EXPERIMENTS: tuple[type[Common], ...] = (Quadratics, Valleys, Saddles, Escape, OneStep, Edge)
 
 if TYPE_CHECKING:
     AnyExperiment = Common

@@ -20,7 +20,7 @@ from scripts.store import Store
 
 MODELS = {"gradient flow": 0, "IGR flow": 1, "principal flow": 2, "principal flow, real branch": 3}
 """Models by the number of their colour, the same in every figure."""
-ELSEWHERE = {"out", "figure", "device", "threads"}  # options that leave the results as they are
+ELSEWHERE = {"out", "figure", "device", "threads", "root"}  # options that leave the results as they are
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,213 @@
+"""Networks through the onset of the edge of stability: curvature, stability coefficients, predictions, flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, integrate
+from flows.observers import GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
+from flows.plots import COLOURS
+from nets import NetworkLandscape
+from scripts.principal_flow.common import aligned, label, legend, look
+from scripts.principal_flow.networks import OnNetworks, Plan
+from scripts.store import Tensors, trained
+
+MODES = 4
+TOLERANCE = 1e-3  # of the principal flow's Krylov space: far below the model's error at the edge
+SUBSTEPS = 4  # of rk4 in one of h
+SEEN: dict[str, Any] = {"color": "black", "linewidth": 0.9, "marker": "o", "markersize": 3, "markerfacecolor": "none"}
+NAMES = {"gradient flow": "gradient flow", "modified flow": "IGR flow", "principal flow": "principal flow"}
+
+
+@dataclass(frozen=True)
+class Edge(OnNetworks):
+    """MLP on MNIST, VGG-11 and ResNet on CIFAR-10 through the onset of the edge of stability."""
+
+    def run(self) -> None:
+        """Train, look at a window step by step, take a step of every flow, print, draw."""
+        store, plan = self.store(), self.plan
+        landscape = self.landscape(plan)
+        descent = GradientDescent(landscape, plan.h)
+        looks = observers(landscape, plan, plan.every)
+        way = trained(store, "training", descent, landscape.theta0, plan.steps, plan.every, looks)
+        first = onset(way)
+        window = trained(
+            store,
+            "window",
+            descent,
+            way["theta"][first].to(self.device),
+            plan.window,
+            plan.window,
+            observers(landscape, plan, 1),
+            every=1,
+        )
+        places = np.linspace(0, len(window["theta"]) - 1, plan.studied + 1).astype(int)[:-1].tolist()
+        studies = [
+            store.part(f"step-{k:04d}", partial(study, landscape, window["theta"][k].to(self.device), plan.h))
+            for k in places
+        ]
+        store.table(table(self.says(landscape, plan), plan, way, window, studies, first * plan.every))
+        self.draw(store, figure(plan, way, window, first * plan.every))
+
+
+def onset(way: Tensors) -> int:
+    """The look at which the window begins: the first with hλ₀ ≥ 2, the last of all where there is none."""
+    beyond = (way["stability scaled eigenvalues"].amax(-1) >= 2).nonzero()
+    return int(beyond[0, 0]) if len(beyond) else len(way["theta"]) - 1
+
+
+def observers(landscape: NetworkLandscape, plan: Plan, every: int) -> list:
+    """Loss at every step; eigenpairs and what follows from them every so often."""
+    top = TopEigenpairs(landscape, MODES, tolerance=1e-3, every=every)
+    return [
+        Loss(landscape),
+        top,
+        StabilityCoefficients(top, plan.h, every=every),
+        GradientPredictions(top, plan.h, every=every),
+    ]
+
+
+def study(landscape: NetworkLandscape, theta: Tensor, h: float) -> Tensors:
+    """Error of one step of every flow in θ and in |gᵀu₀|, from θ (d,)."""
+    point = landscape.expand(theta)
+    modes = TopEigenpairs(landscape, 1, tolerance=1e-3, vectors=True)(0, 0.0, theta)
+    u, component = modes["top vectors"][0], modes["top gradient components"][0]
+    stepped = torch.add(theta, point.grad, alpha=-h)
+    flows: dict[str, Flow] = {
+        "gradient flow": GradientFlow(landscape),
+        "IGR flow": ModifiedFlow(landscape, h, 2),
+        "principal flow, real branch": PrincipalFlow(landscape, h, krylov=30, tolerance=TOLERANCE, branch="real"),
+    }
+    errors, growth, hvps = [], [], []
+    for flow in flows.values():
+        run = integrate(flow, theta, [0, h], method="rk4", dt=h / SUBSTEPS)
+        errors.append(torch.linalg.vector_norm(run.theta[-1] - stepped) / torch.linalg.vector_norm(stepped - theta))
+        growth.append((landscape.grad(run.theta[-1]) @ u).abs().cpu() / component.abs())
+        hvps.append(torch.tensor(run.cost["hvp"] / run.cost["evaluations"]))
+    descended = (landscape.grad(stepped) @ u).abs().cpu() / component.abs()
+    return {
+        "errors": torch.stack(errors).cpu().double(),
+        "growth": torch.stack(growth).double(),
+        "hvps": torch.stack(hvps),
+        "descended": descended.double(),
+        "sharpness": modes["top eigenvalues"][0],
+    }
+
+
+def table(says: str, plan: Plan, way: Tensors, window: Tensors, studies: list[Tensors], first: int) -> str:
+    """When the edge was met, what each model predicted along it, and the error of single steps."""
+    x = way["stability scaled eigenvalues"].amax(-1)
+    steps = (way["stability scaled eigenvalues times"] / plan.h).round().long()
+    crossings = []
+    for level in (1.0, 2.0):
+        beyond = (x >= level).nonzero()
+        crossings.append(
+            f"hλ₀ ≥ {level:g} from step {int(steps[beyond[0, 0]])} (looked at every {plan.every})"
+            if len(beyond)
+            else f"hλ₀ < {level:g} throughout"
+        )
+    last = window["stability scaled eigenvalues"].amax(-1)
+    lines = [
+        f"{says}, {plan.steps} steps, and a window of {plan.window} from step {first}",
+        f"{'; '.join(crossings)}; in the window hλ₀ = {float(last.min()):.3f} … {float(last.max()):.3f}, "
+        f"loss {float(way['loss'][0]):.4g} → {float(window['loss'][-1]):.4g}",
+        f"HVPs a look: {float(window['top products'][1:].double().mean()):.1f} in the window, "
+        f"{float(way['top products'][1:].double().mean()):.1f} every {plan.every} steps",
+        "change in a step of the window, predicted over observed (median; 1 is right), and share of right signs",
+        aligned(predictions(window)),
+    ]
+    rows = [
+        [
+            "one step from",
+            *(f"{m}: θ" for m in ("gradient flow", "IGR flow", "real PF")),
+            "|gᵀu₀| grows by",
+            "gradient flow",
+            "IGR flow",
+            "real PF",
+            "HVPs a velocity",
+        ]
+    ]
+    for i, s in enumerate(studies):
+        rows.append(
+            [
+                f"{i}: hλ₀ = {plan.h * float(s['sharpness']):.3f}",
+                *(f"{float(e):.2e}" for e in s["errors"]),
+                f"{float(s['descended']):.3f}",
+                *(f"{float(g):.3f}" for g in s["growth"]),
+                f"{float(s['hvps'][-1]):.1f}",
+            ]
+        )
+    return "\n".join([*lines, "errors in θ over the step's length; the real branch claims |gᵀu₀| only", aligned(rows)])
+
+
+def predictions(window: Tensors) -> list[list[str]]:
+    """For gᵀu₀ and the loss: each model's predicted change over the observed one."""
+    seen = window["change of gradient components: observed"][1:, 0], window["change of loss: observed"][1:]
+    rows = [["", "gᵀu₀: ratio", "signs", "loss: ratio", "signs"]]
+    for key, name in NAMES.items():
+        said = window[f"change of gradient components: {key}"][1:, 0], window[f"change of loss: {key}"][1:]
+        cells = []
+        for observed, predicted in zip(seen, said, strict=True):
+            cells += [
+                f"{float((predicted / observed).median()):.3f}",
+                f"{float((predicted.sign() == observed.sign()).double().mean()):.0%}",
+            ]
+        rows.append([name, *cells])
+    return rows
+
+
+def figure(plan: Plan, way: Tensors, window: Tensors, first: int) -> Figure:
+    """Loss, the map of hλ, the loss's budget along the principal flow; in the window gᵀu₀ and predicted changes."""
+    drawn = Figure(figsize=(10.5, 5.6), layout="constrained")
+    grid = drawn.subplots(2, 3)
+    draw_training(grid[0], plan, way)
+    steps = first + np.arange(len(window["loss"]))
+    grid[1, 0].plot(steps, window["stability gradient components"][:, 0], **SEEN)
+    grid[1, 0].axhline(0, color="grey", linewidth=0.6)
+    label(grid[1, 0], "step k", "gᵀu₀", "window: gradient along u₀")
+    draw_changes(grid[1, 1], steps, window, "change of gradient components", lambda v: v[1:, 0])
+    label(grid[1, 1], "step k", "change of gᵀu₀ in a step", "window: predicted and observed")
+    draw_changes(grid[1, 2], steps, window, "change of loss", lambda v: v[1:])
+    label(grid[1, 2], "step k", "change of f in a step", "window: predicted and observed")
+    legend(drawn, list(NAMES.values()), {"observed": SEEN})
+    return drawn
+
+
+def draw_training(axes: np.ndarray, plan: Plan, way: Tensors) -> None:
+    """Loss; hλ_i with the regimes; what the top modes and the bulk do to the loss along the principal flow."""
+    k = way["loss times"] / plan.h
+    axes[0].plot(k, way["loss"], color="black", linewidth=0.9)
+    label(axes[0], "step k", "training loss f", "loss", log="y")
+    looks = way["stability scaled eigenvalues times"] / plan.h
+    x = way["stability scaled eigenvalues"].sort(-1, descending=True).values
+    for i in range(x.shape[-1]):
+        axes[1].plot(looks, x[:, i], color=COLOURS[i], marker=".", linewidth=0.9, label=f"hλ_{i}")
+    for level, text in ((1.0, "complex above"), (2.0, "unstable above")):
+        axes[1].axhline(level, color="black", linewidth=0.8, linestyle=":")
+        axes[1].annotate(text, (float(looks[-1]), level), fontsize="x-small", va="bottom", ha="right")
+    axes[1].legend(fontsize="x-small", frameon=False, ncols=2, loc="lower right")
+    label(axes[1], "step k", "hλ_i", "map of validity")
+    modes = way["stability contributions"].real.sum(-1)
+    axes[2].plot(looks, -modes, color=COLOURS[2], marker="D", markersize=3, label=f"top {MODES} modes")
+    axes[2].plot(
+        looks, -way["stability remainder"], color=COLOURS[0], linestyle="--", marker="s", markersize=3, label="the rest"
+    )
+    axes[2].set_yscale("symlog", linthresh=max(1e-12, 1e-2 * float((-way["stability remainder"]).median())))
+    axes[2].legend(fontsize="x-small", frameon=False)
+    label(axes[2], "step k", "−dE/dt = −Σ sc_i (gᵀu_i)²", "loss lowered along the principal flow")
+
+
+def draw_changes(axes: Axes, steps: np.ndarray, window: Tensors, group: str, pick: Callable[[Tensor], Tensor]) -> None:
+    """Observed changes and each model's."""
+    axes.plot(steps[1:], pick(window[f"{group}: observed"]), **SEEN)
+    for key, name in NAMES.items():
+        axes.plot(steps[1:], pick(window[f"{group}: {key}"]), **look(name), linewidth=0.9)
