@@ -89,7 +89,6 @@ class ModeFollower:
         if not shared:
             theta = theta.clone()  # a user's optimiser may step in place
             members = theta.reshape(-1, theta.shape[-1])
-            self._theta = theta[:0]  # were this call interrupted, the next one would begin anew
             if not (same and k > self._k):
                 self._trackers = [EigenpairTracker(self.count, **self._options) for _ in members]  # type: ignore[arg-type]
             self._modes = [modes_at(counted, x, track) for x, track in zip(members, self._trackers, strict=True)]

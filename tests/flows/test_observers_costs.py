@@ -281,3 +281,11 @@ def test_k_that_grows_goes_on_and_k_that_does_not_begins_anew():
     first = [True, *(after <= before for before, after in pairwise(ks))]
     seen = [top(k, 0.0, THETA0 + 0.01 * i)["top overlaps"] for i, k in enumerate(ks)]
     assert [bool((overlaps == 0).all()) for overlaps in seen] == first
+
+
+def test_another_k_is_another_state_even_where_theta_rests():
+    top, stability, _ = shared()
+    top(5, 0.0, THETA0)
+    stability(2, 0.0, THETA0)  # a new run
+    assert stability.counts["hvp"] > 0
+    assert float(top(3, 0.0, THETA0)["top overlaps"].min()) > 0.5  # which goes on

@@ -97,13 +97,16 @@ def test_other_ends_of_the_spectrum(which):
 def test_modes_keep_their_places_and_signs_through_crossings():
     landscape, rotation = turned(Cosine(dimension=5))
     top = TopEigenpairs(landscape, 2, tolerance=1e-12, vectors=True)
+    stability = StabilityCoefficients(top, H)
     path = torch.linspace(0, 1, 21, dtype=torch.float64)
     first, crossed = None, False
     for k, s in enumerate(path):
         plain = torch.stack([0.1 + 1.1 * s, 1.15 - 1.0 * s, *torch.full((3,), 2.0, dtype=torch.float64)])
-        seen = top(k, float(s), rotation @ plain)
+        seen = top(k, float(s), rotation @ plain) | stability(k, float(s), rotation @ plain)
         first = seen["top vectors"] if first is None else first
         assert_close(seen["top followed eigenvalues"], plain[:2].cos())
+        assert_close(seen["stability eigenvalues"], plain[:2].cos())
+        assert_close(seen["stability scaled eigenvalues"], H * plain[:2].cos())
         assert_close(seen["top eigenvalues"], plain[:2].cos().sort(descending=True)[0])
         assert_close(seen["top vectors"], first, rtol=0, atol=1e-6)
         assert_close(seen["top gradient components"].abs(), plain[:2].sin(), rtol=0, atol=1e-6)
@@ -133,6 +136,13 @@ THRESHOLDS = {
 def test_regimes_at_their_thresholds():
     codes = regimes(torch.tensor(list(THRESHOLDS), dtype=torch.float64))
     assert [REGIMES[code] for code in codes.tolist()] == list(THRESHOLDS.values())
+
+
+def test_series_hold_on_either_side_of_zero():
+    quadratic = Quadratic(torch.diag(torch.tensor([3.0, 1.9, 1.0, -1.0, -1.9, -3.0], dtype=torch.float64)))
+    seen = StabilityCoefficients(TopEigenpairs(quadratic, 6), 0.5)(0, 0.0, torch.ones(6).double())
+    assert_close(seen["stability scaled eigenvalues"], torch.tensor([1.5, 0.95, 0.5, -0.5, -0.95, -1.5]).double())
+    assert seen["stability series hold"].tolist() == [False, True, True, True, True, False]
 
 
 @given(quadratics(low=-2, high=4, avoid=2.0, gap=1e-3), st.integers(0, 99))
