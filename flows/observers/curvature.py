@@ -40,7 +40,8 @@ class TopEigenpairs(LandscapeObserver):
     (k = count, or d where that is less; ``which`` as in ``eigenpairs``). "top order" (..., k): the place among them of
     each followed mode, whose "top followed eigenvalues" and "top gradient components" gᵀu_i are (..., k), and whose
     "top overlaps" |uᵀu_before| tell how surely it was found again: below ½ the mode has left and another has its place;
-    0 at the first state. "top converged" and "top products" (...,): whether every error is within ``tolerance`` times
+    0 at the first state. A u_i is right to its residual over its gap, gᵀu_i to ‖g‖ times that: components far below ‖g‖
+    want a smaller ``tolerance``. "top converged" and "top products" (...,): whether every error is within ``tolerance`` times
     the largest eigenvalue, and the HVPs spent, at most ``limit``; an unconverged state is also flagged
     (UnconvergedWarning, or a note in the trajectory). With ``vectors``, "top vectors" (..., k, d), the followed u_i.
 
