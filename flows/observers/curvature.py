@@ -41,8 +41,8 @@ class TopEigenpairs(LandscapeObserver):
     each followed mode, whose "top followed eigenvalues" and "top gradient components" gᵀu_i are (..., k), and whose
     "top overlaps" |uᵀu_before| tell how surely it was found again: below ½ the mode has left and another has its place;
     0 at the first state. A u_i is right to its residual over its gap, gᵀu_i to ‖g‖ times that: components far below ‖g‖
-    want a smaller ``tolerance``. "top converged" and "top products" (...,): whether every error is within ``tolerance`` times
-    the largest eigenvalue, and the HVPs spent, at most ``limit``; an unconverged state is also flagged
+    want a smaller ``tolerance``. "top converged" and "top products" (...,): whether every error is within ``tolerance``
+    times the largest eigenvalue, and the HVPs spent, at most ``limit``; an unconverged state is also flagged
     (UnconvergedWarning, or a note in the trajectory). With ``vectors``, "top vectors" (..., k, d), the followed u_i.
 
     Other observers may share the pairs: whoever comes first at a state finds them, and its ``counts`` show the cost,
