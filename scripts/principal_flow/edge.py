@@ -194,14 +194,14 @@ def draw_training(axes: np.ndarray, plan: Plan, way: Tensors) -> None:
     for level, text in ((1.0, "complex above"), (2.0, "unstable above")):
         axes[1].axhline(level, color="black", linewidth=0.8, linestyle=":")
         axes[1].annotate(text, (float(looks[-1]), level), fontsize="x-small", va="bottom", ha="right")
-    axes[1].legend(fontsize="x-small", frameon=False, ncols=2, loc="lower right")
+    axes[1].legend(fontsize="x-small", frameon=False, ncols=2, loc="upper right")
     label(axes[1], "step k", "hλ_i", "map of validity")
     modes = way["stability contributions"].real.sum(-1)
     axes[2].plot(looks, -modes, color=COLOURS[2], marker="D", markersize=3, label=f"top {MODES} modes")
     axes[2].plot(
         looks, -way["stability remainder"], color=COLOURS[0], linestyle="--", marker="s", markersize=3, label="the rest"
     )
-    axes[2].set_yscale("symlog", linthresh=max(1e-12, 1e-2 * float((-way["stability remainder"]).median())))
+    axes[2].set_yscale("symlog", linthresh=max(1e-12, 1e-3 * float(-way["stability remainder"].min())))
     axes[2].legend(fontsize="x-small", frameon=False)
     label(axes[2], "step k", "−dE/dt = −Σ sc_i (gᵀu_i)²", "loss lowered along the principal flow")
 

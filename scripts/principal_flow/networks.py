@@ -30,7 +30,7 @@ class Plan:
 
 
 LAPTOP: dict[str, Plan] = {
-    "mlp": Plan(NetGround("walk-mlp", data="mnist", examples=1000, width=0.25, activation="tanh"), 0.1, 400, 10, 40, 4),
+    "mlp": Plan(NetGround("walk-mlp", data="mnist", examples=1000, width=0.25, activation="tanh"), 0.28, 300, 5, 40, 4),
     "vgg-11": Plan(
         NetGround(
             "vgg-11",

@@ -1,0 +1,84 @@
+"""Drift of gradient descent from gradient flow, iteration by iteration, beside ‖Hg‖ along training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from flows import GradientDescent
+from flows.observers import Drift as DriftObserver
+from flows.observers import GradientCurvature, GradientNorm, Loss
+from flows.plots import COLOURS
+from scripts.principal_flow.common import aligned, label
+from scripts.principal_flow.networks import OnNetworks, Plan
+from scripts.store import Tensors, trained
+
+
+@dataclass(frozen=True)
+class Drift(OnNetworks):
+    """The drift of an iteration against ‖Hg‖ along training."""
+
+    def run(self) -> None:
+        """Train, measure, print, draw."""
+        store, plan = self.store(), self.plan
+        landscape = self.landscape(plan)
+        seen = [
+            Loss(landscape),
+            DriftObserver(landscape, plan.h, every=plan.every),
+            GradientCurvature(landscape, every=plan.every),
+            GradientNorm(landscape, every=plan.every),
+        ]
+        way = trained(
+            store, "training", GradientDescent(landscape, plan.h), landscape.theta0, plan.steps, 4 * plan.every, seen
+        )
+        store.table(table(self.says(landscape, plan), plan, way))
+        self.draw(store, figure(plan, way))
+
+
+def table(says: str, plan: Plan, way: Tensors) -> str:
+    """Measured and predicted drift at a dozen looks, and how well ‖Hg‖ tracks it."""
+    measured, predicted = way["drift measured"].double(), way["drift predicted"].double()
+    steps = (way["drift measured times"] / plan.h).round().long()
+    rows = [["step", "‖θ′ − X(h)‖", "(h²/2)‖Hg‖", "ratio", "‖Hg‖/‖g‖", "gᵀHg/‖g‖²", "h‖Hg‖/‖g‖"]]
+    for i in np.unique(np.linspace(0, len(steps) - 1, 12).astype(int)):
+        ratio = float(way["gradient curvature Hg norm"][i] / way["gradient norm"][i])
+        rows.append(
+            [
+                str(int(steps[i])),
+                f"{float(measured[i]):.3e}",
+                f"{float(predicted[i]):.3e}",
+                f"{float(measured[i] / predicted[i]):.4f}",
+                f"{ratio:.4g}",
+                f"{float(way['gradient curvature'][i]):.4g}",
+                f"{plan.h * ratio:.4g}",
+            ]
+        )
+    both = measured.isfinite() & (measured > 0)
+    logs = torch.stack([measured[both].log(), predicted[both].log()])
+    ratios = (measured / predicted)[both]
+    tracks = (
+        f"correlation of log drift with log ‖Hg‖ over {len(ratios)} looks: {float(torch.corrcoef(logs)[0, 1]):.4f}; "
+        f"ratio from {float(ratios.min()):.3f} to {float(ratios.max()):.3f}"
+    )
+    return "\n".join([f"{says}, {plan.steps} steps", aligned(rows), tracks])
+
+
+def figure(plan: Plan, way: Tensors) -> Figure:
+    """Loss; measured and predicted drift; their ratio against h‖Hg‖/‖g‖, the curvature that the gradient sees."""
+    drawn = Figure(figsize=(10.5, 3.4), layout="constrained")
+    left, middle, right = drawn.subplots(1, 3)
+    left.plot(way["loss times"] / plan.h, way["loss"], color="black", linewidth=0.9)
+    label(left, "step k", "training loss f", "loss", log="y")
+    k = way["drift measured times"] / plan.h
+    middle.plot(k, way["drift measured"], color=COLOURS[0], marker="o", markersize=3, label="measured, ‖θ′ − X(h; θ)‖")
+    middle.plot(k, way["drift predicted"], color=COLOURS[1], linestyle="--", label="predicted, (h²/2)‖Hg‖")
+    middle.legend(fontsize="x-small", frameon=False)
+    label(middle, "step k", "drift of one iteration", "drift from gradient flow", log="y")
+    seen = plan.h * way["gradient curvature Hg norm"] / way["gradient norm"]
+    right.scatter(seen, way["drift ratio"], s=12, color=COLOURS[0])
+    right.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    label(right, "h‖Hg‖ / ‖g‖", "measured over predicted", "the next order: O(h³)")
+    return drawn
