@@ -35,7 +35,7 @@ from landscapes.krylov import Product, matrix_function, spectral_action
 from landscapes.landscape import basis_products
 
 KRYLOV = 100  # products a Krylov space may take before the step is tried again at half its length
-KRYLOV_SHARE = 0.3  # of the step's tolerance, the most that each of its three Krylov spaces may be off by
+KRYLOV_SHARE = 0.3  # of the step's tolerance: how far off each of its three Krylov spaces may be
 FEWEST = 8  # products of a step by Krylov spaces: at least two for each of the three, and two for the remainders
 SERIES = 2.0  # |z| below which φ(z) is a series: recurrences lose a digit or less on either side
 TERMS = 22  # 2²²/26! is below rounding of φ₄ ≥ 0.02
@@ -107,8 +107,9 @@ class Tolerance:
         return self.atol + self.rtol * torch.stack([state.abs() for state in states]).amax(dim=0)
 
     def krylov(self, state: Tensor) -> float:
-        """The Euclidean length of a vector (d,) whose norm is ``KRYLOV_SHARE`` at most, wherever it points."""
-        return KRYLOV_SHARE * math.sqrt(state.shape[-1]) * float(self.weights(state).min())
+        """How long a vector (d,) of no special direction may be for its norm to stay at ``KRYLOV_SHARE``."""
+        unit = float((1 / self.weights(state)).double().square().mean().sqrt())
+        return KRYLOV_SHARE * math.sqrt(state.shape[-1]) / unit
 
 
 class Jacobian(ABC):
@@ -121,8 +122,8 @@ class Jacobian(ABC):
         """Jv, (d,)."""
 
     @abstractmethod
-    def sums(self, rows: Rows, vector: Tensor, step: float) -> tuple[Tensor, int]:
-        """Δ rows(ΔJ) v, (n, d), and the size of the Krylov space that took. Raises NoValueError."""
+    def sums(self, rows: Rows, vector: Tensor, step: float) -> Tensor:
+        """Δ rows(ΔJ) v, (n, d). Raises NoValueError."""
 
 
 class Written(Jacobian):
@@ -139,14 +140,17 @@ class Written(Jacobian):
         """Jv, (d,), from the matrix."""
         return self._matrix @ v
 
-    def sums(self, rows: Rows, vector: Tensor, step: float) -> tuple[Tensor, int]:
-        """By eigenvectors: no space."""
+    def sums(self, rows: Rows, vector: Tensor, step: float) -> Tensor:
+        """By eigenvectors."""
         if not (all_finite(self._wide) and all_finite(vector)):
             raise NoValueError("not finite")
         if not bool(vector.any()):  # at rest whatever the rows, which overflow where J has large eigenvalues above 0
-            return vector.new_zeros(len(rows(torch.zeros(1))), len(vector)), 0
-        value, _ = spectral_action(self._wide, vector.to(self._wide), lambda z: step * rows(step * z))
-        return value.to(vector), 0
+            return vector.new_zeros(len(rows(torch.zeros(1))), len(vector))
+        wide, _ = spectral_action(self._wide, vector.to(self._wide), lambda z: step * rows(step * z))
+        value = wide.to(vector)
+        if not all_finite(value):
+            raise NoValueError("not finite")
+        return value
 
 
 class Spaces(Jacobian):
@@ -168,7 +172,7 @@ class Spaces(Jacobian):
         self.taken += 1
         return self._product(v)
 
-    def sums(self, rows: Rows, vector: Tensor, step: float) -> tuple[Tensor, int]:
+    def sums(self, rows: Rows, vector: Tensor, step: float) -> Tensor:
         """By Krylov spaces of at most ``KRYLOV`` products."""
         product = self._again() if vector is self._velocity else self.product
         result = matrix_function(
@@ -177,7 +181,7 @@ class Spaces(Jacobian):
         finite = math.isfinite(result.residual) and all_finite(result.value)
         if not (result.converged and finite):
             raise NoValueError("not converged" if finite else "not finite")
-        return result.value, result.products
+        return result.value
 
     def _again(self) -> Product:
         places = count()
@@ -224,18 +228,20 @@ def check_symmetric(flow: Flow, matrix: Tensor) -> None:
         )
 
 
-def exprb43(here: Station, step: float) -> tuple[Tensor, Tensor, int]:
-    """One step Δ: the state after it (d,), its error estimate (d,), and the size of its largest Krylov space.
+def exprb43(here: Station, step: float) -> tuple[Tensor, Tensor]:
+    """One step Δ: the state after it (d,), and its error estimate (d,).
 
     Raises NoValueError where a stage is not finite or a Krylov sum does not converge.
     """
-    (half, whole), first = here.jacobian.sums(velocity_rows, here.velocity, step)
+    half, whole = here.jacobian.sums(velocity_rows, here.velocity, step)
     bend = here.remainder(here.state + half)
-    (shift, second_part, second_error), second = here.jacobian.sums(second_rows, bend, step)
+    shift, second_part, second_error = here.jacobian.sums(second_rows, bend, step)
     bend = here.remainder(here.state + whole + shift)
-    (third_part, third_error), third = here.jacobian.sums(third_rows, bend, step)
+    third_part, third_error = here.jacobian.sums(third_rows, bend, step)
     state = here.state + whole + second_part + third_part
-    return state, second_error + third_error, max(first, second, third)
+    if not all_finite(state):
+        raise NoValueError("not finite")
+    return state, second_error + third_error
 
 
 class Member:
@@ -274,16 +280,16 @@ class Member:
         if not self.t + step > self.t:
             raise self._vanished(step)
         try:
-            state, error, products = exprb43(self._here, step)
+            state, error = exprb43(self._here, step)
         except NoValueError as failure:
             self._refuse(step * (0.5 if failure.reason == "not converged" else SMALLEST), failure.reason)
             return
-        size = self._tolerance.norm(error, self.state, state) if all_finite(state) else math.inf
+        size = self._tolerance.norm(error, self.state, state)
         if not size <= 1:
-            self._refuse(step * factor(size, 1.0), "too large" if math.isfinite(size) else "not finite")
+            self._refuse(step * factor(size, 1.0), "too large")
             return
         # No growth at once after a refusal. A step cut short says little: what was proposed before it still holds.
-        grown = step * min(factor(size, LARGEST if self._refused is None else 1.0), room(products, state))
+        grown = step * factor(size, LARGEST if self._refused is None else 1.0)
         self._step = grown if step >= self._step else max(grown, self._step)
         self._written |= self._here.jacobian.taken > len(state)
         self.t = end if step == remaining else self.t + step
@@ -318,11 +324,6 @@ def factor(size: float, largest: float) -> float:
     if size == 0:
         return largest
     return min(largest, max(SMALLEST, SAFETY * size**-0.25)) if math.isfinite(size) else SMALLEST
-
-
-def room(products: int, state: Tensor) -> float:
-    """By how much a step may grow before its Krylov spaces meet their limit: they grow as √Δ."""
-    return (KRYLOV / products) ** 2 if 0 < products < state.shape[-1] else math.inf
 
 
 def first_step(here: Station, tolerance: Tolerance) -> float:

@@ -36,7 +36,7 @@ class Settings:
     """Cases: Rosenbrock's valley, the CNN past the edge of stability, the CNN from its random start."""
     stiffness: tuple[float, ...] = (1e4, 1e5, 1e6)
     """b of Rosenbrock's valley."""
-    valley_time: float = 0.5
+    valley_time: float = 0.3
     """How long to flow along the valley."""
     h: float = 0.6
     """Learning rate of the gradient descent that takes the CNN to the edge."""
@@ -46,9 +46,9 @@ class Settings:
     """How long to flow from there; a third as long from the random start."""
     examples: int = 300
     """Digits that the CNN is trained on."""
-    rtols: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-6)
+    rtols: tuple[float, ...] = (1e-2, 1e-3, 1e-5)
     """Relative tolerances; absolute ones are a hundredth of them."""
-    max_steps: int = 8000
+    max_steps: int = 4000
     """Steps after which an adaptive method is given up, and gradients for rk4."""
     device: str = "cpu"
     """Where to run."""
@@ -116,7 +116,7 @@ def stiff_table(
 
 def reference(flow: GradientFlow, theta0: Tensor, span: float, method: str) -> Tensor:
     """The end of a run at a tight tolerance: LSODA and dopri5 near rounding, exprb43 as tight as it stays cheap."""
-    rtol, atol = (1e-8, 1e-9) if method == "exprb43" else (1e-9, 1e-11)
+    rtol, atol = (1e-7, 1e-9) if method == "exprb43" else (1e-9, 1e-11)
     run = integrate(flow, theta0, [0.0, span], method=method, rtol=rtol, atol=atol)
     if run.status != "finished":
         raise RuntimeError(f"the reference run by {method} ended early: {run.status.sentence}")

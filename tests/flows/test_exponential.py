@@ -1,19 +1,17 @@
-"""exprb43: its functions against mpmath, its orders, exactness on quadratics, and what stiff flows cost by it."""
+"""exprb43 against tight runs of other methods, and what stiff flows cost by it; batches, precisions, complex states."""
 
 import math
 
-import mpmath
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from flows import GradientFlow, exponential, integrate
-from flows.exponential import Station, Tolerance, phi_functions, second_rows, third_rows, velocity_rows
+from flows.exponential import Station, Tolerance
 from flows.invariants import check_batch, check_descent
 from flows.solvers import Field
-from flows.strategies import points, quadratics, rotations
+from flows.strategies import points, rotations
 from landscapes import (
     Beale,
     Counted,
@@ -31,107 +29,8 @@ from landscapes import (
 from landscapes.wrappers import Rotated
 from nets import NetworkLandscape
 
-REALS = [0.0, 1e-300, -1e-9, 1e-3, -0.5, 1.999, -1.999, 2.0, -2.0, 2.001, -3.7, 7.0, -40.0, 50.0, -1e3, -1e5, -1e8]
-COMPLEX = [1e-9j, 0.3 - 0.4j, 1.9j, 2.1j, 6.2j, -7 + 1e-8j, 3 + 4j, 40 - 30j, -40 + 30j, -1e6 - 1e5j, 500j]
 EXPRB = {"method": "exprb43"}
-
-
-def phi(k, z):
-    """φ_k(z) by mpmath: the recurrence from exp, in digits enough for small z; its series at 0."""
-    with mpmath.workdps(60 + (1500 if 0 < abs(z) < 1e-30 else 0)):
-        z = mpmath.mpmathify(z)
-        if z == 0:
-            return 1 / math.factorial(k)
-        value = mpmath.exp(z)
-        for j in range(k):
-            value = (value - 1 / mpmath.factorial(j)) / z
-        return complex(value)
-
-
-@pytest.mark.parametrize("z", REALS + COMPLEX)
-def test_phi_functions_to_rounding(z):
-    values = phi_functions(torch.tensor([z], dtype=torch.complex128 if isinstance(z, complex) else torch.float64))
-    for k, value in enumerate(values, start=1):
-        expected = phi(k, z)
-        # φ₁ has zeros at 2πin: near them rounding is relative to 1/z.
-        assert abs(value.item() - expected) <= 4e-15 * max(abs(expected), 1 / max(abs(z), 1) / math.factorial(k - 1))
-        assert value.is_complex() == isinstance(z, complex)
-
-
-@given(st.floats(-60, 50), st.floats(-60, 60))
-def test_phi_functions_everywhere(real, imag):
-    z = complex(real, imag)
-    for k, value in enumerate(phi_functions(torch.tensor([z], dtype=torch.complex128)), start=1):
-        expected = phi(k, z)
-        assert abs(value.item() - expected) <= 1e-14 * max(abs(expected), 1 / max(abs(z), 1) / math.factorial(k - 1))
-
-
-def test_phi_functions_in_single_precision_and_many_at_once():
-    z = torch.tensor([[-30.0, -1.0], [0.0, 3.0]])
-    for value, wide in zip(phi_functions(z), phi_functions(z.double()), strict=True):
-        assert (value.shape, value.dtype) == (z.shape, z.dtype)
-        assert_close(value.double(), wide, rtol=1e-5, atol=0)
-
-
-@given(st.floats(-1e3, 20))
-def test_order_conditions(z):
-    """Σ b_i c_i² = 2φ₃, Σ b_i c_i³ = 6φ₄, the first of them by the embedded method too: stiff order 4 with 3."""
-    z = torch.tensor([z], dtype=torch.float64)
-    _, _, third, fourth = phi_functions(z)
-    (half, whole), (inner, b2, e2), (b3, e3) = velocity_rows(z), second_rows(z), third_rows(z)
-    close = {"rtol": 1e-12, "atol": 1e-13}
-    assert_close(b2 * 0.5**2 + b3, 2 * third, **close)
-    assert_close(b2 * 0.5**3 + b3, 6 * fourth, **close)
-    assert_close((b2 - e2) * 0.5**2 + (b3 - e3), 2 * third, **close)
-    assert_close(half, phi_functions(z / 2)[0] / 2, **close)
-    assert_close(whole, phi_functions(z)[0], **close)
-    assert_close(inner, phi_functions(z)[0], **close)
-
-
 TIGHT = {"rtol": 1e-12, "atol": 1e-13}
-
-
-def steps_of(landscape, theta, length, count, dense):
-    """θ after ``count`` steps of order 4, and of its embedded order 3."""
-    ends = []
-    for embedded in (False, True):
-        state = theta
-        for _ in range(count):
-            here = Station(Field(GradientFlow(landscape)), 0.0, state, Tolerance(1e-13, 1e-15), dense)
-            ahead, error, _ = exponential.exprb43(here, length / count)
-            state = ahead - error if embedded else ahead
-        ends.append(state)
-    return ends
-
-
-@pytest.mark.parametrize("dense", [True, False])
-@pytest.mark.parametrize("imaginary", [0.0, 0.3])
-@pytest.mark.parametrize("landscape", [Himmelblau(), Rosenbrock(b=3.0)], ids=["himmelblau", "rosenbrock"])
-def test_observed_orders(landscape, imaginary, dense):
-    theta0 = torch.tensor([-0.6, 0.4], dtype=torch.float64)
-    if imaginary:
-        theta0 = theta0 + torch.tensor([1j, -1j]) * imaginary
-    end = integrate(GradientFlow(landscape), theta0, [0.0, 0.2], **TIGHT).theta[-1]
-    errors = [
-        [torch.linalg.vector_norm(x - end) for x in steps_of(landscape, theta0, 0.2, n, dense)] for n in (16, 32, 64)
-    ]
-    for order, (coarse, middle, fine) in zip((4, 3), zip(*errors, strict=True), strict=True):
-        assert float(torch.log2(middle / fine)) == pytest.approx(order, abs=0.25)
-        assert coarse > middle > fine > 1e-13
-
-
-@given(quadratics(low=-1.0, high=30.0), st.floats(1e-3, 20), st.randoms(use_true_random=False))
-def test_one_step_is_exact_on_quadratics(quadratic, length, random):
-    d = quadratic.dimension
-    if random.random() < 0.5:  # rank-deficient
-        quadratic = Quadratic(torch.diag(torch.tensor([0.0, -0.7, *range(d - 2)], dtype=torch.float64)))
-    theta0 = torch.ones(d, dtype=torch.float64)
-    run = integrate(GradientFlow(quadratic), theta0, [0.0, length], first_step=length, **EXPRB)
-    hessian, minimum = quadratic.hessian(theta0), quadratic.minimum
-    expected = minimum + torch.linalg.matrix_exp(-hessian * length) @ (theta0 - minimum)
-    assert run.cost["grad"] == run.cost["evaluations"] == 3  # one step
-    assert run.cost["hvp"] == d
-    assert_close(run.theta[-1], expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("first_step", [None, 3.0])
@@ -142,7 +41,7 @@ def test_quadratics_of_many_dimensions_go_by_krylov_spaces(first_step, normal):
     theta0 = normal(1, 62)
     run = integrate(GradientFlow(Quadratic((hessian + hessian.mT) / 2)), theta0, [0, 3], first_step=first_step, **EXPRB)
     expected = rotation @ (torch.exp(-3 * eigenvalues) * (rotation.mT @ theta0))
-    # Krylov sums are held to 0.3·(1e-9 + 1e-7·min|θ|) a coordinate, and H itself is rounded to 1e-10.
+    # Krylov sums are held to 0.3·(1e-9 + 1e-7·|θ|) a coordinate, and H itself is rounded to 1e-10.
     assert_close(run.theta[-1], expected, rtol=1e-7, atol=1e-8)
     assert run.cost["evaluations"] <= 4  # one step, and one to find its length
     assert run.cost["hvp"] < 120  # what rounding leaves of D2 and D3 included
@@ -235,19 +134,33 @@ def test_stiff_linear_parts_in_many_dimensions(stiffness, normal):
     landscape = Mixed(torch.linalg.qr(normal(5, 32, 32))[0], stiffness)
     theta0, times = normal(6, 32), [0.0, 0.1, 1.0]
     ends = {}
-    for rtol in (1e-8, 1e-5):
+    for rtol in (1e-7, 1e-5):
         run = integrate(GradientFlow(landscape), theta0, times, rtol=rtol, atol=rtol / 100, **EXPRB)
         assert run.status == "finished"
         ends[rtol] = run.theta
-    assert_close(ends[1e-5], ends[1e-8], rtol=0, atol=1e-4)
+    assert_close(ends[1e-5], ends[1e-7], rtol=0, atol=1e-4)
     assert run.cost["grad"] < 150
     assert run.cost["hvp"] < 1600  # at most about d = 32 a step
-    explicit = integrate(GradientFlow(landscape), theta0, times, rtol=1e-5, atol=1e-7, max_steps=1000)
+    explicit = integrate(GradientFlow(landscape), theta0, times, rtol=1e-5, atol=1e-7, max_steps=500)
     if stiffness > 1e4:
         assert explicit.status == "step underflow"
     else:
-        assert_close(explicit.theta, ends[1e-8], rtol=0, atol=1e-4)
+        assert_close(explicit.theta, ends[1e-7], rtol=0, atol=1e-4)
         assert explicit.cost["grad"] > 1500
+
+
+@pytest.mark.parametrize("length", [1e-3, 0.02, 0.1])
+@pytest.mark.parametrize("rtol", [1e-3, 1e-6])
+def test_krylov_sums_stay_within_their_share_of_the_tolerance(rtol, length, normal):
+    landscape, theta0 = Mixed(torch.linalg.qr(normal(5, 96, 96))[0], 1e4), normal(6, 96)
+    tolerance = Tolerance(rtol, rtol / 100)
+    states = []
+    for written in (True, False):
+        here = Station(Field(GradientFlow(landscape)), 0.0, theta0, tolerance, written)
+        states.append(exponential.exprb43(here, length)[0])
+        assert here.jacobian.taken == 96 if written else 8 < here.jacobian.taken < 3 * 96
+    off = tolerance.norm(states[1] - states[0], theta0)
+    assert 1e-9 < off < 3 * 0.3  # three spaces
 
 
 def test_no_product_is_taken_twice_when_a_step_is_tried_again(normal):
