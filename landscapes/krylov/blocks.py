@@ -13,13 +13,16 @@ def block_product(product: Product, like: Tensor, part: slice) -> Product:
     r"""v (n,) ↦ H_pp v (n,), the diagonal block of the coordinates ``part`` of θ; each costs one whole product.
 
     ``like`` (d,) gives size, precision and device. Every method of this package runs on it as on the whole: top
-    eigenpairs, density or trace of a layer. Raises ValueError where ``part`` names no coordinate.
+    eigenpairs, density or trace of a layer. Raises ValueError where ``part`` names no coordinate or counts down.
     """
     check_float_tensor("like", like)
     if not isinstance(part, slice):
         raise TypeError(f"part must be a slice of theta, got {type(part).__name__}")
-    if like.ndim != 1 or len(range(*part.indices(like.shape[-1]))) == 0:
-        raise ValueError(f"part must name coordinates of one vector (d,), got {part} of shape {tuple(like.shape)}")
+    if like.ndim != 1 or len(range(*part.indices(like.shape[-1]))) == 0 or (part.step or 1) < 0:
+        raise ValueError(
+            f"part must name coordinates of one vector (d,), in ascending order, got {part} of shape "
+            f"{tuple(like.shape)}"
+        )
 
     def restricted(v: Tensor) -> Tensor:
         whole = torch.zeros_like(like)

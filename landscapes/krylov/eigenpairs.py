@@ -18,6 +18,8 @@ from landscapes.krylov.space import Product
 
 WHICH = ("largest", "smallest", "magnitude")
 LARGEST_BASIS = 60  # rows before a restart, or three times those that are carried
+SCOUTS = 2  # products beyond the start before it is believed
+CHANCE = 0.3  # share of a random direction in a scout's
 NEGLIGIBLE = 100  # eps times the largest Ritz value: a residual below is rounding
 
 
@@ -26,7 +28,8 @@ class Eigenpairs:
     r"""The wanted eigenpairs, most wanted first, with what is known of their accuracy.
 
     ``residuals`` ‖Hu − λu‖: H has an eigenvalue at least as close as that. ``errors``: |λ − exact| as estimated by
-    min(‖r‖, ‖r‖²/gap), the gap to the last carried value. ``converged``: every error is within tolerance.
+    min(‖r‖, ‖r‖²/gap), the gap to where the last carried value may still be; too small where the space has not met an
+    eigenvalue yet, as of a multiple or a cluster wider than the block. ``converged``: every error is within tolerance.
     ``block`` (p, d): the orthonormal rows to carry to the next, nearby Hessian. ``products``: HVPs spent.
     """
 
@@ -42,7 +45,7 @@ class Eigenpairs:
 def random_block(like: Tensor, rows: int, seed: int = 0) -> Tensor:
     """Normal rows (rows, d) of the size, precision and device of ``like`` (..., d): a start where nothing is known."""
     generator = torch.Generator(like.device).manual_seed(check_seed(seed))
-    shape = (check_count("rows", rows), like.shape[-1])
+    shape = (check_count("rows", rows), check_float_tensor("like", like).shape[-1])
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
@@ -65,7 +68,7 @@ class RitzBasis:
             row = unit_part_outside(direction, self.rows)
             if row is not None and added < room:
                 self.rows = torch.cat([self.rows, row[None]])
-                self.images = torch.cat([self.images, self._product(row)[None]])
+                self.images = torch.cat([self.images, self._product(row).detach()[None]])
                 added += 1
         self.products += added
         if added:
@@ -78,9 +81,16 @@ class RitzBasis:
             self.values = torch.full(projection.shape[:1], torch.nan, dtype=torch.float64)
             return
         values, mixing = torch.linalg.eigh((projection + projection.mT) / 2)
-        keys = {"largest": -values, "smallest": values, "magnitude": -values.abs()}
-        order = keys[self._which].argsort(stable=True)
+        order = self._rank(values).argsort(descending=True, stable=True)
         self.values, self._mixing = values[order], mixing[:, order]
+
+    def _rank(self, values: Tensor) -> Tensor:
+        return {"largest": values, "smallest": -values, "magnitude": values.abs()}[self._which]
+
+    @property
+    def ranks(self) -> Tensor:
+        """λ, −λ or |λ| of the Ritz values, descending."""
+        return self._rank(self.values)
 
     @property
     def finite(self) -> bool:
@@ -112,31 +122,39 @@ def eigenpairs(
     tolerance: float = 1e-4,
     limit: int = 300,
     width: int = 1,
+    seed: int = 0,
 ) -> Eigenpairs:
     r"""The ``count`` largest, smallest or largest-in-magnitude eigenpairs of a real symmetric H (d, d).
 
     ``start`` (b, d): rows to begin with, ``random_block`` or the ``block`` of an earlier call at a nearby θ. Rows
-    beyond ``count`` guard the last pairs, whose errors are of first order in the residual without them: carry two. A
-    single row finds every eigenvalue once, however often it occurs.
+    beyond ``count`` guard the last pairs, whose errors are of first order in the residual without them, and meet modes
+    that rise from below, for which two products look from them in any case: carry one or two. A single row finds every
+    eigenvalue once, however often it occurs.
 
     Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude,
     or after ``limit`` products. ``width``: how many residuals join the basis at a time; 1 takes fewest products.
+    ``seed``: of the random part of the look from the guards; give another each call.
 
-    Raises ValueError or TypeError for arguments out of place. A product that is not finite gives NaN, not converged.
+    Raises ValueError or TypeError for arguments out of place, a ``limit`` below ``count`` among them. A product that is
+    not finite gives NaN, not converged. Results carry no autograd graph.
     """
     check_start(start, count)
     check_choice("which", which, WHICH)
     check_positive("tolerance", tolerance)
-    check_count("limit", limit)
+    check_count("limit", limit, minimum=count)
     check_count("width", width)
+    check_seed(seed)
+    start = start.detach()
     carried = min(max(len(start), count), start.shape[-1])
     basis = RitzBasis(product, start, which)
     basis.extend(start, limit)
+    for i in range(SCOUTS if len(start) > count else 0):
+        scout(basis, count, carried, limit, seed + i)
     while basis.finite and len(basis.rows):
         k = min(count, len(basis.rows))
-        residuals = basis.residuals(k)
+        residuals = basis.residuals(carried)
         sizes = torch.linalg.vector_norm(residuals, dim=-1).to("cpu", torch.float64)
-        errors = eigenvalue_errors(basis.values[:carried], sizes)
+        errors = eigenvalue_errors(basis.ranks[:carried], sizes)[:k]
         scale = float(basis.values.abs().max())
         rounding = NEGLIGIBLE * torch.finfo(start.dtype).eps * scale
         enough = k == count or len(basis.rows) == start.shape[-1]
@@ -154,14 +172,30 @@ def eigenpairs(
     if not basis.finite or not len(basis.rows):
         return no_pairs(start, count, basis.products)
     return Eigenpairs(
-        basis.values[:k], basis.vectors(k), sizes, errors, converged, basis.products, basis.vectors(carried)
+        basis.values[:k], basis.vectors(k), sizes[:k], errors, converged, basis.products, basis.vectors(carried)
     )
 
 
-def eigenvalue_errors(values: Tensor, residuals: Tensor) -> Tensor:
-    """min(‖r‖, ‖r‖²/gap) (k,), the gap to the last of the carried values (p,): what lies beyond it is not resolved."""
-    gaps = (values[: len(residuals)] - values[-1]).abs()
+def eigenvalue_errors(ranks: Tensor, residuals: Tensor) -> Tensor:
+    """min(‖r‖, ‖r‖²/gap) of the carried pairs (p,); gaps are to where the last, known to its residual, may still be."""
+    gaps = ranks - ranks[-1] - residuals[-1]
     return torch.where(gaps > residuals, residuals.square() / gaps, residuals)
+
+
+def scout(basis: RitzBasis, count: int, carried: int, limit: int, seed: int) -> None:
+    """Extend the basis by the residual of the guard that is furthest from an eigenvector and something random.
+
+    A mode that rises from below is seen by none of the wanted pairs where it is not coupled to them: their residuals
+    say nothing of it, those of a guard among the rest do.
+    """
+    if not basis.finite or len(basis.rows) <= count:
+        return
+    residuals = basis.residuals(carried)[count:]
+    sizes = torch.linalg.vector_norm(residuals, dim=-1)
+    worst = residuals[sizes.argmax()] / sizes.max().clamp_min(torch.finfo(residuals.dtype).tiny)
+    chance = random_block(worst, 1, seed)
+    chance = chance / torch.linalg.vector_norm(chance)
+    basis.extend(worst + CHANCE * chance, limit - basis.products)
 
 
 def unit_part_outside(direction: Tensor, rows: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_float_tensor
+from landscapes.errors import check_count, check_float_tensor, check_real
 from landscapes.krylov.space import KrylovSpace, Product
 
 Spectral = Callable[[Tensor], Tensor]
@@ -96,11 +96,18 @@ def matrix_function(
 
     Stops once ``residual`` and ``change``, times ‖f(H)g‖, are both at most ``tolerance``·‖f(H)g‖ + ``absolute``, or
     when the space is invariant, where the result is exact. A NaN or an infinity gives a value of NaN, not converged.
+    The value carries no autograd graph.
+
+    Raises ValueError or TypeError for arguments out of place.
     """
     check_float_tensor("vector", vector)
     if vector.ndim != 1:
         raise ValueError(f"vector must have shape (d,), got {tuple(vector.shape)}; loop over batch members")
     check_count("limit", limit)
+    for name, allowed in (("tolerance", tolerance), ("absolute", absolute)):
+        if check_real(name, allowed) < 0:
+            raise ValueError(f"{name} must not be negative, got {allowed!r}")
+    vector = vector.detach()
     rows = at_zero(function, vector).shape
     size = float(torch.linalg.vector_norm(vector))
     if not math.isfinite(size):
@@ -118,10 +125,13 @@ def matrix_function(
         norm = torch.linalg.vector_norm(current, dim=-1)
         change = changes(current, previous)
         allowed = tolerance * norm + absolute
-        converged = space.invariant or bool(((residual <= allowed) & (change <= allowed)).all())
-        if converged or space.size == min(limit, space.dimension):
+        finite = bool(norm.isfinite().all())
+        converged = finite and (space.invariant or bool(((residual <= allowed) & (change <= allowed)).all()))
+        if converged or space.invariant or space.size == limit:
             break
         previous = current
+    if not finite:
+        return not_a_number(vector, rows, space.size, ritz)
     neglected, moved = (0.0, 0.0) if space.invariant else (relative(residual, norm), relative(change, norm))
     return KrylovResult(space.combine(current), space.size, ritz, neglected, moved, converged)
 
@@ -141,13 +151,20 @@ def projected_action(space: KrylovSpace, function: Spectral) -> tuple[Tensor, Te
 
 
 def divided_difference(function: Spectral, z: Tensor, values: Tensor) -> Tensor:
-    """φ(z) = (f(z) − f(0))/z, and f′(0) by a central difference where z is too small for it; (..., n)."""
-    step = torch.finfo(torch.float64).eps ** (1 / 3) * max(float(z.abs().max()), torch.finfo(torch.float64).tiny)
-    small = z.abs() < step
-    ends = function(torch.tensor([-step, step, 0.0], dtype=z.dtype))
-    ends = ends.to(values.dtype)
-    quotient = (values - ends[..., 2:]) / torch.where(small, 1, z)
-    return torch.where(small, (ends[..., 1:2] - ends[..., :1]) / (2 * step), quotient)
+    """φ(z) = (f(z) − f(0))/z (..., n), and where z is too small for it the cubic through φ(±s) and φ(±2s).
+
+    s = ε^{1/5} max|z| balances its error, O(s⁴), with the rounding of the quotient, ε/s.
+    """
+    step = torch.finfo(torch.float64).eps ** (1 / 5) * max(float(z.abs().max()), torch.finfo(torch.float64).tiny)
+    nodes = torch.tensor([-2, -1, 1, 2, 0], dtype=z.dtype)
+    ends = function(step * nodes).to(values.dtype)
+    left2, left1, right1, right2 = ((ends[..., :4] - ends[..., 4:]) / (step * nodes[:4])).unbind(-1)
+    even = torch.stack([4 * (left1 + right1) - (left2 + right2), left2 + right2 - left1 - right1], -1) / 6
+    odd = torch.stack([8 * (right1 - left1) - (right2 - left2), right2 - left2 - 2 * (right1 - left1)], -1) / 12
+    x = z / step
+    cubic = even[..., :1] + odd[..., :1] * x + even[..., 1:] * x**2 + odd[..., 1:] * x**3
+    small = x.abs() < 1
+    return torch.where(small, cubic, (values - ends[..., 4:]) / torch.where(small, 1, z))
 
 
 def at_zero(function: Spectral, vector: Tensor) -> Tensor:
@@ -162,11 +179,11 @@ def at_zero(function: Spectral, vector: Tensor) -> Tensor:
     return values[..., 0]
 
 
-def not_a_number(vector: Tensor, rows: torch.Size, products: int) -> KrylovResult:
-    """The result where the vector or a product is not finite."""
-    nothing = torch.zeros(0, dtype=torch.float64)
+def not_a_number(vector: Tensor, rows: torch.Size, products: int, ritz: Tensor | None = None) -> KrylovResult:
+    """The result where the vector, a product, or f at a Ritz value is not finite."""
+    ritz = torch.zeros(0, dtype=torch.float64) if ritz is None else ritz
     value = vector.new_full((*rows, vector.shape[-1]), torch.nan)
-    return KrylovResult(value, products, nothing, math.nan, math.nan, False)
+    return KrylovResult(value, products, ritz, math.nan, math.nan, False)
 
 
 def changes(current: Tensor, previous: Tensor | None) -> Tensor:

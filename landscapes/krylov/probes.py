@@ -33,7 +33,9 @@ class Estimate:
 
 
 def estimate(samples: Tensor, products: int) -> Estimate:
-    """Mean and standard error of samples (probes,)."""
+    """Mean and standard error of samples (probes,), NaN where one is not finite."""
+    if not bool(samples.isfinite().all()):
+        return Estimate(math.nan, math.nan, products)
     return Estimate(float(samples.mean()), float(samples.std()) / math.sqrt(len(samples)), products)
 
 
@@ -48,13 +50,19 @@ def trace(product: Product, like: Tensor, probes: int = 30, seed: int = 0) -> Es
 def layer_traces(
     product: Product, like: Tensor, layers: Mapping[str, slice], probes: int = 30, seed: int = 0
 ) -> dict[str, Estimate]:
-    r"""tr H_ll of every diagonal block: the mean of z_lᵀ(Hz)_l; one HVP a probe serves all layers."""
+    r"""tr H_ll of every diagonal block: the mean of z_lᵀ(Hz)_l; one HVP a probe serves all layers.
+
+    ``layers``: the coordinates of each, such as ``NetworkLandscape.layers``; ``like`` as in ``trace``.
+    """
     check_like(like, probes)
+    if not layers:
+        raise ValueError("layers must name at least one part of theta, got none; trace is that of the whole")
+    like = like.detach()
     generator = torch.Generator(like.device).manual_seed(check_seed(seed))
     rows = []
     for _ in range(probes):
         signs = torch.randint(0, 2, like.shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1
-        shares = signs * product(signs)
+        shares = signs * product(signs).detach()
         rows.append(torch.stack([shares[part].double().sum() for part in layers.values()]).cpu())
     samples = torch.stack(rows)  # (probes, layers)
     return {name: estimate(samples[:, i], probes) for i, name in enumerate(layers)}
@@ -88,11 +96,13 @@ class SpectralDensity:
 
     def cumulative(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """The share of eigenvalues at most x for x in ``grid`` (n,), and its standard error, each (n,)."""
+        grid = check_grid(grid)
         return self._over_probes(lambda nodes: (nodes <= grid[:, None, None]).double())
 
     def density(self, grid: Tensor, width: float) -> tuple[Tensor, Tensor]:
         """Density at ``grid`` (n,), every node a Gaussian of standard deviation ``width``, and its standard error."""
         check_positive("width", width)
+        grid = check_grid(grid)
         scale = 1 / (width * math.sqrt(2 * math.pi))
         return self._over_probes(lambda nodes: scale * torch.exp(-(((nodes - grid[:, None, None]) / width) ** 2) / 2))
 
@@ -127,6 +137,14 @@ def spectral_density(
         weights[i, : space.size] = vectors[0].square()
         products += space.size
     return SpectralDensity(nodes, weights, like.shape[-1], products)
+
+
+def check_grid(grid: Tensor) -> Tensor:
+    """``grid`` on the CPU in double precision, where nodes are; raise unless it is one real vector (n,)."""
+    check_float_tensor("grid", grid)
+    if grid.ndim != 1 or grid.is_complex():
+        raise ValueError(f"grid must be one real vector (n,), got {tuple(grid.shape)} {grid.dtype}")
+    return grid.to("cpu", torch.float64)
 
 
 def check_like(like: Tensor, probes: int) -> None:

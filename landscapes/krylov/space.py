@@ -24,10 +24,12 @@ class KrylovSpace:
     r"""Q (m, d), T (m, m) and the residual H q_m − Q* T e_m = β q_{m+1} after m products.
 
     ``beta`` is 0 where the space is invariant: T then has eigenvalues of H, and functions of H on g are exact.
-    ``finite`` is False once a vector or a product is not. The vector must not be zero.
+    ``finite`` is False once a vector or a product is not. The vector must not be zero. Nothing here carries
+    an autograd graph.
     """
 
     def __init__(self, product: Product, vector: Tensor):
+        vector = vector.detach()
         self._product = product
         self.norm = float(torch.linalg.vector_norm(vector))
         self.wide = torch.complex128 if vector.is_complex() else torch.float64
@@ -67,7 +69,7 @@ class KrylovSpace:
         """One product more: m becomes m + 1."""
         m = self.size
         self._reserve(m + 2)
-        residual, column = orthogonalised(self._product(self._rows[m]), self._rows[: m + 1])
+        residual, column = orthogonalised(self._product(self._rows[m]).detach(), self._rows[: m + 1])
         column = column.to("cpu", self.wide)
         self._projected[: m + 1, m] = column
         if self.wide == torch.float64:

@@ -12,11 +12,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from landscapes.errors import check_choice, check_count, check_positive, check_seed
-from landscapes.krylov.eigenpairs import WHICH, Eigenpairs, eigenpairs, random_block
+from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_seed
+from landscapes.krylov.eigenpairs import SCOUTS, WHICH, Eigenpairs, eigenpairs, random_block
 from landscapes.krylov.space import Product
 
-GUARDS = 2  # rows carried beyond those wanted
+GUARDS = 1  # rows carried beyond those wanted
 
 
 @dataclass(frozen=True)
@@ -61,22 +61,37 @@ class EigenpairTracker:
         self._options = {
             "which": check_choice("which", which, WHICH),
             "tolerance": check_positive("tolerance", tolerance),
-            "limit": check_count("limit", limit),
+            "limit": check_count("limit", limit, minimum=self.count),
             "width": check_count("width", width),
         }
         self._seed = check_seed(seed)
+        self._calls = 0
         self._past: list[tuple[Tensor, Tensor, Tensor]] = []  # (θ, block, followed vectors), the latest last
 
     def __call__(self, product: Product, theta: Tensor) -> FollowedPairs:
-        """The wanted eigenpairs at θ (d,), with H by its product."""
+        """The wanted eigenpairs at θ (d,), with H by its product.
+
+        Raises ValueError or TypeError unless θ is one real vector of the size of those before.
+        """
+        self._check(theta)
         count = min(self.count, theta.shape[-1])
         start = self._start(theta, min(count + GUARDS, theta.shape[-1]))
-        pairs = eigenpairs(product, start, count, **self._options)  # type: ignore[arg-type]
+        self._calls += SCOUTS
+        pairs = eigenpairs(product, start, count, seed=self._seed + self._calls, **self._options)  # type: ignore[arg-type]
         if not bool(pairs.values.isfinite().all()):
-            return FollowedPairs(pairs, torch.arange(count), torch.zeros(count), pairs.vectors)
+            return FollowedPairs(pairs, torch.arange(count), torch.zeros(count, dtype=torch.float64), pairs.vectors)
         followed = self._follow(pairs)
-        self._past = [*self._past[-1:], (theta, pairs.block, followed.vectors)]
+        # a copy: optimisers of a user's own loop write into θ
+        self._past = [*self._past[-1:], (theta.detach().clone(), pairs.block, followed.vectors)]
         return followed
+
+    def _check(self, theta: Tensor) -> None:
+        check_float_tensor("theta", theta)
+        if theta.ndim != 1 or theta.is_complex():
+            raise ValueError(f"theta must be one real vector (d,), got {tuple(theta.shape)} {theta.dtype}")
+        if self._past and theta.shape != self._past[0][0].shape:
+            before = tuple(self._past[0][0].shape)
+            raise ValueError(f"theta must be {before} as before, got {tuple(theta.shape)}; a run has its own tracker")
 
     def _start(self, theta: Tensor, rows: int) -> Tensor:
         if not self._past:
