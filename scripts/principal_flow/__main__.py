@@ -10,11 +10,24 @@ import tyro
 
 from scripts.command_line import guarded, parse
 from scripts.principal_flow.common import Common
+from scripts.principal_flow.drift import Drift
 from scripts.principal_flow.edge import Edge
+from scripts.principal_flow.learning_rates import LearningRates
 from scripts.principal_flow.one_step import OneStep
+from scripts.principal_flow.spectrum import Spectrum
 from scripts.principal_flow.toys import Escape, Quadratics, Saddles, Valleys
 
-EXPERIMENTS: tuple[type[Common], ...] = (Quadratics, Valleys, Saddles, Escape, OneStep, Edge)
+EXPERIMENTS: tuple[type[Common], ...] = (
+    Quadratics,
+    Valleys,
+    Saddles,
+    Escape,
+    OneStep,
+    Spectrum,
+    Edge,
+    Drift,
+    LearningRates,
+)
 
 if TYPE_CHECKING:
     AnyExperiment = Common

@@ -1,0 +1,371 @@
+r"""What a grid of rules, batch sizes and seeds shows: a table, sentences that follow from its numbers, a figure.
+
+Means and standard errors are over the seeds whose run ended with finite numbers; how many did not stands beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from flows.plots import COLOURS, DASHES, MARKERS
+from scripts.principal_flow.common import aligned, label
+from scripts.principal_flow.rate_runs import Rule, Training
+from scripts.store import Tensors
+
+EDGE = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+DODGE = 1.045  # rules of one batch size side by side, on a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A rule at a batch size: its runs, one a seed."""
+
+    rule: Rule
+    batch_size: int
+    examples: int
+    """Training examples."""
+    label: str
+    """The batch size in words."""
+    runs: list[Tensors]
+
+    @property
+    def diverged(self) -> int:
+        """Runs that left the finite numbers."""
+        return sum(not bool(run["finished"]) for run in self.runs)
+
+    def untaught(self, uninformed: float) -> int:
+        """Runs that ended no better than outputs that do not depend on the image."""
+        ends = self.values(lambda run: float(run["training loss"][-1]))
+        return int((ends >= uninformed * (1 - 1e-6)).sum())  # to the rounding of float32
+
+    def values(self, quantity: Callable[[Tensors], float]) -> Tensor:
+        """The quantity of each seed's run, (seeds,), NaN where it diverged."""
+        numbers = [quantity(run) if bool(run["finished"]) else torch.nan for run in self.runs]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    def series(self, quantity: Callable[[Tensors], Tensor], length: int) -> Tensor:
+        """The quantity of each seed's run epoch by epoch, (seeds, length), NaN after its end."""
+        rows = torch.full((len(self.runs), length), torch.nan, dtype=torch.float64)
+        for row, run in zip(rows, self.runs, strict=True):
+            values = quantity(run)[:length]
+            row[: len(values)] = values
+        return rows
+
+    def epoch_rates(self, run: Tensors) -> Tensor:
+        """Mean rate of each epoch, the last one perhaps not whole, (epochs,)."""
+        steps = -(-self.examples // self.batch_size)
+        return torch.stack([part.mean() for part in run["rates"].split(steps)]) if len(run["rates"]) else run["rates"]
+
+    def scaled(self, run: Tensors) -> float:
+        """hλ₀ at the end: the last epoch's mean rate times the last sharpness."""
+        return float(self.epoch_rates(run)[-1] * run["sharpness"][-1])
+
+
+def last(name: str) -> Callable[[Tensors], float]:
+    """The last value of a series."""
+    return lambda run: float(run[name][-1])
+
+
+def rising(run: Tensors) -> float:
+    """Share of epochs after which the training loss was above that of the epoch before."""
+    return float((run["training loss"].diff() > 0).double().mean())
+
+
+def spread(values: Tensor) -> tuple[float, float]:
+    """Mean and standard error of the finite ones; NaN where there is none, or one."""
+    finite = values[values.isfinite()]
+    error = finite.std() / len(finite) ** 0.5 if len(finite) > 1 else torch.tensor(torch.nan)
+    return float(finite.mean()), float(error)
+
+
+def said(values: Tensor, scale: float = 1.0) -> str:
+    """Mean ± standard error to its first digit, or its second where the first is 1; as far as there are."""
+    mean, error = (scale * number for number in spread(values))
+    if math.isnan(mean):
+        return "–"
+    if math.isnan(error) or error <= 1e-9 * abs(mean):  # the rounding of equal numbers
+        return f"{mean:.3g}"
+    places = math.floor(math.log10(error))
+    places -= int(error < 2 * 10**places)
+    if places > 4 or places < -5:
+        return f"{mean:.3g} ± {error:.1g}"
+    return f"{mean:.{max(0, -places)}f} ± {error:.{max(0, -places)}f}"
+
+
+def between(values: list[float]) -> str:
+    """Smallest and largest."""
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def best_fixed(cells: list[Cell], quantity: str, largest: bool) -> Cell | None:
+    """The fixed rate, none of whose runs diverged, with the best mean; None where every one has a run that did."""
+    whole = [cell for cell in cells if cell.rule.fixed and not cell.diverged]
+    sign = -1 if largest else 1
+    return min(whole, key=lambda cell: sign * spread(cell.values(last(quantity)))[0], default=None)
+
+
+def table(cells: list[Cell], training: Training, says: str) -> str:
+    """A table for each batch size, and what follows from the numbers."""
+    sizes = list(dict.fromkeys(cell.label for cell in cells))
+    blocks = [says, "mean ± standard error over the seeds that ended; * the best fixed rate of its batch size"]
+    for size in sizes:
+        chosen = [cell for cell in cells if cell.label == size]
+        blocks += ["", f"batch size {size}", aligned(rows(chosen, training))]
+    return "\n".join([*blocks, "", *findings(cells, sizes, training)])
+
+
+def rows(cells: list[Cell], training: Training) -> list[list[str]]:
+    """A row for each rule."""
+    loss, accuracy = best_fixed(cells, "training loss", False), best_fixed(cells, "test accuracy", True)
+    heading = ["rule", "training loss", "test accuracy, %", "sharpness λ₀", "mean rate", "hλ₀ at the end"]
+    shown = [[*heading, "steps at the cap", "epochs that rose", "learnt nothing", "diverged"]]
+    for cell in cells:
+        at_cap = cell.values(lambda run: float((run["rates"] >= training.cap).double().mean()))
+        shown.append(
+            [
+                cell.rule.name,
+                said(cell.values(last("training loss"))) + ("*" if cell is loss else " "),
+                said(cell.values(last("test accuracy")), 100) + ("*" if cell is accuracy else " "),
+                said(cell.values(last("sharpness"))),
+                said(cell.values(lambda run: float(run["rates"].mean()))),
+                said(cell.values(cell.scaled)),
+                "" if cell.rule.fixed else f"{100 * spread(at_cap)[0]:.0f} %",
+                f"{100 * spread(cell.values(rising))[0]:.0f} %",
+                counted(cell.untaught(training.uninformed), cell),
+                counted(cell.diverged, cell),
+            ]
+        )
+    return [[text.replace("nan %", "–") for text in row] for row in shown]
+
+
+def counted(count: int, cell: Cell) -> str:
+    """How many of the seeds, where there are any."""
+    return f"{count} of {len(cell.runs)}" if count else ""
+
+
+def findings(cells: list[Cell], sizes: list[str], training: Training) -> list[str]:
+    """Sentences that follow from the numbers."""
+    start = torch.cat([run["sharpness"][:1] for run in cells[0].runs])
+    lines = [f"λ₀ = {between(start.tolist())} at the start"]
+    if any(0 < cell.rule.power < 1 for cell in cells):
+        lines.append(
+            "on a quadratic with λ₀ > 1 every p < 1 diverges unless the cap is below 2/λ₀: where v > 1, 2/vᵖ is the "
+            "larger the smaller p is"
+        )
+    if len({cell.rule.power for cell in cells}) > 2:
+        lines.append("Rosca et al. 2023 report that p trades stability of training against test performance; here:")
+    for size in sizes:
+        chosen = [cell for cell in cells if cell.label == size]
+        lines += trade_off(chosen, size)
+        lines += [against_fixed(cell, chosen) for cell in chosen if not cell.rule.fixed]
+    lines += [edge(cell, training.cap) for cell in cells if cell.rule.power == 1 and cell.batch_size == cell.examples]
+    broken = [failed(cell, training.uninformed) for cell in cells]
+    lines += [line for line in broken if line] or ["no run diverged, and all ended below the loss of a constant guess"]
+    unsure = sum(int((~run["sharpness converged"]).sum()) for cell in cells for run in cell.runs)
+    return lines + ([f"{unsure} values of the sharpness met their limit of products before 1e-3"] if unsure else [])
+
+
+def against_fixed(cell: Cell, cells: list[Cell]) -> str:
+    """DAL-p against the best fixed rates of its batch size, seed by seed."""
+    parts = []
+    for quantity, largest, scale, unit in (("training loss", False, 1, ""), ("test accuracy", True, 100, " points")):
+        best = best_fixed(cells, quantity, largest)
+        if best is None:
+            parts.append(f"{quantity}: no fixed rate without a diverged run")
+            continue
+        difference = cell.values(last(quantity)) - best.values(last(quantity))
+        parts.append(f"{quantity} {signed(difference, scale)}{unit} against {best.rule.name}'s")
+    return f"batch size {cell.label}, {cell.rule.name} minus the best fixed rate: {'; '.join(parts)}"
+
+
+def signed(difference: Tensor, scale: float = 1.0) -> str:
+    """A mean difference with its sign and standard error, seeds paired."""
+    text = said(difference, scale)
+    return text if text.startswith(("-", "–")) else f"+{text}"
+
+
+def trade_off(cells: list[Cell], size: str) -> list[str]:
+    """The smallest power against the largest: the trade of stability for test performance that the paper reports."""
+    powers = sorted((cell for cell in cells if not cell.rule.fixed), key=lambda cell: cell.rule.power)
+    if len(powers) < 2:
+        return []
+    low, high = powers[0], powers[-1]
+    steps = high.values(rising) - low.values(rising)
+    accuracy = high.values(last("test accuracy")) - low.values(last("test accuracy"))
+    return [
+        f"batch size {size}, {high.rule.name} minus {low.rule.name}: test accuracy {signed(accuracy, 100)} points, "
+        f"epochs that rose {signed(steps, 100)} points"
+    ]
+
+
+def edge(cell: Cell, cap: float) -> str:
+    """What DAL-1 does on all examples: hλ₀ at the weights that h was taken at, and how often the loss rose."""
+    looked = []
+    for run in cell.runs:
+        for epoch, sharpness in zip(run["sharpness epochs"].tolist(), run["sharpness"], strict=True):
+            if epoch < len(run["rates"]) and run["rates"][epoch] < cap:  # a step an epoch: the one from there
+                looked.append(float(run["rates"][epoch] * sharpness))
+    seen = f"hλ₀ = {between(looked)} in {len(looked)} looks" if looked else "the cap throughout"
+    return (
+        f"all images, {cell.rule.name}: {seen}, and the loss rose in {said(cell.values(rising), 100)} % of the steps; "
+        "as v ≤ max|λ|, hλ₀ ≥ 2 under the cap wherever λ₀ = max|λ|: on a quadratic DAL-1 ends in a two-cycle"
+    )
+
+
+def failed(cell: Cell, uninformed: float) -> str:
+    """Which runs of a cell diverged, when, or learnt nothing."""
+    untaught, parts = cell.untaught(uninformed), []
+    if cell.diverged:
+        steps = [str(len(run["rates"])) for run in cell.runs if not bool(run["finished"])]
+        parts.append(f"{cell.diverged} of {len(cell.runs)} diverged, after step {', '.join(steps)}")
+    if untaught:
+        parts.append(f"{untaught} of {len(cell.runs)} ended at or above {uninformed:.3f}, the loss of a constant guess")
+    return f"batch size {cell.label}, {cell.rule.name}: {'; '.join(parts)}" if parts else ""
+
+
+def looks(cells: list[Cell]) -> dict[str, dict[str, Any]]:
+    """Fixed rates in greys, darker as they grow; DAL-p in colours; a marker and dashes for each."""
+    rules = list(dict.fromkeys(cell.rule for cell in cells))
+    fixed = [rule for rule in rules if rule.fixed]
+    styles: dict[str, dict[str, Any]] = {}
+    for i, rule in enumerate(rules):
+        j = i - len(fixed)
+        shade = str(0.72 - 0.5 * i / max(1, len(fixed) - 1))
+        styles[rule.name] = {
+            "color": shade if rule.fixed else COLOURS[j % len(COLOURS)],
+            "linestyle": DASHES[(i if rule.fixed else j) % len(DASHES)],
+            "marker": MARKERS[i % len(MARKERS)] if rule.fixed else "o",
+            "markerfacecolor": None if rule.fixed or j % 2 == 0 else "white",
+            "markersize": 4 if rule.fixed else 5,
+            "linewidth": 1.0 if rule.fixed else 1.7,
+        }
+    return styles
+
+
+def figure(cells: list[Cell], training: Training) -> Figure:
+    """Ends of the runs against batch size above; below, the largest batch size over time."""
+    drawn = Figure(figsize=(10.5, 6.4), layout="constrained")
+    (loss, accuracy, scaled), (way, sharpness, rate) = drawn.subplots(2, 3)
+    styles = looks(cells)
+    against_size(loss, cells, styles, lambda cell: cell.values(last("training loss")))
+    mark_diverged(loss, cells, styles)
+    loss.axhline(training.uninformed, **EDGE)
+    against_size(accuracy, cells, styles, lambda cell: 100 * cell.values(last("test accuracy")))
+    stretch(accuracy)
+    against_size(scaled, cells, styles, lambda cell: cell.values(cell.scaled))
+    scaled.axhline(2, **EDGE)
+    label(loss, "batch size", "training loss at the end", "training loss (dotted: constant guess)", log="y")
+    label(accuracy, "batch size", "test accuracy, %", "test accuracy (scale: log of the error)")
+    label(scaled, "batch size", "hλ₀ at the end", "rate × sharpness (dotted: hλ₀ = 2)", log="y")
+    size = max(cell.batch_size for cell in cells)
+    chosen = [cell for cell in cells if cell.batch_size == size]
+    over_time(way, chosen, styles, lambda cell: cell.series(lambda run: run["training loss"], training.epochs + 1))
+    over_time(rate, chosen, styles, lambda cell: cell.series(cell.epoch_rates, training.epochs), first=1)
+    looked = {int(epoch) for cell in chosen for run in cell.runs for epoch in run["sharpness epochs"]}
+    at = sorted(looked)
+    over_time(sharpness, chosen, styles, lambda cell: cell.series(lambda run: run["sharpness"], len(at)), epochs=at)
+    title = "all images" if size == chosen[0].examples else f"batch size {size}"
+    label(way, "epoch", "training loss", f"{title}: training loss", log="y")
+    label(sharpness, "epoch", "sharpness λ₀", f"{title}: sharpness", log="y")
+    label(rate, "epoch", "mean rate h of the epoch", f"{title}: learning rate", log="y")
+    for axes in (loss, scaled, way, sharpness, rate):
+        plain_numbers(axes)
+    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
+    handles.append(Line2D([], [], label="diverged runs", color="black", marker="x", linestyle=""))
+    drawn.legend(handles=handles, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    return drawn
+
+
+def against_size(
+    axes: Axes, cells: list[Cell], styles: dict[str, dict[str, Any]], values: Callable[[Cell], Tensor]
+) -> None:
+    """Mean and standard error of each rule at every batch size, rules side by side."""
+    for name, style in styles.items():
+        chosen = [cell for cell in cells if cell.rule.name == name]
+        numbers = [spread(values(cell)) for cell in chosen]
+        middle, error = (np.array(column) for column in zip(*numbers, strict=True))
+        axes.errorbar(places(chosen, styles), middle, yerr=np.nan_to_num(error), capsize=2, elinewidth=0.8, **style)
+    sizes = {cell.batch_size: cell.label for cell in cells}
+    axes.set_xscale("log")
+    axes.set_xticks(list(sizes), [f"all ({n})" if text == "all" else text for n, text in sizes.items()], minor=False)
+    axes.set_xticks([], minor=True)
+
+
+def places(cells: list[Cell], styles: dict[str, dict[str, Any]]) -> np.ndarray:
+    """Where a rule's batch sizes stand: moved a little, so that rules do not hide each other."""
+    i = list(styles).index(cells[0].rule.name) - (len(styles) - 1) / 2
+    return np.array([cell.batch_size for cell in cells]) * DODGE**i
+
+
+def stretch(axes: Axes) -> None:
+    """Percentages on a scale that parts 98 from 99 as 80 from 90."""
+    axes.set_yscale(
+        "function",
+        functions=(lambda y: -np.log(np.maximum(100.2 - y, 0.05)), lambda z: 100.2 - np.exp(-z)),  # 100 is on it
+    )
+    low, high = axes.get_ylim()
+    axes.set_yticks([y for y in (0, 20, 40, 60, 70, 80, 85, 90, 95, 98, 99, 100) if low <= y <= high])
+
+
+def plain_numbers(axes: Axes) -> None:
+    """Numbers without powers of ten on a logarithmic axis, between the decades where these are few."""
+    low, high = axes.get_ylim()
+    digits = {2, 3, 5} if high < 30 * low else set()
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_formatter(
+        lambda y, _: f"{y:g}" if round(y / 10 ** math.floor(math.log10(y))) in digits else ""
+    )
+
+
+def mark_diverged(axes: Axes, cells: list[Cell], styles: dict[str, dict[str, Any]]) -> None:
+    """A cross for every diverged run, stacked down from the top of the axes, where there is room made for them."""
+    if any(cell.diverged for cell in cells):
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.25)
+    for cell in cells:
+        (x,) = places([cell], styles)
+        for i in range(cell.diverged):
+            axes.plot(
+                [x],
+                [0.97 - 0.05 * i],
+                transform=axes.get_xaxis_transform(),
+                color=styles[cell.rule.name]["color"],
+                marker="x",
+                markersize=5,
+            )
+
+
+def over_time(
+    axes: Axes,
+    cells: list[Cell],
+    styles: dict[str, dict[str, Any]],
+    series: Callable[[Cell], Tensor],
+    *,
+    first: int = 0,
+    epochs: list[int] | None = None,
+) -> None:
+    """Mean over the runs that are still going, the smallest and largest shaded; a cross where the last one diverged."""
+    for cell in cells:
+        values = series(cell).numpy()  # (seeds, T)
+        going = np.isfinite(values).any(0)
+        values = values[:, going]
+        x = (np.arange(first, first + len(going)) if epochs is None else np.array(epochs))[going]
+        if not len(x):
+            continue
+        style = styles[cell.rule.name]
+        axes.fill_between(x, np.nanmin(values, 0), np.nanmax(values, 0), color=style["color"], alpha=0.12, linewidth=0)
+        axes.plot(x, np.nanmean(values, 0), **style, markevery=max(1, len(x) // 6))
+        if cell.diverged == len(cell.runs):
+            axes.plot(x[-1:], np.nanmean(values, 0)[-1:], color=style["color"], marker="x", markersize=7)
