@@ -12,6 +12,7 @@ from flows.integrate import integrate
 from flows.models.gradient import GradientFlow
 from flows.models.modified import ModifiedFlow
 from flows.models.principal import PrincipalFlow
+from flows.models.truncated import TruncatedPrincipalFlow
 from flows.schedulers import DriftAdjustedRate
 from flows.trajectory import Status, Trajectory
 
@@ -34,6 +35,7 @@ __all__ = [
     "StochasticDriftAdjustedDescent",
     "StochasticGradientDescent",
     "Trajectory",
+    "TruncatedPrincipalFlow",
     "UnconvergedWarning",
     "compare",
     "descend",

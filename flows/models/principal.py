@@ -137,20 +137,24 @@ class PrincipalFlow(Flow):
 
     def _check_modes(self, x: Tensor, theta: Tensor) -> None:
         """Raise where a mode is singular, or where the complex branch left the reals that θ is still in."""
-        singular = (1 - x).abs() < SINGULAR
-        if bool(singular.any()):
-            where = singular.any(dim=-1)
-            raise SingularModeError(
-                f"singular mode: an eigenvalue λ = {float(x.real[singular][0]) / self.h:.6g} of the Hessian has hλ = "
-                f"{float(x.real[singular][0]):.8g}, where gradient descent lands on that mode's minimum in one step "
-                "and the principal flow does not exist; change h",
-                where,
-            )
+        check_singular(x, self.h)
         if self.branch == "complex" and not theta.is_complex() and bool((x > 1).any()):
             raise BranchError(
                 f"the principal flow is complex here: the largest hλ is {float(x.max()):.6g} > 1; "
                 "give complex theta (start(theta0) promotes it) or use branch='real'"
             )
+
+
+def check_singular(x: Tensor, h: float) -> None:
+    """Raise SingularModeError where one of x = hλ (..., n) is within 1e-6 of 1."""
+    singular = (1 - x).abs() < SINGULAR
+    if bool(singular.any()):
+        first = float(x.real[singular][0])
+        raise SingularModeError(
+            f"singular mode: an eigenvalue λ = {first / h:.6g} of the Hessian has hλ = {first:.8g}, where gradient "
+            "descent lands on that mode's minimum in one step and the principal flow does not exist; change h",
+            singular.any(dim=-1),
+        )
 
 
 def each_member(velocity: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 r"""A few eigenpairs of the Hessian by a block method that starts from what is known.
 
 Rayleigh–Ritz on a basis that begins with the rows of ``start`` (the block carried from a nearby Hessian, or random) and
-grows by the residuals of the least accurate wanted pairs (Davidson 1975 without a preconditioner). From one random row
+grows by the residuals of the least accurate pairs (Davidson 1975 without a preconditioner). From one random row
 this is Lanczos with full reorthogonalisation; from a carried block it spends products only where pairs have moved. A
 basis too large is compressed to its best Ritz vectors (thick restart, Wu & Simon 2000).
 """
@@ -29,7 +29,8 @@ class Eigenpairs:
 
     ``residuals`` ‖Hu − λu‖: H has an eigenvalue at least as close as that. ``errors``: |λ − exact| as estimated by
     min(‖r‖, ‖r‖²/gap), the gap to where the last carried value may still be; too small where the space has not met an
-    eigenvalue yet, as of a multiple or a cluster wider than the block. ``converged``: every error is within tolerance.
+    eigenvalue yet, as of a multiple or a cluster wider than the block. ``converged``: every error is within tolerance,
+    and no guard hides a better pair.
     ``block`` (p, d): the orthonormal rows to carry to the next, nearby Hessian. ``products``: HVPs spent.
     """
 
@@ -131,8 +132,8 @@ def eigenpairs(
     that rise from below, for which two products look from them in any case: carry one or two. A single row finds every
     eigenvalue once, however often it occurs.
 
-    Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude,
-    or after ``limit`` products. ``width``: how many residuals join the basis at a time; 1 takes fewest products.
+    Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude
+    and no guard can outrank the last of them by more, or after ``limit`` products. ``width``: how many residuals join the basis at a time; 1 takes fewest products.
     ``seed``: of the random part of the look from the guards; give another each call.
 
     Raises ValueError or TypeError for arguments out of place, a ``limit`` below ``count`` among them. A product that is
@@ -154,39 +155,41 @@ def eigenpairs(
         k = min(count, len(basis.rows))
         residuals = basis.residuals(carried)
         sizes = torch.linalg.vector_norm(residuals, dim=-1).to("cpu", torch.float64)
-        errors = eigenvalue_errors(basis.ranks[:carried], sizes)[:k]
+        shortfalls = carried_shortfalls(basis.ranks[:carried], sizes, k)
         scale = float(basis.values.abs().max())
-        rounding = NEGLIGIBLE * torch.finfo(start.dtype).eps * scale
+        allowed = max(tolerance, NEGLIGIBLE * torch.finfo(start.dtype).eps) * scale
         enough = k == count or len(basis.rows) == start.shape[-1]
-        converged = enough and bool((errors <= max(tolerance * scale, rounding)).all())
+        converged = enough and bool((shortfalls <= allowed).all())
         if converged or basis.products >= limit:
             break
         if len(basis.rows) + width > max(LARGEST_BASIS, 3 * carried):
             basis.compress(carried)
-            residuals = basis.residuals(k)
-        worst = errors.argsort(descending=True, stable=True)[:width].to(start.device)
+            residuals = basis.residuals(carried)
+        worst = shortfalls.argsort(descending=True, stable=True)[:width].to(start.device)
         if not basis.extend(residuals[worst], limit - basis.products):  # the space is invariant
-            converged = enough
             if enough or not basis.extend(random_block(start, 1, seed=basis.products), 1):
                 break
     if not basis.finite or not len(basis.rows):
         return no_pairs(start, count, basis.products)
-    return Eigenpairs(
-        basis.values[:k], basis.vectors(k), sizes[:k], errors, converged, basis.products, basis.vectors(carried)
-    )
+    values, vectors, errors = basis.values[:k], basis.vectors(k), shortfalls[:k]
+    return Eigenpairs(values, vectors, sizes[:k], errors, converged, basis.products, basis.vectors(carried))
 
 
-def eigenvalue_errors(ranks: Tensor, residuals: Tensor) -> Tensor:
-    """min(‖r‖, ‖r‖²/gap) of the carried pairs (p,); gaps are to where the last, known to its residual, may still be."""
+def carried_shortfalls(ranks: Tensor, residuals: Tensor, k: int) -> Tensor:
+    r"""By how much the carried pairs (p,) miss what is asked of them.
+
+    The k wanted: their errors, min(‖r‖, ‖r‖²/gap), with gaps to where the last carried value may be, known to its own
+    residual as it is. The guards: how far the eigenvalue near each may outrank the last wanted one.
+    """
     gaps = ranks - ranks[-1] - residuals[-1]
-    return torch.where(gaps > residuals, residuals.square() / gaps, residuals)
+    errors = torch.where(gaps > residuals, residuals.square() / gaps, residuals)
+    return torch.cat([errors[:k], (ranks + residuals - ranks[k - 1])[k:]])
 
 
 def scout(basis: RitzBasis, count: int, carried: int, limit: int, seed: int) -> None:
     """Extend the basis by the residual of the guard that is furthest from an eigenvector and something random.
 
-    A mode that rises from below is seen by none of the wanted pairs where it is not coupled to them: their residuals
-    say nothing of it, those of a guard among the rest do.
+    A mode that rises from below, not coupled to the wanted pairs, has no part in their residuals; in a guard's it has.
     """
     if not basis.finite or len(basis.rows) <= count:
         return

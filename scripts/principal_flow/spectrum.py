@@ -121,14 +121,15 @@ def figure(options: Spectrum, way: Tensors, run: Comparison, first: int) -> Figu
     draw_regimes(grid[0, 0], grid[0, 1], k, way)
     grid[0, 2].plot(k, way["loss"], color="black", linewidth=0.9)
     label(grid[0, 2], "step k", "training loss f", "loss", log="y")
-    top = way["stability scaled eigenvalues"].argmax(-1, keepdim=True)
+    top = way["change before: eigenvalues"].argmax(-1, keepdim=True)[1:]
+    before = way["change before: gradient components"][1:].gather(1, top)[:, 0]
     for key in ("observed", *NAMES):
-        change = way[f"change of gradient components: {key}"][1:].gather(1, top[:-1])[:, 0]
+        change = way[f"change of gradient components: {key}"][1:].gather(1, top)[:, 0]
         style: dict[str, Any] = SEEN if key == "observed" else look(NAMES[key])
-        grid[1, 0].plot(k[1:], change, **{**style, "linewidth": 0.9})
+        grid[1, 0].plot(k[1:], (before + change).abs() / before.abs(), **{**style, "linewidth": 0.9})
         grid[1, 1].plot(k[1:], way[f"change of loss: {key}"][1:], **{**style, "linewidth": 0.9})
-    label(grid[1, 0], "step k", "change of gᵀu₀ in a step", "gradient along the sharpest mode")
-    grid[1, 0].set_yscale("symlog", linthresh=1e-3)
+    label(grid[1, 0], "step k", "|gᵀu₀| after over before a step", "gradient along the sharpest mode")
+    grid[1, 0].set_ylim(0, 2.5)
     label(grid[1, 1], "step k", "change of f in a step", "loss, all modes predicted")
     grid[1, 1].set_yscale("symlog", linthresh=1e-3)
     for name, row in run.rows.items():
