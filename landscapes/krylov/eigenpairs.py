@@ -133,8 +133,9 @@ def eigenpairs(
     eigenvalue once, however often it occurs.
 
     Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude
-    and no guard can outrank the last of them by more, or after ``limit`` products. ``width``: how many residuals join the basis at a time; 1 takes fewest products.
-    ``seed``: of the random part of the look from the guards; give another each call.
+    and no guard can outrank the last of them by more, or after ``limit`` products. ``width``: how many residuals join
+    the basis at a time; 1 takes fewest products. ``seed``: of the random part of the look from the guards; give another
+    each call.
 
     Raises ValueError or TypeError for arguments out of place, a ``limit`` below ``count`` among them. A product that is
     not finite gives NaN, not converged. Results carry no autograd graph.
