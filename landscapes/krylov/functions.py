@@ -148,17 +148,18 @@ def projected_action(space: KrylovSpace, function: Spectral) -> tuple[Tensor, Te
     inside = spectrum.action(values)
     if space.invariant:
         return inside, inside.new_zeros(inside.shape[:-1], dtype=torch.float64), spectrum.eigenvalues
-    slopes = divided_difference(function, spectrum.eigenvalues, values)
+    scale = max(float(spectrum.eigenvalues.abs().max()), space.beta)  # T can be zero where H is not
+    slopes = divided_difference(function, spectrum.eigenvalues, values, scale)
     beyond = space.beta * spectrum.action(slopes)[..., -1]
     return torch.cat([inside, beyond[..., None].to(inside)], dim=-1), beyond.abs(), spectrum.eigenvalues
 
 
-def divided_difference(function: Spectral, z: Tensor, values: Tensor) -> Tensor:
+def divided_difference(function: Spectral, z: Tensor, values: Tensor, scale: float) -> Tensor:
     """φ(z) = (f(z) − f(0))/z (..., n), and where z is too small for it the cubic through φ(±s) and φ(±2s).
 
-    s = ε^{1/5} max|z| balances its error, O(s⁴), with the rounding of the quotient, ε/s.
+    s = ε^{1/5} times the scale of z balances its error, O(s⁴), with the rounding of the quotient, ε/s.
     """
-    step = torch.finfo(torch.float64).eps ** (1 / 5) * max(float(z.abs().max()), torch.finfo(torch.float64).tiny)
+    step = torch.finfo(torch.float64).eps ** (1 / 5) * scale
     nodes = torch.tensor([-2, -1, 1, 2, 0], dtype=z.dtype)
     ends = function(step * nodes).to(values.dtype)
     left2, left1, right1, right2 = ((ends[..., :4] - ends[..., 4:]) / (step * nodes[:4])).unbind(-1)
