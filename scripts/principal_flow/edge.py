@@ -23,7 +23,6 @@ from scripts.store import Tensors, trained
 
 MODES = 4
 TOLERANCE = 1e-3  # of the principal flow's Krylov space: far below the model's error at the edge
-SUBSTEPS = 4  # of rk4 in one of h
 SEEN: dict[str, Any] = {"color": "black", "linewidth": 0.9, "marker": "o", "markersize": 3, "markerfacecolor": "none"}
 NAMES = {"gradient flow": "gradient flow", "modified flow": "IGR flow", "principal flow": "principal flow"}
 
@@ -38,7 +37,7 @@ class Edge(OnNetworks):
         landscape = self.landscape(plan)
         descent = GradientDescent(landscape, plan.h)
         looks = observers(landscape, plan, plan.every)
-        way = trained(store, "training", descent, landscape.theta0, plan.steps, plan.every, looks)
+        way = trained(store, "training", descent, landscape.theta0, plan.steps, 5 * plan.every, looks, every=plan.every)
         first = onset(way)
         window = trained(
             store,
@@ -52,7 +51,9 @@ class Edge(OnNetworks):
         )
         places = np.linspace(0, len(window["theta"]) - 1, plan.studied + 1).astype(int)[:-1].tolist()
         studies = [
-            store.part(f"step-{k:04d}", partial(study, landscape, window["theta"][k].to(self.device), plan.h))
+            store.part(
+                f"step-{k:04d}", partial(study, landscape, window["theta"][k].to(self.device), plan.h, plan.substeps)
+            )
             for k in places
         ]
         store.table(table(self.says(landscape, plan), plan, way, window, studies, first * plan.every))
@@ -76,7 +77,7 @@ def observers(landscape: NetworkLandscape, plan: Plan, every: int) -> list:
     ]
 
 
-def study(landscape: NetworkLandscape, theta: Tensor, h: float) -> Tensors:
+def study(landscape: NetworkLandscape, theta: Tensor, h: float, substeps: int) -> Tensors:
     """Error of one step of every flow in θ and in |gᵀu₀|, from θ (d,)."""
     point = landscape.expand(theta)
     modes = TopEigenpairs(landscape, 1, tolerance=1e-3, vectors=True)(0, 0.0, theta)
@@ -89,7 +90,7 @@ def study(landscape: NetworkLandscape, theta: Tensor, h: float) -> Tensors:
     }
     errors, growth, hvps = [], [], []
     for flow in flows.values():
-        run = integrate(flow, theta, [0, h], method="rk4", dt=h / SUBSTEPS)
+        run = integrate(flow, theta, [0, h], method="rk4", dt=h / substeps)
         errors.append(torch.linalg.vector_norm(run.theta[-1] - stepped) / torch.linalg.vector_norm(stepped - theta))
         growth.append((landscape.grad(run.theta[-1]) @ u).abs().cpu() / component.abs())
         hvps.append(torch.tensor(run.cost["hvp"] / run.cost["evaluations"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nets import NetworkLandscape
 from scripts.net_ground import NetGround
@@ -27,42 +27,24 @@ class Plan:
     """Steps from the onset (hλ₀ = 2) on that are all looked at."""
     studied: int
     """Steps of the window from which every flow takes a step."""
+    substeps: int = 4
+    """Steps of rk4 that such a step is integrated by."""
 
 
+SMOOTH: dict[str, Any] = {"data": "cifar-10", "examples": 1000, "width": 0.25, "activation": "gelu", "ghost_size": 1000}
 LAPTOP: dict[str, Plan] = {
     "mlp": Plan(NetGround("walk-mlp", data="mnist", examples=1000, width=0.25, activation="tanh"), 0.28, 300, 5, 40, 4),
-    "vgg-11": Plan(
-        NetGround(
-            "vgg-11",
-            data="cifar-10",
-            examples=1000,
-            width=0.25,
-            norm="none",
-            activation="gelu",
-            pooling="average",
-        ),
-        0.05,
-        100,
-        10,
-        6,
-        1,
-    ),
-    "resnet": Plan(
-        NetGround("resnet-20", data="cifar-10", examples=1000, width=0.25, activation="gelu", ghost_size=1000),
-        0.1,
-        100,
-        10,
-        6,
-        1,
-    ),
+    "vgg-11": Plan(NetGround("vgg-11", norm="batch", pooling="average", **SMOOTH), 0.04, 40, 4, 6, 1, 2),
+    "resnet": Plan(NetGround("resnet-20", **SMOOTH), 0.1, 60, 6, 6, 1, 2),
 }
-"""Quarter width, 1,000 images, and smooth activations and pooling: kinks add an error of their own to every flow."""
+"""Quarter width, 1,000 images, all of them one batch to batch norm; smooth activations and pooling, as kinks add an
+error of their own to every flow."""
 PAPER: dict[str, Plan] = {
     "mlp": Plan(NetGround("walk-mlp", "paper", data="mnist", examples="all"), 0.05, 4000, 50, 100, 10),
-    "vgg-11": Plan(NetGround("vgg-11", "paper", data="cifar-10", examples="all", norm="none"), 0.02, 2000, 50, 50, 4),
+    "vgg-11": Plan(NetGround("vgg-11", "paper", data="cifar-10", examples="all", norm="batch"), 0.02, 2000, 50, 50, 4),
     "resnet": Plan(NetGround("resnet-18", "paper", data="cifar-10", examples="all"), 0.05, 2000, 50, 50, 4),
 }
-"""Full width and all images; ResNet-18's batch norm sees ghost batches of 100."""
+"""Full width and all images, in ghost batches of 100 to batch norm."""
 PLANS = {"laptop": LAPTOP, "paper": PAPER}
 
 
