@@ -146,11 +146,8 @@ class Written(Jacobian):
             raise NoValueError("not finite")
         if not bool(vector.any()):  # at rest whatever the rows, which overflow where J has large eigenvalues above 0
             return vector.new_zeros(len(rows(torch.zeros(1))), len(vector))
-        wide, _ = spectral_action(self._wide, vector.to(self._wide), lambda z: step * rows(step * z))
-        value = wide.to(vector)
-        if not all_finite(value):
-            raise NoValueError("not finite")
-        return value
+        value, _ = spectral_action(self._wide, vector.to(self._wide), lambda z: step * rows(step * z))
+        return value.to(vector)
 
 
 class Spaces(Jacobian):

@@ -36,7 +36,7 @@ class Settings:
     """Cases: Rosenbrock's valley, the CNN past the edge of stability, the CNN from its random start."""
     stiffness: tuple[float, ...] = (1e4, 1e5, 1e6)
     """b of Rosenbrock's valley."""
-    valley_time: float = 0.3
+    valley_time: float = 0.2
     """How long to flow along the valley."""
     h: float = 0.6
     """Learning rate of the gradient descent that takes the CNN to the edge."""
@@ -48,7 +48,7 @@ class Settings:
     """Digits that the CNN is trained on."""
     rtols: tuple[float, ...] = (1e-2, 1e-3, 1e-5)
     """Relative tolerances; absolute ones are a hundredth of them."""
-    max_steps: int = 4000
+    max_steps: int = 3000
     """Steps after which an adaptive method is given up, and gradients for rk4."""
     device: str = "cpu"
     """Where to run."""

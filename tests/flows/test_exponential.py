@@ -160,7 +160,7 @@ def test_krylov_sums_stay_within_their_share_of_the_tolerance(rtol, length, norm
         states.append(exponential.exprb43(here, length)[0])
         assert here.jacobian.taken == 96 if written else 8 < here.jacobian.taken < 3 * 96
     off = tolerance.norm(states[1] - states[0], theta0)
-    assert 1e-9 < off < 3 * 0.3  # three spaces
+    assert 1e-9 < off < 0.3  # three spaces, whose residuals overestimate: 0.06 was seen
 
 
 def test_no_product_is_taken_twice_when_a_step_is_tried_again(normal):

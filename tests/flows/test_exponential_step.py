@@ -157,3 +157,24 @@ def test_a_step_is_taken_where_its_error_is_within_the_tolerance_and_only_there(
         assert (run.cost["evaluations"] == 3) == (size <= 1)
         taken.add(size <= 1)
     assert taken == {True, False}
+
+
+class Overflowing(exponential.Jacobian):
+    """A zero Jacobian whose last sum is past the largest number."""
+
+    taken = 0
+
+    def product(self, v):
+        return torch.zeros_like(v)
+
+    def sums(self, rows, vector, step):
+        size = math.inf if rows is third_rows else 0.0
+        return vector.new_full((len(rows(torch.zeros(1))), len(vector)), size)
+
+
+def test_a_state_that_overflows_in_the_last_sum_is_no_state():
+    theta0 = torch.tensor([-0.6, 0.4], dtype=torch.float64)
+    here = Station(Field(GradientFlow(Himmelblau())), 0.0, theta0, Tolerance(1e-4, 1e-6), True)
+    here.jacobian = Overflowing()
+    with pytest.raises(exponential.NoValueError, match="not finite"):
+        exponential.exprb43(here, 0.1)
