@@ -74,6 +74,7 @@ class EigenpairTracker:
         Raises ValueError or TypeError unless θ is one real vector of the size of those before.
         """
         self._check(theta)
+        theta = theta.detach().clone()  # optimisers of a user's own loop write into θ
         count = min(self.count, theta.shape[-1])
         start = self._start(theta, min(count + GUARDS, theta.shape[-1]))
         self._calls += SCOUTS
@@ -81,8 +82,7 @@ class EigenpairTracker:
         if not bool(pairs.values.isfinite().all()):
             return FollowedPairs(pairs, torch.arange(count), torch.zeros(count, dtype=torch.float64), pairs.vectors)
         followed = self._follow(pairs)
-        # a copy: optimisers of a user's own loop write into θ
-        self._past = [*self._past[-1:], (theta.detach().clone(), pairs.block, followed.vectors)]
+        self._past = [*self._past[-1:], (theta, pairs.block, followed.vectors)]
         return followed
 
     def _check(self, theta: Tensor) -> None:
