@@ -35,7 +35,7 @@ from landscapes.krylov import Product, matrix_function, spectral_action
 from landscapes.landscape import basis_products
 
 KRYLOV = 100  # products a Krylov space may take before the step is tried again at half its length
-KRYLOV_SHARE = 0.3  # of the step's tolerance: how far off each of its three Krylov spaces may be
+KRYLOV_SHARE = 0.5  # of the step's tolerance: how far off each of its three Krylov spaces may be; together 0.1 was seen
 FEWEST = 8  # products of a step by Krylov spaces: at least two for each of the three, and two for the remainders
 SERIES = 2.0  # |z| below which φ(z) is a series: recurrences lose a digit or less on either side
 TERMS = 22  # 2²²/26! is below rounding of φ₄ ≥ 0.02

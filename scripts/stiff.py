@@ -34,9 +34,9 @@ class Settings:
 
     only: tuple[Name, ...] = ("valley", "cnn", "cnn-start")
     """Cases: Rosenbrock's valley, the CNN past the edge of stability, the CNN from its random start."""
-    stiffness: tuple[float, ...] = (1e4, 1e5, 1e6)
+    stiffness: tuple[float, ...] = (1e4, 1e6)
     """b of Rosenbrock's valley."""
-    valley_time: float = 0.2
+    valley_time: float = 0.15
     """How long to flow along the valley."""
     h: float = 0.6
     """Learning rate of the gradient descent that takes the CNN to the edge."""

@@ -41,7 +41,7 @@ def test_quadratics_of_many_dimensions_go_by_krylov_spaces(first_step, normal):
     theta0 = normal(1, 62)
     run = integrate(GradientFlow(Quadratic((hessian + hessian.mT) / 2)), theta0, [0, 3], first_step=first_step, **EXPRB)
     expected = rotation @ (torch.exp(-3 * eigenvalues) * (rotation.mT @ theta0))
-    # Krylov sums are held to 0.3·(1e-9 + 1e-7·|θ|) a coordinate, and H itself is rounded to 1e-10.
+    # Krylov sums are held to 0.5·(1e-9 + 1e-7·|θ|) a coordinate, and H itself is rounded to 1e-10.
     assert_close(run.theta[-1], expected, rtol=1e-7, atol=1e-8)
     assert run.cost["evaluations"] <= 4  # one step, and one to find its length
     assert run.cost["hvp"] < 120  # what rounding leaves of D2 and D3 included
@@ -160,7 +160,7 @@ def test_krylov_sums_stay_within_their_share_of_the_tolerance(rtol, length, norm
         states.append(exponential.exprb43(here, length)[0])
         assert here.jacobian.taken == 96 if written else 8 < here.jacobian.taken < 3 * 96
     off = tolerance.norm(states[1] - states[0], theta0)
-    assert 1e-9 < off < 0.3  # three spaces, whose residuals overestimate: 0.06 was seen
+    assert 1e-9 < off < 0.3  # three spaces, whose residuals overestimate: 0.1 was seen
 
 
 def test_no_product_is_taken_twice_when_a_step_is_tried_again(normal):
