@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from flows.models.principal import principal_coefficient, real_coefficient
 from flows.strategies import rotations
-from landscapes.krylov import matrix_function, spectral_action
+from landscapes import Rosenbrock
+from landscapes.krylov import KrylovSpace, matrix_function, spectral_action
 
 FUNCTIONS = {"exp": torch.exp, "alpha": principal_coefficient, "real alpha": real_coefficient}
 functions = pytest.mark.parametrize("name", FUNCTIONS)
@@ -222,3 +223,144 @@ def test_spectral_action_with_a_large_null_space(noise, normal):
     imaginary = noise * normal(21, 40, 40)
     value, _ = spectral_action(torch.complex(matrix, imaginary + imaginary.mT), vector + 0j, principal_coefficient)
     assert distance(value, dense(matrix, vector, principal_coefficient)) < 1e-9 + 100 * noise
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2.2e-16), (torch.float32, 1.2e-7)])
+def test_a_basis_of_an_ill_conditioned_hessian_stays_orthonormal(dtype, eps, normal, device):
+    # without reorthogonalisation the first eigenvalues, found after a few products, would be found again and again
+    eigenvalues = torch.cat([torch.tensor([1e4, -1e3, 1e2]), torch.linspace(-1, 1, 396), torch.tensor([1e-8])])
+    matrix = symmetric(eigenvalues, torch.linalg.qr(normal(22, 400, 400))[0])
+    space = KrylovSpace(Products(matrix.to(device, dtype)), normal(23, 400).to(device, dtype))
+    for _ in range(200):
+        space.grow()
+    assert (space.size, space.invariant, space.finite) == (200, False, True)
+    basis = torch.cat([space.basis, space.direction[None]]).cpu().double()
+    assert_close(basis @ basis.mT, torch.eye(201, dtype=torch.float64), rtol=0, atol=20 * eps)
+    image = space.projected @ basis[:-1]
+    image[-1] += space.beta * basis[-1]
+    assert_close(basis[:-1] @ matrix, image, rtol=0, atol=20 * eps * 1e4)  # HQ = QT + βqeᵀ, symmetric T
+    ritz = torch.linalg.eigvalsh(space.projected)
+    for outlier in (1e4, -1e3, 1e2):
+        assert int(((ritz - outlier).abs() < 20 * eps * 1e4).sum()) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 8])
+@functions
+def test_the_correction_is_the_first_neglected_term(name, limit, normal):
+    function = FUNCTIONS[name]
+    matrix = symmetric(torch.linspace(-1, 0.8, 40), torch.linalg.qr(normal(24, 40, 40))[0])
+    vector = normal(25, 40)
+    result = matrix_function(Products(matrix), vector, function, limit, 0.0)
+    space = KrylovSpace(Products(matrix), vector)
+    for _ in range(limit):
+        space.grow()
+    eigenvalues, vectors = torch.linalg.eigh(space.projected)
+    f = (vectors * function(eigenvalues)) @ vectors.mT
+    plain = space.norm * f[0] @ space.basis
+    shifted = f - function(torch.zeros(1, dtype=torch.float64)) * torch.eye(limit, dtype=torch.float64)
+    phi = torch.linalg.solve(space.projected, shifted)  # (f(T) − f(0)) T⁻¹
+    neglected = space.beta * space.norm * phi[-1, 0] * space.direction
+    assert_close(result.value, plain + neglected, rtol=1e-10, atol=1e-12)
+    assert result.residual == pytest.approx(float(neglected.norm() / result.value.norm()), rel=1e-8)
+    exact = dense(matrix, vector, function)
+    assert distance(result.value, exact) < distance(plain, exact) * (0.4 if name == "exp" else 0.8)
+
+
+def test_ritz_values_close_to_zero_do_not_spoil_the_correction():
+    # symmetric about 3e-6 the spectrum puts a Ritz value there at every odd size: too close for (f(z) − f(0))/z
+    half = torch.linspace(0.1, 0.9, 12, dtype=torch.float64)
+    eigenvalues, vector = torch.cat([half, -half]) + 3e-6, torch.ones(24, dtype=torch.float64)
+    for limit in (9, 10, 11, 12, 13):
+        result = matrix_function(lambda v: eigenvalues * v, vector, torch.exp, limit, 0.0)
+        assert distance(result.value, torch.exp(eigenvalues)) < 0.5 * result.residual + 1e-14
+    assert result.residual < 1e-14
+
+
+def test_one_product_of_a_hessian_that_the_vector_does_not_see():
+    # gᵀHg = 0, so T = 0: the correction f′(0) β q alone knows of H
+    swap = torch.tensor([[0.0, 2, 0], [2, 0, 1], [0, 1, 0]], dtype=torch.float64)
+    result = matrix_function(Products(swap), torch.tensor([1.0, 0, 0], dtype=torch.float64), torch.exp, 1, 1e-9)
+    assert_close(result.value, torch.tensor([1.0, 2, 0], dtype=torch.float64))
+    assert result.residual == pytest.approx(2 / math.sqrt(5))
+    assert not result.converged
+
+
+@pytest.mark.parametrize("absolute", [1e-1, 1e-4, 1e-9])
+def test_absolute_tolerance(absolute, normal):
+    matrix, vector = symmetric(torch.linspace(-1, 0.9, 60), torch.linalg.qr(normal(8, 60, 60))[0]), normal(9, 60)
+    exact = dense(matrix, vector, torch.exp)
+    result = matrix_function(Products(matrix), vector, torch.exp, 60, 0.0, absolute)
+    assert result.converged
+    assert float((result.value - exact).norm()) < absolute
+    relative = matrix_function(Products(matrix), vector, torch.exp, 60, absolute / float(exact.norm()))
+    assert relative.products == result.products
+    # a vector 1e6 times as long is known to the same error only by more products
+    longer = matrix_function(Products(matrix), 1e6 * vector, torch.exp, 60, 0.0, absolute)
+    assert longer.products > result.products
+    both = matrix_function(Products(matrix), vector, torch.exp, 60, absolute / float(exact.norm()), absolute)
+    assert both.products <= result.products
+
+
+def test_several_functions_share_a_space(normal):
+    matrix, vector = symmetric(torch.linspace(-1, 0.9, 60), torch.linalg.qr(normal(8, 60, 60))[0]), normal(9, 60)
+
+    def several(z):
+        rows = torch.stack([torch.exp(z), real_coefficient(z), z.square(), torch.zeros_like(z)])
+        return rows.reshape(2, 2, -1)
+
+    product = Products(matrix)
+    result = matrix_function(product, vector, several, 60, 1e-8)
+    assert result.value.shape == (2, 2, 60)
+    assert (result.converged, result.products) == (True, product.count)
+    alone = matrix_function(Products(matrix), vector, real_coefficient, 60, 1e-8)  # the slowest
+    assert (alone.products, alone.residual, alone.change) == (result.products, result.residual, result.change)
+    for value, function in zip(
+        result.value.reshape(4, 60)[:3], (torch.exp, real_coefficient, torch.square), strict=True
+    ):
+        assert distance(value, dense(matrix, vector, function)) < 1e-8
+        single = matrix_function(Products(matrix), vector, function, result.products, 0.0)
+        assert_close(single.value, value, rtol=1e-12, atol=1e-13)
+    assert result.value[1, 1].tolist() == [0] * 60
+    nothing = matrix_function(product, torch.zeros(60, dtype=torch.float64), several, 60, 1e-8)
+    assert nothing.value.shape == (2, 2, 60)
+
+
+def test_a_function_singular_at_an_eigenvalue_gives_nan():
+    result = matrix_function(lambda v: 1.0 * v, torch.ones(3, dtype=torch.float64), lambda z: 1 / (1 - z), 3, 1e-6)
+    assert bool(result.value.isnan().all())
+    assert (result.products, result.converged, result.ritz.tolist()) == (1, False, [1.0])
+    assert math.isnan(result.residual)
+    assert math.isnan(result.change)
+
+
+def test_no_graph_is_kept():
+    theta = torch.tensor([0.3, 0.2], dtype=torch.float64, requires_grad=True)
+    point = Rosenbrock().expand(theta)
+    result = matrix_function(point.hvp, point.grad, torch.tanh, 2, 1e-9)
+    assert not result.value.requires_grad
+    assert_close(result.value, dense(Rosenbrock().hessian(theta.detach()), point.grad.detach(), torch.tanh))
+
+
+ONES = torch.ones(3, dtype=torch.float64)
+ERRORS = {
+    "vector a list": ({"vector": [1.0]}, TypeError, r"vector must be a torch\.Tensor"),
+    "vector whole": ({"vector": ONES.long()}, TypeError, "vector must have a floating dtype"),
+    "vector a batch": ({"vector": ONES[None]}, ValueError, r"vector must have shape \(d,\), got \(1, 3\); loop"),
+    "limit 0": ({"limit": 0}, ValueError, "limit must be at least 1, got 0"),
+    "limit a float": ({"limit": 3.0}, TypeError, "limit must be a whole number"),
+    "tolerance negative": ({"tolerance": -1e-3}, ValueError, r"tolerance must not be negative, got -0\.001"),
+    "tolerance NaN": ({"tolerance": math.nan}, ValueError, "tolerance must be finite"),
+    "absolute negative": ({"absolute": -1.0}, ValueError, "absolute must not be negative"),
+    "absolute a string": ({"absolute": "0"}, TypeError, "absolute must be a real number"),
+    "not analytic at 0": ({"function": torch.log}, ValueError, "function must be analytic at 0"),
+    "a value for all": ({"function": torch.sum}, ValueError, "function must map eigenvalues"),
+    "not a tensor": ({"function": float}, ValueError, "function must map eigenvalues .* it gave float"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case):
+    changed, error, message = ERRORS[case]
+    arguments = {"product": lambda v: v, "vector": ONES, "function": torch.exp, "limit": 3, "tolerance": 1e-6}
+    with pytest.raises(error, match=message):
+        matrix_function(**(arguments | changed))
