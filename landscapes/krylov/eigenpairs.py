@@ -164,7 +164,7 @@ def eigenpairs(
         if converged or basis.products >= limit:
             break
         if len(basis.rows) + width > max(LARGEST_BASIS, 3 * carried):
-            basis.compress(carried)
+            basis.compress(max(carried, LARGEST_BASIS // 3))
             residuals = basis.residuals(carried)
         worst = shortfalls.argsort(descending=True, stable=True)[:width].to(start.device)
         if not basis.extend(residuals[worst], limit - basis.products):  # the space is invariant
