@@ -21,7 +21,6 @@ from scripts.principal_flow.common import aligned, label, legend, look
 from scripts.principal_flow.networks import OnNetworks, Plan
 from scripts.store import Tensors, trained
 
-MODES = 4
 TOLERANCE = 1e-3  # of the principal flow's Krylov space: far below the model's error at the edge
 SEEN: dict[str, Any] = {"color": "black", "linewidth": 0.9, "marker": "o", "markersize": 3, "markerfacecolor": "none"}
 NAMES = {"gradient flow": "gradient flow", "modified flow": "IGR flow", "principal flow": "principal flow"}
@@ -68,7 +67,7 @@ def onset(way: Tensors) -> int:
 
 def observers(landscape: NetworkLandscape, plan: Plan, every: int) -> list:
     """Loss at every step; eigenpairs and what follows from them every so often."""
-    top = TopEigenpairs(landscape, MODES, tolerance=1e-3, every=every)
+    top = TopEigenpairs(landscape, plan.modes, tolerance=1e-3, every=every)
     return [
         Loss(landscape),
         top,
@@ -198,7 +197,7 @@ def draw_training(axes: np.ndarray, plan: Plan, way: Tensors) -> None:
     axes[1].legend(fontsize="x-small", frameon=False, ncols=2, loc="upper right")
     label(axes[1], "step k", "hλ_i", "map of validity")
     modes = way["stability contributions"].real.sum(-1)
-    axes[2].plot(looks, -modes, color=COLOURS[2], marker="D", markersize=3, label=f"top {MODES} modes")
+    axes[2].plot(looks, -modes, color=COLOURS[2], marker="D", markersize=3, label=f"top {plan.modes} modes")
     axes[2].plot(
         looks, -way["stability remainder"], color=COLOURS[0], linestyle="--", marker="s", markersize=3, label="the rest"
     )

@@ -29,13 +29,15 @@ class Plan:
     """Steps of the window from which every flow takes a step."""
     substeps: int = 4
     """Steps of rk4 that such a step is integrated by."""
+    modes: int = 4
+    """Top eigenpairs that are followed."""
 
 
 SMOOTH: dict[str, Any] = {"data": "cifar-10", "examples": 1000, "width": 0.25, "activation": "gelu", "ghost_size": 1000}
 LAPTOP: dict[str, Plan] = {
     "mlp": Plan(NetGround("walk-mlp", data="mnist", examples=1000, width=0.25, activation="tanh"), 0.28, 300, 5, 40, 4),
-    "vgg-11": Plan(NetGround("vgg-11", norm="batch", pooling="average", **SMOOTH), 0.04, 40, 4, 6, 1, 2),
-    "resnet": Plan(NetGround("resnet-20", **SMOOTH), 0.1, 60, 6, 6, 1, 2),
+    "vgg-11": Plan(NetGround("vgg-11", norm="batch", pooling="average", **SMOOTH), 0.04, 40, 5, 4, 1, 2, 2),
+    "resnet": Plan(NetGround("resnet-20", **SMOOTH), 0.15, 40, 5, 4, 1, 2, 2),
 }
 """Quarter width, 1,000 images, all of them one batch to batch norm; smooth activations and pooling, as kinks add an
 error of their own to every flow."""
