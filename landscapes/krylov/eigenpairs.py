@@ -165,7 +165,6 @@ def eigenpairs(
             break
         if len(basis.rows) + width > max(LARGEST_BASIS, 3 * carried):
             basis.compress(max(carried, LARGEST_BASIS // 3))
-            residuals = basis.residuals(carried)
         worst = shortfalls.argsort(descending=True, stable=True)[:width].to(start.device)
         if not basis.extend(residuals[worst], limit - basis.products):  # the space is invariant
             if enough or not basis.extend(random_block(start, 1, seed=basis.products), 1):

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from flows.strategies import rotations
 from landscapes import Rosenbrock
 from landscapes.krylov import eigenpairs, random_block
+from landscapes.krylov.eigenpairs import carried_shortfalls
 from tests.landscapes.dense import Products, ranked, residuals, rotation, symmetric
 
 WHICH = ("largest", "smallest", "magnitude")
@@ -171,6 +172,18 @@ def test_an_eigenvalue_lies_within_the_residual_and_ritz_values_inside(data):
     assert bool((pairs.errors <= pairs.residuals).all())
 
 
+def test_what_carried_pairs_lack():
+    ranks = torch.tensor([5.0, 3, 2, 1], dtype=torch.float64)
+    sizes = torch.tensor([0.3, 0.1, 0.4, 0.5], dtype=torch.float64)
+    # gaps are to 1 + ½
+    errors = [0.3**2 / 3.5, 0.1**2 / 1.5, 0.4**2 / 0.5]
+    assert_close(carried_shortfalls(ranks, sizes, 3), torch.tensor([*errors, 1.5 - 2], dtype=torch.float64))
+    assert_close(carried_shortfalls(ranks, sizes, 2), torch.tensor([*errors[:2], 2.4 - 3, 1.5 - 3]).double())
+    assert_close(carried_shortfalls(ranks, 8 * sizes, 4), 8 * sizes)  # nothing is resolved
+    close = torch.tensor([0.3, 0.1, 0.7, 0.5], dtype=torch.float64)  # a gap of ½ and a residual of 0.7
+    assert float(carried_shortfalls(ranks, close, 3)[2]) == 0.7
+
+
 def spectrum(kind, d, seed):
     generator = torch.Generator().manual_seed(seed)
     uniform, normal = torch.rand(d, generator=generator), torch.randn(d, generator=generator)
@@ -309,9 +322,10 @@ def test_a_product_that_is_not_finite_gives_nan(bad, sound):
     assert again.converged
 
 
+@pytest.mark.filterwarnings("error")
 def test_no_graph_is_kept():
     theta = torch.tensor([0.3, 0.2], dtype=torch.float64, requires_grad=True)
-    pairs = eigenpairs(Rosenbrock().expand(theta).hvp, random_block(theta, 2), 1)
+    pairs = eigenpairs(Rosenbrock().expand(theta).hvp, random_block(theta, 2).requires_grad_(), 1)
     for quantity in (pairs.values, pairs.vectors, pairs.residuals, pairs.errors, pairs.block):
         assert not quantity.requires_grad
     assert_close(pairs.values, torch.linalg.eigvalsh(Rosenbrock().hessian(theta.detach()))[1:])

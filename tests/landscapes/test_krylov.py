@@ -333,6 +333,7 @@ def test_a_function_singular_at_an_eigenvalue_gives_nan():
     assert math.isnan(result.change)
 
 
+@pytest.mark.filterwarnings("error")
 def test_no_graph_is_kept():
     theta = torch.tensor([0.3, 0.2], dtype=torch.float64, requires_grad=True)
     point = Rosenbrock().expand(theta)

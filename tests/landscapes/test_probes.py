@@ -58,6 +58,26 @@ def test_probes_are_signs_and_differ(device, dtype):
     assert float((signs @ signs.mT / 50 - torch.eye(20, dtype=torch.float64)).abs().max()) < 5.5 / math.sqrt(50)
 
 
+def test_mean_and_standard_error(normal):
+    matrix, seen = symmetric(normal(9, 6)), []
+
+    def product(v):
+        seen.append(v @ matrix @ v)
+        return matrix @ v
+
+    estimate = trace(product, like(6), 5)
+    samples = torch.stack(seen)
+    assert estimate.value == pytest.approx(float(samples.mean()), rel=1e-12)
+    assert estimate.error == pytest.approx(float(samples.std() / math.sqrt(5)), rel=1e-12)  # n − 1 in the deviation
+
+
+def test_float32_sums_are_taken_in_double_precision():
+    tenth = torch.tensor(0.1)
+    estimate = trace(lambda v: tenth * v, like(100_001, torch.float32), 2)
+    assert estimate.value == pytest.approx(100_001 * float(tenth), rel=1e-13)
+    assert estimate.error == 0
+
+
 def test_diagonal_hessian_has_no_variance():
     diagonal = torch.arange(-3, 5, dtype=torch.float64)
     assert trace(lambda v: diagonal * v, like(8), 2) == Estimate(4.0, 0.0, 2)
@@ -259,6 +279,7 @@ def test_products_that_are_not_finite(bad):
         spectral_density(lambda v: diagonal * v, like(4))
 
 
+@pytest.mark.filterwarnings("error")
 def test_no_graph_is_kept():
     theta = torch.tensor([0.3, 0.2], dtype=torch.float64, requires_grad=True)
     hvp = Rosenbrock().expand(theta).hvp

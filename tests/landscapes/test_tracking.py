@@ -109,6 +109,23 @@ def test_a_period_of_two_is_followed_at_the_price_of_rest():
             assert float((followed.vectors * path[i - 1].vectors).sum(-1).abs().max()) < 0.9
 
 
+def turned(angle):
+    """5 and 3 with eigenvectors turned by ``angle`` in their plane."""
+    c, s = math.cos(angle), math.sin(angle)
+    return embedded([[5 * c * c + 3 * s * s, 2 * c * s], [2 * c * s, 5 * s * s + 3 * c * c]])
+
+
+@pytest.mark.parametrize("angles", [[25 * i for i in range(8)], [0, 40, -10, 40, -10, 40]])
+def test_modes_are_what_resembles_them_most_over_two_calls(angles):
+    # 25° a call: over two calls each turns more than half way into the other; 50° and back: over one call each does
+    path = track(EigenpairTracker(2, tolerance=1e-10), [turned(math.radians(angle)) for angle in angles])
+    for followed in path:
+        assert followed.order.tolist() == [0, 1]
+    expected = math.cos(math.radians(25)) if angles[2] == 50 else 1.0
+    for followed in path[3:]:
+        assert_close(followed.overlaps, torch.full((2,), expected, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
 def test_the_block_of_the_nearer_theta_is_taken():
     near, far = embedded([[4, 0], [0, 3]]), rotation(30, 2) @ embedded([[4, 0], [0, 3]]) @ rotation(30, 2).mT
     for places in ((0.0, 10.0, 0.1), (0.0, 10.0, 9.9)):
@@ -150,6 +167,18 @@ def test_a_mode_that_rises_uncoupled_is_met():
         assert_close(followed.pairs.values, exact, rtol=0, atol=3e-4 * float(exact[0]))
         products.append(followed.pairs.products)
     assert sum(products[1:]) / 100 < 6.3  # a block of four, two looks beyond it
+
+
+def test_a_mode_that_rises_uncoupled_is_met_by_either_of_two_guards():
+    base = torch.cat([torch.tensor([10, 9, 8]), torch.linspace(-3, 6, 297)]).double()
+    block = random_block(base, 5)
+    for step in range(400):
+        values = base.clone()
+        values[23] += 0.03 * step  # from −2.4 to 9.6
+        pairs = eigenpairs(lambda v, values=values: values * v, block, 3, seed=2 * step)
+        block = pairs.block
+        assert pairs.converged
+        assert_close(pairs.values, ranked(values, "largest")[:3], rtol=0, atol=3e-4 * 10)
 
 
 @which_ones
