@@ -7,7 +7,15 @@ from flows.descents.drift_adjusted import DriftAdjustedDescent, StochasticDriftA
 from flows.descents.gradient import GradientDescent, HeavyBall
 from flows.descents.optimizer import OptimizerDescent
 from flows.descents.stochastic import StochasticGradientDescent
-from flows.flow import BranchError, Descent, Flow, SingularModeError, StochasticDescent, UnconvergedWarning
+from flows.flow import (
+    BranchError,
+    Descent,
+    Flow,
+    Linearisation,
+    SingularModeError,
+    StochasticDescent,
+    UnconvergedWarning,
+)
 from flows.integrate import integrate
 from flows.models.gradient import GradientFlow
 from flows.models.modified import ModifiedFlow
@@ -26,6 +34,7 @@ __all__ = [
     "GradientDescent",
     "GradientFlow",
     "HeavyBall",
+    "Linearisation",
     "ModifiedFlow",
     "OptimizerDescent",
     "PrincipalFlow",

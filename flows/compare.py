@@ -21,7 +21,7 @@ from flows.descend import descend
 from flows.engine import check_theta0, extreme_eigenvalue
 from flows.flow import BranchError, Descent, Flow, StochasticDescent
 from flows.integrate import integrate
-from flows.solvers import ADAPTIVE
+from flows.solvers import ADAPTIVE, EXPONENTIAL
 from flows.trajectory import Trajectory, writable_folder
 from landscapes import Landscape, UnsupportedError
 from landscapes.errors import check_count
@@ -232,7 +232,7 @@ def one_step_errors(flow: Flow, against: Reference, settings: dict[str, Any]) ->
         remaining &= ~chosen
         where = chosen.to(against.starts.device)
         # One step is about as far as an adaptive method goes at once: try it whole.
-        first_step = length if settings["dt"] is None and settings["method"] in (None, *ADAPTIVE) else None
+        first_step = length if settings["dt"] is None and settings["method"] in (None, *ADAPTIVE, EXPONENTIAL) else None
         starts = against.starts[where]
         run = integrate(flow, starts, [0.0, length], keep="last", first_step=first_step, **settings)
         gap = distance(run.theta[-1], against.ends[where])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -92,7 +93,8 @@ class Run:
         newly = self.alive & ~finite
         if bool(newly.any()):
             first = self._theta[newly][0] if theta.ndim > 1 else self._theta
-            curvature = curvature_sentence(self.descent, first, self.descent.h)
+            rate = self.descent.elapsed(k, self._state) - t  # of the step just taken, which need not be descent.h
+            curvature = curvature_sentence(self.descent, first, rate if math.isfinite(rate) else None)
             count = f"{int(newly.sum())} of {newly.numel()} members: " if newly.ndim else ""
             self._lost.append(
                 f"{count}not finite after step {k}, last finite state at step {k - 1}, t = {t:.6g}{curvature}; "
