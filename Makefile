@@ -21,6 +21,7 @@ demo: $(VENV)/installed
 		--dtype float32 --threads 1 --out $(OUT)/shwartz-ziv
 	$(BIN)/python -m scripts.compare net --architecture resnet-20 --data digits --width 0.125 --steps 2 \
 		--dtype float32 --threads 1 --out $(OUT)/resnet-20
+	$(BIN)/python -m scripts.principal_flow quadratics --threads 1 --out $(OUT)/principal-flow
 	$(BIN)/python -m scripts.gallery --out $(OUT)/gallery.png
 	$(BIN)/python -m scripts.compare net --architecture lenet --data digits --examples 300 --h 0.6 --steps 16 \
 		--descent gd sgd --rtol 1e-4 --atol 1e-6 --krylov 12 --krylov-tolerance 1e-4 --dtype float32 --threads 1 --out $(OUT)/cnn

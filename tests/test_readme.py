@@ -9,13 +9,14 @@ README = Path(__file__).parents[1] / "README.md"
 def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict = {}
     for block in blocks:
         exec(block, names)
     printed = capsys.readouterr().out
     assert printed.count("Flows against GradientDescent") == 3
-    assert printed.endswith("4 1242\n")  # the README's comment on its last block says so
+    assert "\n4 1242\n" in printed  # the README's comments say so
+    assert names["seen"].observations["stability scaled eigenvalues"][1].shape == (6, 3)
     assert (tmp_path / "results/valley.png").stat().st_size > 10_000
     assert (tmp_path / "results/valley/comparison.safetensors").exists()
     assert names["path"].shape == (3, 2)

@@ -201,7 +201,9 @@ def draw_training(axes: np.ndarray, plan: Plan, way: Tensors) -> None:
     axes[2].plot(
         looks, -way["stability remainder"], color=COLOURS[0], linestyle="--", marker="s", markersize=3, label="the rest"
     )
-    axes[2].set_yscale("symlog", linthresh=max(1e-12, 1e-3 * float(-way["stability remainder"].min())))
+    threshold = max(1e-12, 1e-2 * float((-way["stability remainder"]).max()))
+    axes[2].set_yscale("symlog", linthresh=threshold)
+    axes[2].yaxis.get_major_locator().set_params(numticks=7)
     axes[2].legend(fontsize="x-small", frameon=False)
     label(axes[2], "step k", "−dE/dt = −Σ sc_i (gᵀu_i)²", "loss lowered along the principal flow")
 

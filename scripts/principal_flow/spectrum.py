@@ -136,7 +136,7 @@ def figure(options: Spectrum, way: Tensors, run: Comparison, first: int) -> Figu
         steps = first + np.arange(len(row.errors))
         grid[1, 2].plot(steps, positive(row.errors), **look(name))
         grid[1, 2].plot(steps, positive(row.integration), color=look(name)["color"], linestyle=":", linewidth=1)
-    label(grid[1, 2], "step k", "‖X(kh) − θ_k‖ (dotted: integration)", "flows beside descent", log="y")
+    label(grid[1, 2], "step k", "distance (dotted: integration)", "‖X(kh) − θ_k‖", log="y")
     legend(drawn, list(run.rows), {"observed": SEEN})
     return drawn
 
