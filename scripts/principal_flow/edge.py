@@ -37,7 +37,7 @@ class Edge(OnNetworks):
         descent = GradientDescent(landscape, plan.h)
         looks = observers(landscape, plan, plan.every)
         way = trained(store, "training", descent, landscape.theta0, plan.steps, 5 * plan.every, looks, every=plan.every)
-        first = onset(way)
+        first = min(onset(way) + plan.wait // plan.every, len(way["theta"]) - 1)
         window = trained(
             store,
             "window",
@@ -60,7 +60,7 @@ class Edge(OnNetworks):
 
 
 def onset(way: Tensors) -> int:
-    """The look at which the window begins: the first with hλ₀ ≥ 2, the last of all where there is none."""
+    """The first look with hλ₀ ≥ 2, the last of all where there is none."""
     beyond = (way["stability scaled eigenvalues"].amax(-1) >= 2).nonzero()
     return int(beyond[0, 0]) if len(beyond) else len(way["theta"]) - 1
 
@@ -194,6 +194,7 @@ def draw_training(axes: np.ndarray, plan: Plan, way: Tensors) -> None:
     for level, text in ((1.0, "complex above"), (2.0, "unstable above")):
         axes[1].axhline(level, color="black", linewidth=0.8, linestyle=":")
         axes[1].annotate(text, (float(looks[-1]), level), fontsize="x-small", va="bottom", ha="right")
+    axes[1].set_ylim(top=1.25 * float(x.max()))  # room for the legend
     axes[1].legend(fontsize="x-small", frameon=False, ncols=2, loc="upper right")
     label(axes[1], "step k", "hλ_i", "map of validity")
     modes = way["stability contributions"].real.sum(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,19 +24,21 @@ class Plan:
     every: int
     """Steps from one look at the curvature to the next."""
     window: int
-    """Steps from the onset (hλ₀ = 2) on that are all looked at."""
+    """Steps after the onset (hλ₀ = 2) that are all looked at."""
     studied: int
     """Steps of the window from which every flow takes a step."""
     substeps: int = 4
     """Steps of rk4 that such a step is integrated by."""
     modes: int = 4
     """Top eigenpairs that are followed."""
+    wait: int = 0
+    """Steps from the onset to the window: the gradient along u₀ needs them to grow where it was small."""
 
 
 SMOOTH: dict[str, Any] = {"data": "cifar-10", "examples": 1000, "width": 0.25, "activation": "gelu", "ghost_size": 1000}
 LAPTOP: dict[str, Plan] = {
     "mlp": Plan(NetGround("walk-mlp", data="mnist", examples=1000, width=0.25, activation="tanh"), 0.28, 300, 5, 40, 4),
-    "vgg-11": Plan(NetGround("vgg-11", norm="batch", pooling="average", **SMOOTH), 0.04, 40, 5, 4, 1, 2, 2),
+    "vgg-11": Plan(NetGround("vgg-11", norm="batch", pooling="average", **SMOOTH), 0.04, 80, 5, 4, 1, 2, 2, 30),
     "resnet": Plan(NetGround("resnet-20", **SMOOTH), 0.15, 40, 5, 4, 1, 2, 2),
 }
 """Quarter width, 1,000 images, all of them one batch to batch norm; smooth activations and pooling, as kinks add an
@@ -85,6 +87,12 @@ class OnNetworks(Common):
             ground = replace(ground, ghost_size=min(ground.ghost_size, self.examples))
         run = {name: getattr(self, name) for name in ("h", "steps", "every")}
         return replace(plan, ground=ground, **{name: value for name, value in run.items() if value is not None})
+
+    def configuration(self) -> dict[str, Any]:
+        """The options and what they come to: a preset that changes makes other results."""
+        plan = asdict(self.plan)
+        plan["ground"].pop("root")
+        return super().configuration() | {"plan": plan}
 
     def landscape(self, plan: Plan) -> NetworkLandscape:
         """The network's landscape; its own weights are θ0."""
