@@ -15,21 +15,10 @@ from flows.models.principal import principal_coefficient, real_coefficient
 from flows.strategies import rotations
 from landscapes import Rosenbrock
 from landscapes.krylov import KrylovSpace, matrix_function, spectral_action
+from tests.landscapes.dense import Products
 
 FUNCTIONS = {"exp": torch.exp, "alpha": principal_coefficient, "real alpha": real_coefficient}
 functions = pytest.mark.parametrize("name", FUNCTIONS)
-
-
-class Products:
-    """v ↦ Av, counted."""
-
-    def __init__(self, matrix):
-        self.matrix = matrix
-        self.count = 0
-
-    def __call__(self, v):
-        self.count += 1
-        return self.matrix @ v
 
 
 def symmetric(eigenvalues, rotation):

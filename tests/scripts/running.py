@@ -1,9 +1,9 @@
-"""Running a comparison as its command line does."""
+"""Running a script as its command line does."""
 
-from scripts.compare import main
+from scripts import compare
 
 
-def run(arguments, capsys):
+def run(arguments, capsys, main=compare.main):
     """Exit status, standard output and standard error."""
     try:
         status = main(arguments.split())

@@ -12,17 +12,13 @@ from landscapes import Quadratic
 from scripts.principal_flow import one_step, toys
 from scripts.principal_flow.__main__ import EXPERIMENTS, main
 from scripts.store import Store, trained
+from tests.scripts import running
 
 EDGE = "--network mlp --data digits --examples 60 --width 0.02 --h 0.5 --steps 20 --every 2 --threads 1"
 
 
 def run(arguments, capsys):
-    try:
-        status = main(arguments.split())
-    except SystemExit as stop:
-        status = stop.code
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    return running.run(arguments, capsys, main)
 
 
 def test_every_experiment_is_a_subcommand_with_help(capsys):
