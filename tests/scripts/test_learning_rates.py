@@ -17,6 +17,7 @@ from scripts.principal_flow.__main__ import main
 from scripts.principal_flow.learning_rates import PLANS, LearningRates
 from scripts.principal_flow.rate_report import Cell, figure, said, spread
 from scripts.principal_flow.rate_runs import Rule, Training, trained_at
+from tests.scripts import running
 
 TINY = "--architecture mlp --examples 40 --test-examples 20 --epochs 2 --sharpness-every 1 --dtype float64"
 GRID = f"{TINY} --rates 0.2 0.5 --powers 0.5 1 --batch-sizes 15 all --seeds 2"
@@ -24,13 +25,7 @@ PARTS = 16
 
 
 def run(arguments, capsys):
-    """Exit status, standard output and standard error."""
-    try:
-        status = main(["learning-rates", *arguments.split()])
-    except SystemExit as stop:
-        status = stop.code
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    return running.run(f"learning-rates {arguments}", capsys, main)
 
 
 def network(seed):
