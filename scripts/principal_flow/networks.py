@@ -28,7 +28,7 @@ class Plan:
     studied: int
     """Steps of the window from which every flow takes a step."""
     substeps: int = 4
-    """Steps of rk4 that such a step is integrated by."""
+    """Steps of rk4 that the principal flow takes for such a step, its rates being logarithms of hλ."""
     modes: int = 4
     """Top eigenpairs that are followed."""
     wait: int = 0
