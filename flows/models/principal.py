@@ -69,7 +69,7 @@ class PrincipalFlow(Flow):
     of gradient descent, its sign flip beyond hλ = 1 is lost.
 
     ``krylov=None`` takes the dense Hessian (d HVPs unless it has a closed form). Otherwise α(hH)∇f comes from a Krylov
-    space grown from ∇f until its estimated relative change is below ``tolerance``, with at most ``krylov`` HVPs;
+    space grown from ∇f until its estimated relative error is within ``tolerance``, with at most ``krylov`` HVPs;
     meeting the limit is flagged (UnconvergedWarning, or a note in the trajectory of a run).
 
     Source: Rosca et al. 2023, arXiv 2302.01952; branch cut rotated as ``principal_coefficient`` says.

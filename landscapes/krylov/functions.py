@@ -23,7 +23,8 @@ from landscapes.krylov.space import KrylovSpace, Product
 
 Spectral = Callable[[Tensor], Tensor]
 
-SAFETY = 5  # estimates fall short, by up to 3 as seen on networks, while a mode that g hardly contains is unresolved
+# Estimates fall short (6-fold in scripts.curvature velocity) while a mode that g hardly contains is unresolved.
+SAFETY = 5
 
 
 @dataclass(frozen=True)
