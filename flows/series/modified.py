@@ -1,0 +1,144 @@
+r"""Modified equations: the field whose flow takes the steps that a method takes, tree by tree, in exact rationals.
+
+    ẏ = Σ_τ (h^{|τ|−1}/σ(τ)) b(τ) F(τ)(y),        exp(hF̃) y = Σ_j (h^j/j!) D^{j−1}F̃ (y),
+
+where D is the derivative along F̃ itself. On trees D reads (Db)(τ) = Σ over edges b(stays) b(falls), and both families
+below say that some combination of the powers of D equals what the method does, which b(τ) solves order by order:
+
+    one step        Σ_j D^{j−1}b / j! = a                           (Hairer, Lubich & Wanner, ch. IX.9)
+    several steps   Σ_j (Σ_i α_i iʲ) D^{j−1}b / j! = Σ_i β_i Π_k e_i(τ_k),  e_i = Σ_j iʲ D^{j−1}b / j!
+
+The second is a linear multistep method Σ α_i y_{k+i} = h Σ β_i F(y_{k+i}), of which this is the smooth solution: the
+one that heavy ball settles on at a fixed momentum. Both series converge for small h only, where at all.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from numbers import Rational
+from typing import final
+
+from flows.series.methods import ExplicitMethod, exact
+from flows.series.trees import FIELD, Grammar, Tree, cuts, rooted_trees
+from landscapes.errors import check_count
+
+
+class Recursion(ABC):
+    """b(τ) of a modified equation with all powers of D, computed at first use and kept."""
+
+    def __init__(self) -> None:
+        self._powers: dict[tuple[Tree, int], Fraction] = {}
+
+    def coefficient(self, tree: Tree) -> Fraction:
+        """b(τ)."""
+        return self.power(tree, 0)
+
+    def power(self, tree: Tree, n: int) -> Fraction:
+        """(Dⁿb)(τ); zero where τ has no n edges to lose."""
+        if n >= tree.order:
+            return Fraction(0)
+        if (tree, n) not in self._powers:
+            terms = (self.power(stays, n - 1) * self.coefficient(falls) for stays, falls in cuts(tree))
+            self._powers[tree, n] = self.solve(tree) if n == 0 else sum(terms, Fraction(0))
+        return self._powers[tree, n]
+
+    @abstractmethod
+    def solve(self, tree: Tree) -> Fraction:
+        """b(τ) from the powers of D of τ, and b of smaller trees."""
+
+
+class OneStep(Recursion):
+    """Modified equation of a method with a series: exp(hF̃) = Φ_h."""
+
+    def __init__(self, method: ExplicitMethod):
+        super().__init__()
+        self.method = method
+
+    def solve(self, tree: Tree) -> Fraction:
+        """b = a − Σ_{j≥2} D^{j−1}b / j!."""
+        higher = (self.power(tree, j - 1) / math.factorial(j) for j in range(2, tree.order + 1))
+        return self.method.coefficient(tree) - sum(higher, Fraction(0))
+
+
+@final
+@dataclass(frozen=True)
+class Multistep:
+    r"""Σ_i α_i y_{k+i} = h Σ_i β_i F(y_{k+i}), i from ``first`` on; exact rationals, Σ α_i = 0 and Σ i α_i ≠ 0."""
+
+    alpha: tuple[Fraction, ...]
+    beta: tuple[Fraction, ...]
+    first: int = -1
+
+
+class SmoothSolution(Recursion):
+    """Modified equation of the solution of a multistep method that is smooth in h."""
+
+    def __init__(self, method: Multistep):
+        super().__init__()
+        self.method = method
+
+    def solve(self, tree: Tree) -> Fraction:
+        """b from Σ_j (Σ_i α_i iʲ) D^{j−1}b / j! = Σ_i β_i Π_k e_i(τ_k)."""
+        steps = range(self.method.first, self.method.first + len(self.method.alpha))
+        moments = [
+            sum((a * Fraction(i) ** j for i, a in zip(steps, self.method.alpha, strict=True)), Fraction(0))
+            for j in range(tree.order + 1)
+        ]
+        right = sum(
+            (
+                b * math.prod(self._shift(child, i) for child in tree.children)
+                for i, b in zip(steps, self.method.beta, strict=True)
+            ),
+            Fraction(0),
+        )
+        higher = (moments[j] * self.power(tree, j - 1) / math.factorial(j) for j in range(2, tree.order + 1))
+        return (right - sum(higher, Fraction(0))) / moments[1]
+
+    def _shift(self, tree: Tree, i: int) -> Fraction:
+        """e_i(τ): the coefficient of τ in exp(ihF̃)y."""
+        terms = (Fraction(i) ** j * self.power(tree, j - 1) / math.factorial(j) for j in range(1, tree.order + 1))
+        return sum(terms, Fraction(0))
+
+
+@final
+@dataclass(frozen=True)
+class Series:
+    r"""A modified field Σ c(τ) h^{|τ|−1} F(τ), c = b/σ exact, cut after trees of ``order`` vertices; zeros left out."""
+
+    terms: tuple[tuple[Tree, Fraction], ...]
+    order: int
+    grammar: Grammar = FIELD
+
+    def coefficient(self, tree: Tree) -> Fraction:
+        """c(τ) = b(τ)/σ(τ), the factor of h^{|τ|−1}F(τ); 0 for trees that do not occur."""
+        return dict(self.terms).get(tree, Fraction(0))
+
+
+@lru_cache(maxsize=64)
+def modified_equation(method: ExplicitMethod | Multistep, order: int) -> Series:
+    """The modified equation of a method, with every tree of up to ``order`` vertices."""
+    check_count("order", order)
+    if isinstance(method, Multistep):
+        recursion: Recursion = SmoothSolution(method)
+        grammar = FIELD
+    else:
+        recursion, grammar = OneStep(method), method.grammar
+    trees = [tree for n in range(1, order + 1) for tree in rooted_trees(n, grammar)]
+    found = [(tree, recursion.coefficient(tree) / tree.symmetry) for tree in trees]
+    return Series(tuple((tree, c) for tree, c in found if c != 0), order, grammar)
+
+
+def heavy_ball_multistep(momentum: Rational | int) -> Multistep:
+    """y_{k+1} − (1 + β)y_k + βy_{k−1} = hF(y_k): heavy ball at a fixed momentum β, its velocity eliminated."""
+    beta = exact("momentum", momentum)
+    return Multistep((beta, -(1 + beta), Fraction(1)), (Fraction(0), Fraction(1), Fraction(0)))
+
+
+def nesterov_multistep(momentum: Rational | int) -> Multistep:
+    """y_{k+1} − (1 + β)y_k + βy_{k−1} = h[(1 + β)F(y_k) − βF(y_{k−1})]: Nesterov's look-ahead points y."""
+    beta = exact("momentum", momentum)
+    return Multistep((beta, -(1 + beta), Fraction(1)), (-beta, 1 + beta, Fraction(0)))
