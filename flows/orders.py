@@ -1,8 +1,10 @@
-r"""Observed orders: how the one-step error of a flow against a descent falls along a ladder of learning rates.
+r"""Observed orders: how the error of a flow against a descent falls along a ladder of learning rates.
 
-A model of order p has a one-step error C h^{p+1} + O(h^{p+2}); the slope of log error against log h between
-neighbouring rungs tends to p + 1. Integration runs near rounding, so that what is seen is the model;
-rungs whose error has reached rounding are not used.
+A model of order p has a one-step error ‖X(h; θ0) − θ_1‖ = C h^{p+1} + O(h^{p+2}), and at a fixed time T, after T/h
+steps, an error C h^p + O(h^{p+1}). Each rung is integrated twice, near rounding and ten times looser (or in steps twice
+as long): the distance of the two is recorded as its integration error, so that the model's error is told apart from the
+integrator's. What an evaluation of the velocity approximates by itself (a Krylov tolerance) is in both runs alike and
+is not seen there. ``order_study`` reads orders off the errors.
 """
 
 from __future__ import annotations
@@ -10,74 +12,196 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flows.descend import descend
-from flows.engine import check_theta0
-from flows.flow import Descent, Flow
-from flows.integrate import integrate
-from landscapes.errors import check_positive
+from flows.engine import check_theta0, extreme_eigenvalue
+from flows.flow import Descent, Flow, StochasticDescent
+from flows.integrate import METHODS, integrate
+from flows.order_study import FRACTION, OrderStudy
+from flows.solvers import ADAPTIVE, EXPONENTIAL, FIXED
+from flows.trajectory import KINDS
+from landscapes import Landscape, UnsupportedError
+from landscapes.errors import check_choice, check_count, check_positive
 
-ROUNDING = 2e3  # errors below this many eps·‖θ‖ are taken for rounding and integration
+# eps·‖θ‖ that a run's end errs by, measured: torchdiffeq interpolates to it. The descent's steps add their own, √steps.
+ROUNDING = 20
+LOOSER = 10
+STATUSES = (*KINDS, "members lost", "descent diverged")
+"""How a rung's runs may end: as a trajectory's do, or with some of several starts lost, or with the descent lost."""
 
 
 @dataclass(frozen=True)
-class OrderStudy:
-    r"""Errors along a ladder of learning rates, h falling.
+class Integration:
+    r"""How each rung is integrated: an adaptive ``method`` with tolerances, or a fixed-step one with ``substeps``.
 
-    ``ladder`` (L,); ``errors`` (L,), the largest over the batch; ``slopes`` (L−1,); ``order``: the slope at the finest
-    pair of rungs above rounding, NaN where there is none.
+    Adaptive: ``rtol`` is by default 1e-13, or 50 eps where that is more, and ``atol`` 0.5 eps; the looser run has both
+    times ten. It is told to try a step of the descent in one, the tight run in two: runs that take the same steps have
+    the same errors and show none. Fixed: steps of h/(2·substeps), the looser run of h/substeps. dopri8 takes a third of
+    dopri5's evaluations at such tolerances.
     """
 
-    ladder: tuple[float, ...]
-    errors: tuple[float, ...]
-    floor: float
+    method: str = "dopri8"
+    rtol: float | None = None
+    atol: float | None = None
+    substeps: int | None = None
 
-    @property
-    def slopes(self) -> tuple[float, ...]:
-        """log(e_i/e_{i+1}) / log(h_i/h_{i+1}); NaN where an error is zero or not finite."""
-        pairs = zip(self.ladder, self.ladder[1:], self.errors, self.errors[1:], strict=False)
-        return tuple(
-            math.log(e / f) / math.log(h / k) if 0 < f < math.inf and 0 < e < math.inf else math.nan
-            for h, k, e, f in pairs
-        )
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        if self.method in FIXED:
+            if self.substeps is None:
+                raise ValueError(f"substeps must be given for the fixed-step method {self.method!r}; or use 'dopri8'")
+            check_count("substeps", self.substeps)
+            if self.rtol is not None or self.atol is not None:
+                raise ValueError(f"rtol and atol are for adaptive methods, got method={self.method!r}; give substeps")
+            return
+        if self.substeps is not None:
+            raise ValueError(f"substeps are for fixed-step methods, got method={self.method!r}; give rtol and atol")
+        for name in ("rtol", "atol"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
 
-    @property
-    def order(self) -> float:
-        """The slope at the finest pair of rungs whose errors are above rounding."""
-        reliable = [
-            s for s, e in zip(self.slopes, self.errors[1:], strict=True) if e > self.floor and not math.isnan(s)
-        ]
-        return reliable[-1] if reliable else math.nan
+    def arguments(self, h: float, dtype: torch.dtype, looser: bool) -> dict[str, Any]:
+        """What ``integrate`` is told, for the tight run and for the looser one."""
+        if self.substeps is not None:
+            return {"method": self.method, "dt": h / (self.substeps * (1 if looser else 2))}
+        eps = torch.finfo(dtype).eps
+        rtol = max(1e-13, 50 * eps) if self.rtol is None else self.rtol
+        atol = 0.5 * eps if self.atol is None else self.atol
+        factor = LOOSER if looser else 1
+        told: dict[str, Any] = {"method": self.method, "rtol": rtol * factor, "atol": atol * factor}
+        if self.method in (*ADAPTIVE, EXPONENTIAL):
+            told["first_step"] = h if looser else h / 2
+        return told
 
-    def __str__(self) -> str:
-        lines = ["          h   one-step error   slope"]
-        for h, e, s in zip(self.ladder, self.errors, (math.nan, *self.slopes), strict=True):
-            mark = "  (rounding)" if e <= self.floor else ""
-            lines.append(f"{h:11.4g}   {e:14.4e}   {'' if math.isnan(s) else f'{s:.3f}':>5}{mark}")
-        return "\n".join([*lines, f"observed order {self.order:.3f}"])
+
+@dataclass(frozen=True)
+class Rung:
+    """One learning rate: the largest error over the batch, the distance of its two integrations, how they ended."""
+
+    h: float
+    error: float
+    integration_error: float
+    status: str
 
 
 def one_step_order(
-    flow: Callable[[float], Flow], descent: Callable[[float], Descent], theta0: Tensor, ladder: Sequence[float]
+    flow: Callable[[float], Flow],
+    descent: Callable[[float], Descent],
+    theta0: Tensor,
+    ladder: Sequence[float],
+    integration: Integration | None = None,
 ) -> OrderStudy:
     r"""One-step errors ‖X(h; θ0) − θ_1‖ along a ladder of h, for h → Flow and h → Descent.
 
-    θ0 (..., d) in float64 or the errors drown early; the descent must be deterministic. Raises ValueError unless the
-    ladder has at least two positive rungs, all different.
+    Their order is p + 1 for a model of order p. θ0 (..., d) in float64 or the errors drown early; of a batch of starts
+    the largest error counts. A rung whose runs fail has NaN for its error and says how in ``statuses``.
+
+    Raises ValueError unless the ladder has at least two positive rungs, all different, and flow(h) and descent(h) have
+    the learning rate h; UnsupportedError for a stochastic descent, whose weak order is another study.
     """
     theta0 = check_theta0(theta0)
+    rungs = [measured_rung(flow, descent, theta0, h, 1, integration) for h in check_ladder(ladder)]
+    return study_of(rungs, theta0, descent(rungs[0].h).landscape, "one-step error")
+
+
+def global_order(
+    flow: Callable[[float], Flow],
+    descent: Callable[[float], Descent],
+    theta0: Tensor,
+    ladder: Sequence[float],
+    time: float,
+    integration: Integration | None = None,
+) -> OrderStudy:
+    r"""Errors ‖X(T; θ0) − θ_{T/h}‖ at the time T along a ladder of h.
+
+    Their order is p for a model of order p. All else is as in ``one_step_order``; ValueError also where T is no whole
+    number of steps of a rung.
+    """
+    theta0 = check_theta0(theta0)
+    steps = [whole_steps(time, h) for h in check_ladder(ladder)]
+    rungs = [measured_rung(flow, descent, theta0, time / n, n, integration) for n in steps]
+    return study_of(rungs, theta0, descent(rungs[0].h).landscape, f"error at t = {time:.4g}", max(steps))
+
+
+def check_ladder(ladder: Sequence[float]) -> list[float]:
+    """The rungs, h falling; raise unless there are at least two, positive and all different."""
     rungs = sorted((check_positive("ladder", h) for h in ladder), reverse=True)
     if len(rungs) < 2 or len(set(rungs)) < len(rungs):
         raise ValueError(f"ladder must have at least two different learning rates, got {list(ladder)!r}")
+    return rungs
+
+
+def whole_steps(time: float, h: float) -> int:
+    """T/h; raise unless it is a whole number."""
+    steps = round(check_positive("time", time) / h)
+    if steps < 1 or abs(steps * h - time) > 1e-9 * time:
+        raise ValueError(f"time must be a whole number of steps of every rung, got {time!r} and h = {h!r}: use time/n")
+    return steps
+
+
+def measured_rung(
+    flow: Callable[[float], Flow],
+    descent: Callable[[float], Descent],
+    theta0: Tensor,
+    h: float,
+    steps: int,
+    integration: Integration | None = None,
+) -> Rung:
+    r"""Both runs of one rung: ``steps`` steps of descent(h) from θ0 (..., d), and flow(h) to their end, twice."""
+    taken, model = deterministic(descent(h)), flow(h)
+    for name, rate in (("descent", taken.h), ("flow", getattr(model, "h", h))):
+        if not math.isclose(rate, h, rel_tol=1e-12):
+            raise ValueError(f"{name}(h) must have the learning rate h it is given, got {rate!r} for h = {h!r}")
+    path = descend(taken, theta0, steps, keep="last")
+    if path.status != "finished" or not bool(path.alive.all()):
+        return Rung(h, math.nan, math.nan, "descent diverged")
+    ends = []
+    for looser in (False, True):
+        told = (integration or Integration()).arguments(h, theta0.abs().dtype, looser)
+        run = integrate(model, theta0, [0.0, float(path.times[-1])], keep="last", **told)
+        if run.status != "finished" or not bool(run.alive.all()):
+            return Rung(h, math.nan, math.nan, str(run.status) if run.status != "finished" else "members lost")
+        ends.append(run.theta[-1])
+    error = torch.linalg.vector_norm(ends[0] - path.theta[-1], dim=-1).max()
+    apart = torch.linalg.vector_norm(ends[0] - ends[1], dim=-1).max()
+    return Rung(h, float(error), float(apart), "finished")
+
+
+def deterministic(descent: Descent) -> Descent:
+    """The descent; UnsupportedError where it is stochastic."""
+    if isinstance(descent, StochasticDescent):
+        raise UnsupportedError(
+            f"descent must be deterministic, got {type(descent).__name__}: its error is a random variable, and what "
+            "falls with h are errors of means (weak order), another study; use descent.full_batch() for its mean step"
+        )
+    if not isinstance(descent, Descent):
+        raise TypeError(f"descent must map h to a Descent, got {type(descent).__name__}")
+    return descent
+
+
+def study_of(rungs: Sequence[Rung], theta0: Tensor, landscape: Landscape, quantity: str, steps: int = 1) -> OrderStudy:
+    """The study of measured rungs, h falling, of at most ``steps`` steps from θ0 (..., d)."""
     eps = torch.finfo(theta0.dtype).eps
-    errors = []
-    for h in rungs:
-        moved = descend(descent(h), theta0, 1, keep="last").theta[-1]
-        run = integrate(flow(h), theta0, [0.0, h], rtol=max(1e-13, 50 * eps), atol=50 * eps * 1e-2, keep="last")
-        gap = torch.linalg.vector_norm(run.theta[-1] - moved, dim=-1)
-        errors.append(float(gap.max()) if run.status == "finished" and bool(run.alive.all()) else math.nan)
-    floor = ROUNDING * eps * float(torch.linalg.vector_norm(theta0, dim=-1).max().clamp(min=1e-3))
-    return OrderStudy(tuple(rungs), tuple(errors), floor)
+    size = float(torch.linalg.vector_norm(theta0, dim=-1).max().clamp(min=1e-3))
+    return OrderStudy(
+        ladder=tuple(rung.h for rung in rungs),
+        errors=tuple(rung.error for rung in rungs),
+        floor=(ROUNDING + math.sqrt(steps)) / FRACTION * eps * size,
+        integration_errors=tuple(rung.integration_error for rung in rungs),
+        statuses=tuple(rung.status for rung in rungs),
+        sharpness=sharpness_at(landscape, theta0),
+        quantity=quantity,
+    )
+
+
+def sharpness_at(landscape: Landscape, theta0: Tensor) -> float:
+    """|λ|, the Hessian's eigenvalue of largest magnitude over the starts θ0 (..., d); NaN where there is none."""
+    try:
+        found = [extreme_eigenvalue(landscape, theta) for theta in theta0.reshape(-1, theta0.shape[-1])]
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return math.nan  # a loss without second derivatives: what is lost is a remark, not the study
+    return max((abs(value) for value in found if value is not None), default=math.nan)

@@ -1,0 +1,203 @@
+r"""What errors along a ladder of learning rates say: local slopes, a fitted order with its interval, where it ends.
+
+The model error of a rung is e(h) = C h^q (1 + c h + …), so that the slope of log e against log h between neighbouring
+rungs is q + O(h). A rung counts where integration and rounding are below one per cent of its error (*trusted*). The
+order is fitted on the finest trusted rungs, as far up the ladder as their slopes agree with it: there asymptotics end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from scipy import stats
+
+FRACTION = 0.01  # of the error, that integration and rounding may be: a slope over a factor of two then errs by 0.03
+# Slopes this far from the fitted order are c h ≈ 0.14 at rungs apart by two; what the fit neglects is its square.
+TOLERANCE = 0.1
+FEWEST = 3  # rungs of a fit: two slopes that agree
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class OrderFit:
+    r"""log e = log C + q log h (+ c h where there are four rungs or more), by least squares on ladder[first:last + 1].
+
+    ``order`` q; ``low``, ``high``: its interval at 95 %. What is left over is no noise but the series' next term, so
+    the half width is the sum of three: Student's t times the standard error of the residuals; the change of q when the
+    fit takes one more correction, an estimate of its bias; and what integration and rounding errors as large as those
+    recorded can do to it. Without the correction (three rungs) q is biased by about c h; with it, by O(h²).
+    ``constant`` C; ``correction`` c, NaN for three rungs; ``rungs``, how many were used: untrusted ones are left out.
+    """
+
+    order: float
+    low: float
+    high: float
+    constant: float
+    correction: float
+    first: int
+    last: int
+    rungs: int
+
+
+@dataclass(frozen=True)
+class OrderStudy:
+    r"""Errors along a ladder of learning rates, h falling.
+
+    ``ladder`` (L,); ``errors`` (L,), the largest over the batch, NaN where a run failed; ``floor``: errors below it are
+    taken for rounding; ``integration_errors`` (L,), the distance to a looser integration, None where not measured;
+    ``statuses`` (L,), how the runs of each rung ended, empty where not told; ``sharpness`` |λ|, the Hessian's
+    eigenvalue of largest magnitude at θ0, NaN where unknown; ``quantity``: what the errors are.
+    """
+
+    ladder: tuple[float, ...]
+    errors: tuple[float, ...]
+    floor: float
+    integration_errors: tuple[float, ...] | None = None
+    statuses: tuple[str, ...] = ()
+    sharpness: float = math.nan
+    quantity: str = "one-step error"
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """log(e_i/e_{i+1}) / log(h_i/h_{i+1}), (L−1,); NaN where an error is zero or not finite."""
+        rungs = zip(self.ladder, self.errors, strict=False)
+        return tuple(slope(coarse, fine) for coarse, fine in pairwise(rungs))
+
+    @property
+    def uncertainties(self) -> tuple[float, ...]:
+        """(integration error + rounding)/error of each rung (L,); infinite where there is no error to speak of."""
+        integration = self.integration_errors or (0.0,) * len(self.errors)
+        return tuple(
+            (i + FRACTION * self.floor) / e if 0 < e < math.inf and not math.isnan(i) else math.inf
+            for e, i in zip(self.errors, integration, strict=True)
+        )
+
+    @property
+    def trusted(self) -> tuple[bool, ...]:
+        """Where the error is the model's (L,): above the floor, and integration errors at most a hundredth of it."""
+        integration = self.integration_errors or (0.0,) * len(self.errors)
+        return tuple(
+            self.floor < e < math.inf and i <= FRACTION * e for e, i in zip(self.errors, integration, strict=True)
+        )
+
+    @property
+    def order(self) -> float:
+        """The slope at the finest pair of rungs whose finer one is trusted, NaN where there is none."""
+        reliable = [s for s, t in zip(self.slopes, self.trusted[1:], strict=True) if t and not math.isnan(s)]
+        return reliable[-1] if reliable else math.nan
+
+    @cached_property
+    def fit(self) -> OrderFit | None:
+        """The order fitted on the largest window of the finest trusted rungs whose slopes all agree with it.
+
+        Agreement is to 0.1 and what the rungs' uncertainties can do to a slope. None where not even three rungs agree.
+        """
+        trusted = [i for i, t in enumerate(self.trusted) if t]
+        for start in range(len(trusted) - FEWEST + 1):
+            fitted = fit_order(self.ladder, self.errors, self.uncertainties, trusted[start:])
+            if self._agrees(fitted.order, trusted[start:]):
+                return fitted
+        return None
+
+    @property
+    def asymptotic_end(self) -> float:
+        """The largest h from which all finer slopes agree with the fitted order; NaN without a fit."""
+        return math.nan if self.fit is None else self.ladder[self.fit.first]
+
+    def _agrees(self, order: float, window: Sequence[int]) -> bool:
+        for i, j in pairwise(window):
+            local = slope((self.ladder[i], self.errors[i]), (self.ladder[j], self.errors[j]))
+            measured = (self.uncertainties[i] + self.uncertainties[j]) / math.log(self.ladder[i] / self.ladder[j])
+            if not abs(local - order) <= TOLERANCE + measured:
+                return False
+        return True
+
+    def __str__(self) -> str:
+        width = max(14, len(self.quantity))
+        lines = [f"{'h':>11}   {'hλ':>9}   {self.quantity:>{width}}   {'integration':>11}   {'slope':>6}"]
+        integration = self.integration_errors or (math.nan,) * len(self.errors)
+        rows = zip(self.ladder, self.errors, integration, (math.nan, *self.slopes), strict=True)
+        for k, (h, e, i, s) in enumerate(rows):
+            figures = [f"{h:11.4g}", f"{shown(h * self.sharpness, '.4g'):>9}", f"{shown(e, '.4e'):>{width}}"]
+            figures += [f"{shown(i, '.1e'):>11}", f"{shown(s, '.3f'):>6}{self._mark(k)}"]
+            lines.append("   ".join(figures).rstrip())
+        return "\n".join([*lines, self.sentence, f"observed order {self.order:.3f}"])
+
+    @property
+    def sentence(self) -> str:
+        """The fitted order, its interval and where asymptotics end; or why there is none."""
+        if self.fit is None:
+            seen = [e for e in self.errors if not math.isnan(e)]
+            if seen and max(seen) <= self.floor:
+                return "no fitted order: every error is rounding, the model is exact as far as can be seen"
+            few = "fewer than three rungs are trusted" if sum(self.trusted) < FEWEST else "slopes do not settle"
+            remedy = (
+                "add finer rungs" if few.startswith("slopes") else "add rungs above the rounding, or integrate tighter"
+            )
+            return f"no fitted order: {few}; {remedy}"
+        fit = self.fit
+        at = "" if math.isnan(self.sharpness) else f" (hλ = {self.asymptotic_end * self.sharpness:.3g})"
+        return (
+            f"fitted order {fit.order:.4f}, 95 % interval [{fit.low:.4f}, {fit.high:.4f}], from {fit.rungs} rungs; "
+            f"asymptotics end at h = {self.asymptotic_end:.4g}{at}"
+        )
+
+    def _mark(self, k: int) -> str:
+        if self.statuses and self.statuses[k] != "finished":
+            return f"  ({self.statuses[k]})"
+        if self.errors[k] <= self.floor:
+            return "  (rounding)"
+        return "" if self.trusted[k] or math.isnan(self.errors[k]) else "  (integration)"
+
+
+def shown(value: float, form: str) -> str:
+    """A number in that format; nothing for NaN."""
+    return "" if math.isnan(value) else format(value, form)
+
+
+def slope(coarse: tuple[float, float], fine: tuple[float, float]) -> float:
+    """The slope of log e against log h between two rungs (h, e); NaN where an error is zero or not finite."""
+    (h, e), (k, f) = coarse, fine
+    return math.log(e / f) / math.log(h / k) if 0 < f < math.inf and 0 < e < math.inf else math.nan
+
+
+def fit_order(
+    ladder: Sequence[float], errors: Sequence[float], uncertainties: Sequence[float], window: Sequence[int]
+) -> OrderFit:
+    """The fit of ``OrderFit`` on the rungs of that window (three or more indices, rising)."""
+    h = np.array([ladder[i] for i in window])
+    logs = np.log([errors[i] for i in window])
+    measured = np.array([uncertainties[i] for i in window])
+    scale = h[0]
+    # log C, q, c scale, c₂ scale²: columns of order one
+    columns = np.stack([np.ones_like(h), np.log(h / scale), h / scale, (h / scale) ** 2], axis=1)
+    terms = 2 if len(window) == FEWEST else 3
+    solved = np.linalg.pinv(columns[:, :terms])  # (terms, n)
+    found = solved @ logs
+    further = float(np.linalg.pinv(columns[:, : terms + 1])[1] @ logs)
+    finer = float(np.linalg.pinv(columns[1:, :terms])[1] @ logs[1:])
+    freedom = len(window) - terms
+    residual = logs - columns[:, :terms] @ found
+    standard_error = math.sqrt(float(residual @ residual) / freedom) * float(np.linalg.norm(solved[1]))
+    half = (
+        float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * standard_error
+        + abs(further - float(found[1]))
+        + abs(finer - float(found[1]))
+        + float(np.abs(solved[1]) @ measured)
+    )
+    order = float(found[1])
+    return OrderFit(
+        order=order,
+        low=order - half,
+        high=order + half,
+        constant=float(np.exp(found[0] - order * math.log(scale))),
+        correction=float(found[2] / scale) if terms > 2 else math.nan,
+        first=window[0],
+        last=window[-1],
+        rungs=len(window),
+    )
