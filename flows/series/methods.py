@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from numbers import Rational
-from typing import final
+from typing import Any, final
+
+import sympy
 
 from flows.series.trees import FIELD, Grammar, Part, Tree
 
-Row = tuple[Fraction, ...]
+Exact = Any
+"""A Fraction, or a sympy expression where a method is given with symbols: mypy has no types for sympy."""
+Row = tuple[Exact, ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class ExplicitMethod:
     tableaux: tuple[tuple[str, Tableau], ...]
     grammar: Grammar = FIELD
 
-    def coefficient(self, tree: Tree) -> Fraction:
+    def coefficient(self, tree: Tree) -> Exact:
         """a(τ) = Σ_i b_i Π_k φ_i(τ_k), φ_i(τ) = Σ_j A_ij Π_k φ_j(τ_k): the elementary weight."""
         tableau = dict(self.tableaux)[tree.colour]
         return sum(
@@ -49,22 +53,25 @@ class ExplicitMethod:
             Fraction(0),
         )
 
-    def _derivative(self, tree: Tree, stage: int) -> Fraction:
+    def _derivative(self, tree: Tree, stage: int) -> Exact:
         return math.prod((_stage_weight(self, child, stage) for child in tree.children), start=Fraction(1))
 
 
 @cache
-def _stage_weight(method: ExplicitMethod, tree: Tree, stage: int) -> Fraction:
+def _stage_weight(method: ExplicitMethod, tree: Tree, stage: int) -> Exact:
     """φ_i(τ): the coefficient of τ in stage i."""
     row = dict(method.tableaux)[tree.colour].stages[stage]
     return sum((a * method._derivative(tree, j) for j, a in enumerate(row) if a), Fraction(0))
 
 
-def runge_kutta(stages: Sequence[Sequence[Rational | int]], weights: Sequence[Rational | int]) -> ExplicitMethod:
-    """The explicit Runge–Kutta method with matrix ``stages`` A (s, s) and ``weights`` b (s), exact rationals.
+def runge_kutta(
+    stages: Sequence[Sequence[Rational | sympy.Expr]], weights: Sequence[Rational | sympy.Expr]
+) -> ExplicitMethod:
+    """The explicit Runge–Kutta method with matrix ``stages`` A (s, s) and ``weights`` b (s).
 
-    Raises TypeError for numbers that are not rational (a float is not what it looks like), ValueError for a matrix that
-    is not square and strictly lower triangular, or weights of another length.
+    Entries are whole numbers, fractions.Fraction, or sympy expressions for a family of methods. Raises TypeError for
+    other numbers (a float is not what it looks like), ValueError for a matrix that is not square and strictly lower
+    triangular, or weights of another length.
     """
     rows = tuple(tuple(exact("stages", a) for a in row) for row in stages)
     b = tuple(exact("weights", w) for w in weights)
@@ -77,10 +84,15 @@ def runge_kutta(stages: Sequence[Sequence[Rational | int]], weights: Sequence[Ra
     return ExplicitMethod((("f", Tableau(rows, b)),))
 
 
-def exact(name: str, number: Rational | int) -> Fraction:
-    """The number as a Fraction; raise unless it is rational."""
+def exact(name: str, number: Rational | sympy.Expr) -> Exact:
+    """The number as a Fraction, an expression in symbols as it is; raise where it is neither."""
+    if isinstance(number, sympy.Expr) and not number.is_number and not number.has(sympy.Float):
+        return number
     if isinstance(number, bool) or not isinstance(number, Rational):
-        raise TypeError(f"{name} must hold whole numbers or fractions.Fraction, got {number!r}")
+        raise TypeError(
+            f"{name} must hold whole numbers, fractions.Fraction or sympy expressions in symbols, got {number!r}; "
+            "write Fraction(9, 10) for 0.9"
+        )
     return Fraction(number)
 
 

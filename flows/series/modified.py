@@ -22,7 +22,9 @@ from functools import lru_cache
 from numbers import Rational
 from typing import final
 
-from flows.series.methods import ExplicitMethod, exact
+import sympy
+
+from flows.series.methods import Exact, ExplicitMethod, exact
 from flows.series.trees import FIELD, Grammar, Tree, cuts, rooted_trees
 from landscapes.errors import check_count
 
@@ -31,24 +33,32 @@ class Recursion(ABC):
     """b(τ) of a modified equation with all powers of D, computed at first use and kept."""
 
     def __init__(self) -> None:
-        self._powers: dict[tuple[Tree, int], Fraction] = {}
+        self._powers: dict[tuple[Tree, int], Exact] = {}
 
-    def coefficient(self, tree: Tree) -> Fraction:
+    def coefficient(self, tree: Tree) -> Exact:
         """b(τ)."""
         return self.power(tree, 0)
 
-    def power(self, tree: Tree, n: int) -> Fraction:
+    def power(self, tree: Tree, n: int) -> Exact:
         """(Dⁿb)(τ); zero where τ has no n edges to lose."""
         if n >= tree.order:
             return Fraction(0)
         if (tree, n) not in self._powers:
             terms = (self.power(stays, n - 1) * self.coefficient(falls) for stays, falls in cuts(tree))
-            self._powers[tree, n] = self.solve(tree) if n == 0 else sum(terms, Fraction(0))
+            self._powers[tree, n] = reduced(self.solve(tree)) if n == 0 else sum(terms, Fraction(0))
         return self._powers[tree, n]
 
     @abstractmethod
-    def solve(self, tree: Tree) -> Fraction:
+    def solve(self, tree: Tree) -> Exact:
         """b(τ) from the powers of D of τ, and b of smaller trees."""
+
+
+def reduced(number: Exact) -> Exact:
+    """A Fraction where the number is one, else a quotient of polynomials in lowest terms, so that zeros are seen."""
+    if not isinstance(number, sympy.Expr):
+        return number
+    quotient = sympy.factor(sympy.cancel(number))
+    return Fraction(int(quotient.p), int(quotient.q)) if quotient.is_Rational else quotient
 
 
 class OneStep(Recursion):
@@ -58,7 +68,7 @@ class OneStep(Recursion):
         super().__init__()
         self.method = method
 
-    def solve(self, tree: Tree) -> Fraction:
+    def solve(self, tree: Tree) -> Exact:
         """b = a − Σ_{j≥2} D^{j−1}b / j!."""
         higher = (self.power(tree, j - 1) / math.factorial(j) for j in range(2, tree.order + 1))
         return self.method.coefficient(tree) - sum(higher, Fraction(0))
@@ -67,11 +77,26 @@ class OneStep(Recursion):
 @final
 @dataclass(frozen=True)
 class Multistep:
-    r"""Σ_i α_i y_{k+i} = h Σ_i β_i F(y_{k+i}), i from ``first`` on; exact rationals, Σ α_i = 0 and Σ i α_i ≠ 0."""
+    r"""Σ_i α_i y_{k+i} = h Σ_i β_i F(y_{k+i}), i from ``first`` on; Σ α_i = 0 and Σ i α_i ≠ 0.
 
-    alpha: tuple[Fraction, ...]
-    beta: tuple[Fraction, ...]
+    Entries are exact rationals, or sympy expressions for a family of methods. Raises TypeError for other numbers (a
+    float is not what it looks like), ValueError where the lengths differ or the sums are not as above: then no solution
+    of the method follows a field.
+    """
+
+    alpha: tuple[Exact, ...]
+    beta: tuple[Exact, ...]
     first: int = -1
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            object.__setattr__(self, name, tuple(exact(name, number) for number in getattr(self, name)))
+        if len(self.alpha) != len(self.beta) or len(self.alpha) < 2:
+            raise ValueError(f"alpha and beta must be as long, two at least, got {len(self.alpha)}, {len(self.beta)}")
+        if reduced(sum(self.alpha)) != 0:
+            raise ValueError(f"alpha must sum to 0, so that constants solve y' = 0, got {self.alpha}")
+        if reduced(sum(i * a for i, a in enumerate(self.alpha))) == 0:
+            raise ValueError(f"alpha must have Σ i α_i ≠ 0, so that its solutions have a slope, got {self.alpha}")
 
 
 class SmoothSolution(Recursion):
@@ -81,7 +106,7 @@ class SmoothSolution(Recursion):
         super().__init__()
         self.method = method
 
-    def solve(self, tree: Tree) -> Fraction:
+    def solve(self, tree: Tree) -> Exact:
         """b from Σ_j (Σ_i α_i iʲ) D^{j−1}b / j! = Σ_i β_i Π_k e_i(τ_k)."""
         steps = range(self.method.first, self.method.first + len(self.method.alpha))
         moments = [
@@ -98,10 +123,22 @@ class SmoothSolution(Recursion):
         higher = (moments[j] * self.power(tree, j - 1) / math.factorial(j) for j in range(2, tree.order + 1))
         return (right - sum(higher, Fraction(0))) / moments[1]
 
-    def _shift(self, tree: Tree, i: int) -> Fraction:
+    def _shift(self, tree: Tree, i: int) -> Exact:
         """e_i(τ): the coefficient of τ in exp(ihF̃)y."""
         terms = (Fraction(i) ** j * self.power(tree, j - 1) / math.factorial(j) for j in range(1, tree.order + 1))
         return sum(terms, Fraction(0))
+
+
+def recursion_of(method: ExplicitMethod | Multistep) -> Recursion:
+    """The recursion that solves for the method's modified equation; TypeError for anything else."""
+    if isinstance(method, Multistep):
+        return SmoothSolution(method)
+    if isinstance(method, ExplicitMethod):
+        return OneStep(method)
+    raise TypeError(
+        f"method must be an ExplicitMethod or a Multistep, got {type(method).__name__}; make one with runge_kutta, "
+        "heavy_ball_multistep or nesterov_multistep"
+    )
 
 
 @final
@@ -113,7 +150,7 @@ class Series:
     order: int
     grammar: Grammar = FIELD
 
-    def coefficient(self, tree: Tree) -> Fraction:
+    def coefficient(self, tree: Tree) -> Exact:
         """c(τ) = b(τ)/σ(τ), the factor of h^{|τ|−1}F(τ); 0 for trees that do not occur."""
         return dict(self.terms).get(tree, Fraction(0))
 
@@ -122,23 +159,34 @@ class Series:
 def modified_equation(method: ExplicitMethod | Multistep, order: int) -> Series:
     """The modified equation of a method, with every tree of up to ``order`` vertices."""
     check_count("order", order)
-    if isinstance(method, Multistep):
-        recursion: Recursion = SmoothSolution(method)
-        grammar = FIELD
-    else:
-        recursion, grammar = OneStep(method), method.grammar
+    recursion = recursion_of(method)
+    grammar = FIELD if isinstance(method, Multistep) else method.grammar
     trees = [tree for n in range(1, order + 1) for tree in rooted_trees(n, grammar)]
     found = [(tree, recursion.coefficient(tree) / tree.symmetry) for tree in trees]
     return Series(tuple((tree, c) for tree, c in found if c != 0), order, grammar)
 
 
-def heavy_ball_multistep(momentum: Rational | int) -> Multistep:
-    """y_{k+1} − (1 + β)y_k + βy_{k−1} = hF(y_k): heavy ball at a fixed momentum β, its velocity eliminated."""
-    beta = exact("momentum", momentum)
+def heavy_ball_multistep(momentum: Rational | sympy.Expr) -> Multistep:
+    """y_{k+1} − (1 + β)y_k + βy_{k−1} = hF(y_k): heavy ball at a fixed momentum β, its velocity eliminated.
+
+    β a rational, or a sympy symbol for all of them. Raises TypeError for a float, ValueError for β = 1.
+    """
+    beta = check_momentum(momentum)
     return Multistep((beta, -(1 + beta), Fraction(1)), (Fraction(0), Fraction(1), Fraction(0)))
 
 
-def nesterov_multistep(momentum: Rational | int) -> Multistep:
-    """y_{k+1} − (1 + β)y_k + βy_{k−1} = h[(1 + β)F(y_k) − βF(y_{k−1})]: Nesterov's look-ahead points y."""
-    beta = exact("momentum", momentum)
+def nesterov_multistep(momentum: Rational | sympy.Expr) -> Multistep:
+    """y_{k+1} − (1 + β)y_k + βy_{k−1} = h[(1 + β)F(y_k) − βF(y_{k−1})]: Nesterov's look-ahead points y.
+
+    β and errors as for ``heavy_ball_multistep``.
+    """
+    beta = check_momentum(momentum)
     return Multistep((beta, -(1 + beta), Fraction(1)), (-beta, 1 + beta, Fraction(0)))
+
+
+def check_momentum(momentum: Rational | sympy.Expr) -> Exact:
+    """Return β exactly; raise where it is a float, or 1."""
+    beta = exact("momentum", momentum)
+    if beta == 1:
+        raise ValueError("momentum must not be 1: its solutions follow no field, as nothing damps their velocity")
+    return beta

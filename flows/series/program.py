@@ -59,7 +59,12 @@ class Program:
     outputs: tuple[int, ...]
 
     def __call__(self, point: Expansion, **given: Tensor) -> list[Tensor]:
-        """The vectors (..., d) that the combinations stand for, at the point and with the vectors given."""
+        """The vectors (..., d) that the combinations stand for, at the point and with the vectors given.
+
+        Raises TypeError unless exactly the vectors that the trees name are given.
+        """
+        if set(given) != set(self.given):
+            raise TypeError(f"the program takes the vectors {self.given}, got {tuple(sorted(given))}")
         vectors = [given[name] for name in self.given]
         expansions = [point]
         for step in self.instructions:
@@ -85,7 +90,17 @@ def weighted(terms: Sequence[tuple[float, int]], vectors: Sequence[Tensor]) -> T
 
 
 def compile_program(combinations: Sequence[Combination]) -> Program:
-    """A program whose outputs are the combinations, each of at least one tree."""
+    """A program whose outputs are the combinations.
+
+    Raises ValueError for a combination without a tree, or a tree that grows from anything but "g": only derivatives of
+    ∇f take directions.
+    """
+    for combination in combinations:
+        if not combination:
+            raise ValueError("combinations must hold at least one tree each; give a tree the coefficient 0 for nothing")
+        for vertex in (v for whole in combination for v in walk(whole)):
+            if vertex.children and vertex.colour != "g":
+                raise ValueError(f"combinations must have vertices 'g' above their leaves, got {vertex}")
     return Compiler(combinations).program()
 
 

@@ -63,7 +63,9 @@ def _symmetry(tree: Tree) -> int:
 
 
 def tree(colour: str, *children: Tree) -> Tree:
-    """The tree with that root and those children, in canonical form."""
+    """The tree with that root and those children, in canonical form; TypeError for children that are no trees."""
+    if not isinstance(colour, str) or not all(isinstance(child, Tree) for child in children):
+        raise TypeError(f"a tree is made of a colour and of trees such as tree('f'), got {colour!r}, {children!r}")
     return Tree(colour, tuple(sorted(children, key=lambda child: (child.order, child))))
 
 
