@@ -1,0 +1,273 @@
+r"""Modified equations as sympy expressions: of concrete fields, of any landscape, and of linear fields in closed form.
+
+Of a concrete field F(y) the elementary differentials are derived; of a landscape they are named: trees of derivatives
+of f, with F = −∇f worked in. On a linear field only the tall trees are left, and their sum has a closed form: one step
+multiplies a mode of F(y) = λy by R(hλ), R the method's stability function, so that the flow multiplies by
+
+    Σ_n c(tall_n) zⁿ⁻¹ = log R(z)/z  per unit of time,      z = hλ.
+
+For gradient descent R(z) = 1 + z and z = −hH: the principal flow (hH)⁻¹ log(I − hH)∇f.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sympy
+
+from flows.series.methods import EULER, MOMENTUM, Exact, ExplicitMethod, Row
+from flows.series.modified import Multistep, Series, modified_equation, recursion_of
+from flows.series.trees import FIELD, Tree, tree
+from landscapes.errors import UnsupportedError, check_count
+from landscapes.symbolic import check_symbols
+
+Vector = tuple[sympy.Expr, ...]
+Field = Sequence[sympy.Expr] | Mapping[str, Sequence[sympy.Expr]]
+GRADIENT, VELOCITY = Tree("g", ()), Tree("v", ())
+"""∇f and v, the leaves of trees on a landscape; their other vertices are "g", derivatives of ∇f."""
+
+
+@dataclass(frozen=True)
+class Differentials:
+    """F(τ) of a concrete field: ``parts``, its components by colour, in ``symbols``; derivatives are kept."""
+
+    parts: Mapping[str, Vector]
+    symbols: tuple[sympy.Symbol, ...]
+    _derivatives: dict[tuple[str, tuple[int, ...]], Vector] = field(default_factory=dict)
+    _values: dict[Tree, Vector] = field(default_factory=dict)
+
+    def __call__(self, whole: Tree) -> Vector:
+        """F_c^{(m)}(F(τ_1), …, F(τ_m)), one expression a component."""
+        if whole not in self._values:
+            directions = [self(child) for child in whole.children]
+            self._values[whole] = tuple(map(tidy, self._contract(whole.colour, (), directions)))
+        return self._values[whole]
+
+    def _contract(self, colour: str, indices: tuple[int, ...], directions: Sequence[Vector]) -> Vector:
+        """Σ_i ∂_i … F_c · (direction)_i …, the derivatives ``indices`` taken already."""
+        entry = self._derivative(colour, tuple(sorted(indices)))
+        if not directions or not any(entry):
+            return entry
+        first, *rest = directions
+        total: Vector = (sympy.S.Zero,) * len(entry)
+        for i, factor in enumerate(first):
+            if factor != 0:
+                inner = self._contract(colour, (*indices, i), rest)
+                total = tuple(a + factor * b for a, b in zip(total, inner, strict=True))
+        return total
+
+    def _derivative(self, colour: str, indices: tuple[int, ...]) -> Vector:
+        if not indices:
+            return self.parts[colour]
+        if (colour, indices) not in self._derivatives:
+            lower = self._derivative(colour, indices[:-1])
+            self._derivatives[colour, indices] = tuple(sympy.diff(c, self.symbols[indices[-1]]) for c in lower)
+        return self._derivatives[colour, indices]
+
+
+def tidy(expression: sympy.Expr) -> sympy.Expr:
+    """Polynomials multiplied out, so that terms which cancel are gone; anything else as it is."""
+    return sympy.expand(expression) if expression.is_polynomial() else expression
+
+
+def field_terms(series: Series, parts: Field, symbols: Sequence[sympy.Symbol]) -> list[Vector]:
+    r"""F_1 … F_p of the modified field Σ_j h^{j−1}F_j of a concrete field; each as long as ``symbols``.
+
+    ``parts``: the field's components in ``symbols``; for a split method a mapping colour → components. Raises TypeError
+    or ValueError naming the argument where they do not fit the series or each other.
+    """
+    if not isinstance(series, Series):
+        raise TypeError(f"series must be a Series, got {type(series).__name__}; make one with modified_equation")
+    names = check_symbols(symbols)
+    differential = Differentials(check_parts(parts, series, len(names)), names)
+    terms: list[list[sympy.Expr]] = [[sympy.S.Zero] * len(names) for _ in range(series.order)]
+    for whole, c in series.terms:
+        row = terms[whole.order - 1]
+        for i, component in enumerate(differential(whole)):
+            row[i] += to_sympy(c) * component
+    return [tuple(map(tidy, row)) for row in terms]
+
+
+def field_expressions(series: Series, parts: Field, symbols: Sequence[sympy.Symbol], h: sympy.Expr) -> list[sympy.Expr]:
+    r"""The modified field Σ_j h^{j−1}F_j of a concrete field, one expression a component; arguments as field_terms."""
+    return [
+        sum((to_sympy(h) ** j * term for j, term in enumerate(component)), sympy.S.Zero)
+        for component in zip(*field_terms(series, parts, symbols), strict=True)
+    ]
+
+
+def modified_gradient_flow(
+    loss: sympy.Expr,
+    symbols: Sequence[sympy.Symbol],
+    h: sympy.Expr,
+    order: int,
+    method: ExplicitMethod | Multistep = EULER,
+) -> list[sympy.Expr]:
+    r"""The modified field of a method on ẏ = −∇f for f = ``loss``, by default of gradient descent: one entry a symbol.
+
+    θ̇ = −∇f − (h/2) H∇f − h² [(1/3) HH∇f + (1/12) D³f[∇f, ∇f]] − …
+    """
+    return field_expressions(modified_equation(method, order), descent_field(loss, symbols), symbols, h)
+
+
+def modified_momentum_flow(
+    loss: sympy.Expr,
+    positions: Sequence[sympy.Symbol],
+    velocities: Sequence[sympy.Symbol],
+    friction: sympy.Expr,
+    h: sympy.Expr,
+    order: int,
+    method: ExplicitMethod,
+) -> list[sympy.Expr]:
+    r"""The modified field of HEAVY_BALL or NESTEROV on ẋ = v, v̇ = −μv − ∇f(x): the entries of ẋ, then those of v̇."""
+    parts = momentum_parts(loss, positions, velocities, friction)
+    return field_expressions(modified_equation(method, order), parts, [*positions, *velocities], h)
+
+
+def descent_field(loss: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Vector:
+    """−∇f."""
+    if not isinstance(loss, sympy.Expr):
+        raise TypeError(f"loss must be a sympy expression, got {loss!r} of type {type(loss).__name__}")
+    return tuple(-sympy.diff(loss, symbol) for symbol in check_symbols(symbols))
+
+
+def momentum_parts(
+    loss: sympy.Expr,
+    positions: Sequence[sympy.Symbol],
+    velocities: Sequence[sympy.Symbol],
+    friction: sympy.Expr,
+) -> dict[str, Vector]:
+    """The parts of ẋ = v, v̇ = −μv − ∇f(x) by colour: x, (v, 0); r, (0, −μv); g, (0, −∇f)."""
+    check_symbols([*positions, *velocities])
+    if len(positions) != len(velocities):
+        raise ValueError(f"velocities must be as many as positions, got {len(velocities)} and {len(positions)}")
+    still = (sympy.S.Zero,) * len(positions)
+    return {
+        "x": (*velocities, *still),
+        "r": (*still, *(-to_sympy(friction) * v for v in velocities)),
+        "g": (*still, *descent_field(loss, positions)),
+    }
+
+
+def check_parts(parts: Field, series: Series, dimension: int) -> dict[str, Vector]:
+    """The field's components by colour; raise unless there is one for each colour, as long as the symbols."""
+    by_colour = parts if isinstance(parts, Mapping) else {"f": parts}
+    colours = {colour for colour, _ in series.grammar}
+    if set(by_colour) != colours:
+        raise ValueError(f"parts must give components for the colours {sorted(colours)}, got {sorted(by_colour)}")
+    for colour, components in by_colour.items():
+        if len(components) != dimension:
+            raise ValueError(f"parts must have {dimension} components as symbols do, got {len(components)} of {colour}")
+    return {colour: tuple(map(to_sympy, components)) for colour, components in by_colour.items()}
+
+
+def to_sympy(number: Exact) -> sympy.Expr:
+    """A number or expression in sympy: fractions exactly, text refused, for sympify would run it."""
+    if isinstance(number, str):
+        raise TypeError(f"expected a sympy expression or a number, got the text {number!r}")
+    return sympy.sympify(number)
+
+
+def tall_tree(order: int) -> Tree:
+    """F′…F′F with ``order`` vertices of one colour."""
+    whole = tree("f")
+    for _ in range(check_count("order", order) - 1):
+        whole = tree("f", whole)
+    return whole
+
+
+def principal_coefficient_series(method: ExplicitMethod | Multistep, order: int) -> list[Exact]:
+    """c(tall_1) … c(tall_order): the Taylor coefficients of log R(z)/z, from the trees alone."""
+    check_one_colour(method)
+    recursion = recursion_of(method)
+    return [recursion.coefficient(tall_tree(n)) for n in range(1, check_count("order", order) + 1)]
+
+
+def stability_function(method: ExplicitMethod | Multistep, z: sympy.Expr) -> sympy.Expr:
+    r"""R(z): what one step does to y of ẏ = λy, z = hλ.
+
+    Runge–Kutta: 1 + z bᵀ(I − zA)⁻¹1, a polynomial here. Multistep: the root of Σ_i (α_i − zβ_i)ρⁱ that is 1 at z = 0,
+    in closed form for methods of one or two steps; UnsupportedError for longer ones and for split fields.
+    """
+    check_one_colour(method)
+    if isinstance(method, Multistep):
+        return smooth_root(method, z)
+    ((_, tableau),) = method.tableaux
+    stages: Row = (sympy.S.One,) * len(tableau.weights)
+    total, power = sympy.S.One, sympy.S.One
+    for _ in tableau.weights:  # A is nilpotent: A^s = 0 for s stages
+        power *= z
+        total += power * dot(tableau.weights, stages)
+        stages = tuple(dot(row, stages) for row in tableau.stages)
+    return total
+
+
+def smooth_root(method: Multistep, z: sympy.Expr) -> sympy.Expr:
+    """The root that is 1 at z = 0; the square root is divided by its value there, so that it is 1 there as well."""
+    terms = [to_sympy(a) - z * to_sympy(b) for a, b in zip(method.alpha, method.beta, strict=True)]
+    if len(terms) == 2:
+        return -terms[0] / terms[1]
+    if len(terms) > 3:
+        raise UnsupportedError(f"method must have at most two steps for a root in closed form, got {len(terms) - 1}")
+    c, b, a = terms
+    apart = to_sympy(method.alpha[2]) - to_sympy(method.alpha[0])
+    return (-b + apart * sympy.sqrt(sympy.cancel((b**2 - 4 * a * c) / apart**2))) / (2 * a)
+
+
+def dot(a: Iterable[Exact], b: Iterable[Exact]) -> sympy.Expr:
+    """Σ a_i b_i."""
+    return sum((to_sympy(x) * to_sympy(y) for x, y in zip(a, b, strict=True)), sympy.S.Zero)
+
+
+def principal_part(method: ExplicitMethod | Multistep, z: sympy.Expr) -> sympy.Expr:
+    """log R(z)/z: the sum of the tall trees, exact on linear fields. EULER: log(1 + z)/z, with z = −hH."""
+    return sympy.log(stability_function(method, z)) / z
+
+
+def check_one_colour(method: ExplicitMethod | Multistep) -> None:
+    """Raise unless the method's trees have one colour."""
+    if not isinstance(method, ExplicitMethod | Multistep):
+        recursion_of(method)  # says what is wrong
+    if isinstance(method, ExplicitMethod) and method.grammar != FIELD:
+        raise UnsupportedError(
+            "method must act on one field: the step of a split method on a linear field is a matrix; "
+            "use its multistep form, heavy_ball_multistep or nesterov_multistep"
+        )
+
+
+def landscape_terms(series: Series, friction: sympy.Expr) -> dict[str, dict[tuple[int, Tree], Exact]]:
+    r"""The modified field on a landscape: component → {(power of h, tree of derivatives of f): coefficient}.
+
+    One field F = −∇f has the component "θ"; the momentum maps have "x" and "v", in which linear parts are worked in and
+    equal products summed up; coefficients then hold μ = ``friction``. UnsupportedError for other grammars.
+    """
+    if series.grammar not in (FIELD, MOMENTUM):
+        raise UnsupportedError("series must be of one field or of the momentum maps to be written for a landscape")
+    names = ("θ",) if series.grammar == FIELD else ("x", "v")
+    sums: dict[str, dict[tuple[int, Tree], Exact]] = {name: defaultdict(int) for name in names}
+    for whole, c in series.terms:
+        factor, base = on_landscape(whole, friction)
+        component = "θ" if series.grammar == FIELD else "x" if whole.colour == "x" else "v"
+        sums[component][whole.order - 1, base] += c * factor
+    sums = {name: {key: c for key, c in found.items() if c != 0} for name, found in sums.items()}
+    return {name: {key: sums[name][key] for key in sorted(sums[name], key=reading_order)} for name in names}
+
+
+def reading_order(key: tuple[int, Tree]) -> tuple[int, bool, bool, int, Tree]:
+    """Powers of h first, then v, the products of Hessians, and the rest."""
+    power, base = key
+    return power, base != VELOCITY, not base.tall, base.order, base
+
+
+def on_landscape(whole: Tree, friction: sympy.Expr) -> tuple[Exact, Tree]:
+    """A tree as factor times tree of ∇f, its derivatives and v: transport and friction hand on what is above them."""
+    if whole.colour in ("f", "g"):
+        above = [on_landscape(child, friction) for child in whole.children]
+        factor: Exact = -1
+        for child, _ in above:
+            factor *= child
+        return factor, tree("g", *(base for _, base in above))
+    factor, base = on_landscape(whole.children[0], friction) if whole.children else (1, VELOCITY)
+    return factor if whole.colour == "x" else -friction * factor, base

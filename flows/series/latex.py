@@ -1,0 +1,171 @@
+r"""Modified equations as text: LaTeX in elementary differentials or in a landscape's derivatives, and plain Unicode.
+
+latex_field(series)       \dot{y} = f - \tfrac{h}{2} f'f + h^{2}\left(\tfrac{1}{12} f''(f, f) + …\right)
+latex_landscape(series)   \dot{\theta} = -\nabla f - \tfrac{h}{2} H\nabla f - h^{2}\left(…\right)
+plain_landscape(tree)     D³f[∇f, H∇f]
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+
+import sympy
+
+from flows.series.expressions import landscape_terms, to_sympy
+from flows.series.methods import Exact
+from flows.series.modified import Series
+from flows.series.trees import FIELD, Tree
+
+MU = sympy.Symbol("mu")
+COMPONENTS = {"θ": r"\dot{\theta}", "x": r"\dot{x}", "v": r"\dot{v}"}
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+PER_LINE = 4  # terms a line of an aligned equation holds on a page's width
+
+Term = tuple[Exact, str]
+Group = tuple[int, list[Term]]
+
+
+def latex_field(series: Series, *, aligned: bool = False) -> str:
+    r"""The modified equation in elementary differentials of f; of F_c, c the colour, for a split field.
+
+    ``aligned``: one line for each power of h and for every four terms, for an equation environment with amsmath.
+    """
+    colours = {colour for colour, _ in series.grammar}
+    terms = [(whole.order - 1, c, latex_differential(whole, single=len(colours) == 1)) for whole, c in series.terms]
+    return equation(r"\dot{y}" if series.grammar == FIELD else r"\dot{z}", grouped(terms), aligned)
+
+
+def latex_landscape(series: Series, *, aligned: bool = False) -> str:
+    r"""The modified equation on a landscape, F = −∇f worked in; for momentum the equations of ẋ and of v̇, a line each.
+
+    H is the Hessian, D³f[u, v] the third derivative along u and v, and so on, as vectors; μ the friction.
+    """
+    equations = []
+    for component, found in landscape_terms(series, MU).items():
+        terms = [(power, c, latex_derivative(base)) for (power, base), c in found.items()]
+        equations.append(equation(COMPONENTS[component], grouped(terms), aligned))
+    return "\n".join(equations)
+
+
+def latex_differential(whole: Tree, *, single: bool = True) -> str:
+    """f''(f, f'f); with ``single`` False the field's name says its colour."""
+    name = whole.colour if single else f"F_{{{whole.colour}}}"
+    m = len(whole.children)
+    above = [latex_differential(child, single=single) for child in whole.children]
+    return name + ("'" * m if m <= 3 else f"^{{({m})}}") + arguments(above, "(", ")")
+
+
+def latex_derivative(whole: Tree) -> str:
+    r"""D^3f[\nabla f, H\nabla f]."""
+    return derivative(whole, r"\nabla f", lambda order: f"D^{{{order}}}f")
+
+
+def plain_landscape(whole: Tree) -> str:
+    """D³f[∇f, H∇f], of a tree of ∇f and v."""
+    return derivative(whole, "∇f", lambda order: f"D{order}f".translate(SUPERSCRIPTS))
+
+
+def derivative(whole: Tree, gradient: str, name: Callable[[int], str]) -> str:
+    """A derivative of ∇f along what its children stand for, by the names of ∇f and of a derivative of f."""
+    if not whole.children:
+        return gradient if whole.colour == "g" else whole.colour
+    above = [derivative(child, gradient, name) for child in whole.children]
+    if len(above) == 1:
+        return f"H {above[0]}" if above[0][0].isalpha() and above[0][0] not in "Hv" else f"H{above[0]}"
+    return name(len(above) + 1) + arguments(above, "[", "]")
+
+
+def arguments(above: Sequence[str], left: str, right: str) -> str:
+    """Nothing, one thing as it is, several in brackets."""
+    return f"{left}{', '.join(above)}{right}" if len(above) > 1 else "".join(above)
+
+
+def grouped(terms: Sequence[tuple[int, Exact, str]]) -> list[Group]:
+    """Terms by the power of h, in rising order."""
+    rising = sorted(terms, key=lambda term: term[0])
+    groups = itertools.groupby(rising, key=lambda term: term[0])
+    return [(power, [(c, text) for _, c, text in found]) for power, found in groups]
+
+
+def equation(left: str, groups: Sequence[Group], aligned: bool) -> str:
+    """left = Σ over groups h^power (Σ terms), as LaTeX."""
+    lines = [line for group in groups for line in written(group, PER_LINE if aligned else None)]
+    if not lines:
+        return f"{left} = 0"
+    lines[0] = unspaced(lines[0])
+    if not aligned:
+        return f"{left} = {' '.join(lines)}"
+    return "\n".join(
+        [r"\begin{aligned}", rf"{left} ={{}}& {lines[0]}", *(rf"\\ &{line}" for line in lines[1:]), r"\end{aligned}"]
+    )
+
+
+def written(group: Group, per_line: int | None) -> Iterator[str]:
+    """A group's lines: one term with h in its coefficient, or h^power in front of several in parentheses."""
+    power, terms = group
+    if power == 0 or len(terms) == 1:
+        yield " ".join(signed(c, text, power) for c, text in terms)
+        return
+    common = shared_number(terms) * oriented(terms[0][0])[0]
+    inside = [signed(c / common, text, 0) for c, text in terms]
+    inside[0] = unspaced(inside[0])
+    front = signed(common, "", power).rstrip()
+    if per_line is None or len(inside) <= per_line:
+        yield rf"{front}\left({' '.join(inside)}\right)"
+        return
+    rows = [" ".join(inside[i : i + per_line]) for i in range(0, len(inside), per_line)]
+    yield rf"{front}\bigl({rows[0]}"  # \left and \right must stand on one line
+    for row in rows[1:]:
+        yield rf"\qquad {row}" + (r"\bigr)" if row is rows[-1] else "")
+
+
+def unspaced(line: str) -> str:
+    """The line with the sign that it starts with written as a sign of its own, none for plus."""
+    return "-" + line[2:] if line.startswith("- ") else line.removeprefix("+ ")
+
+
+def shared_number(terms: Sequence[Term]) -> Fraction:
+    """The number that every coefficient has in front, up to its sign; 1 where they differ."""
+    found = {oriented(c)[1].as_coeff_Mul()[0] for c, _ in terms}
+    number = found.pop()
+    return Fraction(1) if found else Fraction(int(number.p), int(number.q))
+
+
+def signed(coefficient: Exact, text: str, power: int) -> str:
+    """ "+ c text" or "- c text" with h^power in the coefficient."""
+    sign, size = oriented(coefficient)
+    return f"{'-' if sign < 0 else '+'} {factor(size, power)}{text}"
+
+
+def factor(size: sympy.Expr, power: int) -> str:
+    """A positive coefficient times h^power, nothing for 1."""
+    number, rest = size.as_coeff_Mul()
+    h = f"h{exponent(power)}" if power else ""
+    if not rest.is_polynomial():
+        return f"{h}{sympy.latex(size)} "
+    above = f"{number.p}{h}" if number.p != 1 or not h else h
+    front = rf"\tfrac{{{above}}}{{{number.q}}}" if number.q != 1 else "" if above == "1" else above
+    tail = "" if rest == 1 else sympy.latex(rest)
+    tail = rf"\left({tail}\right)" if rest.is_Add else tail
+    return f"{front} {tail} ".lstrip().replace("  ", " ") if front or tail else ""
+
+
+def exponent(power: int) -> str:
+    """Nothing for 1, else ^{power}."""
+    return "" if power == 1 else f"^{{{power}}}"
+
+
+def oriented(coefficient: Exact) -> tuple[int, sympy.Expr]:
+    """Sign and size: each sum in the coefficient is turned so that it is positive where its symbols are zero."""
+    if isinstance(coefficient, Fraction | int):
+        return (-1 if coefficient < 0 else 1), abs(to_sympy(coefficient))
+    sign, size = 1, sympy.S.One
+    for part in sympy.Mul.make_args(sympy.factor(coefficient)):
+        base, power = part.as_base_exp()
+        constant = base.subs(dict.fromkeys(base.free_symbols, 0))
+        flip = bool(constant < 0)
+        sign *= -1 if flip and power % 2 else 1
+        size *= (-base if flip else base) ** power
+    return sign, size
