@@ -1,8 +1,10 @@
 r"""Landscapes whose derivatives are written out: plain torch operations, as many as the formula has.
 
 A ``ClosedForm`` states loss, gradient, v ↦ Hv and D³f[u, v]; ``ClosedExpansion`` reads them at one point. What the
-products share is computed once a point. All are holomorphic unless they say otherwise, so complex θ is accepted;
-plain operations also make ``expand`` usable inside torch.func transforms. A ``Toy`` also knows its critical points.
+products share is computed once a point. Derivatives beyond the third are traced through the formula for the third,
+unless a class writes them out too (``derivative``). All are holomorphic unless they say otherwise, so complex θ is
+accepted; plain operations also make ``expand`` usable inside torch.func transforms. A ``Toy`` also knows its critical
+points.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from landscapes.autodiff import Field, release
+from landscapes.autodiff import Field, gradient, release
 from landscapes.errors import check_float_tensor
-from landscapes.landscape import Expansion, Landscape
+from landscapes.landscape import Expansion, Landscape, SlopeExpansion
 
 Window = tuple[tuple[float, float], ...]
 Kind = Literal["minimum", "maximum", "saddle", "degenerate"]
@@ -69,6 +71,14 @@ class ClosedForm(Landscape):
     def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """D³f(θ)[u, v], shape (..., d)."""
 
+    def derivative(self, theta: Tensor, *directions: Tensor) -> Tensor:
+        """D^{m+1}f(θ)[w_1, …, w_m], shape (..., d), for m ≥ 2 directions (..., d), constants of the product."""
+        if len(directions) == 2:
+            return self.third_product(theta, directions[0], directions[1])
+        *others, last = directions
+        alias = theta.view_as(theta)  # where θ requires grad, directions may depend on it, but not through its alias
+        return gradient(lambda x: (self.derivative(x, *others) * last).sum(dim=-1), alias)
+
     def matrix(self, theta: Tensor) -> Tensor:
         """H(θ), shape (..., d, d): the curvature of the unit vectors, all at once."""
         d = theta.shape[-1]
@@ -112,9 +122,32 @@ class ClosedExpansion(Expansion):
         self.check_vector("v", v)
         return release(self._landscape.third_product(self.theta, u, v), self.theta)
 
+    def along(self, w: Tensor) -> Expansion:
+        """The slope ∇fᵀw, by formulas as far as they go."""
+        return ClosedSlope(self._landscape, self, (), w)
+
     def hessian(self) -> Tensor:
         """H, shape (..., d, d)."""
         return self._landscape.matrix(self.theta)
+
+
+class ClosedSlope(SlopeExpansion):
+    """Expansion of θ ↦ D^m f(θ)[w_1, …, w_m]: a slope of a closed form, or of such a slope, along w = w_m."""
+
+    def __init__(self, landscape: ClosedForm, parent: Expansion, before: tuple[Tensor, ...], w: Tensor):
+        super().__init__(parent, w)
+        self._landscape = landscape
+        self._directions = (*before, w)
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """D^{m+3}f[w_1, …, w_m, u, v], shape (..., d)."""
+        self.check_vector("u", u)
+        self.check_vector("v", v)
+        return release(self._landscape.derivative(self.theta, *self._directions, u, v), self.theta)
+
+    def along(self, w: Tensor) -> Expansion:
+        """The slope along one more direction."""
+        return ClosedSlope(self._landscape, self, self._directions, w)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,8 @@ r"""What is descended: a loss f: R^d → R and its derivatives at flat parameter
 
 A ``Landscape`` states a loss; ``Expansion`` gives everything at one point from one forward pass; a ``FiniteSum`` also
 knows its examples. Toys and networks are the same thing to a flow. Leading dimensions are batched: members never
-interact. dtype and device are those of θ.
+interact. dtype and device are those of θ. Derivatives have any order: the slope of f along a vector is a field with an
+expansion of its own.
 
 Complex θ is accepted where the loss is holomorphic: ``grad`` is the holomorphic derivative and products are bilinear.
 Results carry no autograd graph unless θ requires grad or the call stands inside a torch.func transform, where ``loss``
@@ -11,13 +12,14 @@ and ``grad`` may be used and ``expand`` may not.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from landscapes.autodiff import Field, gradient, transforming, transposed_product, wants_graph
+from landscapes.autodiff import Field, gradient, release, transforming, transposed_product, wants_graph
 from landscapes.errors import NotHolomorphicError, UnsupportedError, check_float_tensor, check_index
 
 
@@ -38,10 +40,16 @@ def spread(theta: Tensor, rows: Tensor) -> Tensor:
 
 
 class Expansion(ABC):
-    r"""The landscape seen from one point θ (..., d): loss, gradient and products with its second and third derivatives.
+    r"""The landscape seen from one point θ (..., d): loss, gradient and products with its higher derivatives.
 
     Shapes: ``loss`` (...,), ``grad`` (..., d), ``hvp(v)`` = H v, ``third(u, v)`` = D³f[u, v] = ∇(uᵀHv) with u and v
     frozen, ``hessian()`` (..., d, d). u and v have θ's shape.
+
+    ``along(w)`` is the expansion of θ ↦ ∇f(θ)ᵀw with w frozen, which gives derivatives of any order: its gradient is Hw,
+    its products are D³f[w, v]; ``along(w).along(x)`` has the gradient D³f[w, x] and the products D⁴f[w, x, v].
+
+    Directions are constants of every product. Where θ requires grad they may depend on it, as the gradient does, and
+    results carry the graph of both.
     """
 
     theta: Tensor
@@ -64,6 +72,14 @@ class Expansion(ABC):
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         """D³f[u, v], shape (..., d)."""
 
+    def along(self, w: Tensor) -> Expansion:
+        """The expansion at θ of the slope ∇fᵀw, w (..., d) frozen; what depends on w alone is computed once.
+
+        Free until it is read. An expansion that does not define it has no derivatives above the third: slopes made by
+        this default read f's products, and raise UnsupportedError beyond them.
+        """
+        return SlopeExpansion(self, w)
+
     def hessian(self) -> Tensor:
         """H, shape (..., d, d): d products unless the landscape has a closed form. Symmetrised."""
         matrix = basis_products(self.hvp, self.theta)
@@ -80,8 +96,45 @@ class Expansion(ABC):
         return v
 
 
+class SlopeExpansion(Expansion):
+    """Expansion of θ ↦ ∇f(θ)ᵀw from the products of f's expansion; a subclass that knows more gives ``third``."""
+
+    def __init__(self, parent: Expansion, w: Tensor):
+        self.theta = parent.theta
+        self._parent = parent
+        self._direction = parent.check_vector("w", w)
+
+    @property
+    def loss(self) -> Tensor:
+        """∇fᵀw, shape (...,)."""
+        return release((self._parent.grad * self._direction).sum(dim=-1), self.theta)
+
+    @cached_property
+    def grad(self) -> Tensor:
+        """Hw, shape (..., d)."""
+        return self._parent.hvp(self._direction)
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """D³f[w, v], shape (..., d)."""
+        return self._parent.third(self._direction, v)
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """D⁴f[w, u, v]: UnsupportedError, as f's expansion gives no products to make it of."""
+        origin = self._parent
+        while isinstance(origin, SlopeExpansion):
+            origin = origin._parent
+        raise UnsupportedError(
+            f"{type(origin).__name__} has no derivatives above the third; define along(w), for instance as "
+            "AutogradExpansion(loss, theta).along(w), or leave expand to Landscape, which differentiates loss"
+        )
+
+
 class AutogradExpansion(Expansion):
-    """Expansion of any differentiable loss: one forward pass, its graph kept for as many products as are asked."""
+    """Expansion of any differentiable loss: one forward pass, its graph kept for as many products as are asked.
+
+    Slopes add one backward pass each to that graph. Where θ requires grad, a slope along a vector with a graph of its
+    own takes a forward pass of its own, so that the vector is a constant of its products.
+    """
 
     def __init__(self, field: Field, theta: Tensor):
         if transforming():
@@ -92,7 +145,8 @@ class AutogradExpansion(Expansion):
         self.theta = theta
         self._field = field
         self._attached = wants_graph(theta)
-        self._leaf = theta if self._attached else theta.detach().requires_grad_()
+        # An alias of θ: what directions owe to θ does not pass through it, so products do not differentiate them.
+        self._leaf = theta.view_as(theta) if self._attached else theta.detach().requires_grad_()
 
     @cached_property
     def _loss(self) -> Tensor:
@@ -109,6 +163,10 @@ class AutogradExpansion(Expansion):
 
     def _release(self, tensor: Tensor) -> Tensor:
         return tensor if self._attached else tensor.detach()
+
+    def _afresh(self) -> AutogradExpansion:
+        """The same expansion on an alias of its own."""
+        return AutogradExpansion(self._field, self.theta)
 
     @property
     def loss(self) -> Tensor:
@@ -129,8 +187,37 @@ class AutogradExpansion(Expansion):
         """D³f[u, v] by two backward passes through the kept gradient graph."""
         self.check_vector("u", u)
         self.check_vector("v", v)
-        hessian_v = self._transposed(self._grad, v, create_graph=True)
-        return self._release(self._transposed(hessian_v, u, self._attached))
+        return self.along(v).hvp(u)
+
+    def along(self, w: Tensor) -> AutogradExpansion:
+        """The slope ∇fᵀw, whose gradient Hw is one backward pass through the kept gradient graph."""
+        self.check_vector("w", w)
+        if not w.requires_grad:
+            return AutogradSlope(self, w)
+        return AutogradSlope(self._afresh(), w) if self._attached else AutogradSlope(self, w.detach())
+
+
+class AutogradSlope(AutogradExpansion):
+    """Expansion of θ ↦ ∇f(θ)ᵀw on the graph of f's: reverse mode once more."""
+
+    def __init__(self, parent: AutogradExpansion, w: Tensor):
+        self.theta = parent.theta
+        self._parent = parent
+        self._direction = w
+        self._attached = parent._attached
+        self._leaf = parent._leaf
+
+    @cached_property
+    def _loss(self) -> Tensor:
+        with torch.enable_grad():
+            return (self._parent._grad * self._direction).sum(dim=-1)
+
+    @cached_property
+    def _grad(self) -> Tensor:
+        return self._transposed(self._parent._grad, self._direction, create_graph=True)
+
+    def _afresh(self) -> AutogradExpansion:
+        return AutogradSlope(self._parent._afresh(), self._direction)
 
 
 class Landscape(ABC):
@@ -141,6 +228,11 @@ class Landscape(ABC):
     """
 
     holomorphic: bool = False
+
+    @property
+    def smoothness(self) -> float:
+        """k where f is known to have k continuous derivatives: math.inf, unless kinks are known."""
+        return math.inf
 
     @property
     @abstractmethod
@@ -251,6 +343,11 @@ class Restricted(FiniteSum):
     def holomorphic(self) -> bool:  # type: ignore[override]
         """Whether complex θ is accepted: the parent's answer."""
         return self.parent.holomorphic
+
+    @property
+    def smoothness(self) -> float:
+        """How many continuous derivatives there are: the parent's answer."""
+        return self.parent.smoothness
 
     @property
     def dimension(self) -> int:

@@ -9,6 +9,7 @@ the caller gave.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, final
@@ -24,6 +25,7 @@ from landscapes.closed_form import ClosedForm
 from landscapes.errors import UnsupportedError
 
 Program = Callable[..., Tensor]
+Index = tuple[int, ...]
 
 
 class Square(sympy.Function):
@@ -86,6 +88,14 @@ class SymbolicLandscape(ClosedForm):
         self._theta = names("t", self.dimension, real=None if self.holomorphic else True)
         self._loss = self.expression.xreplace(dict(zip(self.symbols, self._theta, strict=True)))
         check_functions(self._loss)
+        self._tables: dict[int, dict[Index, sympy.Expr]] = {}
+        self._programs: dict[int, Program] = {}
+
+    @property
+    def smoothness(self) -> float:
+        """math.inf, or 0 where Abs, sign, Max, Min, Heaviside or Piecewise occur: it may be smoother than is known."""
+        smooth = (*ALGEBRA, *HOLOMORPHIC, sympy.erf, sympy.erfc)
+        return math.inf if all(isinstance(p, smooth) for p in sympy.preorder_traversal(self._loss)) else 0
 
     @property
     def dimension(self) -> int:
@@ -97,7 +107,7 @@ class SymbolicLandscape(ClosedForm):
         return [differentiate(self._loss, t) for t in self._theta]
 
     @cached_property
-    def _hessian(self) -> dict[tuple[int, int], sympy.Expr]:
+    def _hessian(self) -> dict[Index, sympy.Expr]:
         """The upper triangle: H is symmetric."""
         pairs = itertools.combinations_with_replacement(range(self.dimension), 2)
         return {(i, j): differentiate(self._grad[i], self._theta[j]) for i, j in pairs}
@@ -113,21 +123,33 @@ class SymbolicLandscape(ClosedForm):
     @cached_property
     def _hessian_program(self) -> Program:
         d = self.dimension
-        order = {pair: k for k, pair in enumerate(self._hessian)}
+        order: dict[Index, int] = {pair: k for k, pair in enumerate(self._hessian)}
         entries = ", ".join(f"{{{order[min(i, j), max(i, j)]}}}" for i in range(d) for j in range(d))
         result = f"torch.stack(({entries},), dim=-1).unflatten(-1, ({d}, {d}))"
         return compile_program(list(self._hessian.values()), {"theta": self._theta}, result)
 
-    @cached_property
-    def _third_program(self) -> Program:
-        """D³f[u, v]_k = Σ_{i≤j} ∂_ijk f · (u_i v_j + u_j v_i), halved where i = j."""
-        u, v = names("u", self.dimension), names("v", self.dimension)
-        pairs = {(i, j): u[i] * v[i] if i == j else u[i] * v[j] + u[j] * v[i] for i, j in self._hessian}
-        components = [
-            sympy.Add(*[differentiate(entry, t) * pairs[pair] for pair, entry in self._hessian.items()])
-            for t in self._theta
-        ]
-        return compile_program(components, {"theta": self._theta, "u": u, "v": v})
+    def _partials(self, order: int) -> dict[Index, sympy.Expr]:
+        """Every ∂_I f of an order by its sorted index I: D^m f is symmetric, so there are (d+m−1 choose m)."""
+        if order == 2:
+            return self._hessian
+        if order not in self._tables:
+            lower, d = self._partials(order - 1), self.dimension
+            indices = itertools.combinations_with_replacement(range(d), order)
+            self._tables[order] = {index: differentiate(lower[index[:-1]], self._theta[index[-1]]) for index in indices}
+        return self._tables[order]
+
+    def _derivative_program(self, order: int) -> Program:
+        """D^m f[w_1, …, w_{m−1}]_k = Σ_I ∂_{Ik} f · Σ over the arrangements J of I of Π_r w_{r,J_r}, compiled once."""
+        if order not in self._programs:
+            arguments = {f"w{r}": names(f"w{r}_", self.dimension) for r in range(1, order)}
+            weights = arrangements(list(arguments.values()))
+            partials = self._partials(order)
+            components = [
+                sympy.Add(*[partials[tuple(sorted((*index, k)))] * weight for index, weight in weights.items()])
+                for k in range(self.dimension)
+            ]
+            self._programs[order] = compile_program(components, {"theta": self._theta, **arguments})
+        return self._programs[order]
 
     def loss(self, theta: Tensor) -> Tensor:
         """The expression's value, shape (...,)."""
@@ -148,12 +170,36 @@ class SymbolicLandscape(ClosedForm):
 
     def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Its third derivative contracted with u and v, shape (..., d)."""
-        return self._third_program(theta, u, v)
+        return self._derivative_program(3)(theta, u, v)
+
+    def derivative(self, theta: Tensor, *directions: Tensor) -> Tensor:
+        """Its derivative of order m + 1 contracted with m ≥ 2 directions, shape (..., d), at every order by formula."""
+        return self._derivative_program(len(directions) + 1)(theta, *directions)
 
 
 def names(letter: str, count: int, real: bool | None = None) -> list[sympy.Symbol]:
     """Symbols of our own, letter0, letter1, ...: the caller's may be any text."""
     return [sympy.Symbol(f"{letter}{i}", real=real) for i in range(count)]
+
+
+def arrangements(directions: list[list[sympy.Symbol]]) -> dict[Index, sympy.Expr]:
+    """Σ over the distinct arrangements J of a sorted index I of Π_r w_{r,J_r}, for every I of one entry a direction.
+
+    One direction is taken off at a time, so that indices share the sums of what is left of them.
+    """
+    sums: dict[Index, sympy.Expr] = {(): sympy.S.One}
+    for length, direction in enumerate(directions, start=1):
+        sums = {
+            index: sympy.Add(*[direction[i] * sums[without(index, i)] for i in sorted(set(index))])
+            for index in itertools.combinations_with_replacement(range(len(direction)), length)
+        }
+    return sums
+
+
+def without(index: Index, entry: int) -> Index:
+    """A sorted index less one of its entries."""
+    place = index.index(entry)
+    return index[:place] + index[place + 1 :]
 
 
 def check_symbols(symbols: Sequence[sympy.Symbol]) -> tuple[sympy.Symbol, ...]:
