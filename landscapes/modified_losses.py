@@ -77,7 +77,7 @@ class MeanExpansion(Expansion):
 class LandscapeSum(FiniteSum):
     r"""(1/m) Σ_k f_k(θ): any landscapes of one dimension as the examples of a finite sum.
 
-    With ``[f.restrict(batch) for batch in batches]`` its examples are fixed mini-batches of f, and SGD with batch_size=1
+    With ``[f.restrict(batch) for batch in batches]`` its examples are fixed mini-batches of f; SGD with batch_size=1
     and sampling="epoch" reshuffles those.
     Raises TypeError or ValueError unless ``landscapes`` holds at least one Landscape, all of the same dimension.
     """
@@ -94,6 +94,11 @@ class LandscapeSum(FiniteSum):
     def holomorphic(self) -> bool:  # type: ignore[override]
         """Whether every landscape accepts complex θ."""
         return all(landscape.holomorphic for landscape in self.landscapes)
+
+    @property
+    def smoothness(self) -> float:
+        """How many continuous derivatives all of them have."""
+        return min(landscape.smoothness for landscape in self.landscapes)
 
     @property
     def dimension(self) -> int:
@@ -148,7 +153,7 @@ class LandscapeSum(FiniteSum):
     def _chosen(
         self, function: Callable[[Landscape], Tensor], theta: Tensor, index: Tensor | None, inner: int
     ) -> Tensor:
-        """``function`` (..., *) of the landscapes in the index (..., m), once each: (..., m, *), * of ``inner`` sizes."""
+        """``function`` (..., *) of the landscapes in the index (..., m), once each: (..., m, *), * ``inner`` sizes."""
         if index is None:
             return torch.stack([function(landscape) for landscape in self.landscapes], dim=-1 - inner)
         check_index(index, self.size)

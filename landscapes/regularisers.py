@@ -130,31 +130,32 @@ class PenalisedExpansion(Expansion):
                 pairs += [(moved[id(a)], b, weight), (a, moved[id(b)], weight)]
         return PenalisedExpansion(self.theta, base, tuple(pairs), self._form)
 
-    # Vectors that depend on θ stand in the first place of a product, which inner expansions take as the cotangent of
-    # their last backward pass: where θ requires grad they are then constants of the product, not differentiated in it.
+    # The slope along v has the gradient Hv and the products T[v, ·]: one graph of Hv serves them all. Vectors that
+    # depend on θ go to hvp, or to the first place of third, as cotangents of the last backward pass: where θ requires
+    # grad, a slope along a vector with a graph costs a forward pass of its own.
 
     def _hvp(self, v: Tensor) -> Tensor:
-        product = Memo(lambda e: e.hvp(v))
+        slope = Memo(lambda e: e.along(v))
 
         def terms() -> Iterator[Tensor]:
             for a, b, w in self._directed():
-                q, hq = self._form.weighed(grads(b)), self._form.weighed([product(e) for e in b])
+                q, hq = self._form.weighed(grads(b)), self._form.weighed(grads(map(slope, b)))
                 for k, e in enumerate(a):
-                    yield w * (e.third(q[k], v) + e.hvp(hq[k]))
+                    yield w * (slope(e).hvp(q[k]) + e.hvp(hq[k]))
 
-        return self._total(product, terms())
+        return self._total(lambda e: slope(e).grad, terms())
 
     def _third(self, u: Tensor, v: Tensor) -> Tensor:
-        slope = Memo(lambda e: e.along(u))  # its gradient is Hu, its products T[u, ·]
-        along_v = Memo(lambda e: e.hvp(v))
-        both = Memo(lambda e: slope(e).hvp(v))
+        along_u, along_v = Memo(lambda e: e.along(u)), Memo(lambda e: e.along(v))
+        both = Memo(lambda e: along_u(e).hvp(v))
 
         def terms() -> Iterator[Tensor]:
             for a, b, w in self._directed():
-                q, hu = self._form.weighed(grads(b)), self._form.weighed([slope(e).grad for e in b])
-                hv, tuv = self._form.weighed([along_v(e) for e in b]), self._form.weighed([both(e) for e in b])
+                q, tuv = self._form.weighed(grads(b)), self._form.weighed([both(e) for e in b])
+                hu, hv = (self._form.weighed(grads(map(along, b))) for along in (along_u, along_v))
                 for k, e in enumerate(a):
-                    yield w * (slope(e).third(q[k], v) + slope(e).hvp(hv[k]) + e.third(hu[k], v) + e.hvp(tuv[k]))
+                    curved = along_u(e).third(q[k], v) + along_u(e).hvp(hv[k]) + along_v(e).hvp(hu[k])
+                    yield w * (curved + e.hvp(tuv[k]))
 
         return self._total(both, terms())
 
@@ -187,9 +188,9 @@ class Memo(Generic[Result]):
         return self._known[id(point)]
 
 
-def grads(family: Family) -> list[Tensor]:
-    """The members' gradients."""
-    return [point.grad for point in family]
+def grads(points: Iterable[Expansion]) -> list[Tensor]:
+    """The gradients of some expansions."""
+    return [point.grad for point in points]
 
 
 def mean(terms: Sequence[Tensor]) -> Tensor:
@@ -206,6 +207,11 @@ class Penalised(Wrapper):
     """A landscape plus a form in gradients, ``penalty``."""
 
     penalty: SquaredGradients
+
+    @property
+    def smoothness(self) -> float:
+        """One continuous derivative less than the members have, −1 where their gradients jump."""
+        return max(-1, min(self.landscape.smoothness, *(member.smoothness - 1 for member in self.penalty.members)))
 
     def base(self, theta: Tensor, family: Family) -> Expansion:
         """The landscape's own expansion; one of the members' where the landscape is among them."""

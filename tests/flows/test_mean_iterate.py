@@ -252,11 +252,9 @@ def test_mini_batch_steps_on_a_penalised_network_are_unbiased(wrap):
 def test_integrators_and_compare_take_penalised_landscapes():
     f, theta = toy("network")
     penalised = GradientPenalty(f, 0.05)
-    ends = [
-        integrate(GradientFlow(penalised), theta, [0.0, 0.5], method=m, rtol=1e-8, atol=1e-10).theta[-1]
-        for m in ("dopri5", "exprb43")
-    ]
-    assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+    exact = integrate(GradientFlow(penalised), theta, [0.0, 0.5]).theta[-1]
+    stiff = integrate(GradientFlow(penalised), theta, [0.0, 0.5], method="exprb43", rtol=1e-4, atol=1e-5).theta[-1]
+    assert_close(stiff, exact, rtol=1e-3, atol=1e-3)
     h = 0.2
     flows = {
         "implicit": ModifiedFlow(f, h, 2),

@@ -1,14 +1,16 @@
 """Penalised landscapes against torch.func on the loss written out, as finite sums, in complex numbers, and counted."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from landscapes import LANDSCAPES, Counted, FiniteSum, Quadratic, QuadraticSum, Regularised
+from landscapes import LANDSCAPES, Counted, FiniteSum, NotHolomorphicError, Quadratic, QuadraticSum, Regularised
 from landscapes.landscape import AutogradExpansion
-from landscapes.modified_losses import random_partition_loss, replacement_loss, reshuffling_loss
+from landscapes.modified_losses import LandscapeSum, random_partition_loss, replacement_loss, reshuffling_loss
 from landscapes.noise import covariance_trace
 from landscapes.regularisers import GradientPenalty, VariancePenalty
 from nets import MLP, NetworkLandscape
@@ -201,6 +203,51 @@ def test_the_noise_stays_that_of_the_landscape(wrap):
 def test_kinds_are_kept():
     assert isinstance(Counted(Regularised(GradientPenalty(network(), 0.1), 0.1)), FiniteSum)
     assert not isinstance(GradientPenalty(LANDSCAPES["rosenbrock"](), 0.1), FiniteSum)
+
+
+class Kinked(Quadratic):
+    smoothness = 0
+
+
+def test_a_penalty_is_one_derivative_less_smooth():
+    kinked = Kinked(torch.eye(2))
+    assert GradientPenalty(quadratics(), 0.1).smoothness == math.inf
+    assert GradientPenalty(kinked, 0.1).smoothness == -1
+    assert GradientPenalty(GradientPenalty(kinked, 0.1), 0.1).smoothness == -1
+    assert LandscapeSum([Quadratic(torch.eye(2)), kinked]).smoothness == 0
+    assert VariancePenalty(LandscapeSum([kinked, kinked]), SINGLES[:2], 0.1).smoothness == -1
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "text"),
+    [
+        (lambda: LandscapeSum([]), ValueError, "landscapes must hold at least one landscape"),
+        (lambda: LandscapeSum([quadratics(), "loss"]), TypeError, "landscape must be a Landscape, got str"),
+        (
+            lambda: LandscapeSum([quadratics(), network()]),
+            ValueError,
+            r"landscapes must have one dimension, got \[3, 13\]",
+        ),
+        (lambda: LandscapeSum([quadratics()]).restrict(EVEN), ValueError, "index must lie in"),
+        (lambda: LandscapeSum([quadratics()]).restrict(EVEN[:1, :1]), ValueError, r"index must have shape \(m,\)"),
+        (lambda: LandscapeSum([network()]).loss(torch.ones(13)), TypeError, "theta must have the module's dtype"),
+        (lambda: LandscapeSum([network()]).loss(draw(1, 13).cfloat()), NotHolomorphicError, "complex theta"),
+    ],
+)
+def test_arguments_of_a_sum_of_landscapes_are_checked(build, error, text):
+    with pytest.raises(error, match=text):
+        build()
+
+
+def test_any_landscapes_make_a_finite_sum():
+    landscapes = [LANDSCAPES["rosenbrock"](), LANDSCAPES["himmelblau"](), Quadratic(torch.eye(2, dtype=torch.float64))]
+    f, theta, v = LandscapeSum(landscapes), draw(1, 3, 2), draw(2, 3, 2)
+    assert_close(f.losses(theta), torch.stack([g.loss(theta) for g in landscapes], dim=-1))
+    assert_close(f.third(theta, v, v), sum(g.third(theta, v, v) for g in landscapes) / 3)
+    assert_close(f.hessian(theta), sum(g.hessian(theta) for g in landscapes) / 3)
+    assert_close(f.losses(theta, torch.tensor([[2, 0], [1, 1], [0, 0]]))[0], f.losses(theta)[0, [2, 0]])
+    assert_close(f.losses(theta[0], torch.tensor([[2, 0], [1, 1]])), f.losses(theta)[0][torch.tensor([[2, 0], [1, 1]])])
+    assert_close(f.restrict(torch.tensor([2, 0])).grad(theta), f.batch_grad(theta, torch.tensor([2, 0])))
 
 
 def test_variance_of_single_examples_is_the_trace_of_the_noise():
