@@ -61,7 +61,7 @@ def draw_studies(axes: Axes, studies: Mapping[str, OrderStudy], looks: Mapping[s
         draw_study(axes, study, looks[name])
     first = next(iter(studies.values()))
     axes.set(xscale="log", yscale="log", xlabel="learning rate h", ylabel="‖X − θ‖ (units of θ)")
-    axes.set_title(f"{first.quantity}, largest over the starts", fontsize="medium")
+    axes.set_title(first.quantity, fontsize="medium")
     limit(axes, studies)
     draw_slopes(axes, studies)
     axes.grid(color="0.92", linewidth=0.6)

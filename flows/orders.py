@@ -105,7 +105,7 @@ def one_step_order(
     """
     theta0 = check_theta0(theta0)
     rungs = [measured_rung(flow, descent, theta0, h, 1, integration) for h in check_ladder(ladder)]
-    return study_of(rungs, theta0, descent(rungs[0].h).landscape, "one-step error")
+    return study_of(rungs, theta0, sharpness_at(descent(rungs[0].h).landscape, theta0), "one-step error")
 
 
 def global_order(
@@ -124,7 +124,8 @@ def global_order(
     theta0 = check_theta0(theta0)
     steps = [whole_steps(time, h) for h in check_ladder(ladder)]
     rungs = [measured_rung(flow, descent, theta0, time / n, n, integration) for n in steps]
-    return study_of(rungs, theta0, descent(rungs[0].h).landscape, f"error at t = {time:.4g}", max(steps))
+    sharpness = sharpness_at(descent(rungs[0].h).landscape, theta0)
+    return study_of(rungs, theta0, sharpness, f"error at t = {time:.4g}", max(steps))
 
 
 def check_ladder(ladder: Sequence[float]) -> list[float]:
@@ -183,7 +184,7 @@ def deterministic(descent: Descent) -> Descent:
     return descent
 
 
-def study_of(rungs: Sequence[Rung], theta0: Tensor, landscape: Landscape, quantity: str, steps: int = 1) -> OrderStudy:
+def study_of(rungs: Sequence[Rung], theta0: Tensor, sharpness: float, quantity: str, steps: int = 1) -> OrderStudy:
     """The study of measured rungs, h falling, of at most ``steps`` steps from θ0 (..., d)."""
     eps = torch.finfo(theta0.dtype).eps
     size = float(torch.linalg.vector_norm(theta0, dim=-1).max().clamp(min=1e-3))
@@ -193,7 +194,7 @@ def study_of(rungs: Sequence[Rung], theta0: Tensor, landscape: Landscape, quanti
         floor=(ROUNDING + math.sqrt(steps)) / FRACTION * eps * size,
         integration_errors=tuple(rung.integration_error for rung in rungs),
         statuses=tuple(rung.status for rung in rungs),
-        sharpness=sharpness_at(landscape, theta0),
+        sharpness=sharpness,
         quantity=quantity,
     )
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,27 +14,15 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from flows import (
-    Descent,
-    Flow,
-    GradientDescent,
-    GradientFlow,
-    HeavyBall,
-    ModifiedFlow,
-    OptimizerDescent,
-    PrincipalFlow,
-    StochasticGradientDescent,
-    compare,
-)
+from flows import Descent, Flow, PrincipalFlow, compare
 from flows.comparison import slug
 from landscapes import FiniteSum, Landscape, Toy
 from nets import GhostBatchLandscape
 from scripts.command_line import DTYPES, check_device, guarded, parse, use_threads
-from scripts.ground import AnyGround
+from scripts.ground import AnyGround, Ground
+from scripts.models_by_name import DENSE, FLOW_NAMES, Options, descent_by_name, flow_by_name
 from scripts.net_ground import NetGround
 
-FLOW_NAMES = ("gradient", "modified-1", "modified-2", "modified-3", "principal", "principal-third-order")
-DENSE = 64  # weights up to which a Hessian is made whole
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 
 Choose what is descended as a subcommand; options follow it. Flows: {", ".join(FLOW_NAMES)}. Descents: gd, sgd,
@@ -145,58 +131,19 @@ def largest_curvature(landscape: Landscape, theta0: Tensor) -> float:
     return float(abs(eigsh(operator, k=1, which="LM", v0=ones, tol=1e-2, return_eigenvectors=False)[0]))
 
 
-def build_flow(name: str, landscape: Landscape, settings: Settings, h: float) -> Flow:
-    """The flow of that name; ValueError naming what there is."""
-    if name == "gradient":
-        return GradientFlow(landscape)
-    if match := re.fullmatch(r"modified-(\d+)", name):
-        return ModifiedFlow(landscape, h, int(match[1]))
-    if name in ("principal", "principal-third-order"):
-        automatic = "complex" if landscape.holomorphic else "real"
-        return PrincipalFlow(
-            landscape,
-            h,
-            krylov=30 if settings.krylov is None and landscape.dimension > DENSE else settings.krylov,
-            tolerance=settings.krylov_tolerance,
-            third_order=name == "principal-third-order",
-            branch=automatic if settings.branch == "auto" else settings.branch,
-        )
-    raise ValueError(f"--flows must name {', '.join(FLOW_NAMES)}, got {name!r}")
+def options_of(settings: Settings, choice: Choice) -> Options:
+    """What models take beyond landscape and learning rate."""
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Options)}
+    return Options(**given | {"batch_size": choice.batch_size})
 
 
-def stochastic(landscape: Landscape, settings: Settings, choice: Choice) -> Descent:
-    """SGD on the landscape's examples."""
-    if not isinstance(landscape, FiniteSum):
-        raise ValueError(f"--descent sgd needs examples, {type(landscape).__name__} has none; use gd")
-    batch_size = min(choice.batch_size, landscape.size)
-    return StochasticGradientDescent(landscape, choice.h, batch_size, settings.sampling)
-
-
-DESCENTS: dict[str, Callable[[Landscape, Settings, Choice], Descent]] = {
-    "gd": lambda landscape, settings, choice: GradientDescent(landscape, choice.h),
-    "sgd": stochastic,
-    "heavy-ball": lambda landscape, settings, choice: HeavyBall(landscape, choice.h, settings.momentum),
-}
-
-
-def build_descent(name: str, landscape: Landscape, settings: Settings, choice: Choice) -> Descent:
-    """The descent of that name; ValueError naming what there is."""
-    if name in DESCENTS:
-        return DESCENTS[name](landscape, settings, choice)
-    kind = getattr(torch.optim, name, None)
-    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
-        factory: Any = kind  # the base class declares no lr, its classes all take one
-        return OptimizerDescent(landscape, functools.partial(factory, lr=choice.h))
-    raise ValueError(f"--descent must name {', '.join(DESCENTS)} or a class of torch.optim, got {name!r}")
-
-
-def build_start(settings: Settings, landscape: Landscape, default: Tensor) -> Tensor:
+def build_start(given: tuple[float, ...] | None, landscape: Landscape, default: Tensor) -> Tensor:
     """θ0 as the user gave it, or the landscape's own."""
-    if settings.theta0 is None:
+    if given is None:
         return default
-    if len(settings.theta0) != landscape.dimension:
-        raise ValueError(f"--theta0 must have {landscape.dimension} coordinates, got {len(settings.theta0)}")
-    return torch.tensor(settings.theta0).to(default)
+    if len(given) != landscape.dimension:
+        raise ValueError(f"--theta0 must have {landscape.dimension} coordinates, got {len(given)}")
+    return torch.tensor(given, dtype=torch.float64).to(default)
 
 
 def run(settings: Settings) -> None:
@@ -204,11 +151,12 @@ def run(settings: Settings) -> None:
     check_device(settings.device)
     use_threads(settings.threads)
     landscape, default = settings.ground.build(settings.seed, DTYPES[settings.dtype], settings.device)
-    theta0 = build_start(settings, landscape, default)
+    theta0 = build_start(settings.theta0, landscape, default)
     choice = choose(settings, landscape, theta0)
-    flows = {name: build_flow(name, landscape, settings, choice.h) for name in choice.flows}
-    descents = {name: build_descent(name, landscape, settings, choice) for name in settings.descent}
-    print(f"{describe(settings, landscape)}: h = {choice.h:g}, {choice.steps} steps")
+    options = options_of(settings, choice)
+    flows = {name: flow_by_name(name, landscape, choice.h, options) for name in choice.flows}
+    descents = {name: descent_by_name(name, landscape, choice.h, options) for name in settings.descent}
+    print(f"{describe(settings.ground, landscape)}: h = {choice.h:g}, {choice.steps} steps")
     for name, flow in flows.items():
         if isinstance(flow, PrincipalFlow) and flow.branch == "real" and settings.branch == "auto":
             print(f"{name}: real branch, as the loss is not holomorphic; it follows growth, not the flip of sign")
@@ -242,12 +190,12 @@ def run(settings: Settings) -> None:
         print(f"figure: {result.plot(folder / 'comparison.png')}\n", flush=True)
 
 
-def describe(settings: Settings, landscape: Landscape) -> str:
+def describe(ground: Ground, landscape: Landscape) -> str:
     """What is descended, on one line."""
     examples = f", a mean over {landscape.size}" if isinstance(landscape, FiniteSum) else ""
     name = type(landscape).__name__
-    if isinstance(settings.ground, NetGround):
-        name, examples = f"{settings.ground.architecture} on {settings.ground.chosen.data}", f"{examples} examples"
+    if isinstance(ground, NetGround):
+        name, examples = f"{ground.architecture} on {ground.chosen.data}", f"{examples} examples"
         if isinstance(landscape, GhostBatchLandscape):
             batches, each = landscape.ghost_batches.shape
             examples = f", a mean over {batches} ghost batches of {each}"
