@@ -8,7 +8,7 @@ plain_landscape(tree)     D³f[∇f, H∇f]
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import sympy
@@ -16,12 +16,12 @@ import sympy
 from flows.series.expressions import landscape_terms, to_sympy
 from flows.series.methods import Exact
 from flows.series.modified import Series
-from flows.series.trees import FIELD, Tree
+from flows.series.trees import Tree
 
 MU = sympy.Symbol("mu")
 COMPONENTS = {"θ": r"\dot{\theta}", "x": r"\dot{x}", "v": r"\dot{v}"}
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-PER_LINE = 4  # terms a line of an aligned equation holds on a page's width
+PER_LINE = 4  # terms a line of an aligned equation holds on a page's width; half as many with long coefficients
 
 Term = tuple[Exact, str]
 Group = tuple[int, list[Term]]
@@ -30,11 +30,11 @@ Group = tuple[int, list[Term]]
 def latex_field(series: Series, *, aligned: bool = False) -> str:
     r"""The modified equation in elementary differentials of f; of F_c, c the colour, for a split field.
 
-    ``aligned``: one line for each power of h and for every four terms, for an equation environment with amsmath.
+    ``aligned``: lines for each power of h, of a few terms each, for an equation environment with amsmath.
     """
-    colours = {colour for colour, _ in series.grammar}
-    terms = [(whole.order - 1, c, latex_differential(whole, single=len(colours) == 1)) for whole, c in series.terms]
-    return equation(r"\dot{y}" if series.grammar == FIELD else r"\dot{z}", grouped(terms), aligned)
+    single = len(series.grammar) == 1
+    terms = [(whole.order - 1, c, latex_differential(whole, single=single)) for whole, c in series.terms]
+    return lay_out({r"\dot{y}" if single else r"\dot{z}": grouped(terms)}, aligned)
 
 
 def latex_landscape(series: Series, *, aligned: bool = False) -> str:
@@ -42,11 +42,11 @@ def latex_landscape(series: Series, *, aligned: bool = False) -> str:
 
     H is the Hessian, D³f[u, v] the third derivative along u and v, and so on, as vectors; μ the friction.
     """
-    equations = []
+    equations = {}
     for component, found in landscape_terms(series, MU).items():
         terms = [(power, c, latex_derivative(base)) for (power, base), c in found.items()]
-        equations.append(equation(COMPONENTS[component], grouped(terms), aligned))
-    return "\n".join(equations)
+        equations[COMPONENTS[component]] = grouped(terms)
+    return lay_out(equations, aligned)
 
 
 def latex_differential(whole: Tree, *, single: bool = True) -> str:
@@ -89,20 +89,20 @@ def grouped(terms: Sequence[tuple[int, Exact, str]]) -> list[Group]:
     return [(power, [(c, text) for _, c, text in found]) for power, found in groups]
 
 
-def equation(left: str, groups: Sequence[Group], aligned: bool) -> str:
-    """left = Σ over groups h^power (Σ terms), as LaTeX."""
-    lines = [line for group in groups for line in written(group, PER_LINE if aligned else None)]
-    if not lines:
-        return f"{left} = 0"
-    lines[0] = unspaced(lines[0])
-    if not aligned:
-        return f"{left} = {' '.join(lines)}"
-    return "\n".join(
-        [r"\begin{aligned}", rf"{left} ={{}}& {lines[0]}", *(rf"\\ &{line}" for line in lines[1:]), r"\end{aligned}"]
-    )
+def lay_out(equations: Mapping[str, Sequence[Group]], aligned: bool) -> str:
+    """left = Σ over groups h^power (Σ terms), as LaTeX: a line for each, or all of them in one aligned block."""
+    whole = []
+    for left, groups in equations.items():
+        lines = [line for group in groups for line in written(group, aligned)] or ["0"]
+        lines[0] = unspaced(lines[0])
+        first, *rest = lines
+        whole += (
+            [rf"{left} ={{}}& {first}", *(f"&{line}" for line in rest)] if aligned else [f"{left} = {' '.join(lines)}"]
+        )
+    return "\n".join([r"\begin{aligned}", " \\\\\n".join(whole), r"\end{aligned}"] if aligned else whole)
 
 
-def written(group: Group, per_line: int | None) -> Iterator[str]:
+def written(group: Group, broken: bool) -> Iterator[str]:
     """A group's lines: one term with h in its coefficient, or h^power in front of several in parentheses."""
     power, terms = group
     if power == 0 or len(terms) == 1:
@@ -112,13 +112,20 @@ def written(group: Group, per_line: int | None) -> Iterator[str]:
     inside = [signed(c / common, text, 0) for c, text in terms]
     inside[0] = unspaced(inside[0])
     front = signed(common, "", power).rstrip()
-    if per_line is None or len(inside) <= per_line:
-        yield rf"{front}\left({' '.join(inside)}\right)"
+    most = len(inside) if not broken else PER_LINE if all(is_short(c) for c, _ in terms) else PER_LINE // 2
+    count = -(-len(inside) // most)
+    rows = [" ".join(inside[i * len(inside) // count : (i + 1) * len(inside) // count]) for i in range(count)]
+    if len(rows) == 1:
+        yield rf"{front}\left({rows[0]}\right)"
         return
-    rows = [" ".join(inside[i : i + per_line]) for i in range(0, len(inside), per_line)]
     yield rf"{front}\bigl({rows[0]}"  # \left and \right must stand on one line
     for row in rows[1:]:
         yield rf"\qquad {row}" + (r"\bigr)" if row is rows[-1] else "")
+
+
+def is_short(coefficient: Exact) -> bool:
+    """Whether a coefficient is a number times powers, and no quotient of sums."""
+    return oriented(coefficient)[1].is_polynomial()
 
 
 def unspaced(line: str) -> str:
