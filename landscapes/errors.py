@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from landscapes.landscape import Landscape
 
 
 class UnsupportedError(TypeError):
@@ -20,6 +25,27 @@ class UnsupportedError(TypeError):
 
 class NotHolomorphicError(UnsupportedError):
     """Complex parameters were given to a loss that has no holomorphic derivative."""
+
+
+class SmoothnessWarning(UserWarning):
+    """A flow takes derivatives of a higher order than the landscape is known to have."""
+
+
+def warn_smoothness(landscape: Landscape, order: int, who: str, stacklevel: int = 4) -> None:
+    """Warn where ``who`` takes derivatives of an order that the landscape's kinks forbid; gradients are always fine.
+
+    Attributed to the line that makes a dataclass whose ``__post_init__`` asks, so that Python shows it once a line.
+    """
+    smoothness = landscape.smoothness
+    if order > max(smoothness, 1):
+        warnings.warn(
+            f"{who} takes derivatives of order {order}, and the landscape is continuous up to its order-{smoothness} "
+            "derivative only (kinks): beyond it they are those of the smooth piece that theta lies in, and the flow "
+            "may follow descent no better than gradient flow does; use tanh, gelu or softplus and average pooling, or "
+            "a flow of order 1",
+            SmoothnessWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def check_positive(name: str, value: float) -> float:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from functools import cached_property
+from collections.abc import Iterable
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -45,8 +46,8 @@ class Expansion(ABC):
     Shapes: ``loss`` (...,), ``grad`` (..., d), ``hvp(v)`` = H v, ``third(u, v)`` = D³f[u, v] = ∇(uᵀHv) with u and v
     frozen, ``hessian()`` (..., d, d). u and v have θ's shape.
 
-    ``along(w)`` is the expansion of θ ↦ ∇f(θ)ᵀw with w frozen, which gives derivatives of any order: its gradient is Hw,
-    its products are D³f[w, v]; ``along(w).along(x)`` has the gradient D³f[w, x] and the products D⁴f[w, x, v].
+    ``along(w)`` is the expansion of θ ↦ ∇f(θ)ᵀw with w frozen, which gives derivatives of any order: its gradient is
+    Hw, its products are D³f[w, v]; ``along(w).along(x)`` has the gradient D³f[w, x] and the products D⁴f[w, x, v].
 
     Directions are constants of every product. Where θ requires grad they may depend on it, as the gradient does, and
     results carry the graph of both.
@@ -127,6 +128,11 @@ class SlopeExpansion(Expansion):
             f"{type(origin).__name__} has no derivatives above the third; define along(w), for instance as "
             "AutogradExpansion(loss, theta).along(w), or leave expand to Landscape, which differentiates loss"
         )
+
+
+def along_each(point: Expansion, directions: Iterable[Tensor]) -> Expansion:
+    """The expansion along one direction after another."""
+    return reduce(lambda slope, w: slope.along(w), directions, point)
 
 
 class AutogradExpansion(Expansion):

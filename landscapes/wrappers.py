@@ -18,7 +18,7 @@ Counts = dict[str, float]
 
 
 def no_counts() -> Counts:
-    """A fresh tally: loss, grad, hvp, third, and higher (derivatives taken through a torch.func transform)."""
+    """A fresh tally: loss, grad, hvp, third, and higher (above the third, or through a torch.func transform)."""
     return {"loss": 0, "grad": 0, "hvp": 0, "third": 0, "higher": 0}
 
 
@@ -33,6 +33,11 @@ class Wrapper(Landscape):
         return self.landscape.holomorphic
 
     @property
+    def smoothness(self) -> float:
+        """How many continuous derivatives there are: the wrapped landscape's answer."""
+        return self.landscape.smoothness
+
+    @property
     def dimension(self) -> int:
         """d, the number of parameters."""
         return self.landscape.dimension
@@ -42,46 +47,66 @@ class Wrapper(Landscape):
         return self.landscape.check(theta)
 
 
-class CountedExpansion(Expansion):
-    """An expansion that counts: the loss and the gradient once however often they are read, each product once."""
+KINDS = ("loss", "grad", "hvp", "third")
+"""What a derivative of order 0, 1, 2, 3 is counted as; any above is "higher"."""
 
-    def __init__(self, inner: Expansion, counts: Counts, unit: float):
+
+class CountedExpansion(Expansion):
+    """An expansion that counts: the loss and the gradient once however often they are read, each product once.
+
+    Slopes add to the same counts, each derivative by its order in f; the loss of a slope is the gradient it is made of.
+    """
+
+    def __init__(self, inner: Expansion, counts: Counts, unit: float, parent: CountedExpansion | None = None):
         self.theta = inner.theta
         self._inner = inner
         self._counts = counts
         self._unit = unit
-        self._read: set[str] = set()
+        self._parent = parent
+        self._depth: int = 0 if parent is None else parent._depth + 1
+        self._read: set[int] = set()
 
-    def _count_once(self, name: str) -> None:
-        if name not in self._read:
-            self._read.add(name)
-            self._counts[name] += self._unit
+    def _count(self, order: int, products: int = 1) -> None:
+        order += self._depth
+        self._counts[KINDS[order] if order < len(KINDS) else "higher"] += self._unit * products
+
+    def _count_once(self, order: int) -> None:
+        if order not in self._read:
+            self._read.add(order)
+            self._count(order)
 
     @property
     def loss(self) -> Tensor:
-        """f(θ), counted at the first reading."""
-        self._count_once("loss")
+        """f(θ), counted at the first reading; of a slope, the gradient below it."""
+        if self._parent is None:
+            self._count_once(0)
+        else:
+            self._parent._count_once(1)
         return self._inner.loss
 
     @property
     def grad(self) -> Tensor:
         """∇f(θ), counted at the first reading."""
-        self._count_once("grad")
+        self._count_once(1)
         return self._inner.grad
 
     def hvp(self, v: Tensor) -> Tensor:
         """H v, one hvp."""
-        self._counts["hvp"] += self._unit
+        self._count(2)
         return self._inner.hvp(v)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         """D³f[u, v], one third."""
-        self._counts["third"] += self._unit
+        self._count(3)
         return self._inner.third(u, v)
+
+    def along(self, w: Tensor) -> Expansion:
+        """The slope ∇fᵀw, free until it is read."""
+        return CountedExpansion(self._inner.along(w), self._counts, self._unit, self)
 
     def hessian(self) -> Tensor:
         """H, d hvps."""
-        self._counts["hvp"] += self._unit * self.theta.shape[-1]
+        self._count(2, self.theta.shape[-1])
         return self._inner.hessian()
 
 
@@ -89,8 +114,10 @@ class Counted(Wrapper):
     r"""A landscape that counts its oracle calls in ``counts``: {"loss", "grad", "hvp", "third", "higher"}.
 
     One unit is one product over the full sum for one θ: b of N examples count b/N, a batch of n states counts n,
-    ``hessian`` counts d hvps. Calls inside a torch.func transform count as "higher", one for what the transform shows:
-    vmap hides the dimension it maps over.
+    ``hessian`` counts d hvps. A slope ``along(w)`` counts by the order of what is read: its gradient Hw as one hvp
+    however often it is read, its products D³f[w, v] as one third each, whatever lies above the third as one "higher";
+    its loss ∇fᵀw needs the gradient, which counts once. Calls inside a torch.func transform count as "higher" too, one
+    for what the transform shows: vmap hides the dimension it maps over.
     """
 
     def __new__(cls, landscape: Landscape, counts: Counts | None = None, unit: float = 1) -> Counted:
@@ -185,10 +212,50 @@ class RegularisedExpansion(Expansion):
         """D³f[u, v]: a quadratic has no third derivative."""
         return self._inner.third(u, v)
 
+    def along(self, w: Tensor) -> Expansion:
+        """The slope ∇fᵀw + l2 θᵀw."""
+        return TiltedExpansion(self._inner.along(w), self._l2 * w)
+
     def hessian(self) -> Tensor:
         """H + l2 I."""
         identity = torch.eye(self.theta.shape[-1], dtype=self.theta.dtype, device=self.theta.device)
         return self._inner.hessian() + self._l2 * identity
+
+
+class TiltedExpansion(Expansion):
+    """Expansion of f + bᵀθ + c from the expansion of f, b (..., d) and c (...,) constants."""
+
+    def __init__(self, inner: Expansion, b: Tensor, c: Tensor | float = 0.0):
+        self.theta = inner.theta
+        self._inner = inner
+        self._b = b
+        self._c = c
+
+    @property
+    def loss(self) -> Tensor:
+        """f + bᵀθ + c."""
+        return release(self._inner.loss + (self._b * self.theta).sum(dim=-1) + self._c, self.theta)
+
+    @property
+    def grad(self) -> Tensor:
+        """∇f + b."""
+        return release(self._inner.grad + self._b, self.theta)
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """H v."""
+        return self._inner.hvp(v)
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """D³f[u, v]."""
+        return self._inner.third(u, v)
+
+    def along(self, w: Tensor) -> Expansion:
+        """The slope ∇fᵀw + bᵀw."""
+        return TiltedExpansion(self._inner.along(w), torch.zeros_like(self._b), (self._b * w).sum(dim=-1))
+
+    def hessian(self) -> Tensor:
+        """H."""
+        return self._inner.hessian()
 
 
 class Regularised(Wrapper):
@@ -274,6 +341,10 @@ class RotatedExpansion(Expansion):
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         """Q D³f[Qᵀu, Qᵀv]."""
         return self._inner.third(u @ self._rotation, v @ self._rotation) @ self._rotation.mT
+
+    def along(self, w: Tensor) -> Expansion:
+        """The slope ∇f(Qᵀθ)ᵀ Qᵀw."""
+        return RotatedExpansion(self._inner.along(w @ self._rotation), self.theta, self._rotation)
 
 
 class Rotated(Wrapper):

@@ -1,7 +1,8 @@
 r"""Sums too large for one graph: f = Σ_c f_c over chunks of the examples, and θ (..., d) one member at a time.
 
 Loss, gradient and products are linear in f, so each is the sum over chunks of its own. A chunk's graph is built, used
-and dropped before the next one: memory is one chunk's, the price a forward and a backward pass with every product.
+and dropped before the next one: memory is one chunk's, the price a forward and a backward pass with every product, and
+for the products of a slope those that its directions take.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from landscapes.autodiff import Field, transforming, transposed_product, wants_graph
 from landscapes.errors import UnsupportedError
-from landscapes.landscape import AutogradExpansion, Expansion
+from landscapes.landscape import AutogradExpansion, Expansion, SlopeExpansion, along_each
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:
@@ -43,8 +44,9 @@ def each_member(function: Callable[..., Tensor], theta: Tensor, *others: Tensor)
 class ChunkedExpansion(Expansion):
     r"""Expansion of Σ_c f_c, each f_c a field of one member (d,) → (), that never holds more than one chunk's graph.
 
-    Loss and gradient share a forward pass and are computed once; ``hvp``, ``third`` and ``hessian`` build each chunk's
-    graph anew. Only where θ requires grad, so that the results carry their graph, are the chunks' graphs kept.
+    Loss and gradient share a forward pass and are computed once; ``hvp``, ``third``, ``hessian`` and whatever is read
+    of slopes build each chunk's graph anew. Only where θ requires grad, so that the results carry their graph, are the
+    chunks' graphs kept.
     """
 
     def __init__(self, fields: list[Field], theta: Tensor):
@@ -74,19 +76,55 @@ class ChunkedExpansion(Expansion):
     def hvp(self, v: Tensor) -> Tensor:
         """Σ_c H_c v, each chunk's graph built and dropped."""
         self.check_vector("v", v)
-        return each_member(lambda x, w: total(AutogradExpansion(f, x).hvp(w) for f in self._fields), self.theta, v)
+        return self._walk(lambda point, w: point.hvp(w), v)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         """Σ_c D³f_c[u, v], each chunk's graph built and dropped."""
         self.check_vector("u", u)
         self.check_vector("v", v)
-        return each_member(
-            lambda x, a, b: total(AutogradExpansion(f, x).third(a, b) for f in self._fields), self.theta, u, v
-        )
+        return self._walk(lambda point, a, b: point.third(a, b), u, v)
+
+    def along(self, w: Tensor) -> Expansion:
+        """The slope ∇fᵀw, which builds each chunk's graph anew for whatever is read of it."""
+        return ChunkedSlope(self, self, (), w)
 
     def hessian(self) -> Tensor:
         """Σ_c H_c: a chunk's graph serves all d products before the next chunk's is built."""
-        return each_member(lambda x: total(AutogradExpansion(f, x).hessian() for f in self._fields), self.theta)
+        return self._walk(lambda point: point.hessian())
+
+    def _walk(self, product: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+        """Σ_c ``product`` of the chunk's expansion and the vectors (..., d), member by member."""
+        return each_member(
+            lambda x, *rows: total(product(AutogradExpansion(f, x), *rows) for f in self._fields), self.theta, *vectors
+        )
+
+
+class ChunkedSlope(SlopeExpansion):
+    """Expansion of θ ↦ Σ_c D^m f_c[w_1, …, w_m]: a slope of a sum over chunks, or of such a slope, along w = w_m."""
+
+    def __init__(self, origin: ChunkedExpansion, parent: Expansion, before: tuple[Tensor, ...], w: Tensor):
+        super().__init__(parent, w)
+        self._origin = origin
+        self._directions = (*before, w)
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """Σ_c D^{m+3}f_c[w_1, …, w_m, u, v], each chunk's graph built and dropped."""
+        self.check_vector("u", u)
+        self.check_vector("v", v)
+
+        def product(point: Expansion, *rows: Tensor) -> Tensor:
+            *directions, a, b = rows
+            return along_each(point, directions).third(a, b)
+
+        return self._origin._walk(product, *self._directions, u, v)
+
+    def along(self, w: Tensor) -> Expansion:
+        """The slope along one more direction."""
+        return ChunkedSlope(self._origin, self, self._directions, w)
+
+    def hessian(self) -> Tensor:
+        """Σ_c D^{m+2}f_c[w_1, …, w_m]: a chunk's graph serves all d products before the next chunk's is built."""
+        return self._origin._walk(lambda point, *rows: along_each(point, rows).hessian(), *self._directions)
 
 
 def loss_and_grad(field: Field, theta: Tensor) -> Tensor:

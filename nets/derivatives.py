@@ -1,9 +1,9 @@
 r"""Are a network's derivatives right? Asked once an order, before the first product is handed out.
 
 torch's fused norms have silently wrong third derivatives, its weight norm second ones, and an autograd.Function of a
-user's may have anything. So at the first Hessian-vector product, and again at the first third derivative, products of a
-few examples in float64 are held against differences (differences.py). A network that fails is searched module by
-module, each with the inputs it saw, for the innermost one that fails on its own.
+user's may have anything. So at the first Hessian-vector product, and again at the first product of every higher order,
+products of a few examples in float64 are held against differences (differences.py). A network that fails is searched
+module by module, each with the inputs it saw, for the innermost one that fails on its own.
 """
 
 from __future__ import annotations
@@ -59,20 +59,24 @@ class CheckedExpansion(Expansion):
     Where θ requires grad a product is there to be differentiated once more, so the next order is asked for.
     """
 
-    def __init__(self, inner: Expansion, check: DerivativeCheck):
+    def __init__(self, inner: Expansion, check: DerivativeCheck, depth: int = 0):
         self.theta = inner.theta
         self._inner = inner
         self._check = check
+        self._depth = depth
+        """How many slopes were taken: the loss is a derivative of this order."""
         self._more = int(wants_graph(inner.theta))
 
     @property
     def loss(self) -> Tensor:
         """f(θ), shape (...,)."""
+        self._check_for(0)
         return self._inner.loss
 
     @property
     def grad(self) -> Tensor:
         """∇f(θ), shape (..., d)."""
+        self._check_for(1)
         return self._inner.grad
 
     def hvp(self, v: Tensor) -> Tensor:
@@ -85,13 +89,19 @@ class CheckedExpansion(Expansion):
         self._check_for(3)
         return self._inner.third(u, v)
 
+    def along(self, w: Tensor) -> Expansion:
+        """The slope ∇fᵀw, asked about when it is read."""
+        return CheckedExpansion(self._inner.along(w), self._check, self._depth + 1)
+
     def hessian(self) -> Tensor:
         """H, shape (..., d, d)."""
         self._check_for(2)
         return self._inner.hessian()
 
     def _check_for(self, order: int) -> None:
-        self._check(min(order + self._more, 3))
+        order += self._depth
+        if order >= 2:
+            self._check(order + self._more)
 
 
 @dataclass(eq=False)
@@ -195,7 +205,8 @@ def tell(whole: Piece, calls: Sequence[Call], verdict: Verdict, order: int) -> N
 
 def complaint(piece: Piece, order: int) -> str:
     """What is wrong, where, and what to do."""
-    product = {1: "gradient", 2: "Hessian-vector product", 3: "third derivative"}[order]
+    names = {1: "gradient", 2: "Hessian-vector product", 3: "third derivative"}
+    product = names.get(order, f"derivative of order {order}")
     remedy = next((text for kind, text in REMEDIES if isinstance(piece.module, kind)), ADVICE)
     if piece.module is not None and any(isinstance(h, WeightNorm) for h in piece.module._forward_pre_hooks.values()):
         remedy = WEIGHT_NORM

@@ -7,7 +7,8 @@ kinks, where a difference proves nothing; steps of 1e-7 hardly ever do, and wher
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from landscapes.autodiff import Field, gradient
 from landscapes.errors import UnsupportedError
-from landscapes.landscape import AutogradExpansion
+from landscapes.landscape import AutogradExpansion, along_each
 from nets.observed import Call, floating
 
 Verdict = Literal["right", "wrong", "unclear"]
@@ -30,17 +31,28 @@ WIDE = (1e-4, 1.25e-5, 1.5e-6)
 NARROW = (1e-6, 1e-7)
 """Steps along a unit vector, in units of 1 + ‖θ‖."""
 
-KINKED = frozenset(
+SHARP = frozenset(
     "relu threshold leaky_relu prelu _prelu_kernel rrelu_with_noise hardtanh hardshrink softshrink hardsigmoid "
-    "hardswish elu celu abs sgn sign smooth_l1_loss huber_loss max_pool2d_with_indices max_pool3d_with_indices "
+    "hardswish sharp_elu abs sgn sign max_pool2d_with_indices max_pool3d_with_indices "
     "adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d".split()
 )
+"""torch operations with kinks, where their slope jumps, or with jumps."""
+BENT = frozenset("elu celu smooth_l1_loss huber_loss".split())
+"""Operations whose slope is continuous and has kinks."""
+KINKED = SHARP | BENT
 """torch operations with a kink in value or slope."""
 PERHAPS_KINKED = frozenset(
     "clamp clamp_min clamp_max maximum minimum max min amax amin fmax fmin where sort topk median round floor "
     "ceil".split()
 )
 """Operations with kinks that a network may never come near, or that only shift by a constant."""
+
+
+def smoothness_of(operations: Collection[str]) -> float:
+    """How many continuous derivatives operations leave: 0, 1 or math.inf; those that may be kinked are let pass."""
+    if SHARP.intersection(operations):
+        return 0
+    return 1 if BENT.intersection(operations) else math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,16 +87,19 @@ def judge(piece: Piece, order: int) -> Verdict:
 
 def compare_with_differences(piece: Piece, order: int, steps: tuple[float, ...]) -> Verdict:
     """Right at the first step that shows it, wrong where two that have converged say so."""
-    u, v = (draw(piece.position, seed) for seed in (1, 2))
-    u, v = u / u.norm(), v / v.norm()
-    below, product = DERIVATIVES[order]
+    v, *directions = (unit(piece.position, seed) for seed in range(20, 20 + max(order - 1, 1)))
     against = 0
     try:
-        claimed = product(piece.field, piece.position, u, v)
-        largest = below(piece.field, piece.position, u).norm()
+        claimed = slope(piece, v) if order == 1 else derivative(piece, piece.position, *directions, v)
+        below = value if order == 1 else derivative
+        largest = below(piece, piece.position, *directions).norm()
         for step in steps:
             epsilon = step * (1 + float(piece.position.norm()))
-            coarse, fine = (central(piece, below, u, v, e) for e in (epsilon, epsilon / 2))
+            coarse, fine = (
+                (below(piece, piece.position + e * v, *directions) - below(piece, piece.position - e * v, *directions))
+                / (2 * e)
+                for e in (epsilon, epsilon / 2)
+            )
             best = (4 * fine - coarse) / 3
             rounding = ROUNDING * largest / epsilon
             doubt, error = (fine - coarse).norm() + rounding, (claimed - best).norm()
@@ -101,28 +116,29 @@ def compare_with_differences(piece: Piece, order: int, steps: tuple[float, ...])
     return "wrong" if against >= 2 else "unclear"
 
 
-def central(piece: Piece, below: Callable[[Field, Tensor, Tensor], Tensor], u: Tensor, v: Tensor, e: float) -> Tensor:
-    """(D(θ + εv) − D(θ − εv))/2ε of the derivative below."""
-    return (below(piece.field, piece.position + e * v, u) - below(piece.field, piece.position - e * v, u)) / (2 * e)
-
-
-def value(f: Field, x: Tensor, u: Tensor) -> Tensor:
+def value(piece: Piece, x: Tensor) -> Tensor:
     """f(x), shape (1,)."""
     with torch.no_grad():
-        return f(x).reshape(1)
+        return piece.field(x).reshape(1)
 
 
-def slope(f: Field, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def slope(piece: Piece, v: Tensor) -> Tensor:
     """∇f·v, shape (1,)."""
-    return (gradient(f, x) @ v).reshape(1)
+    return (gradient(piece.field, piece.position) @ v).reshape(1)
 
 
-DERIVATIVES: dict[int, tuple[Callable[[Field, Tensor, Tensor], Tensor], Callable[..., Tensor]]] = {
-    1: (value, slope),
-    2: (lambda f, x, u: gradient(f, x), lambda f, x, u, v: AutogradExpansion(f, x).hvp(v)),
-    3: (lambda f, x, u: AutogradExpansion(f, x).hvp(u), lambda f, x, u, v: AutogradExpansion(f, x).third(u, v)),
-}
-"""By order: the derivative below, whose change along v is to equal the product of this order."""
+def derivative(piece: Piece, x: Tensor, *directions: Tensor) -> Tensor:
+    """D^{m+1}f(x)[w_1, …, w_m], shape (d,), as an expansion gives it."""
+    if not directions:
+        return gradient(piece.field, x)
+    *others, last = directions
+    return along_each(AutogradExpansion(piece.field, x), others).hvp(last)
+
+
+def unit(like: Tensor, seed: int) -> Tensor:
+    """A random direction of length 1."""
+    direction = draw(like, seed)
+    return direction / direction.norm()
 
 
 def draw(like: Tensor, seed: int) -> Tensor:

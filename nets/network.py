@@ -19,6 +19,7 @@ from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count
 from landscapes.landscape import AutogradExpansion, Expansion, FiniteSum
 from nets.chunked import ChunkedExpansion, each_member, total
 from nets.derivatives import CheckedExpansion, DerivativeCheck
+from nets.differences import smoothness_of
 from nets.examples import Examples, check_examples
 from nets.functional import ModuleFunction, check_draws_nothing, check_recomputes_nothing
 from nets.losses import LOSSES
@@ -47,7 +48,7 @@ class NetworkLandscape(FiniteSum):
     Batch norm that uses batch statistics (training mode, or no running ones) makes f_i depend on all examples: the full
     sum in one chunk is then well defined, example numbers and several chunks are refused; see GhostBatchLandscape.
 
-    Derivatives are held against differences before the first Hessian-vector product and the first third derivative are
+    Derivatives are held against differences before the first product of each order, from Hessian-vector products on, is
     given out: WrongDerivativeError names a module that gets them wrong, PiecewiseLinearWarning tells of kinks.
 
     Raises TypeError or ValueError for a module without parameters or of mixed dtypes, inputs and targets of different
@@ -73,6 +74,7 @@ class NetworkLandscape(FiniteSum):
         self._check_mode()
         ours = any(loss_fn is known for known in LOSSES.values())
         self._derivatives = DerivativeCheck(self._function, self._few(CHECKED)._forward_double, ours)
+        self._smoothness: dict[tuple[bool, ...], float] = {}
         self._probe()
 
     def _few(self, m: int) -> NetworkLandscape:
@@ -99,6 +101,22 @@ class NetworkLandscape(FiniteSum):
     def dimension(self) -> int:
         """d, the number of weights."""
         return self._function.theta0.shape[0]
+
+    @property
+    def smoothness(self) -> float:
+        """0 where an operation has kinks for certain (relu, max pooling), 1 where its slope has (elu, Huber), else inf.
+
+        As seen when a few examples go through the network at θ0 in its present mode. Of clamp, where, max or sort,
+        whose kinks it may never meet, nothing is said.
+        """
+        mode = self._function.mode()
+        if mode not in self._smoothness:
+            few = self._few(CHECKED)
+            with torch.no_grad(), observed(self._function.module) as seen:
+                few._forward(self.theta0, few._examples)
+            outside = set() if self._derivatives.trusted_loss else seen.outside
+            self._smoothness[mode] = smoothness_of(seen.operations | outside)
+        return self._smoothness[mode]
 
     @property
     def size(self) -> int:

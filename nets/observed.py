@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,10 +88,17 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and note it; in-place ones under their plain names."""
         name = func.overloadpacket.__name__.rstrip("_")
+        if name == "elu" and has_kink(*args[1:], **(kwargs or {})):
+            name = "sharp_elu"
         (self.seen.operations if self.open_calls else self.seen.outside).add(name)
         for call in self.open_calls:
             call.operations.add(name)
         return func(*args, **(kwargs or {}))
+
+
+def has_kink(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> bool:
+    """Whether an elu's slopes differ on the two sides of zero, as selu's do: scale·alpha·input_scale and scale."""
+    return not math.isclose(alpha * input_scale, 1.0)
 
 
 class Functions(TorchFunctionMode):
