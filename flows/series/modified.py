@@ -155,10 +155,17 @@ class Series:
         return dict(self.terms).get(tree, Fraction(0))
 
 
-@lru_cache(maxsize=64)
 def modified_equation(method: ExplicitMethod | Multistep, order: int) -> Series:
-    """The modified equation of a method, with every tree of up to ``order`` vertices."""
-    check_count("order", order)
+    """The modified equation of a method, with every tree of up to ``order`` vertices.
+
+    Raises TypeError where the method is none of these or the order is no whole number, ValueError for an order below 1.
+    """
+    recursion_of(method)  # raises for what is no method: the cache would only say that it cannot hash it
+    return _modified_equation(method, check_count("order", order))  # checked here, as 2.0 is 2 to a cache
+
+
+@lru_cache(maxsize=64)
+def _modified_equation(method: ExplicitMethod | Multistep, order: int) -> Series:
     recursion = recursion_of(method)
     grammar = FIELD if isinstance(method, Multistep) else method.grammar
     trees = [tree for n in range(1, order + 1) for tree in rooted_trees(n, grammar)]
