@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,23 @@ class Reference:
             self.ends = mean.position(mean.step(mean.start(self.starts), 0, generator))
             self.noise_floor = torch.stack([descent.step_noise(theta) for theta in self.starts])
         self._curvature: float | None = None
+        self._descent = descent
+        self._theta0 = run.theta[0]
+
+    @cached_property
+    def velocities(self) -> Tensor | None:
+        """v (T−1, ..., d) of a deterministic descent with momentum at the starts of its steps; None without."""
+        if isinstance(self._descent, StochasticDescent):
+            return None
+        state, velocities = self._descent.start(self._theta0), []
+        generator = torch.Generator(self._theta0.device)
+        for k in range(len(self.starts)):
+            velocity = self._descent.velocity(state)
+            if velocity is None:
+                return None
+            velocities.append(velocity)
+            state = self._descent.step(state, k, generator)
+        return torch.stack(velocities)
 
     def curvature(self) -> float:
         """The largest |hλ| seen at a few iterates along the descent."""
@@ -202,6 +221,7 @@ def make_row(flow: Flow, theta0: Tensor, against: Reference, settings: dict[str,
         losses=padded(real_loss(against.landscape, run.theta), nothing),
         imaginary=padded(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
         outside=outside_series(flow, against),
+        notes=("no one-step errors: the descent carries no velocity to start from",) if silent(flow, against) else (),
     )
 
 
@@ -225,6 +245,8 @@ def one_step_errors(flow: Flow, against: Reference, settings: dict[str, Any]) ->
     """‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...): one batch of starts for each length of step; NaN where a run failed."""
     lengths = against.times.diff()
     errors = torch.full(against.starts.shape[:-1], math.nan, dtype=against.starts.abs().dtype).to(against.starts.device)
+    if silent(flow, against):
+        return errors
     remaining = torch.ones(len(lengths), dtype=torch.bool)
     while bool(remaining.any()):
         length = float(lengths[remaining][0])
@@ -234,10 +256,43 @@ def one_step_errors(flow: Flow, against: Reference, settings: dict[str, Any]) ->
         # One step is about as far as an adaptive method goes at once: try it whole.
         first_step = length if settings["dt"] is None and settings["method"] in (None, *ADAPTIVE, EXPONENTIAL) else None
         starts = against.starts[where]
-        run = integrate(flow, starts, [0.0, length], keep="last", first_step=first_step, **settings)
+        model = flow
+        if carries_velocity(flow) and against.velocities is not None:
+            model = Resumed(flow, flow.resume(starts, against.velocities[where]))
+        run = integrate(model, starts, [0.0, length], keep="last", first_step=first_step, **settings)
         gap = distance(run.theta[-1], against.ends[where])
         errors[where] = torch.where(run.alive, gap, math.nan)
     return errors
+
+
+def carries_velocity(flow: Flow) -> bool:
+    """Whether the flow's state holds more than θ, so that θ alone does not say how it goes on."""
+    return type(flow).resume is not Flow.resume
+
+
+def silent(flow: Flow, against: Reference) -> bool:
+    """Whether one-step errors cannot be had: the flow needs a velocity that the descent does not carry."""
+    return carries_velocity(flow) and against.velocities is None
+
+
+@dataclass(frozen=True)
+class Resumed(Flow):
+    """A flow that starts from states (..., s) given, whatever θ0 is."""
+
+    flow: Flow
+    states: Tensor
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.velocity(t, state)
+
+    def start(self, theta0: Tensor) -> Tensor:
+        """The states given."""
+        return self.states
+
+    def position(self, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.position(state)
 
 
 def outside_series(flow: Flow, against: Reference) -> float | None:

@@ -109,6 +109,10 @@ class Flow(ABC):
         """The state (..., s) that the flow starts from at θ0 (..., d)."""
         return theta0
 
+    def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
+        """The state (..., s) at θ (..., d) where a descent has the ``velocity`` v (..., d), for momentum."""
+        return self.start(theta)
+
     def position(self, state: Tensor) -> Tensor:
         """θ (..., d) of a state (..., s)."""
         return state
@@ -135,6 +139,10 @@ class Descent(ABC):
     def position(self, state: Any) -> Tensor:
         """θ (..., d) of a state."""
         return state
+
+    def velocity(self, state: Any) -> Tensor | None:
+        """v (..., d) of a state, in the descent's own unit; None for a descent that does not carry one."""
+        return None
 
     def elapsed(self, k: int, state: Any) -> float:
         """The time after k steps: k·h at a constant learning rate."""

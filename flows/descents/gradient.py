@@ -61,3 +61,7 @@ class HeavyBall(Descent):
     def position(self, state: tuple[Tensor, Tensor]) -> Tensor:
         """θ."""
         return state[0]
+
+    def velocity(self, state: tuple[Tensor, Tensor]) -> Tensor:
+        """v = −h p, the step that led here."""
+        return -self.h * state[1]

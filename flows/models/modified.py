@@ -1,24 +1,29 @@
-r"""Modified equations of gradient descent by backward error analysis.
+r"""Modified equations of gradient descent, and of any explicit Runge–Kutta step on −∇f, by backward error analysis.
 
 The map θ − h∇f(θ) is, up to O(h^{p+1}), the time-h flow of the field truncated at order p. Order 2 descends the
 modified loss f + (h/4)‖∇f‖² (implicit gradient regularisation); from order 3 on the field is in general no gradient.
+The coefficients are derived on rooted trees in exact rationals (``flows.series``), the field is evaluated by products.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
+import torch
 from torch import Tensor
 
-from flows.flow import Flow
+from flows.flow import Descent, Flow
 from flows.models.arguments import check_model
+from flows.series import EULER, ExplicitMethod, Program, Tree, compile_program, modified_equation
 from landscapes import Landscape
-from landscapes.errors import check_count
+from landscapes.errors import check_count, warn_smoothness
 from landscapes.landscape import Expansion
 
-HIGHEST_ORDER = 3
+HIGHEST_ORDER = 12
+"""Its series has 7,000 trees, which take seconds to derive; every order more takes four times as long."""
 
 
 @final
@@ -26,12 +31,16 @@ HIGHEST_ORDER = 3
 class ModifiedFlow(Flow):
     r"""Modified flow of order p  θ̇ = −∇f − (h/2) H∇f − h² [(1/3) HH∇f + (1/12) D³f[∇f, ∇f]] − …, cut after h^{p−1}.
 
-    One-step error against gradient descent O(h^{p+1}). The series converges for |hλ| < 1 only: at negative eigenvalues
-    below −1/h even orders attract where gradient descent escapes. Orders 1 to 3 are built; order 1 is gradient flow.
-    Cost of an evaluation: order 1, one gradient; 2, one HVP more; 3, two HVPs and one third derivative more.
+    One-step error against gradient descent O(h^{p+1}), for f with p + 1 continuous derivatives; a landscape with fewer
+    than p gives a SmoothnessWarning. The series converges for |hλ| < 1 only: at negative eigenvalues below −1/h even
+    orders attract where gradient descent escapes. Order 1 is gradient flow.
+
+    Cost of an evaluation in products with derivatives of f of order 1, 2, 3, …: order 2: 1, 1; order 3: 1, 2, 1;
+    order 4: 1, 3, 2; order 5: 1, 4, 4, 2, 1; order 6: 1, 6, 6, 3, 2. ``python -m scripts.benchmark --only modified``
+    prints them in gradients. They are nested reverse-mode derivatives, closed forms where the landscape has them.
 
     Sources: Hairer, Lubich & Wanner, ch. IX; order 2: Barrett & Dherin 2021, arXiv 2009.11162, eq. (5);
-    order 3: Rosca et al. 2023, arXiv 2302.01952. Raises ValueError naming the highest order built.
+    order 3: Rosca et al. 2023, arXiv 2302.01952. Raises ValueError for an order above 12.
     """
 
     landscape: Landscape
@@ -50,22 +59,100 @@ class ModifiedFlow(Flow):
 
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
-        if check_count("order", self.order) > HIGHEST_ORDER:
-            raise ValueError(f"order must be at most {HIGHEST_ORDER}, the highest built so far, got {self.order}")
+        check_order(self.order, self.landscape, self.name)
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The modified field at θ, shape (..., d)."""
         if self.order == 1:
             return -self.landscape.grad(state)
-        point = self.landscape.expand(state)
-        hg = point.hvp(point.grad)
-        field = -point.grad - (self.h / 2) * hg
-        return field if self.order == 2 else field - self.h**2 * third_order_term(point, hg)
+        return gradient_program(EULER, self.order, self.h)(self.landscape.expand(state))[0]
 
 
-def third_order_term(point: Expansion, hg: Tensor) -> Tensor:
-    """(1/3) HH∇f + (1/12) D³f[∇f, ∇f], given H∇f; shape (..., d)."""
-    return point.hvp(hg) / 3 + non_principal_term(point)
+@final
+@dataclass(frozen=True)
+class ModifiedRungeKuttaFlow(Flow):
+    r"""Modified flow of order p of an explicit Runge–Kutta step on −∇f:  θ̇ = Σ_{|τ| ≤ p} h^{|τ|−1} b(τ)/σ(τ) F(τ)(θ).
+
+    One-step error against ``RungeKuttaDescent`` O(h^{p+1}). Up to the order of the method itself it is gradient flow;
+    with ``flows.series.EULER`` it is ModifiedFlow. Sources, cost and errors as there.
+    """
+
+    landscape: Landscape
+    h: float
+    order: int
+    method: ExplicitMethod
+
+    @property
+    def name(self) -> str:
+        """ModifiedRungeKuttaFlow with its order."""
+        return f"ModifiedRungeKuttaFlow order {self.order}"
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+        check_method(self.method)
+        check_order(self.order, self.landscape, self.name)
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """The modified field at θ, shape (..., d)."""
+        return gradient_program(self.method, self.order, self.h)(self.landscape.expand(state))[0]
+
+
+@final
+@dataclass(frozen=True)
+class RungeKuttaDescent(Descent):
+    r"""One explicit Runge–Kutta step on gradient flow:  Y_i = θ − h Σ_j A_ij ∇f(Y_j),  θ' = θ − h Σ_i b_i ∇f(Y_i).
+
+    ``method`` from ``flows.series.runge_kutta``; A = [[0, 0], [1, 0]], b = (0, 1) is the extragradient method. State θ
+    (..., d), as many gradients a step as stages. Raises TypeError for a method of another kind.
+    """
+
+    landscape: Landscape
+    h: float
+    method: ExplicitMethod
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+        check_method(self.method)
+
+    def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        """θ' after one step."""
+        ((_, tableau),) = self.method.tableaux
+        slopes: list[Tensor] = []
+        for row in tableau.stages:
+            stage = state
+            for a, slope in zip(row, slopes, strict=False):
+                stage = torch.add(stage, slope, alpha=-self.h * float(a)) if a else stage
+            slopes.append(self.landscape.grad(stage))
+        for b, slope in zip(tableau.weights, slopes, strict=True):
+            state = torch.add(state, slope, alpha=-self.h * float(b)) if b else state
+        return state
+
+
+def check_method(method: ExplicitMethod) -> None:
+    """Raise unless ``method`` is an explicit Runge–Kutta method on one field."""
+    if not isinstance(method, ExplicitMethod) or len(method.tableaux) != 1:
+        raise TypeError(f"method must come from flows.series.runge_kutta, got {method!r}")
+
+
+def check_order(order: int, landscape: Landscape, name: str) -> None:
+    """Raise unless ``order`` is a whole number in 1 … HIGHEST_ORDER; warn where the landscape is not as smooth."""
+    if check_count("order", order) > HIGHEST_ORDER:
+        raise ValueError(f"order must be at most {HIGHEST_ORDER}, the highest built, got {order}")
+    warn_smoothness(landscape, order, name)
+
+
+@lru_cache(maxsize=256)
+def gradient_program(method: ExplicitMethod, order: int, h: float) -> Program:
+    """The modified field of a method on F = −∇f as products: each vertex of a tree brings one factor −1."""
+    terms = modified_equation(method, order).terms
+    return compile_program(
+        [{on_gradient(tree): (-1) ** tree.order * h ** (tree.order - 1) * float(c) for tree, c in terms}]
+    )
+
+
+def on_gradient(tree: Tree) -> Tree:
+    """The same tree with ∇f at its vertices."""
+    return Tree("g", tuple(map(on_gradient, tree.children)))
 
 
 def non_principal_term(point: Expansion) -> Tensor:

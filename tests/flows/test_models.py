@@ -202,7 +202,7 @@ BAD_ARGUMENTS = {
     "order 0": (lambda: ModifiedFlow(VALLEY, 0.1, 0), ValueError, r"order must be at least 1, got 0"),
     "order 2.5": (lambda: ModifiedFlow(VALLEY, 0.1, 2.5), TypeError, r"order must be a whole number, got 2\.5"),
     "order True": (lambda: ModifiedFlow(VALLEY, 0.1, True), TypeError, "order must be a whole number, got True"),
-    "order 4": (lambda: ModifiedFlow(VALLEY, 0.1, 4), ValueError, "order must be at most 3, the highest"),
+    "order 13": (lambda: ModifiedFlow(VALLEY, 0.1, 13), ValueError, "order must be at most 12, the highest"),
     "h 0": (lambda: ModifiedFlow(VALLEY, 0, 2), ValueError, "h must be positive and finite, got 0"),
     "h negative": (lambda: PrincipalFlow(VALLEY, -0.1), ValueError, r"h must be positive and finite, got -0\.1"),
     "h nan": (lambda: PrincipalFlow(VALLEY, math.nan), ValueError, "h must be positive and finite, got nan"),
