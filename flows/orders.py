@@ -30,6 +30,7 @@ from landscapes.errors import check_choice, check_count, check_positive
 # eps·‖θ‖ that a run's end errs by, measured: torchdiffeq interpolates to it. The descent's steps add their own, √steps.
 ROUNDING = 20
 LOOSER = 10
+MAX_STEPS = 500  # of an adaptive method, and 20 for each step of the descent: asymptotic rungs need far fewer
 STATUSES = (*KINDS, "members lost", "descent diverged")
 """How a rung's runs may end: as a trajectory's do, or with some of several starts lost, or with the descent lost."""
 
@@ -163,7 +164,8 @@ def measured_rung(
     ends = []
     for looser in (False, True):
         told = (integration or Integration()).arguments(h, theta0.abs().dtype, looser)
-        run = integrate(model, theta0, [0.0, float(path.times[-1])], keep="last", **told)
+        most = MAX_STEPS + 20 * steps
+        run = integrate(model, theta0, [0.0, float(path.times[-1])], keep="last", max_steps=most, **told)
         if run.status != "finished" or not bool(run.alive.all()):
             return Rung(h, math.nan, math.nan, str(run.status) if run.status != "finished" else "members lost")
         ends.append(run.theta[-1])

@@ -31,11 +31,12 @@ from flows.orders import (
     sharpness_at,
     study_of,
 )
+from flows.solvers import FIXED
 from landscapes.errors import check_count, check_positive
 from scripts.command_line import DTYPES, check_device, guarded, parse, use_threads
 from scripts.compare import build_start, describe
 from scripts.ground import AnyGround
-from scripts.models_by_name import DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
+from scripts.models_by_name import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
 from scripts.net_ground import NetGround
 from scripts.principal_flow.common import aligned
 from scripts.store import Store, Tensors
@@ -83,14 +84,14 @@ class Settings:
     krylov: int | None = None
     """Most HVPs of a principal-flow evaluation; by default the dense Hessian up to 64 weights, 30 HVPs beyond."""
     krylov_tolerance: float | None = None
-    """Relative change at which the Krylov space stops growing, an error that no integration sees; 1e-10 in float64,
+    """Relative change at which the Krylov space stops growing, an error that no integration sees; 1e-8 in float64,
     1e-5 in float32."""
-    method: str = "dopri8"
-    """Integration method."""
+    method: str | None = None
+    """Integration method; dopri8 on landscapes of up to 64 weights, else dopri5."""
     rtol: float | None = None
-    """Relative tolerance of adaptive methods; 1e-13 on landscapes of up to 64 weights, else 1e-10; 50 eps at least."""
+    """Relative tolerance of adaptive methods; 1e-13 on landscapes of up to 64 weights, else 1e-8; 50 eps at least."""
     atol: float | None = None
-    """Absolute tolerance; half the rounding unit, or a thousandth of rtol where that is more."""
+    """Absolute tolerance of adaptive methods; eps/2, or beyond 64 weights a thousandth of rtol where that is more."""
     substeps: int | None = None
     """Steps of fixed-step methods in one of h (half as long in the tight run)."""
     device: str = "cpu"
@@ -122,7 +123,7 @@ class Plan:
         real = DTYPES[settings.dtype]
         self.landscape, default = settings.ground.build(settings.seed, real, settings.device)
         self.theta0 = starts_of(settings, build_start(settings.theta0, self.landscape, default))
-        self.integration = integration_of(settings)
+        self.integration = integration_of(settings, self.landscape.dimension)
         self.options = options_of(settings)
         self.sharpness = sharpness_at(self.landscape, self.theta0)
         self.ladder = ladder_of(settings, self.sharpness)
@@ -183,14 +184,22 @@ def starts_of(settings: Settings, theta0: Tensor) -> Tensor:
     return theta0 + scale * moves.to(theta0)
 
 
-def integration_of(settings: Settings) -> Integration:
-    """How rungs are integrated."""
-    return Integration(settings.method, settings.rtol, settings.atol, settings.substeps)
+def integration_of(settings: Settings, dimension: int) -> Integration:
+    """How rungs are integrated: near rounding on small landscapes, in few evaluations on networks."""
+    method = settings.method or ("dopri8" if dimension <= DENSE else "dopri5")
+    rtol, atol = settings.rtol, settings.atol
+    if dimension > DENSE and method not in FIXED:
+        eps = torch.finfo(DTYPES[settings.dtype]).eps
+        rtol = max(1e-8, 50 * eps) if rtol is None else rtol
+        atol = max(rtol / 1000, eps / 2) if atol is None else atol
+    return Integration(method, rtol, atol, settings.substeps)
 
 
 def options_of(settings: Settings) -> Options:
     """What models take beyond landscape and learning rate."""
-    tolerance = settings.krylov_tolerance or (1e-10 if settings.dtype == "float64" else 1e-5)
+    tolerance = settings.krylov_tolerance
+    if tolerance is None:
+        tolerance = 1e-8 if settings.dtype == "float64" else 1e-5
     return Options(settings.branch, settings.krylov, tolerance, settings.momentum)
 
 
