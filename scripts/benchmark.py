@@ -20,13 +20,13 @@ import psutil
 import torch
 import tyro
 
-from flows import GradientDescent, GradientFlow, descend, integrate
-from landscapes import Rosenbrock, from_sympy
+from flows import GradientDescent, GradientFlow, ModifiedFlow, descend, integrate
+from landscapes import Counted, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
 from scripts.net_ground import LossFunction, NetGround
 
 Program = Callable[[], object]
-Name = Literal["integrate", "sympy", "descend", "memory", "norms", "check"]
+Name = Literal["integrate", "sympy", "descend", "memory", "norms", "check", "modified"]
 Examples = int | Literal["all"]
 
 
@@ -34,7 +34,7 @@ Examples = int | Literal["all"]
 class Settings:
     """What to measure."""
 
-    only: tuple[Name, ...] = ("integrate", "sympy", "descend", "memory", "norms", "check")
+    only: tuple[Name, ...] = ("integrate", "sympy", "descend", "memory", "norms", "check", "modified")
     """Benchmarks to run."""
     repeats: int = 15
     """Interleaved repeats of each pair of programs."""
@@ -205,6 +205,19 @@ def bench_check(settings: Settings) -> None:
     ratio("first HVP of the CNN, its check included / a later one", first, later, settings, "≤ 5")
 
 
+def bench_modified(settings: Settings) -> None:
+    """The modified field of orders 1 to 5 on the CNN with all training digits over one gradient, products beside it."""
+    landscape = demo_network(settings.device, examples="all")
+    theta = landscape.theta0
+    for order, target in ((1, "≤ 1.15"), (2, "≤ 5"), (3, "≤ 15"), (4, "≤ 60"), (5, "none")):
+        counted = Counted(landscape)
+        ModifiedFlow(counted, 0.1, order).velocity(0.0, theta)
+        products = ", ".join(f"{count:g} {name}" for name, count in counted.counts.items() if count)
+        field = functools.partial(ModifiedFlow(landscape, 0.1, order).velocity, 0.0, theta)
+        gradient = functools.partial(call, landscape, "grad", theta)
+        ratio(f"modified field of order {order} on the CNN ({products}) / gradient", field, gradient, settings, target)
+
+
 BENCHMARKS: dict[Name, Callable[[Settings], None]] = {
     "integrate": bench_integrate,
     "sympy": bench_sympy,
@@ -212,6 +225,7 @@ BENCHMARKS: dict[Name, Callable[[Settings], None]] = {
     "memory": bench_memory,
     "norms": bench_norms,
     "check": bench_check,
+    "modified": bench_modified,
 }
 
 
