@@ -78,6 +78,32 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
         raise InvariantError(f"the loss must not rise from output to output; it rises by {rise:.3e}")
 
 
+def asymmetry(flow: Flow, theta: Tensor) -> Tensor:
+    r"""½(J − Jᵀ) (..., d, d) of the velocity's Jacobian J at θ (..., d): zero iff the field is a gradient nearby.
+
+    d backward passes through the velocity, which must be differentiable in θ. In the plane ½(J_21 − J_12) is half the
+    curl. For autonomous flows whose state is θ.
+    """
+    leaf = theta.detach().requires_grad_()
+    with torch.enable_grad():
+        velocity = flow.velocity(0.0, leaf)
+        rows = [torch.autograd.grad(c.sum(), leaf, retain_graph=True)[0] for c in velocity.unbind(dim=-1)]
+    jacobian = torch.stack(rows, dim=-2)
+    return (jacobian - jacobian.mT) / 2
+
+
+def check_gradient_field(flow: Flow, theta: Tensor, tolerance: float = 1e-9) -> None:
+    r"""The velocity is a gradient at θ (..., d): its Jacobian is symmetric, so that there is a (modified) loss.
+
+    ``tolerance`` is relative to the largest velocity, or to 1 where that is smaller.
+    """
+    found = asymmetry(flow, theta)
+    size = max(1.0, float(flow.velocity(0.0, theta.detach()).abs().max()))
+    error = float(found.abs().max())
+    if not error <= tolerance * size:
+        raise InvariantError(f"the velocity must be a gradient; its Jacobian's antisymmetric part reaches {error:.3e}")
+
+
 def check_batch(
     model: Flow | Descent, thetas: Tensor, steps: int = 5, dt: float = 0.01, tolerance: float | None = None
 ) -> None:
