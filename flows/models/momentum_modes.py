@@ -141,12 +141,12 @@ def nesterov_modes(x: Tensor, momentum: float) -> Modes:
     edges = nesterov_edges(momentum)
     x = x.to(torch.complex128)
     square = ((1 + momentum) / 2) ** 2 * (x - edges.lower) * (x - edges.upper)
-    log_determinant = math.log(momentum) + x * principal_coefficient(x)
+    log_determinant = math.log(momentum) - x * log_quotient(-x)
     return Modes(x, -((1 - momentum) + (1 + momentum) * x) / 2, square, log_determinant, x.real > edges.upper)
 
 
 def log_integrals(modes: Modes) -> tuple[Tensor, Tensor]:
-    r"""L and K (..., n), complex128; to rounding, K to rounding over 1 − β.
+    r"""L and K (..., n), complex128; to rounding over the larger root where that is small, K to rounding over 1 − β.
 
     Just before heavy ball's upper edge both grow as 1/√(edge − x), and so does what rounding of x does to them.
     """
@@ -157,7 +157,7 @@ def log_integrals(modes: Modes) -> tuple[Tensor, Tensor]:
     near = modes.x / far
     log_far, log_near = logarithms(modes, far, near)
     slope = torch.where(close(modes), close_slope(modes), (log_far - log_near) / (2 * offset))
-    at_near = torch.where(near.abs() < 0.5, -principal_coefficient(-near), log_near / near)  # φ, 1 at 0
+    at_near = torch.where(near.abs() < 0.5, log_quotient(near), log_near / near)
     return slope, (at_near - slope) / far
 
 
@@ -165,11 +165,17 @@ def logarithms(modes: Modes, far: Tensor, near: Tensor) -> tuple[Tensor, Tensor]
     """log(1 + far) and log(1 + near) on the branch: of the root of larger modulus, the other's from the determinant."""
     is_far = (1 + far).abs() >= (1 + near).abs()
     larger = torch.where(is_far, far, near)
-    log_larger = -larger * principal_coefficient(-larger)  # argument in (−π/2, 3π/2)
+    log_larger = larger * log_quotient(larger)
     below = ~modes.turned & (log_larger.imag > torch.pi)
     log_larger = torch.where(below, log_larger - 2j * torch.pi, log_larger)
     log_smaller = modes.log_determinant - log_larger
     return torch.where(is_far, log_larger, log_smaller), torch.where(is_far, log_smaller, log_larger)
+
+
+def log_quotient(y: Tensor) -> Tensor:
+    """φ(y) = log(1 + y)/y of complex y, 1 at 0, with the argument of 1 + y in (−π/2, 3π/2)."""
+    # Where φ is 1 to rounding y is passed as 0: quotients of subnormal complex numbers are NaN.
+    return -principal_coefficient(-torch.where(y.abs() < 1e-30, 0, y))
 
 
 def close(modes: Modes) -> Tensor:
