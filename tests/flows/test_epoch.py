@@ -1,5 +1,6 @@
 """The flow of an epoch in a given order: its order, its commutators, its formula in dense algebra, its cost."""
 
+import functools
 import itertools
 
 import pytest
@@ -23,6 +24,7 @@ def quadratics():
     return QuadraticSum(a + a.mT, draw(2, 8, 2))
 
 
+@functools.cache
 def network():
     inputs, targets = draw(3, 8, 2), draw(4, 8, 1)
     return NetworkLandscape(MLP((2, 3, 1)).double(), lambda o, y: (o - y).square().sum(-1), inputs, targets)

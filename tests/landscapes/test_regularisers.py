@@ -1,5 +1,6 @@
 """Penalised landscapes against torch.func on the loss written out, as finite sums, in complex numbers, and counted."""
 
+import functools
 import math
 
 import pytest
@@ -29,6 +30,7 @@ def quadratics():
     return QuadraticSum(a + a.mT, draw(2, 6, 3))
 
 
+@functools.cache  # derivatives are held against differences once a network
 def network(chunk_size=None):
     """Six examples through a tanh network of 13 weights: smooth, not quadratic, traceable by torch.func."""
     inputs, targets = draw(3, 6, 2), draw(4, 6, 1)
@@ -84,7 +86,7 @@ CASES = {
     "chunked-network": lambda: gradient_case(network(chunk_size=4), 0.3),
     "variance-quadratics-ragged": lambda: variance_case(quadratics(), RAGGED, 0.4, 0.0),
     "variance-network": lambda: variance_case(network(), EVEN, 0.4, -0.1),
-    "variance-chunked": lambda: variance_case(network(chunk_size=1), EVEN, 0.4, 0.4),
+    "variance-chunked": lambda: variance_case(network(chunk_size=1), EVEN[:2], 0.4, 0.4),
     "reshuffling-network-ragged": lambda: reshuffling_case(network(), 0.8, RAGGED),
     "reshuffling-quadratics": lambda: reshuffling_case(quadratics(), 0.8, EVEN),
     "partition-network": lambda: partition_case(network(), 0.8),
