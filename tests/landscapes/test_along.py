@@ -190,7 +190,8 @@ def test_results_carry_the_graph_of_theta_and_of_directions_that_depend_on_it(na
         point = landscape.expand(t)
         directions = (point.grad, w, point.along(point.grad).grad)[:depth]
         slope = along_each(point, directions)
-        return slope.hvp(point.grad), slope.loss, slope.third(point.grad, point.grad)
+        own = slope.along(slope.grad)
+        return slope.hvp(point.grad), slope.loss, slope.third(point.grad, slope.grad), own.hvp(own.grad)
 
     for attached, free in zip(product(theta.clone().requires_grad_()), product(theta), strict=True):
         assert attached.requires_grad
