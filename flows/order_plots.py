@@ -119,4 +119,6 @@ def draw_slopes(axes: Axes, studies: Mapping[str, OrderStudy]) -> None:
         axes.annotate(
             f"{order}", (h[1], line[1]), xytext=(3, 0), textcoords="offset points", fontsize="small", va="center"
         )
-    axes.annotate("slopes", (h[0], base), xytext=(-3, 0), textcoords="offset points", fontsize="small", ha="right")
+    axes.annotate(
+        "slopes", (h[1], base), xytext=(0, -2), textcoords="offset points", fontsize="small", ha="right", va="top"
+    )

