@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def read_loss(text: str) -> tuple[sympy.Expr, list[sympy.Symbol]]:
 def arithmetic(node: ast.expr) -> sympy.Expr:
     """The sympy expression of a parsed one: a closed list of what may occur, nothing evaluated by name."""
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool) and abs(number) < math.inf:
             return sympy.Rational(str(number))
         case ast.Name(id=name) if name not in FUNCTIONS:
             return sympy.Symbol(name)

@@ -101,7 +101,7 @@ def draw_trees(trees: Sequence[Tree], series: Series) -> Figure:
     split = len(series.grammar) > 1
     heights = [max(cell.shape.height for cell in row) + LABEL + GAP for _, row in rows]
     taken = max((FIRST + sum(cell.width + GAP for cell in row) for _, row in rows), default=0.0)
-    across, total = max(WIDTH / UNIT, taken), sum(heights) + (2.2 if split else 0.6)
+    across, total = max(WIDTH / UNIT, taken), sum(heights) + (2.4 if split else 0.8)
     figure = Figure(figsize=(across * UNIT, total * UNIT))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, across), ylim=(-total, 0), aspect="equal")
