@@ -5,6 +5,7 @@ from flows.comparison import Comparison
 from flows.descend import descend
 from flows.descents.drift_adjusted import DriftAdjustedDescent, StochasticDriftAdjustedDescent
 from flows.descents.gradient import GradientDescent, HeavyBall
+from flows.descents.momentum import Nesterov, ScaledHeavyBall, ScaledNesterov
 from flows.descents.optimizer import OptimizerDescent
 from flows.descents.stochastic import StochasticGradientDescent
 from flows.flow import (
@@ -17,8 +18,16 @@ from flows.flow import (
     UnconvergedWarning,
 )
 from flows.integrate import integrate
+from flows.models.epoch import EpochFlow
 from flows.models.gradient import GradientFlow
-from flows.models.modified import ModifiedFlow
+from flows.models.modified import ModifiedFlow, ModifiedRungeKuttaFlow, RungeKuttaDescent
+from flows.models.momentum import HeavyBallPrincipalFlow, NesterovPrincipalFlow
+from flows.models.momentum_series import (
+    ModifiedHeavyBallFlow,
+    ModifiedNesterovFlow,
+    ReducedHeavyBallFlow,
+    ReducedNesterovFlow,
+)
 from flows.models.principal import PrincipalFlow
 from flows.models.truncated import TruncatedPrincipalFlow
 from flows.schedulers import DriftAdjustedRate
@@ -30,14 +39,26 @@ __all__ = [
     "Descent",
     "DriftAdjustedDescent",
     "DriftAdjustedRate",
+    "EpochFlow",
     "Flow",
     "GradientDescent",
     "GradientFlow",
     "HeavyBall",
+    "HeavyBallPrincipalFlow",
     "Linearisation",
     "ModifiedFlow",
+    "ModifiedHeavyBallFlow",
+    "ModifiedNesterovFlow",
+    "ModifiedRungeKuttaFlow",
+    "Nesterov",
+    "NesterovPrincipalFlow",
     "OptimizerDescent",
     "PrincipalFlow",
+    "ReducedHeavyBallFlow",
+    "ReducedNesterovFlow",
+    "RungeKuttaDescent",
+    "ScaledHeavyBall",
+    "ScaledNesterov",
     "SingularModeError",
     "Status",
     "StochasticDescent",

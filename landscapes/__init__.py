@@ -2,11 +2,13 @@
 
 from landscapes.analytic import Product, Quadratic, Rosenbrock
 from landscapes.closed_form import CriticalPoint, Toy
-from landscapes.errors import NotHolomorphicError, UnsupportedError
+from landscapes.errors import NotHolomorphicError, SmoothnessWarning, UnsupportedError
 from landscapes.finite_sums import LinearRegression, NoisyQuadratic, QuadraticSum, TwoQuadratics
 from landscapes.landscape import Expansion, FiniteSum, Landscape
 from landscapes.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation
+from landscapes.modified_losses import LandscapeSum, random_partition_loss, replacement_loss, reshuffling_loss
 from landscapes.registry import LANDSCAPES
+from landscapes.regularisers import GradientPenalty, VariancePenalty
 from landscapes.separable import Cosine, DoubleWell, QuarticWell, Saddle, StyblinskiTang
 from landscapes.spherical import SphericalQuotient
 from landscapes.surfaces import Beale, Himmelblau, MonkeySaddle, MuellerBrown
@@ -27,8 +29,10 @@ __all__ = [
     "DoubleWell",
     "Expansion",
     "FiniteSum",
+    "GradientPenalty",
     "Himmelblau",
     "Landscape",
+    "LandscapeSum",
     "LinearRegression",
     "MatrixFactorisation",
     "MonkeySaddle",
@@ -43,10 +47,15 @@ __all__ = [
     "Rosenbrock",
     "Saddle",
     "SharpFlatWells",
+    "SmoothnessWarning",
     "SphericalQuotient",
     "StyblinskiTang",
     "Toy",
     "TwoQuadratics",
     "UnsupportedError",
+    "VariancePenalty",
     "from_sympy",
+    "random_partition_loss",
+    "replacement_loss",
+    "reshuffling_loss",
 ]

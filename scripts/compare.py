@@ -53,7 +53,9 @@ class Settings:
     runs: int = 1
     """Runs of sgd to average over."""
     momentum: float = 0.9
-    """Momentum of heavy-ball."""
+    """Momentum of heavy-ball and nesterov, and of their flows."""
+    friction: float = 1.0
+    """Friction of scaled-heavy-ball and scaled-nesterov, and of their flows."""
     branch: Literal["auto", "complex", "real"] = "auto"
     """Branch of the principal flow; auto is complex where the loss is holomorphic, else real, and says so."""
     krylov: int | None = None

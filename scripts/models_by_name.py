@@ -16,9 +16,18 @@ from flows import (
     GradientDescent,
     GradientFlow,
     HeavyBall,
+    HeavyBallPrincipalFlow,
     ModifiedFlow,
+    ModifiedHeavyBallFlow,
+    ModifiedNesterovFlow,
+    Nesterov,
+    NesterovPrincipalFlow,
     OptimizerDescent,
     PrincipalFlow,
+    ReducedHeavyBallFlow,
+    ReducedNesterovFlow,
+    ScaledHeavyBall,
+    ScaledNesterov,
     StochasticGradientDescent,
 )
 from landscapes import FiniteSum, Landscape
@@ -35,21 +44,18 @@ class Options:
     krylov: int | None = None
     krylov_tolerance: float = 1e-6
     momentum: float = 0.9
+    friction: float = 1.0
     batch_size: int = 32
     sampling: str = "epoch"
 
-
-def principal(landscape: Landscape, h: float, options: Options, third_order: bool = False) -> Flow:
-    """The principal flow on the branch that suits the loss, its Hessian dense or in Krylov spaces by size."""
-    automatic = "complex" if landscape.holomorphic else "real"
-    return PrincipalFlow(
-        landscape,
-        h,
-        krylov=PRODUCTS if options.krylov is None and landscape.dimension > DENSE else options.krylov,
-        tolerance=options.krylov_tolerance,
-        third_order=third_order,
-        branch=automatic if options.branch == "auto" else options.branch,
-    )
+    def principal(self, landscape: Landscape) -> dict[str, Any]:
+        """How a principal flow is evaluated: on the branch that suits the loss, its Hessian dense or not by size."""
+        automatic = "complex" if landscape.holomorphic else "real"
+        return {
+            "krylov": PRODUCTS if self.krylov is None and landscape.dimension > DENSE else self.krylov,
+            "tolerance": self.krylov_tolerance,
+            "branch": automatic if self.branch == "auto" else self.branch,
+        }
 
 
 def stochastic(landscape: Landscape, h: float, options: Options) -> Descent:
@@ -60,19 +66,30 @@ def stochastic(landscape: Landscape, h: float, options: Options) -> Descent:
 
 
 FLOWS: dict[str, Callable[[Landscape, float, Options], Flow]] = {
-    "gradient": lambda landscape, h, options: GradientFlow(landscape),
-    "principal": principal,
-    "principal-third-order": functools.partial(principal, third_order=True),
+    "gradient": lambda f, h, options: GradientFlow(f),
+    "principal": lambda f, h, options: PrincipalFlow(f, h, **options.principal(f)),
+    "principal-third-order": lambda f, h, options: PrincipalFlow(f, h, third_order=True, **options.principal(f)),
+    "heavy-ball-principal": lambda f, h, options: HeavyBallPrincipalFlow(
+        f, h, options.momentum, **options.principal(f)
+    ),
+    "nesterov-principal": lambda f, h, options: NesterovPrincipalFlow(f, h, options.momentum, **options.principal(f)),
 }
 """Flows by name."""
 NUMBERED: dict[str, Callable[[Landscape, float, int, Options], Flow]] = {
-    "modified": lambda landscape, h, order, options: ModifiedFlow(landscape, h, order),
+    "modified": lambda f, h, order, options: ModifiedFlow(f, h, order),
+    "reduced-heavy-ball": lambda f, h, order, options: ReducedHeavyBallFlow(f, h, options.momentum, order),
+    "reduced-nesterov": lambda f, h, order, options: ReducedNesterovFlow(f, h, options.momentum, order),
+    "scaled-heavy-ball": lambda f, h, order, options: ModifiedHeavyBallFlow(f, h, options.friction, order),
+    "scaled-nesterov": lambda f, h, order, options: ModifiedNesterovFlow(f, h, options.friction, order),
 }
 """Families of flows by the name that an order follows: modified-2 is the second of them."""
 DESCENTS: dict[str, Callable[[Landscape, float, Options], Descent]] = {
-    "gd": lambda landscape, h, options: GradientDescent(landscape, h),
+    "gd": lambda f, h, options: GradientDescent(f, h),
     "sgd": stochastic,
-    "heavy-ball": lambda landscape, h, options: HeavyBall(landscape, h, options.momentum),
+    "heavy-ball": lambda f, h, options: HeavyBall(f, h, options.momentum),
+    "nesterov": lambda f, h, options: Nesterov(f, h, options.momentum),
+    "scaled-heavy-ball": lambda f, h, options: ScaledHeavyBall(f, h, options.friction),
+    "scaled-nesterov": lambda f, h, options: ScaledNesterov(f, h, options.friction),
 }
 """Descents by name; classes of torch.optim go by their own."""
 FLOW_NAMES = (*FLOWS, *(f"{family}-N" for family in NUMBERED))

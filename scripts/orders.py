@@ -78,7 +78,9 @@ class Settings:
     theta0: tuple[float, ...] | None = None
     """Start; the landscape's own by default."""
     momentum: float = 0.9
-    """Momentum of heavy-ball."""
+    """Momentum of heavy-ball and nesterov, and of their flows."""
+    friction: float = 1.0
+    """Friction of scaled-heavy-ball and scaled-nesterov, and of their flows."""
     branch: Literal["auto", "complex", "real"] = "auto"
     """Branch of the principal flow; auto is complex where the loss is holomorphic, else real."""
     krylov: int | None = None
@@ -200,7 +202,7 @@ def options_of(settings: Settings) -> Options:
     tolerance = settings.krylov_tolerance
     if tolerance is None:
         tolerance = 1e-8 if settings.dtype == "float64" else 1e-5
-    return Options(settings.branch, settings.krylov, tolerance, settings.momentum)
+    return Options(settings.branch, settings.krylov, tolerance, settings.momentum, settings.friction)
 
 
 def ladder_of(settings: Settings, sharpness: float) -> list[float]:

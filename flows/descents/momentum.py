@@ -56,6 +56,10 @@ class Nesterov(Descent):
         """θ."""
         return state[0]
 
+    def velocity(self, state: tuple[Tensor, Tensor]) -> Tensor:
+        """v = −h p, the step of x that led here."""
+        return -self.h * state[1]
+
 
 class ScaledDescent(Descent):
     """State (x, v) as one tensor (..., 2d), which starts at rest: (θ0, 0). What the two scaled descents share."""
@@ -85,6 +89,10 @@ class ScaledDescent(Descent):
     def position(self, state: Tensor) -> Tensor:
         """x."""
         return state.chunk(2, dim=-1)[0]
+
+    def velocity(self, state: Tensor) -> Tensor:
+        """v."""
+        return state.chunk(2, dim=-1)[1]
 
 
 @final

@@ -89,7 +89,11 @@ class MomentumPrincipalFlow(Flow):
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0), promoted to complex on the complex branch."""
-        state = torch.cat([theta0, torch.zeros_like(theta0)], dim=-1)
+        return self.resume(theta0, torch.zeros_like(theta0))
+
+    def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
+        """(θ, v), promoted to complex on the complex branch."""
+        state = torch.cat([theta, velocity], dim=-1)
         return state if self.branch == "real" or state.is_complex() else state.to(state.dtype.to_complex())
 
     def position(self, state: Tensor) -> Tensor:

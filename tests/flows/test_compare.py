@@ -12,9 +12,14 @@ from flows import (
     GradientDescent,
     GradientFlow,
     HeavyBall,
+    HeavyBallPrincipalFlow,
     ModifiedFlow,
+    ModifiedHeavyBallFlow,
+    Nesterov,
+    NesterovPrincipalFlow,
     OptimizerDescent,
     PrincipalFlow,
+    ScaledHeavyBall,
     Trajectory,
     compare,
     integrate,
@@ -261,3 +266,31 @@ def test_arguments_are_checked(case):
     call, error, text = BAD_ARGUMENTS[case]
     with pytest.raises(error, match=text):
         call()
+
+
+MOMENTA = {
+    "heavy-ball": (lambda h: HeavyBall(BOWL, h, 0.5), lambda h: HeavyBallPrincipalFlow(BOWL, h, 0.5)),
+    "nesterov": (lambda h: Nesterov(BOWL, h, 0.5), lambda h: NesterovPrincipalFlow(BOWL, h, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", MOMENTA)
+def test_one_step_errors_of_momentum_start_with_the_descents_velocity(name):
+    descent, flow = MOMENTA[name]
+    result = compare(descent(RATE), {"PF": flow(RATE), "GF": GradientFlow(BOWL)}, START, STEPS, **TIGHT)
+    assert float(result.errors["PF"].max()) < 1e-7
+    assert float(result.one_step["PF"].max()) < 1e-7  # from rest at every iterate it would be of the size of a step
+    assert float(result.one_step["GF"].min()) > 1e-4
+    assert not result.rows["PF"].notes
+
+
+def test_scaled_momentum_too_and_a_descent_without_velocity_has_no_one_step_errors():
+    scaled = {
+        "order 3": ModifiedHeavyBallFlow(BOWL, RATE, 0.3, 3),
+        "order 1": ModifiedHeavyBallFlow(BOWL, RATE, 0.3, 1),
+    }
+    result = compare(ScaledHeavyBall(BOWL, RATE, 0.3), scaled, START, STEPS, **TIGHT)
+    assert bool((result.one_step["order 3"] < 0.5 * result.one_step["order 1"]).all())
+    plain = compare(GradientDescent(BOWL, RATE), scaled, START, STEPS, **TIGHT)
+    assert bool(plain.one_step["order 3"].isnan().all())
+    assert "no velocity to start from" in str(plain)
