@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import sympy
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -319,10 +319,12 @@ trees_of_products = st.recursive(
     lambda branch: st.lists(branch, min_size=1, max_size=3).map(lambda children: tree("g", *children)),
     max_leaves=5,
 )
+BENT = tree("g", Tree("v", ()), Tree("v", ()))  # a direction that has two of its own
 combinations = st.dictionaries(trees_of_products, st.integers(-4, 4).map(float), min_size=1, max_size=5)
 
 
 @given(wanted=st.lists(combinations, min_size=1, max_size=3), seed=st.integers(0, 2**31))
+@example(wanted=[{tree("g", BENT, BENT): 2.0}], seed=5)
 def test_a_program_is_the_sum_of_its_trees(wanted, seed):
     tensors = symmetric_tensors(2, 4, seed)
     v = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -356,6 +358,8 @@ def test_products_of_gradient_descents_flow(order, first, second):
     assert len(set(slopes)) == len(slopes)
     assert (products.count(0), products.count(1)) == (first, second)
     assert max(products, default=-1) <= 1
+    # what a slope's product computes anyway is read as its gradient, and not as a product of its own
+    assert sum(isinstance(step, Gradient) and step.expansion > 0 for step in program.instructions) == len(slopes)
 
 
 def test_programs_refuse_what_they_cannot_evaluate():
