@@ -96,7 +96,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def has_kink(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> bool:
+def has_kink(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0, **_: Any) -> bool:
     """Whether an elu's slopes differ on the two sides of zero, as selu's do: scale·alpha·input_scale and scale."""
     return not math.isclose(alpha * input_scale, 1.0)
 

@@ -232,6 +232,7 @@ def test_symbolic_landscapes_equal_sympy_at_order_six(name, normal):
     expected = [float(sympy.diff(value, s).subs(values).evalf(30)) for s in symbols]
     found = along_each(landscape.expand(theta), ws[:4]).hvp(ws[4])
     close(found, torch.tensor(expected, dtype=torch.float64))
+    assert landscape._derivative_program(6) is landscape._derivative_program(6)  # compiled once
 
 
 def test_closed_slopes_stand_inside_transforms(normal):
