@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from flows.comparison import Comparison, Row, slug
 from flows.descend import descend
-from flows.engine import check_theta0, extreme_eigenvalue
+from flows.engine import Resumed, check_theta0, extreme_eigenvalue
 from flows.flow import BranchError, Descent, Flow, StochasticDescent
 from flows.integrate import integrate
 from flows.solvers import ADAPTIVE, EXPONENTIAL
@@ -273,26 +272,6 @@ def carries_velocity(flow: Flow) -> bool:
 def silent(flow: Flow, against: Reference) -> bool:
     """Whether one-step errors cannot be had: the flow needs a velocity that the descent does not carry."""
     return carries_velocity(flow) and against.velocities is None
-
-
-@dataclass(frozen=True)
-class Resumed(Flow):
-    """A flow that starts from states (..., s) given, whatever θ0 is."""
-
-    flow: Flow
-    states: Tensor
-
-    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
-        """The flow's own."""
-        return self.flow.velocity(t, state)
-
-    def start(self, theta0: Tensor) -> Tensor:
-        """The states given."""
-        return self.states
-
-    def position(self, state: Tensor) -> Tensor:
-        """The flow's own."""
-        return self.flow.position(state)
 
 
 def outside_series(flow: Flow, against: Reference) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import dataclasses
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -74,3 +75,52 @@ def extreme_eigenvalue(landscape: Landscape, theta: Tensor, products: int = 20) 
     result = matrix_function(point.hvp, start, torch.ones_like, products, 0.0)
     values = result.ritz.real[result.ritz.isfinite()]
     return float(values[values.abs().argmax()]) if values.numel() else None
+
+
+@dataclass(frozen=True)
+class Resumed(Flow):
+    """A flow that starts from states (..., s) given, whatever θ0 is."""
+
+    flow: Flow
+    states: Tensor
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.velocity(t, state)
+
+    def start(self, theta0: Tensor) -> Tensor:
+        """The states given."""
+        return self.states
+
+    def position(self, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.position(state)
+
+
+@dataclass(frozen=True)
+class ResumedDescent(Descent):
+    """A descent that goes on from a state given, whatever θ0 is."""
+
+    descent: Descent
+    state: Any
+
+    @property
+    def h(self) -> float:  # type: ignore[override]
+        """The descent's own."""
+        return self.descent.h
+
+    def step(self, state: Any, k: int, generator: torch.Generator) -> Any:
+        """The descent's own."""
+        return self.descent.step(state, k, generator)
+
+    def start(self, theta0: Tensor) -> Any:
+        """The state given."""
+        return self.state
+
+    def position(self, state: Any) -> Tensor:
+        """The descent's own."""
+        return self.descent.position(state)
+
+    def elapsed(self, k: int, state: Any) -> float:
+        """The descent's own."""
+        return self.descent.elapsed(k, state)

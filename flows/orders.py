@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flows.descend import descend
-from flows.engine import check_theta0, extreme_eigenvalue
+from flows.engine import Resumed, ResumedDescent, all_finite, check_theta0, extreme_eigenvalue
 from flows.flow import Descent, Flow, StochasticDescent
 from flows.integrate import METHODS, integrate
 from flows.order_study import FRACTION, OrderStudy
@@ -129,6 +129,27 @@ def global_order(
     return study_of(rungs, theta0, sharpness, f"error at t = {time:.4g}", max(steps))
 
 
+def settled_order(
+    flow: Callable[[float], Flow],
+    descent: Callable[[float], Descent],
+    theta0: Tensor,
+    ladder: Sequence[float],
+    time: float,
+    integration: Integration | None = None,
+) -> OrderStudy:
+    r"""One-step errors from where the descent is at the time T, with its velocity: after the transient of its start.
+
+    For flows that a descent follows only once it has settled: momentum at a fixed β keeps β^{T/h} of its start, so T/h
+    must be large on every rung, and T the same on all, or they look from different places. Their order is p + 1 for a
+    model of order p. Arguments and errors as in ``global_order``.
+    """
+    theta0 = check_theta0(theta0)
+    steps = [whole_steps(time, h) for h in check_ladder(ladder)]
+    rungs = [settled_rung(flow, descent, theta0, time / n, n, integration) for n in steps]
+    sharpness = sharpness_at(descent(rungs[0].h).landscape, theta0)
+    return study_of(rungs, theta0, sharpness, f"one-step error from t = {time:.4g}")
+
+
 def check_ladder(ladder: Sequence[float]) -> list[float]:
     """The rungs, h falling; raise unless there are at least two, positive and all different."""
     rungs = sorted((check_positive("ladder", h) for h in ladder), reverse=True)
@@ -172,6 +193,28 @@ def measured_rung(
     error = torch.linalg.vector_norm(ends[0] - path.theta[-1], dim=-1).max()
     apart = torch.linalg.vector_norm(ends[0] - ends[1], dim=-1).max()
     return Rung(h, float(error), float(apart), "finished")
+
+
+def settled_rung(
+    flow: Callable[[float], Flow],
+    descent: Callable[[float], Descent],
+    theta0: Tensor,
+    h: float,
+    steps: int,
+    integration: Integration | None = None,
+) -> Rung:
+    r"""Both runs of one rung: one step of descent(h) and flow(h) from where the descent is after ``steps`` of them."""
+    taken, model = deterministic(descent(h)), flow(h)
+    state, generator = taken.start(theta0), torch.Generator(theta0.device)
+    for k in range(steps):
+        state = taken.step(state, k, generator)
+    theta, velocity = taken.position(state), taken.velocity(state)
+    if not all_finite(theta):
+        return Rung(h, math.nan, math.nan, "descent diverged")
+    start = model.start(theta) if velocity is None else model.resume(theta, velocity)
+    return measured_rung(
+        lambda _: Resumed(model, start), lambda _: ResumedDescent(taken, state), theta, h, 1, integration
+    )
 
 
 def deterministic(descent: Descent) -> Descent:

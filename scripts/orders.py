@@ -28,6 +28,7 @@ from flows.orders import (
     check_ladder,
     deterministic,
     measured_rung,
+    settled_rung,
     sharpness_at,
     study_of,
 )
@@ -48,7 +49,7 @@ Choose what is descended as a subcommand; options follow it. Flows: {", ".join(F
 table.txt, orders.json (settings and data) and orders.png go to --out, where a run that was stopped goes on."""
 TOYS = ("gradient", "modified-2", "modified-3", "principal")
 # Options that leave a rung's figures as they are: rungs are kept by flow and learning rate, so more can be added.
-ELSEWHERE = {"ground", "flows", "ladder", "rungs", "largest", "ratio", "time", "device", "threads", "out"}
+ELSEWHERE = {"ground", "flows", "ladder", "rungs", "largest", "ratio", "time", "settle", "device", "threads", "out"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Settings:
     """Each of its rungs over the one before."""
     time: float | None = None
     """Also study errors at this time, where each rung becomes the nearest learning rate that divides it."""
+    settle: float | None = None
+    """Study one-step errors from where the descent is at this time: flows of a fixed momentum ask for it."""
     starts: int = 1
     """Starts, whose largest error counts: θ0 and random ones around it."""
     spread: float = 0.1
@@ -115,6 +118,7 @@ class Study:
     name: str
     rungs: Mapping[float, int]
     quantity: str
+    measure: Callable[..., Rung] = measured_rung
 
 
 class Plan:
@@ -144,22 +148,30 @@ class Plan:
         return flow_by_name(name, self.landscape, h, self.options)
 
     def studies(self) -> list[Study]:
-        """One-step errors, and those at a fixed time where one is given."""
+        """One-step errors, from the start or a time given, and errors at a fixed time where one is given."""
+        settings = self.settings
         one = Study("one-step", dict.fromkeys(self.ladder, 1), "one-step error")
-        time = self.settings.time
-        if time is None:
+        if settings.settle is not None:
+            rungs, since = self.dividing("settle", settings.settle), f"{settings.settle:.12g}"
+            one = Study(f"from-{since}", rungs, f"one-step error from t = {settings.settle:.4g}", settled_rung)
+        if settings.time is None:
             return [one]
-        counts = sorted({max(1, round(check_positive("time", time) / h)) for h in self.ladder})
+        rungs = self.dividing("time", settings.time)
+        return [one, Study(f"time-{settings.time:.12g}", rungs, f"error at t = {settings.time:.4g}")]
+
+    def dividing(self, name: str, time: float) -> dict[float, int]:
+        """The ladder's nearest learning rates that divide a time, with their steps to it."""
+        counts = sorted({max(1, round(check_positive(name, time) / h)) for h in self.ladder})
         if len(counts) < 2:
-            raise ValueError(f"--time must be long enough for two rungs to divide it differently, got {time!r}")
-        return [one, Study(f"time-{time:.12g}", {time / n: n for n in counts}, f"error at t = {time:.4g}")]
+            raise ValueError(f"--{name} must be long enough for two rungs to divide it differently, got {time!r}")
+        return {time / n: n for n in counts}
 
     def measure(self, store: Store, study: Study, name: str) -> OrderStudy:
         """The study of one flow: rungs read where they are on disk, else measured."""
         rungs = []
         for h, steps in study.rungs.items():
             measured = partial(
-                measured_rung, partial(self.flow, name), self.descent, self.theta0, h, steps, self.integration
+                study.measure, partial(self.flow, name), self.descent, self.theta0, h, steps, self.integration
             )
             part = store.part(f"{study.name}-{name}-{h:.12g}", partial(stored, measured))
             error, apart = part["figures"].tolist()

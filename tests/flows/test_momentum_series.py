@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 from torchdiffeq import odeint
 
-from flows import HeavyBall, ModifiedFlow, descend
+from flows import HeavyBall, HeavyBallPrincipalFlow, ModifiedFlow, descend
 from flows.descents.momentum import Nesterov, ScaledHeavyBall, ScaledNesterov
 from flows.invariants import check_batch, check_equivariance
 from flows.models.momentum_series import (
@@ -18,6 +18,7 @@ from flows.models.momentum_series import (
     ReducedHeavyBallFlow,
     ReducedNesterovFlow,
 )
+from flows.orders import settled_order
 from landscapes import Quadratic, Rosenbrock, from_sympy
 from nets import MLP, NetworkLandscape, cross_entropy
 
@@ -114,6 +115,37 @@ def test_reduced_one_step_order_after_the_transient(name, order):
         end = advance(flow(WAVES, h, 0.2, order), run.theta[-2], h)
         errors.append(float((end - run.theta[-1]).norm()))
     assert slopes(errors, ladder)[-1] == pytest.approx(order + 1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_settled_order_studies_the_step_after_the_transient(name):
+    flow, descent = REDUCED[name]
+    study = settled_order(
+        lambda h: flow(WAVES, h, 0.2),
+        lambda h: descent(WAVES, h, 0.2),
+        f64(0.7, -0.9),
+        [0.016, 0.008, 0.004],
+        0.48,
+    )
+    assert study.order == pytest.approx(3, abs=0.1)
+    run = descend(descent(WAVES, 0.004, 0.2), f64(0.7, -0.9), 121)
+    end = advance(flow(WAVES, 0.004, 0.2), run.theta[-2], 0.004)
+    assert study.errors[-1] == pytest.approx(float((end - run.theta[-1]).norm()), rel=1e-5)
+
+
+def test_settled_order_hands_the_velocity_on():
+    """A flow of position and velocity that is exact has no error but rounding, wherever it is taken up."""
+    bowl = Quadratic(torch.diag(f64(2.0, 0.3)))
+    study = settled_order(
+        lambda h: HeavyBallPrincipalFlow(bowl, h, 0.5, branch="real"),
+        lambda h: HeavyBall(bowl, h, 0.5),
+        f64(1.0, 1.0),
+        [0.2, 0.1],
+        0.6,
+    )
+    assert max(study.errors) < 1e-12
+    with pytest.raises(ValueError, match="whole number of steps"):
+        settled_order(lambda h: None, lambda h: HeavyBall(bowl, h, 0.5), f64(1.0, 1.0), [0.2, 0.1], 0.5)
 
 
 @pytest.mark.parametrize("name", REDUCED)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_momentum_and_fixed_steps(tmp_path, capsys):
     ("arguments", "word"),
     [
         ("", "subcommand"),
-        ("quadratic --flows foo", "--flows must name gradient, principal, principal-third-order, modified-N"),
+        ("quadratic --flows foo", "--flows must name gradient, principal, principal-third-order, heavy-ball-principal"),
         ("quadratic --flows modified-0", "order must be at least 1"),
         ("quadratic --descent foo", "--descent must name gd"),
         ("rosenbrock --descent sgd", "needs examples"),
@@ -166,3 +167,13 @@ def test_models_go_by_their_names():
     for name in (*DESCENTS, "Adam"):
         assert descent_by_name(name, landscape, 0.1, Options()).h == 0.1
     assert flow_by_name("modified-2", landscape, 0.1, Options()).order == 2
+
+
+def test_settled_rungs_start_after_the_transient(tmp_path, capsys):
+    arguments = "rosenbrock --b 5 --momentum 0.2 --descent heavy-ball --flows reduced-heavy-ball-2 --largest 0.03 "
+    arguments += f"--rungs 3 --settle 0.3 --out {tmp_path}"
+    status, out, _ = run(arguments, capsys)
+    assert status == 0
+    assert "one-step error from t = 0.3" in out
+    assert float(re.search(r"observed order (\S+)", out)[1]) == pytest.approx(3, abs=0.15)
+    assert run(f"{arguments} --settle -1", capsys)[0] == 2
