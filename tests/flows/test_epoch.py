@@ -138,6 +138,8 @@ def test_one_batch_is_the_modified_flow_of_order_two(landscape):
     flow = EpochFlow(f, 0.3, torch.arange(8)[None])
     assert_close(flow.velocity(0.0, theta), ModifiedFlow(f, 0.3, 2).velocity(0.0, theta))
     assert (flow.radius, flow.epoch) == (1.0, 0.3)
+    several = EpochFlow(f, 0.3, BATCHES["even"])
+    assert (several.radius, several.epoch) == (0.25, 4 * 0.3)
 
 
 def test_an_evaluation_costs_one_gradient_and_one_product():

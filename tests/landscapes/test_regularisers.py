@@ -241,6 +241,12 @@ def test_arguments_of_a_sum_of_landscapes_are_checked(build, error, text):
         build()
 
 
+def test_a_sum_is_holomorphic_where_all_its_landscapes_are():
+    quadratic = Quadratic(torch.eye(13, dtype=torch.float64))
+    assert LandscapeSum([quadratic, quadratic]).holomorphic
+    assert not LandscapeSum([quadratic, network()]).holomorphic
+
+
 def test_any_landscapes_make_a_finite_sum():
     landscapes = [LANDSCAPES["rosenbrock"](), LANDSCAPES["himmelblau"](), Quadratic(torch.eye(2, dtype=torch.float64))]
     f, theta, v = LandscapeSum(landscapes), draw(1, 3, 2), draw(2, 3, 2)
