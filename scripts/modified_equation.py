@@ -32,7 +32,8 @@ from flows.series import (
     rooted_trees,
     runge_kutta,
 )
-from flows.series.expressions import modified_gradient_flow, modified_momentum_flow, on_landscape
+from flows.series.expressions import modified_gradient_flow, modified_momentum_flow
+from flows.series.landscape import on_landscape
 from flows.series.latex import (
     MU,
     SUPERSCRIPTS,

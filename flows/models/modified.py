@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import final
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from flows.flow import Descent, Flow
 from flows.models.arguments import check_model
-from flows.series import EULER, ExplicitMethod, Program, Tree, compile_program, modified_equation
+from flows.series import EULER, ExplicitMethod
+from flows.series.landscape import landscape_program
 from landscapes import Landscape
 from landscapes.errors import check_count, warn_smoothness
 from landscapes.landscape import Expansion
@@ -65,7 +65,7 @@ class ModifiedFlow(Flow):
         """The modified field at θ, shape (..., d)."""
         if self.order == 1:
             return -self.landscape.grad(state)
-        return gradient_program(EULER, self.order, self.h)(self.landscape.expand(state))[0]
+        return landscape_program(EULER, self.order, self.h)(self.landscape.expand(state))[0]
 
 
 @final
@@ -94,7 +94,7 @@ class ModifiedRungeKuttaFlow(Flow):
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The modified field at θ, shape (..., d)."""
-        return gradient_program(self.method, self.order, self.h)(self.landscape.expand(state))[0]
+        return landscape_program(self.method, self.order, self.h)(self.landscape.expand(state))[0]
 
 
 @final
@@ -139,20 +139,6 @@ def check_order(order: int, landscape: Landscape, name: str) -> None:
     if check_count("order", order) > HIGHEST_ORDER:
         raise ValueError(f"order must be at most {HIGHEST_ORDER}, the highest built, got {order}")
     warn_smoothness(landscape, order, name)
-
-
-@lru_cache(maxsize=256)
-def gradient_program(method: ExplicitMethod, order: int, h: float) -> Program:
-    """The modified field of a method on F = −∇f as products: each vertex of a tree brings one factor −1."""
-    terms = modified_equation(method, order).terms
-    return compile_program(
-        [{on_gradient(tree): (-1) ** tree.order * h ** (tree.order - 1) * float(c) for tree, c in terms}]
-    )
-
-
-def on_gradient(tree: Tree) -> Tree:
-    """The same tree with ∇f at its vertices."""
-    return Tree("g", tuple(map(on_gradient, tree.children)))
 
 
 def non_principal_term(point: Expansion) -> Tensor:

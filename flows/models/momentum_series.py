@@ -8,10 +8,8 @@ series exists; but once the start's transient, of size β^k, has died out, θ al
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import final
 
 import torch
@@ -20,24 +18,11 @@ from torch import Tensor
 from flows.descents.momentum import check_friction
 from flows.flow import Flow
 from flows.models.arguments import check_model
-from flows.models.modified import check_order, gradient_program
-from flows.series import (
-    HEAVY_BALL,
-    NESTEROV,
-    ExplicitMethod,
-    Program,
-    Tree,
-    compile_program,
-    heavy_ball_multistep,
-    modified_equation,
-    nesterov_multistep,
-)
-from flows.series import tree as canonical
-from flows.series.program import Combination
+from flows.models.modified import check_order
+from flows.series import HEAVY_BALL, NESTEROV, ExplicitMethod, heavy_ball_multistep, nesterov_multistep
+from flows.series.landscape import landscape_program
 from landscapes import Landscape
 from landscapes.errors import check_real
-
-VELOCITY = Tree("v", ())
 
 
 class ScaledMomentumFlow(Flow):
@@ -73,7 +58,7 @@ class ScaledMomentumFlow(Flow):
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """(ẋ, v̇), shape (..., 2d)."""
         x, v = state.split(self.landscape.dimension, dim=-1)
-        program = momentum_program(self.method, self.order, self.h, self.friction)
+        program = landscape_program(self.method, self.order, self.h, self.friction)
         return torch.cat(program(self.landscape.expand(x), v=v), dim=-1)
 
 
@@ -113,34 +98,6 @@ class ModifiedNesterovFlow(ScaledMomentumFlow):
     friction: float
     order: int
     method = NESTEROV
-
-
-@lru_cache(maxsize=256)
-def momentum_program(method: ExplicitMethod, order: int, h: float, friction: float) -> Program:
-    """(ẋ, v̇) as products at x: of the trees, those whose root is transport move x, the others v."""
-    position: dict[Tree, float] = defaultdict(float)
-    velocity: dict[Tree, float] = defaultdict(float)
-    for tree, c in modified_equation(method, order).terms:
-        factor, base = on_velocity(tree, friction)
-        (position if tree.colour == "x" else velocity)[base] += factor * float(c) * h ** (tree.order - 1)
-    return compile_program([without_zeros(position), without_zeros(velocity)])
-
-
-def on_velocity(tree: Tree, friction: float) -> tuple[float, Tree]:
-    """The d numbers of a tree on (x, v) that are not zero: a factor times a tree of v and derivatives of ∇f at x.
-
-    Transport x ↦ (v, 0) and friction (0, −μv) are linear: they hand on what stands above them, which is v at a leaf.
-    """
-    if tree.colour == "g":
-        children = [on_velocity(child, friction) for child in tree.children]
-        return -math.prod(factor for factor, _ in children), canonical("g", *[base for _, base in children])
-    factor, base = on_velocity(tree.children[0], friction) if tree.children else (1.0, VELOCITY)
-    return factor if tree.colour == "x" else -friction * factor, base
-
-
-def without_zeros(combination: Combination) -> Combination:
-    """The terms that count; all of them where none does."""
-    return {tree: c for tree, c in combination.items() if c != 0} or combination
 
 
 class ReducedMomentumFlow(Flow):
@@ -190,7 +147,7 @@ class ReducedHeavyBallFlow(ReducedMomentumFlow):
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The field at θ, shape (..., d)."""
         method = heavy_ball_multistep(Fraction(self.momentum))
-        return gradient_program(method, self.order, self.h)(self.landscape.expand(state))[0]
+        return landscape_program(method, self.order, self.h)(self.landscape.expand(state))[0]
 
 
 @final
@@ -218,4 +175,4 @@ class ReducedNesterovFlow(ReducedMomentumFlow):
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The field at θ, shape (..., d)."""
         method = nesterov_multistep(Fraction(self.momentum))
-        return gradient_program(method, self.order, self.h)(self.landscape.expand(state))[0]
+        return landscape_program(method, self.order, self.h)(self.landscape.expand(state))[0]

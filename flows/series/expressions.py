@@ -11,13 +11,12 @@ For gradient descent R(z) = 1 + z and z = −hH: the principal flow (hH)⁻¹ lo
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sympy
 
-from flows.series.methods import EULER, MOMENTUM, Exact, ExplicitMethod, Row
+from flows.series.methods import EULER, Exact, ExplicitMethod, Row
 from flows.series.modified import Multistep, Series, modified_equation, recursion_of
 from flows.series.trees import FIELD, Tree, tree
 from landscapes.errors import UnsupportedError, check_count
@@ -25,8 +24,6 @@ from landscapes.symbolic import check_symbols
 
 Vector = tuple[sympy.Expr, ...]
 Field = Sequence[sympy.Expr] | Mapping[str, Sequence[sympy.Expr]]
-GRADIENT, VELOCITY = Tree("g", ()), Tree("v", ())
-"""∇f and v, the leaves of trees on a landscape; their other vertices are "g", derivatives of ∇f."""
 
 
 @dataclass(frozen=True)
@@ -235,39 +232,3 @@ def check_one_colour(method: ExplicitMethod | Multistep) -> None:
             "method must act on one field: the step of a split method on a linear field is a matrix; "
             "use its multistep form, heavy_ball_multistep or nesterov_multistep"
         )
-
-
-def landscape_terms(series: Series, friction: sympy.Expr) -> dict[str, dict[tuple[int, Tree], Exact]]:
-    r"""The modified field on a landscape: component → {(power of h, tree of derivatives of f): coefficient}.
-
-    One field F = −∇f has the component "θ"; the momentum maps have "x" and "v", in which linear parts are worked in and
-    equal products summed up; coefficients then hold μ = ``friction``. UnsupportedError for other grammars.
-    """
-    if series.grammar not in (FIELD, MOMENTUM):
-        raise UnsupportedError("series must be of one field or of the momentum maps to be written for a landscape")
-    names = ("θ",) if series.grammar == FIELD else ("x", "v")
-    sums: dict[str, dict[tuple[int, Tree], Exact]] = {name: defaultdict(int) for name in names}
-    for whole, c in series.terms:
-        factor, base = on_landscape(whole, friction)
-        component = "θ" if series.grammar == FIELD else "x" if whole.colour == "x" else "v"
-        sums[component][whole.order - 1, base] += c * factor
-    sums = {name: {key: c for key, c in found.items() if c != 0} for name, found in sums.items()}
-    return {name: {key: sums[name][key] for key in sorted(sums[name], key=reading_order)} for name in names}
-
-
-def reading_order(key: tuple[int, Tree]) -> tuple[int, bool, bool, int, Tree]:
-    """Powers of h first, then v, the products of Hessians, and the rest."""
-    power, base = key
-    return power, base != VELOCITY, not base.tall, base.order, base
-
-
-def on_landscape(whole: Tree, friction: sympy.Expr) -> tuple[Exact, Tree]:
-    """A tree as factor times tree of ∇f, its derivatives and v: transport and friction hand on what is above them."""
-    if whole.colour in ("f", "g"):
-        above = [on_landscape(child, friction) for child in whole.children]
-        factor: Exact = -1
-        for child, _ in above:
-            factor *= child
-        return factor, tree("g", *(base for _, base in above))
-    factor, base = on_landscape(whole.children[0], friction) if whole.children else (1, VELOCITY)
-    return factor if whole.colour == "x" else -friction * factor, base

@@ -13,7 +13,8 @@ from fractions import Fraction
 
 import sympy
 
-from flows.series.expressions import landscape_terms, to_sympy
+from flows.series.expressions import to_sympy
+from flows.series.landscape import landscape_terms
 from flows.series.methods import Exact
 from flows.series.modified import Series
 from flows.series.trees import Tree

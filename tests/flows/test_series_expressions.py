@@ -24,19 +24,17 @@ from flows.series import (
     tree,
 )
 from flows.series.expressions import (
-    VELOCITY,
     Differentials,
     field_expressions,
     field_terms,
-    landscape_terms,
     modified_gradient_flow,
     modified_momentum_flow,
     momentum_parts,
-    on_landscape,
     principal_coefficient_series,
     principal_part,
     stability_function,
 )
+from flows.series.landscape import VELOCITY, landscape_terms, on_landscape
 from flows.series.latex import latex_differential, latex_field, latex_landscape, oriented, plain_landscape
 from landscapes.errors import UnsupportedError
 
