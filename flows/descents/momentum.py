@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flows.flow import Descent
-from flows.models.arguments import check_model
+from flows.models.arguments import check_friction, check_model
 from landscapes import Landscape
 from landscapes.errors import check_real
 
@@ -131,14 +131,3 @@ class ScaledNesterov(ScaledDescent):
     def force(self, x: Tensor, kept: Tensor) -> Tensor:
         """∇f(x + h(1 − hμ)v)."""
         return self.landscape.grad(torch.add(x, kept, alpha=self.h))
-
-
-def check_friction(friction: float, h: float) -> None:
-    """Raise unless friction μ is a number with 0 ≤ μ and hμ ≤ 1, so that the momentum 1 − hμ lies in [0, 1]."""
-    if check_real("friction", friction) < 0:
-        raise ValueError(f"friction must not be negative, got {friction!r}")
-    if friction * h > 1:
-        raise ValueError(
-            f"friction must be at most 1/h, so that the momentum 1 − h·friction is not negative; "
-            f"got friction={friction!r} at h={h!r}: use a smaller friction or a smaller h"
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from landscapes import Landscape
-from landscapes.errors import check_positive
+from landscapes.errors import check_positive, check_real
 
 
 def check_model(landscape: Landscape, h: float | None = None) -> None:
@@ -12,3 +12,14 @@ def check_model(landscape: Landscape, h: float | None = None) -> None:
         raise TypeError(f"landscape must be a Landscape, got {type(landscape).__name__}")
     if h is not None:
         check_positive("h", h)
+
+
+def check_friction(friction: float, h: float) -> None:
+    """Raise unless friction μ is a number with 0 ≤ μ and hμ ≤ 1, so that the momentum 1 − hμ lies in [0, 1]."""
+    if check_real("friction", friction) < 0:
+        raise ValueError(f"friction must not be negative, got {friction!r}")
+    if friction * h > 1:
+        raise ValueError(
+            f"friction must be at most 1/h, so that the momentum 1 − h·friction is not negative; "
+            f"got friction={friction!r} at h={h!r}: use a smaller friction or a smaller h"
+        )

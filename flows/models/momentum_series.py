@@ -8,18 +8,27 @@ series exists; but once the start's transient, of size β^k, has died out, θ al
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import final
 
 import torch
 from torch import Tensor
 
-from flows.descents.momentum import check_friction
 from flows.flow import Flow
-from flows.models.arguments import check_model
+from flows.models.arguments import check_friction, check_model
 from flows.models.modified import check_order
-from flows.series import HEAVY_BALL, NESTEROV, ExplicitMethod, heavy_ball_multistep, nesterov_multistep
+from flows.series import (
+    HEAVY_BALL,
+    NESTEROV,
+    ExplicitMethod,
+    Multistep,
+    Program,
+    heavy_ball_multistep,
+    nesterov_multistep,
+)
 from flows.series.landscape import landscape_program
 from landscapes import Landscape
 from landscapes.errors import check_real
@@ -146,8 +155,8 @@ class ReducedHeavyBallFlow(ReducedMomentumFlow):
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The field at θ, shape (..., d)."""
-        method = heavy_ball_multistep(Fraction(self.momentum))
-        return landscape_program(method, self.order, self.h)(self.landscape.expand(state))[0]
+        program = reduced_program(heavy_ball_multistep, self.momentum, self.order, self.h)
+        return program(self.landscape.expand(state))[0]
 
 
 @final
@@ -174,5 +183,11 @@ class ReducedNesterovFlow(ReducedMomentumFlow):
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The field at θ, shape (..., d)."""
-        method = nesterov_multistep(Fraction(self.momentum))
-        return landscape_program(method, self.order, self.h)(self.landscape.expand(state))[0]
+        program = reduced_program(nesterov_multistep, self.momentum, self.order, self.h)
+        return program(self.landscape.expand(state))[0]
+
+
+@lru_cache(maxsize=256)
+def reduced_program(method: Callable[[Fraction], Multistep], momentum: float, order: int, h: float) -> Program:
+    """The reduced field as products, of a momentum that is exactly the float given."""
+    return landscape_program(method(Fraction(momentum)), order, h)
