@@ -174,8 +174,7 @@ def logarithms(modes: Modes, far: Tensor, near: Tensor) -> tuple[Tensor, Tensor]
 
 def log_quotient(y: Tensor) -> Tensor:
     """φ(y) = log(1 + y)/y of complex y, 1 at 0, with the argument of 1 + y in (−π/2, 3π/2)."""
-    # Where φ is 1 to rounding y is passed as 0: quotients of subnormal complex numbers are NaN.
-    return -principal_coefficient(-torch.where(y.abs() < 1e-30, 0, y))
+    return -principal_coefficient(-y)
 
 
 def close(modes: Modes) -> Tensor:

@@ -51,9 +51,9 @@ def real_coefficient(x: Tensor) -> Tensor:
 
 
 def divided_by(logarithm: Tensor, x: Tensor) -> Tensor:
-    """log(1 − x)/x, its limit −1 at x = 0 written out."""
-    zero = x == 0
-    return torch.where(zero, -torch.ones_like(logarithm), logarithm / torch.where(zero, 1, x))
+    """log(1 − x)/x, written out where it is its limit −1 to rounding: a quotient of subnormal numbers is anything."""
+    small = x.abs() < torch.finfo(x.dtype).eps / 4
+    return torch.where(small, -torch.ones_like(logarithm), logarithm / torch.where(small, 1, x))
 
 
 @final

@@ -86,6 +86,9 @@ def test_the_limit_at_zero():
     for dtype in (torch.float64, torch.complex128):
         assert principal_coefficient(torch.zeros(2, dtype=dtype)).tolist() == [-1, -1]
     assert principal_coefficient(f64(0.0, 2.0)).tolist()[0] == -1
+    for x in (5e-324, -3e-313, 1e-310, 1e-40, -1e-20):  # complex quotients of subnormal numbers are inf and NaN
+        for dtype in (torch.complex64, torch.complex128, torch.float32, torch.float64):
+            assert principal_coefficient(torch.tensor([x], dtype=dtype)).tolist() == [-1]
     assert real_coefficient(f64(0.0, -0.0)).tolist() == [-1, -1]
 
 
