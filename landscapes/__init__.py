@@ -6,7 +6,13 @@ from landscapes.errors import NotHolomorphicError, SmoothnessWarning, Unsupporte
 from landscapes.finite_sums import LinearRegression, NoisyQuadratic, QuadraticSum, TwoQuadratics
 from landscapes.landscape import Expansion, FiniteSum, Landscape
 from landscapes.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation
-from landscapes.modified_losses import LandscapeSum, random_partition_loss, replacement_loss, reshuffling_loss
+from landscapes.modified_losses import (
+    LandscapeSum,
+    modified_loss,
+    random_partition_loss,
+    replacement_loss,
+    reshuffling_loss,
+)
 from landscapes.registry import LANDSCAPES
 from landscapes.regularisers import GradientPenalty, VariancePenalty
 from landscapes.separable import Cosine, DoubleWell, QuarticWell, Saddle, StyblinskiTang
@@ -55,6 +61,7 @@ __all__ = [
     "UnsupportedError",
     "VariancePenalty",
     "from_sympy",
+    "modified_loss",
     "random_partition_loss",
     "replacement_loss",
     "reshuffling_loss",

@@ -26,7 +26,7 @@ from flows.invariants import (
 from flows.models.modified import ModifiedRungeKuttaFlow, RungeKuttaDescent
 from flows.series import EULER, HEAVY_BALL, runge_kutta
 from flows.strategies import points, quadratics, rotations, smooth_landscapes
-from landscapes import Counted, DoubleWell, Himmelblau, Quadratic, Regularised, Rosenbrock, from_sympy
+from landscapes import Counted, DoubleWell, Himmelblau, Quadratic, Regularised, Rosenbrock, from_sympy, modified_loss
 from landscapes.errors import SmoothnessWarning
 from nets import MLP, NetworkLandscape, cross_entropy
 
@@ -149,12 +149,12 @@ def test_one_step_order_in_float64(name, order):
 
 
 @functools.cache
-def tanh_network():
+def tanh_network(chunk_size=None):
     """A tanh MLP of 23 weights on 6 points."""
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     module = MLP((2, 4, 3), seed=1).double()
-    return NetworkLandscape(module, cross_entropy, inputs, torch.arange(6) % 3)
+    return NetworkLandscape(module, cross_entropy, inputs, torch.arange(6) % 3, chunk_size)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
@@ -269,6 +269,21 @@ def test_products_of_an_evaluation(order, expected):
     counted = Counted(Rosenbrock())
     ModifiedFlow(counted, 0.01, order).velocity(0.0, f64(0.3, 0.2))
     assert {name: n for name, n in counted.counts.items() if n} == expected
+
+
+def test_order_two_is_the_gradient_flow_of_the_modified_loss(normal):
+    for landscape, theta in ((Rosenbrock(), normal(0, 4, 2)), (tanh_network(), 3 * tanh_network().theta0)):
+        flow = GradientFlow(modified_loss(landscape, 0.05)).velocity(0.0, theta)
+        assert_close(flow, ModifiedFlow(landscape, 0.05, 2).velocity(0.0, theta), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="h must be positive"):
+        modified_loss(Rosenbrock(), 0.0)
+
+
+@pytest.mark.parametrize("order", [3, 4, 5])
+def test_chunks_of_a_network_add_up(order):
+    whole, parts = tanh_network(), tanh_network(chunk_size=4)
+    expected = ModifiedFlow(whole, 0.3, order).velocity(0.0, 3 * whole.theta0)
+    assert_close(ModifiedFlow(parts, 0.3, order).velocity(0.0, 3 * whole.theta0), expected, rtol=1e-11, atol=1e-13)
 
 
 def test_order_three_has_curl_and_order_two_has_none(normal):
