@@ -1,0 +1,1 @@
+"""Implicit against explicit regularisation: what a learning rate does to training, and the same by a penalty."""

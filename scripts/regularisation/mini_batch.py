@@ -1,0 +1,240 @@
+r"""Mini-batches: the mean of SGD's runs against a small rate on the modified losses of reshuffling and replacement.
+
+Three predictions, each by gradient descent of rate h = H/r on the mean of m fixed batches:
+
+    "plain"      f
+    "norm"       f + ((H − h)/4) ‖∇f‖²                               what replacement descends
+    "variance"   f + ((H − h)/4) ‖∇f‖² + (H/4m) Σ_k ‖∇f_k − ∇f‖²     what reshuffling descends
+
+and the coordinates (a, b) of the mean in their plane, mean ≈ plain + a (norm − plain) + b (variance − norm): a = 1
+and b = 1 for reshuffling, a = 1 and b = 0 for replacement, each up to O(H).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from flows import GradientDescent, StochasticGradientDescent, descend, integrate
+from flows.order_study import OrderStudy
+from landscapes import FiniteSum
+from landscapes.errors import check_count
+from landscapes.modified_losses import LandscapeSum
+from landscapes.regularisers import GradientPenalty, VariancePenalty
+from scripts.principal_flow.common import aligned
+from scripts.regularisation.common import OnNetwork, curvature, descended, distance, ladder_table, study, uninterrupted
+from scripts.regularisation.exact_means import MOST_SEQUENCES, mean_over_draws, mean_over_orders
+from scripts.regularisation.figures import mini_batch_figure
+from scripts.regularisation.kinds import OWN, PREDICTIONS, SAMPLINGS
+from scripts.regularisation.scatter import ScatteredFlow, scatter_drift
+from scripts.store import Store, Tensors
+
+GROUP = 25  # runs in a part on disk
+APART = 10**6  # between the seeds of the two samplings: no run of one shares its draws with one of the other
+
+
+@dataclass(frozen=True)
+class MiniBatch(OnNetwork):
+    """The mean of SGD, fixed batches reshuffled or drawn with replacement, against modified losses."""
+
+    scaled: float = 0.2
+    """Hλ, λ the Hessian's eigenvalue of largest magnitude at the start; H is rounded to two digits."""
+    batches: int = 4
+    """m, fixed mini-batches that share out the examples; exact means over an epoch up to 5."""
+    epochs: int = 8
+    """Epochs of the long runs."""
+    runs: int = 400
+    """Long runs of SGD with each sampling."""
+    ladder: tuple[float, ...] = (4, 2, 1, 0.5, 0.25, 0.125, 0.0625)
+    """Rungs of the ladder of single epochs, in units of H."""
+
+    def run(self) -> None:
+        """Run, compare, print, draw."""
+        ladder = self.checked_ladder()
+        check_count("batches", self.batches, minimum=2)
+        check_count("epochs", self.epochs)
+        check_count("runs", self.runs, minimum=3)
+        landscape, theta0 = self.build()
+        epoch = in_batches(landscape, self.batches, self.seed)
+        sharpness = curvature(epoch, theta0)
+        rate = self.large_rate(sharpness)
+        study = Epochs(self.open(H=rate), self, epoch, theta0, rate)
+        means = {sampling: study.mean(sampling) for sampling in SAMPLINGS}
+        heading = f"{self.says(landscape, rate, sharpness)}, {self.batches} batches"
+        blocks = [heading]
+        exact: dict[str, dict[str, OrderStudy]] = {}
+        if self.batches**self.batches <= MOST_SEQUENCES:
+            for sampling in SAMPLINGS:
+                exact[sampling] = study.single([rate * factor for factor in ladder], sampling, sharpness)
+                said = f"one epoch from the start, {SAMPLINGS[sampling]}: the exact mean's distance to a small rate on"
+                blocks.append(f"{said}\n{ladder_table(exact[sampling])}")
+        else:
+            blocks.append(f"one epoch: left out, as its exact mean takes up to {self.batches}^{self.batches} sequences")
+        blocks += [mean.table() for mean in means.values()]
+        study.store.table("\n\n".join(blocks))
+        self.draw(study.store, mini_batch_figure(exact, means))
+
+    def configuration(self) -> dict[str, object]:
+        """Without the number of runs, to which more can be added."""
+        return {key: value for key, value in super().configuration().items() if key != "runs"}
+
+
+def in_batches(landscape: FiniteSum, m: int, seed: int) -> LandscapeSum:
+    """The mean over m batches of examples in a random order, their sizes as equal as can be."""
+    if m > landscape.size:
+        raise ValueError(f"batches must be at most the number of examples, {landscape.size}, got {m}")
+    order = torch.randperm(landscape.size, generator=torch.Generator().manual_seed(seed))
+    return LandscapeSum([landscape.restrict(part) for part in order.tensor_split(m)])
+
+
+def predicted(epoch: FiniteSum, prediction: str, rate: float, small: float) -> FiniteSum:
+    """The loss that a small rate descends for a prediction of the large one."""
+    if prediction == "plain":
+        return epoch
+    own = (rate - small) / 4  # the small rate adds the rest by itself
+    if prediction == "norm":
+        return GradientPenalty(epoch, own)  # type: ignore[return-value]  # a finite sum stays one
+    return VariancePenalty(epoch, torch.arange(epoch.size)[:, None], rate / 4, own)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of R runs of SGD at the ends of epochs, beside the predictions (E + 1, d) at those times."""
+
+    sampling: str
+    times: Tensor
+    runs: Tensor
+    predictions: dict[str, Tensor]
+    scattered: Tensor
+    """(E + 1, d): the flow of the sampling's own modified loss under the drift of the runs' scatter."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(E + 1, d)."""
+        return self.runs.mean(dim=0)
+
+    @property
+    def standard_error(self) -> Tensor:
+        """√(tr Cov / R), (E + 1,): the distance of the mean from its expectation, root mean square."""
+        return (self.runs.var(dim=0).sum(dim=-1) / len(self.runs)).sqrt()
+
+    def distances(self, prediction: str) -> tuple[Tensor, Tensor]:
+        """‖mean − prediction‖ and its standard error, that of the runs along the line between the two; (E + 1,)."""
+        away = self.mean - self.predictions[prediction]
+        length = torch.linalg.vector_norm(away, dim=-1)
+        along = torch.einsum("red,ed->re", self.runs - self.mean, away / length.clamp(min=1e-300)[:, None])
+        return length, along.std(dim=0) / len(self.runs) ** 0.5
+
+    def coordinates(self, states: Tensor) -> Tensor:
+        """(a, b) of the module's docstring of states (..., E + 1, d) at the ends of epochs, (..., E, 2)."""
+        plain, norm, variance = (self.predictions[name][1:] for name in PREDICTIONS)
+        basis = torch.stack([norm - plain, variance - norm], dim=-1)  # (E, d, 2)
+        return torch.einsum("ekd,...ed->...ek", torch.linalg.pinv(basis), states[..., 1:, :] - plain)
+
+    def place(self) -> tuple[Tensor, Tensor]:
+        """(a, b) of the mean at the ends of epochs, and their standard errors, (E, 2) each."""
+        each = self.coordinates(self.runs)
+        return each.mean(dim=0), each.std(dim=0) / len(self.runs) ** 0.5
+
+    def table(self) -> str:
+        """A row for each epoch."""
+        place, errors = self.place()
+        expected = self.coordinates(self.scattered)
+        shown = {name: self.distances(name) for name in PREDICTIONS}
+        heading = ["epoch", "t", *PREDICTIONS.values(), "noise of the mean", "a", "b"]
+        rows = [[*heading, "a with scatter", "b with scatter"]]
+        for e in range(1, len(self.times)):
+            away = [f"{float(far[e]):.2e} ± {float(error[e]):.0e}" for far, error in shown.values()]
+            ours = [f"{float(x):.3f} ± {float(s):.3f}" for x, s in zip(place[e - 1], errors[e - 1], strict=True)]
+            theirs = [f"{float(x):.3f}" for x in expected[e - 1]]
+            noise = f"{float(self.standard_error[e]):.1e}"
+            rows.append([str(e), f"{float(self.times[e]):.3g}", *away, noise, *ours, *theirs])
+        says = f"{SAMPLINGS[self.sampling]}, mean of {len(self.runs)} runs: distance to a small rate on"
+        return f"{says}\n{aligned(rows)}"
+
+
+class Epochs:
+    """Long runs and single epochs of one configuration."""
+
+    def __init__(self, store: Store, options: MiniBatch, epoch: LandscapeSum, theta0: Tensor, rate: float):
+        self.store, self.options, self.epoch = store, options, epoch
+        self.theta0, self.rate = theta0, rate
+
+    def mean(self, sampling: str) -> Mean:
+        """All runs of one sampling, and what they are compared with."""
+        options, first = self.options, 0
+        groups = []
+        while first < options.runs:
+            count = min(GROUP, options.runs - first)
+            groups.append(self._group(sampling, first, count)["theta"])
+            first += count
+        runs = torch.cat(groups).to(self.theta0.device)
+        away = {}
+        for name, says in PREDICTIONS.items():
+            run = self._prediction(name, self.rate, options.epochs, f"along-{name}")
+            if not bool(run["finished"]):
+                raise ArithmeticError(f"the small rate on {says} left the finite numbers: give a smaller --rate")
+            away[name] = run["theta"].double()
+        times = torch.arange(options.epochs + 1, dtype=torch.float64) * options.batches * self.rate
+        scattered = self._scattered(sampling, runs, times)
+        return Mean(sampling, times, runs.double().cpu(), away, scattered.double())
+
+    def _scattered(self, sampling: str, runs: Tensor, times: Tensor) -> Tensor:
+        def compute() -> Tensors:
+            loss = predicted(self.epoch, OWN[sampling], self.rate, 0.0)
+            flow = ScatteredFlow(loss, times, scatter_drift(self.epoch, runs))
+            run = uninterrupted(integrate(flow, self.theta0, times, method="rk4", dt=self.rate))
+            if run.status != "finished":
+                raise ArithmeticError(f"{flow.name}: {run.status.sentence}")
+            return {"theta": run.theta}
+
+        return self.store.part(f"scattered-{sampling}-{len(runs)}", compute)["theta"]
+
+    def _group(self, sampling: str, first: int, count: int) -> Tensors:
+        """The states (count, E + 1, d) of some runs at the ends of epochs."""
+        m, epochs = self.epoch.size, self.options.epochs
+        descent = StochasticGradientDescent(self.epoch, self.rate, 1, sampling)
+
+        def compute() -> Tensors:
+            states = []
+            for i in range(first, first + count):
+                seed = (self.options.seed * len(SAMPLINGS) + list(SAMPLINGS).index(sampling)) * APART + i
+                run = uninterrupted(descend(descent, self.theta0, m * epochs, seed=seed, every=m))
+                if run.status != "finished":
+                    raise ArithmeticError(f"SGD, {SAMPLINGS[sampling]}, at H = {self.rate:g}: {run.status.sentence}")
+                states.append(run.theta)
+            return {"theta": torch.stack(states)}
+
+        return self.store.part(f"runs-{sampling}-{first:05d}-{count}", compute)
+
+    def _prediction(self, name: str, rate: float, epochs: int, part: str) -> Tensors:
+        r, m = self.options.slowdown, self.epoch.size
+        small = rate / r
+
+        def build(epoch: FiniteSum) -> GradientDescent:
+            return GradientDescent(predicted(epoch, name, rate, small), small)
+
+        return descended(self.store, part, build, self.epoch, self.theta0, m * epochs * r, every=m * r)
+
+    def single(self, ladder: Sequence[float], sampling: str, sharpness: float) -> dict[str, OrderStudy]:
+        """Distance of the exact mean after one epoch to each prediction, along a ladder of H."""
+        exact = {"epoch": mean_over_orders, "replacement": mean_over_draws}[sampling]
+        errors: dict[str, list[float]] = {name: [] for name in PREDICTIONS}
+        for rate in ladder:
+            mean = partial(exact, self.epoch, rate, self.theta0)
+            part = f"exact-{sampling}-{rate:.12g}"
+            truth = self.store.part(part, lambda mean=mean: {"theta": mean()})["theta"]  # type: ignore[misc]
+            for name in PREDICTIONS:
+                run = self._prediction(name, rate, 1, f"single-{name}-{rate:.12g}")
+                ended = bool(run["finished"]) and bool(truth.isfinite().all())
+                errors[name].append(float(distance(run["theta"][-1:], truth[None])) if ended else math.nan)
+        apart = [0.0] * len(ladder)
+        return {
+            PREDICTIONS[name]: study(ladder, found, apart, self.theta0, sharpness, name)
+            for name, found in errors.items()
+        }
