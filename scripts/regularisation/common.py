@@ -168,12 +168,13 @@ def ladder_table(studies: Mapping[str, OrderStudy]) -> str:
         fit = found.fit
         shown = [name, *map(number, found.errors)]
         if fit is None:
-            finest = "none" if math.isnan(found.order) else f"finest pair {found.order:.2f}"
-            rows.append([*shown, finest, "–", "–"])
+            rows.append([*shown, "–" if math.isnan(found.order) else f"({found.order:.2f})", "–", "–"])
         else:
             interval = f"[{fit.low:.2f}, {fit.high:.2f}]"
             rows.append([*shown, f"{fit.order:.3f}", interval, f"{found.asymptotic_end * found.sharpness:.3g}"])
-    return aligned(rows)
+    unfitted = any(found.fit is None for found in studies.values())
+    note = "\nin brackets: the slope of the finest pair, where no three rungs agree on an order" if unfitted else ""
+    return aligned(rows) + note
 
 
 def number(value: float) -> str:

@@ -13,11 +13,12 @@ from torch import Tensor
 from flows import Descent, GradientDescent, GradientFlow, integrate
 from flows.observers import Evaluation, GradientNorm, Loss, Observer, Sharpness
 from flows.order_study import OrderStudy
-from flows.orders import Integration
+from flows.orders import MAX_STEPS, Integration
 from landscapes import FiniteSum
 from landscapes.errors import check_count
 from landscapes.regularisers import GradientPenalty
 from nets import NetworkLandscape, load_data, only_classes
+from scripts.command_line import check_device
 from scripts.principal_flow.common import aligned
 from scripts.regularisation.common import (
     OnNetwork,
@@ -33,6 +34,7 @@ from scripts.regularisation.figures import full_batch_figure
 from scripts.regularisation.kinds import FLOWS, KINDS, PAIRS, Pair, label_of, pair_label
 from scripts.store import Store, Tensors
 
+SEEN = ("loss", "gradient norm", "test loss", "test accuracy")
 LOOKS = 16  # at the sharpness along the run
 
 
@@ -48,6 +50,7 @@ class FullBatch(OnNetwork):
     def run(self) -> None:
         """Run, compare, print, draw."""
         counts = self.counts()
+        check_device(self.device)
         landscape, theta0 = self.build()
         sharpness = curvature(landscape, theta0)
         rate = self.large_rate(sharpness)
@@ -96,6 +99,8 @@ class Runs:
     @cached_property
     def main(self) -> dict[str, Tensors]:
         """Every run at the rate H, its states at t = kH, and what is seen of them there."""
+        if not bool(self._seen("large")["finished"]):
+            raise ArithmeticError(f"descent at H = {self.rate:g} left the finite numbers: give a smaller --rate")
         return {name: self._seen(name) for name in KINDS} | {name: self._flow_seen(name) for name in FLOWS}
 
     def _seen(self, name: str) -> Tensors:
@@ -134,6 +139,7 @@ class Runs:
         def compute() -> Tensors:
             told = self._integration.arguments(self.rate, self.theta0.dtype, False)
             flow = self._flow(name, self.rate)
+            told["max_steps"] = MAX_STEPS
             run = uninterrupted(integrate(flow, self.theta0, times, observers=self._observers(1), **told))
             seen = {key: values for key, (_, values) in run.observations.items()}
             ended = torch.tensor(run.status == "finished" and bool(run.alive.all()))
@@ -156,6 +162,7 @@ class Runs:
             ends = []
             for looser in (False, True):
                 told = self._integration.arguments(self.rate, self.theta0.dtype, looser)
+                told["max_steps"] = MAX_STEPS + 20 * self.options.steps
                 run = uninterrupted(integrate(self._flow(name, rate), self.theta0, [0.0, time], keep="last", **told))
                 whole = run.status == "finished" and bool(run.alive.all())
                 ends.append(run.theta[-1] if whole else torch.full_like(self.theta0, torch.nan))
@@ -183,15 +190,15 @@ class Runs:
         heading = ["run", "rate", "steps", "gradients", "HVPs", "loss", "‖∇f‖", "test loss", "test accuracy"]
         rows = [[*heading, *(f"to {label_of(other)}" for other in ("large", "flow"))]]
         for name, run in self.main.items():
-            kind = KINDS.get(name)
-            shown = [label_of(name), "", "", "", ""]
-            if kind is not None:
-                r = self.options.slowdown if kind.small else 1
-                costs = [f"{float(run[key]):g}" for key in ("gradients", "products")]
-                shown = [kind.label, f"{self.rate / r:g}", str(self.options.steps * r), *costs]
-            shown += [f"{float(run[key][-1]):.5f}" for key in ("loss", "gradient norm", "test loss")]
-            shown.append(f"{100 * float(run['test accuracy'][-1]):.1f} %")
-            ended = bool(run["finished"])
+            shown, ended = [label_of(name), "", "", "", ""], bool(run["finished"])
+            if name in KINDS:
+                r = self.options.slowdown if KINDS[name].small else 1
+                # of a run that failed they hold those of finding out why
+                costs = [f"{float(run[key]):g}" if ended else "–" for key in ("gradients", "products")]
+                shown = [label_of(name), f"{self.rate / r:g}", str(self.options.steps * r), *costs]
+            ends = [float(run[key][-1]) if ended else math.nan for key in SEEN]
+            shown += ["–" if math.isnan(end) else f"{end:#.5g}" for end in ends[:-1]]
+            shown.append("–" if math.isnan(ends[-1]) else f"{100 * ends[-1]:.1f} %")
             away = [self.apart(name, other)[-1] if ended else torch.nan for other in ("large", "flow")]
             rows.append([*shown, *(number(float(x)) for x in away)])
         return aligned(rows)

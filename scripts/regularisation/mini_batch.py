@@ -26,6 +26,7 @@ from landscapes import FiniteSum
 from landscapes.errors import check_count
 from landscapes.modified_losses import LandscapeSum
 from landscapes.regularisers import GradientPenalty, VariancePenalty
+from scripts.command_line import check_device
 from scripts.principal_flow.common import aligned
 from scripts.regularisation.common import OnNetwork, curvature, descended, distance, ladder_table, study, uninterrupted
 from scripts.regularisation.exact_means import MOST_SEQUENCES, mean_over_draws, mean_over_orders
@@ -59,6 +60,7 @@ class MiniBatch(OnNetwork):
         check_count("batches", self.batches, minimum=2)
         check_count("epochs", self.epochs)
         check_count("runs", self.runs, minimum=3)
+        check_device(self.device)
         landscape, theta0 = self.build()
         epoch = in_batches(landscape, self.batches, self.seed)
         sharpness = curvature(epoch, theta0)
