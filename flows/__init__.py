@@ -5,6 +5,7 @@ from flows.comparison import Comparison
 from flows.descend import descend
 from flows.descents.drift_adjusted import DriftAdjustedDescent, StochasticDriftAdjustedDescent
 from flows.descents.gradient import GradientDescent, HeavyBall
+from flows.descents.incremental import IncrementalGradientDescent
 from flows.descents.momentum import Nesterov, ScaledHeavyBall, ScaledNesterov
 from flows.descents.optimizer import OptimizerDescent
 from flows.descents.stochastic import StochasticGradientDescent
@@ -45,6 +46,7 @@ __all__ = [
     "GradientFlow",
     "HeavyBall",
     "HeavyBallPrincipalFlow",
+    "IncrementalGradientDescent",
     "Linearisation",
     "ModifiedFlow",
     "ModifiedHeavyBallFlow",

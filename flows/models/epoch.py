@@ -37,7 +37,8 @@ class EpochFlow(Flow):
     taken: an index tensor (m, b) or 1-D index tensors whose lengths may differ; examples may be missing or repeat. On
     the clock t = k·h an epoch takes mh, at whose end the error is O(h³) for fixed m; within the epoch it is O(h). One
     batch: ``ModifiedFlow`` of order 2. In general no gradient field: the mean over all orders is −∇ of
-    ``reshuffling_loss``, a single order adds commutators, which have curl.
+    ``reshuffling_loss``, a single order adds commutators, which have curl. The steps are those of
+    ``IncrementalGradientDescent``.
 
     Cost of an evaluation: one gradient and one HVP of every batch, whose graphs are held together.
     Raises TypeError or ValueError for a landscape without examples, an h ≤ 0, or batches out of place.

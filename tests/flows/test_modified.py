@@ -318,6 +318,11 @@ def test_a_network_with_kinks_gives_a_warning_that_names_order_and_remedy():
         ModifiedFlow(tanh_network(), 0.1, 6)
 
 
+def test_the_series_has_radius_one_but_for_its_first_term():
+    assert ModifiedFlow(Rosenbrock(), 0.1, 2).radius == 1
+    assert ModifiedFlow(Rosenbrock(), 0.1, 1).radius == math.inf
+
+
 def test_orders_out_of_range():
     with pytest.raises(ValueError, match="at most 12"):
         ModifiedFlow(Rosenbrock(), 0.1, 13)

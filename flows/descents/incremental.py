@@ -1,0 +1,39 @@
+r"""Mini-batches in a given order, epoch after epoch: the incremental gradient method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flows.flow import Descent
+from flows.models.arguments import check_model
+from landscapes import FiniteSum
+from landscapes.regularisers import Batches, check_batches, check_finite_sum
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class IncrementalGradientDescent(Descent):
+    r"""Steps θ_{k+1} = θ_k − h ∇f_{k mod m}(θ_k) with fixed batches in a fixed order; state θ (..., d).
+
+    ``batches``: an index tensor (m, b) or 1-D index tensors whose lengths may differ. Deterministic; ``EpochFlow`` is
+    its modified flow, at the ends of epochs. The clock is t = k·h. Bertsekas 2011. Raises TypeError or ValueError for a
+    landscape without examples, an h ≤ 0, or batches out of place.
+    """
+
+    landscape: FiniteSum
+    h: float
+    batches: Batches
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+        check_finite_sum(self.landscape)
+        object.__setattr__(self, "batches", check_batches(self.batches, self.landscape.size))
+
+    def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        """θ − h∇f_{k mod m}(θ)."""
+        batch = self.batches[k % len(self.batches)]
+        return torch.add(state, self.landscape.batch_grad(state, batch), alpha=-self.h)
