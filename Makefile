@@ -22,6 +22,9 @@ demo: $(VENV)/installed
 	$(BIN)/python -m scripts.compare net --architecture resnet-20 --data digits --width 0.125 --steps 2 \
 		--dtype float32 --threads 1 --out $(OUT)/resnet-20
 	$(BIN)/python -m scripts.principal_flow quadratics --threads 1 --out $(OUT)/principal-flow
+	$(BIN)/python -m scripts.modified_equation --method euler --order 4 --out $(OUT)/modified-equation
+	$(BIN)/python -m scripts.orders rosenbrock --b 5 --flows gradient modified-2 modified-3 modified-4 --threads 1 \
+		--out $(OUT)/orders
 	$(BIN)/python -m scripts.gallery --out $(OUT)/gallery.png
 	$(BIN)/python -m scripts.compare net --architecture lenet --data digits --examples 300 --h 0.6 --steps 16 \
 		--descent gd sgd --rtol 1e-4 --atol 1e-6 --krylov 12 --krylov-tolerance 1e-4 --dtype float32 --threads 1 --out $(OUT)/cnn
