@@ -77,7 +77,7 @@ class MiniBatch(OnNetwork):
                 blocks.append(f"{said}\n{ladder_table(exact[sampling])}")
         else:
             blocks.append(f"one epoch: left out, as its exact mean takes up to {self.batches}^{self.batches} sequences")
-        blocks += [mean.table() for mean in means.values()]
+        blocks += [*(mean.table() for mean in means.values()), study.costs()]
         study.store.table("\n\n".join(blocks))
         self.draw(study.store, mini_batch_figure(exact, means))
 
@@ -222,6 +222,14 @@ class Epochs:
             return GradientDescent(predicted(epoch, name, rate, small), small)
 
         return descended(self.store, part, build, self.epoch, self.theta0, m * epochs * r, every=m * r)
+
+    def costs(self) -> str:
+        """What the long runs cost, in passes over all examples."""
+        said = [f"SGD {self.options.epochs} and 0"]
+        for name, says in PREDICTIONS.items():
+            run = self._prediction(name, self.rate, self.options.epochs, f"along-{name}")
+            said.append(f"{says} {float(run['gradients']):g} and {float(run['products']):g}")
+        return f"gradients and HVPs of a run over {self.options.epochs} epochs: {'; '.join(said)}"
 
     def single(self, ladder: Sequence[float], sampling: str, sharpness: float) -> dict[str, OrderStudy]:
         """Distance of the exact mean after one epoch to each prediction, along a ladder of H."""
