@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,22 @@ class SmoothnessWarning(UserWarning):
     """A flow takes derivatives of a higher order than the landscape is known to have."""
 
 
-def warn_smoothness(landscape: Landscape, order: int, who: str, stacklevel: int = 4) -> None:
+OURS = ("landscapes", "nets", "flows")
+"""The packages of this house."""
+
+
+def callers_level() -> int:
+    """``stacklevel``, for a warning given where this is called, of the innermost line outside our packages."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def warn_smoothness(landscape: Landscape, order: int, who: str) -> None:
     """Warn where ``who`` takes derivatives of an order that the landscape's kinks forbid; gradients are always fine.
 
-    Attributed to the line that makes a dataclass whose ``__post_init__`` asks, so that Python shows it once a line.
+    Attributed to the line that called into our packages, so that Python shows it once for each such line.
     """
     smoothness = landscape.smoothness
     if order > max(smoothness, 1):
@@ -44,7 +57,7 @@ def warn_smoothness(landscape: Landscape, order: int, who: str, stacklevel: int 
             "may follow descent no better than gradient flow does; use tanh, gelu or softplus and average pooling, or "
             "a flow of order 1",
             SmoothnessWarning,
-            stacklevel=stacklevel,
+            stacklevel=callers_level(),
         )
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from flows import ModifiedFlow
 from landscapes import LANDSCAPES, Counted, Expansion, FiniteSum, Landscape, Regularised, UnsupportedError, from_sympy
 from landscapes.errors import SmoothnessWarning, warn_smoothness
 from landscapes.finite_sums import FINITE_SUMS
@@ -383,3 +384,10 @@ def test_an_order_beyond_the_smoothness_warns(normal):
         words = f"Flow takes derivatives of order {order}, .* up to its order-{smoothness} derivative only"
         with pytest.warns(SmoothnessWarning, match=words):
             warn_smoothness(Rough(smoothness), order, "Flow")
+    for call in (
+        lambda: warn_smoothness(Rough(0), 2, "Flow"),
+        lambda: ModifiedFlow(from_sympy(sympy.Abs(x), (x,)), 0.1, 2),
+    ):
+        with pytest.warns(SmoothnessWarning) as caught:
+            call()
+        assert [w.filename for w in caught] == [__file__]  # the line that made the flow, not a dataclass's <string>
