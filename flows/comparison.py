@@ -3,7 +3,7 @@ r"""What a comparison holds: errors of each flow against the descent on one cloc
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,14 +140,20 @@ def at_end(values: Tensor) -> float:
     return worst(values[-1]) if len(values) else float("nan")
 
 
+KINDS = {"grad": "gradients", "hvp": "HVPs", "third": "thirds", "higher": "higher"}
+"""Oracle calls and their columns; derivatives above the third have one where a flow takes them."""
+
+
 def table(comparison: Comparison) -> str:
     """Rows aligned under their headings, notes below."""
     is_complex = comparison.has_complex
     heading = ["", "error at end", "largest error", "one-step error", "integration", "loss at end"]
-    heading += ["max |Im θ|"] * is_complex + ["gradients", "HVPs", "thirds", "status"]
+    runs = [comparison.descent, *(row.trajectory for row in comparison.rows.values() if row.trajectory)]
+    shown = {k: v for k, v in KINDS.items() if k != "higher" or any(run.cost.get(k) for run in runs)}
+    heading += ["max |Im θ|"] * is_complex + [*shown.values(), "status"]
     cost = comparison.descent.cost
     first = [comparison.name, "", "", "", "", f"{at_end(comparison.descent_losses):.6g}"]
-    lines = [heading, first + [""] * is_complex + [*oracle_calls(cost), str(comparison.descent.status)]]
+    lines = [heading, first + [""] * is_complex + [*oracle_calls(cost, shown), str(comparison.descent.status)]]
     for name, row in comparison.rows.items():
         if row.trajectory is None:
             lines.append([name] + [""] * (len(heading) - 2) + ["cannot run here"])
@@ -158,7 +164,7 @@ def table(comparison: Comparison) -> str:
         cells = [f"{x:.3e}" for x in numbers] + [f"{at_end(row.losses):.6g}"]
         cells += [""] * is_complex if row.imaginary is None else [f"{worst(row.imaginary):.1e}"]
         series = "" if row.outside is None else f", outside its series: |hλ| = {row.outside:.4g}"
-        lines.append([name, *cells, *oracle_calls(row.trajectory.cost), f"{row.trajectory.status}{series}"])
+        lines.append([name, *cells, *oracle_calls(row.trajectory.cost, shown), f"{row.trajectory.status}{series}"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
     text = [
         "  ".join(
@@ -170,9 +176,9 @@ def table(comparison: Comparison) -> str:
     return "\n".join([caption(comparison), *(line.rstrip() for line in text), *footnotes(comparison)])
 
 
-def oracle_calls(cost: Mapping[str, float]) -> list[str]:
-    """Gradients, HVPs and third derivatives of a run."""
-    return [f"{cost.get(kind, 0):.5g}" for kind in ("grad", "hvp", "third")]
+def oracle_calls(cost: Mapping[str, float], kinds: Iterable[str]) -> list[str]:
+    """Gradients, HVPs and higher derivatives of a run."""
+    return [f"{cost.get(kind, 0):.5g}" for kind in kinds]
 
 
 def caption(comparison: Comparison) -> str:

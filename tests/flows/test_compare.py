@@ -294,3 +294,13 @@ def test_scaled_momentum_too_and_a_descent_without_velocity_has_no_one_step_erro
     plain = compare(GradientDescent(BOWL, RATE), scaled, START, STEPS, **TIGHT)
     assert bool(plain.one_step["order 3"].isnan().all())
     assert "no velocity to start from" in str(plain)
+
+
+def test_derivatives_above_the_third_have_a_column_where_they_are_taken():
+    plain = compare(GradientDescent(BOWL, RATE), three(), START, 1)
+    assert " higher " not in str(plain)
+    result = compare(GradientDescent(BOWL, RATE), [ModifiedFlow(BOWL, RATE, 5)], START, 1)
+    cost = result.rows["ModifiedFlow order 5"].trajectory.cost
+    assert cost["higher"] == 3 * cost["evaluations"] > 0
+    assert [f"{cost['higher']:.5g}" in line for line in str(result).splitlines()[1:4]] == [False, False, True]
+    assert " higher " in str(result)
