@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from flows.order_study import OrderStudy
 from flows.plots import COLOURS, DASHES, MARKERS, Style, marked
@@ -39,6 +40,13 @@ def above(figure: Figure, looks: Mapping[str, Mapping[str, Any]], columns: int) 
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize="small", frameon=False)
 
 
+def readable(axis: Axis) -> None:
+    """Numbers at 1, 2 and 5 on a logarithmic axis of a decade or two."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def full_batch_figure(runs: Runs, studies: Mapping[Pair, OrderStudy]) -> Figure:
     """Distances along t, orders; below, what loss, gradient norm and accuracy differ by from gradient flow's."""
     looks = {"large": LARGE, "small": look(0), "whole": look(3), "explicit": look(1), "cancelled": look(2)}
@@ -52,7 +60,7 @@ def full_batch_figure(runs: Runs, studies: Mapping[Pair, OrderStudy]) -> Figure:
                 t = runs.main[name]["times"][: len(away)].numpy()
                 axes.plot(t[1:], away[1:], **marked(looks[name], len(away)))
         label(axes, "time t = kH", "distance", f"to {label_of(reference)}", log="y")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        readable(axes.yaxis)
     draw_ladder(panels[0, 2], [(found, looks[name]) for (name, _), found in studies.items()], (1, 2))
     label(panels[0, 2], "Hλ, λ the largest along descent at H", "distance at T", "along a ladder of H", log="xy")
     draw_differences(panels[1], runs, looks)
@@ -99,12 +107,12 @@ def mini_batch_figure(exact: Mapping[str, Mapping[str, OrderStudy]], means: Mapp
         if sampling in exact:
             draw_ladder(ladder, zip(exact[sampling].values(), looks.values(), strict=True), (2, 3))
             label(ladder, "Hλ, λ at the start", "distance", f"{name}: one epoch", log="xy")
-            ladder.xaxis.set_minor_formatter(NullFormatter())
+            readable(ladder.xaxis)
         else:
             ladder.set_axis_off()
         draw_mean(along, mean, looks)
         label(along, "time t", "distance", f"{name}: mean of {len(mean.runs)} runs", log="y")
-        along.yaxis.set_minor_formatter(NullFormatter())
+        readable(along.yaxis)
         draw_place(place, mean)
         label(place, "time t", "a, b", f"{name}: place of the mean")
     shown = {f"at h on {PREDICTIONS[name]}": style for name, style in looks.items()}
