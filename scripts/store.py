@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flows import Descent, descend
 from flows.recorder import Observer
-from flows.trajectory import load_tensors, save_tensors, writable_folder
+from flows.trajectory import Trajectory, load_tensors, save_tensors, writable_folder
 
 Tensors = dict[str, Tensor]
 
@@ -53,6 +53,13 @@ class Store:
         (self.folder / "table.txt").write_text(text + "\n")
 
 
+def uninterrupted(run: Trajectory) -> Trajectory:
+    """The run; KeyboardInterrupt where it was stopped, as half a part must not be taken for a whole one."""
+    if run.status == "interrupted":
+        raise KeyboardInterrupt(run.status.sentence)
+    return run
+
+
 def trained(
     store: Store,
     name: str,
@@ -79,7 +86,8 @@ def trained(
         length = min(segment, steps - first)
 
         def run(start: Tensor = theta, length: int = length, i: int = i) -> Tensors:
-            run = descend(descent, start, length, seed=seed * 10**6 + i, every=every or segment, observers=observers)
+            draws, kept = seed * 10**6 + i, every or segment
+            run = uninterrupted(descend(descent, start, length, seed=draws, every=kept, observers=observers))
             seen = {f"{key} times": times for key, (times, _) in run.observations.items()}
             values = {key: values for key, (_, values) in run.observations.items()}
             ended = torch.tensor(run.status == "finished" and bool(run.alive.all()))

@@ -20,13 +20,12 @@ from flows import Descent, descend
 from flows.order_study import OrderStudy
 from flows.orders import Rung, check_ladder, sharpness_at, study_of
 from flows.recorder import Observer
-from flows.trajectory import Trajectory
 from landscapes import Counted, FiniteSum
 from landscapes.errors import check_count, check_positive, check_seed
 from nets import NetworkLandscape
 from scripts.net_ground import NetGround
 from scripts.principal_flow.common import Common, aligned
-from scripts.store import Store, Tensors
+from scripts.store import Store, Tensors, uninterrupted
 
 MLP = NetGround("mlp")
 DIGITS = 2  # of a learning rate that is found from the curvature: it should be the same on every machine
@@ -123,13 +122,6 @@ def descended(
         }
 
     return store.part(name, compute)
-
-
-def uninterrupted(run: Trajectory) -> Trajectory:
-    """The run; KeyboardInterrupt where it was stopped, as half a part must not be taken for a whole one."""
-    if run.status == "interrupted":
-        raise KeyboardInterrupt(run.status.sentence)
-    return run
 
 
 def distance(one: Tensor, other: Tensor) -> Tensor:

@@ -28,11 +28,10 @@ from scripts.regularisation.common import (
     ladder_table,
     number,
     study,
-    uninterrupted,
 )
 from scripts.regularisation.figures import full_batch_figure
 from scripts.regularisation.kinds import FLOWS, KINDS, PAIRS, Pair, label_of, pair_label
-from scripts.store import Store, Tensors
+from scripts.store import Store, Tensors, uninterrupted
 
 SEEN = ("loss", "gradient norm", "test loss", "test accuracy")
 LOOKS = 16  # at the sharpness along the run

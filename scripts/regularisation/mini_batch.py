@@ -28,12 +28,12 @@ from landscapes.modified_losses import LandscapeSum
 from landscapes.regularisers import GradientPenalty, VariancePenalty
 from scripts.command_line import check_device
 from scripts.principal_flow.common import aligned
-from scripts.regularisation.common import OnNetwork, curvature, descended, distance, ladder_table, study, uninterrupted
+from scripts.regularisation.common import OnNetwork, curvature, descended, distance, ladder_table, study
 from scripts.regularisation.exact_means import MOST_SEQUENCES, mean_over_draws, mean_over_orders
 from scripts.regularisation.figures import mini_batch_figure
 from scripts.regularisation.kinds import OWN, PREDICTIONS, SAMPLINGS
 from scripts.regularisation.scatter import ScatteredFlow, scatter_drift
-from scripts.store import Store, Tensors
+from scripts.store import Store, Tensors, uninterrupted
 
 GROUP = 25  # runs in a part on disk
 APART = 10**6  # between the seeds of the two samplings: no run of one shares its draws with one of the other
