@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from flows.flow import Descent
-from flows.models.arguments import check_friction, check_model
+from flows.models.arguments import check_friction, check_model, check_momentum
 from landscapes import Landscape
-from landscapes.errors import check_real
 
 
 @final
@@ -38,8 +37,7 @@ class Nesterov(Descent):
 
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
-        if not 0 <= check_real("momentum", self.momentum) < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}")
+        check_momentum(self.momentum)
 
     def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
         """(θ0, 0)."""

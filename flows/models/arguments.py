@@ -14,6 +14,12 @@ def check_model(landscape: Landscape, h: float | None = None) -> None:
         check_positive("h", h)
 
 
+def check_momentum(momentum: float) -> None:
+    """Raise unless 0 ≤ β < 1."""
+    if not 0 <= check_real("momentum", momentum) < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
+
+
 def check_friction(friction: float, h: float) -> None:
     """Raise unless friction μ is a number with 0 ≤ μ and hμ ≤ 1, so that the momentum 1 − hμ lies in [0, 1]."""
     if check_real("friction", friction) < 0:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flows.flow import Flow
-from flows.models.arguments import check_friction, check_model
+from flows.models.arguments import check_friction, check_model, check_momentum
 from flows.models.modified import check_order
 from flows.series import (
     HEAVY_BALL,
@@ -31,7 +31,6 @@ from flows.series import (
 )
 from flows.series.landscape import landscape_program
 from landscapes import Landscape
-from landscapes.errors import check_real
 
 
 class ScaledMomentumFlow(Flow):
@@ -118,8 +117,7 @@ class ReducedMomentumFlow(Flow):
 
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
-        if not 0 <= check_real("momentum", self.momentum) < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}")
+        check_momentum(self.momentum)
         check_order(self.order, self.landscape, self.name)
 
     @property

@@ -142,11 +142,7 @@ def test_momentum_and_fixed_steps(tmp_path, capsys):
 )
 def test_bad_input_is_one_line_and_a_status(arguments, word, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, _, err = run(arguments, capsys)
-    assert status == 2
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
-    assert word in err
+    running.says_in_one_line(run(arguments, capsys), word)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
