@@ -154,7 +154,7 @@ class Reference:
 
     @cached_property
     def velocities(self) -> Tensor | None:
-        """v (T−1, ..., d) of a deterministic descent with momentum at the starts of its steps; None without."""
+        """v (T−1, ..., d) at the starts of the steps, which a deterministic descent takes again; None without one."""
         if isinstance(self._descent, StochasticDescent):
             return None
         state, velocities = self._descent.start(self._theta0), []

@@ -51,11 +51,11 @@ def warn_smoothness(landscape: Landscape, order: int, who: str) -> None:
     """
     smoothness = landscape.smoothness
     if order > max(smoothness, 1):
+        known = "jumps" if smoothness < 0 else f"is continuous up to its order-{smoothness} derivative only"
         warnings.warn(
-            f"{who} takes derivatives of order {order}, and the landscape is continuous up to its order-{smoothness} "
-            "derivative only (kinks): beyond it they are those of the smooth piece that theta lies in, and the flow "
-            "may follow descent no better than gradient flow does; use tanh, gelu or softplus and average pooling, or "
-            "a flow of order 1",
+            f"{who} takes derivatives of order {order}, and the landscape {known} (kinks): beyond it they are those of "
+            "the smooth piece that theta lies in, and the flow may follow descent no better than gradient flow does; "
+            "use tanh, gelu or softplus and average pooling, or a flow of order 1",
             SmoothnessWarning,
             stacklevel=callers_level(),
         )
