@@ -1,12 +1,10 @@
 """Every flow of the registry against the invariants, its order and its formula; a new flow is one line here."""
 
-import functools
 import math
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -15,7 +13,7 @@ from flows import GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, in
 from flows.invariants import check_batch, check_descent, check_equivariance, check_order
 from flows.strategies import points, quadratics, rotations, smooth_landscapes
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, QuarticWell, Rosenbrock
-from nets import MLP, NetworkLandscape, load_data
+from tests.flows.networks import digits_network
 
 KRYLOV = {"krylov": 80, "tolerance": 1e-11}
 
@@ -44,15 +42,6 @@ TOYS = {
 
 def f64(*values):
     return torch.tensor(values, dtype=torch.float64)
-
-
-@functools.cache
-def digits_network():
-    """A tanh MLP of 40 weights on 20 digits, shrunk to 2×2 pixels, with one smooth loss an example."""
-    digits = load_data("digits", limit=20)
-    inputs = F.avg_pool2d(digits.inputs.reshape(-1, 1, 8, 8), 4).flatten(1)
-    cross_entropy = functools.partial(F.cross_entropy, reduction="none")
-    return NetworkLandscape(MLP((4, 2, 10)).double(), cross_entropy, inputs.double(), digits.targets)
 
 
 @flows

@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -16,7 +15,7 @@ from flows.invariants import check_batch, check_equivariance
 from flows.models.momentum import HeavyBallPrincipalFlow, NesterovPrincipalFlow
 from flows.strategies import points, rotations, smooth_landscapes
 from landscapes import Cosine, Landscape, NotHolomorphicError, Quadratic, Rosenbrock
-from nets import MLP, NetworkLandscape, load_data
+from tests.flows.networks import digits_network
 
 KINDS = {"dense": {}, "krylov": {"krylov": 60, "tolerance": 1e-13}}
 FLOWS = {"heavy ball": HeavyBallPrincipalFlow, "nesterov": NesterovPrincipalFlow}
@@ -30,15 +29,6 @@ def f64(*values):
 
 def c128(*values):
     return torch.tensor(values, dtype=torch.complex128)
-
-
-@functools.cache
-def digits_network():
-    """A tanh MLP of 40 weights on 20 digits, shrunk to 2×2 pixels."""
-    digits = load_data("digits", limit=20)
-    inputs = F.avg_pool2d(digits.inputs.reshape(-1, 1, 8, 8), 4).flatten(1)
-    cross_entropy = functools.partial(F.cross_entropy, reduction="none")
-    return NetworkLandscape(MLP((4, 2, 10)).double(), cross_entropy, inputs.double(), digits.targets)
 
 
 @names

@@ -20,7 +20,7 @@ from flows.models.momentum_series import (
 )
 from flows.orders import settled_order
 from landscapes import Quadratic, Rosenbrock, from_sympy
-from nets import MLP, NetworkLandscape, cross_entropy
+from tests.flows.networks import tanh_network
 
 X, Y = sympy.symbols("x y")
 WAVES = from_sympy(sympy.sin(X + Y / 2) + X**4 / 4 + X * Y**2 / 2, (X, Y))
@@ -30,11 +30,6 @@ REDUCED = {"heavy-ball": (ReducedHeavyBallFlow, HeavyBall), "nesterov": (Reduced
 
 def f64(*values):
     return torch.tensor(values, dtype=torch.float64)
-
-
-def network():
-    inputs = torch.randn(6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return NetworkLandscape(MLP((2, 4, 3), seed=1).double(), cross_entropy, inputs, torch.arange(6) % 3)
 
 
 def advance(flow, state, t):
@@ -64,7 +59,7 @@ def test_scaled_map_one_step_order(name, order):
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_scaled_map_one_step_order_on_a_network(name, order):
     flow, descent = SCALED[name]
-    net = network()
+    net = tanh_network()
     v = torch.randn(net.dimension, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     state = torch.cat([3 * net.theta0, v])
     ladder = [0.2, 0.1, 0.05]

@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib.figure
 import pytest
 from matplotlib.colors import to_rgba
 
@@ -10,6 +9,7 @@ from flows.order_plots import plot_orders
 from flows.order_study import OrderStudy
 from flows.plots import COLOURS
 from flows.trajectory import FolderError
+from tests.flows.watching import watch_figures
 
 LADDER = tuple(0.4 * 0.5**k for k in range(6))
 
@@ -23,15 +23,7 @@ def study(order, untrusted=(), sharpness=2.0, failed=()):
 @pytest.fixture(autouse=True)
 def figures(monkeypatch):
     """The figures that were written."""
-    seen = []
-    write = matplotlib.figure.Figure.savefig
-
-    def watch(self, *arguments, **options):
-        seen.append(self)
-        return write(self, *arguments, **options | {"dpi": 40})
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", watch)
-    return seen
+    return watch_figures(monkeypatch)
 
 
 def test_lines_are_the_studies(tmp_path, figures):

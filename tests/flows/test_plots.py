@@ -2,7 +2,6 @@
 
 import functools
 
-import matplotlib.figure
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from flows import (
 )
 from flows.trajectory import FolderError
 from landscapes import Cosine, DoubleWell, Landscape, LinearRegression, Quadratic, Rosenbrock
+from tests.flows.watching import watch_figures
 
 
 def f64(*values):
@@ -81,15 +81,7 @@ def comparison_of(case):
 @pytest.fixture(autouse=True)
 def figure(monkeypatch):
     """The figures that were written, at a resolution that takes less time."""
-    seen = []
-    write = matplotlib.figure.Figure.savefig
-
-    def watch(self, *arguments, **options):
-        seen.append(self)
-        return write(self, *arguments, **options | {"dpi": 40})
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", watch)
-    return seen
+    return watch_figures(monkeypatch)
 
 
 @pytest.mark.parametrize("case", CASES)
