@@ -4,6 +4,7 @@ from pathlib import Path
 from flows.invariants import check_order
 
 README = Path(__file__).parents[1] / "README.md"
+PAGE = README.parent / "docs" / "modified_equations.md"
 
 
 def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
@@ -24,3 +25,13 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     # of second order, as the README says: one-step errors fall as h³
     ladder = [1e-3 / 2**k for k in range(4)]
     check_order(lambda h: flow(valley, h), lambda h: names["GradientDescent"](valley, h), names["theta0"], 3, ladder)
+
+
+def test_the_code_on_the_page_of_modified_equations_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(block, names)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(names["series"].terms) == 80  # the page's comments say so
+    assert r"\tfrac{1}{12} D^{3}f[\nabla f, \nabla f]" in lines[0]
+    assert len(lines) == 4
