@@ -146,7 +146,7 @@ def recursion_of(method: ExplicitMethod | Multistep) -> Recursion:
 class Series:
     r"""A modified field Σ c(τ) h^{|τ|−1} F(τ), c = b/σ exact, cut after trees of ``order`` vertices; zeros left out."""
 
-    terms: tuple[tuple[Tree, Fraction], ...]
+    terms: tuple[tuple[Tree, Exact], ...]
     order: int
     grammar: Grammar = FIELD
 

@@ -360,9 +360,8 @@ def test_extragradient_and_its_modified_flow(order):
 def test_a_runge_kutta_series_ends_at_the_least_zero_of_the_stability_function():
     """1 + z; 1 + z + z², zeros on the unit circle; 1 + z + z²/2, zeros −1 ± i; 1 + … + z³/6, of two moduli."""
     midpoint = runge_kutta([[0, 0], [Fraction(1, 2), 0]], [0, 1])
-    kutta = runge_kutta(
-        [[0, 0, 0], [Fraction(1, 2), 0, 0], [-1, 2, 0]], [Fraction(1, 6), Fraction(2, 3), Fraction(1, 6)]
-    )
+    thirds = [[0, 0, 0], [Fraction(1, 2), 0, 0], [-1, 2, 0]]
+    kutta = runge_kutta(thirds, [Fraction(1, 6), Fraction(2, 3), Fraction(1, 6)])
     cubic = float(np.abs(np.roots([1 / 6, 1 / 2, 1, 1])).min())
     for method, expected in ((EULER, 1), (EXTRAGRADIENT, 1), (midpoint, math.sqrt(2)), (kutta, cubic)):
         assert ModifiedRungeKuttaFlow(Rosenbrock(), 0.1, 3, method).radius == pytest.approx(expected)
