@@ -20,6 +20,8 @@ from torch import Tensor
 
 from landscapes import Landscape, UnsupportedError
 from landscapes.krylov import Product
+from landscapes.noise import ito_correction
+from landscapes.noise.base import Kind
 
 
 class SingularModeError(ValueError):
@@ -116,6 +118,43 @@ class Flow(ABC):
     def position(self, state: Tensor) -> Tensor:
         """θ (..., d) of a state (..., s)."""
         return state
+
+
+class StochasticFlow(Flow):
+    r"""A stochastic differential equation in Itô's sense, dX = velocity(t, X) dt + diffusion(t, X, dW).
+
+    W is a Brownian motion in R^m, m = ``noise_size``. ``integrate`` solves it on steps dt, with a seed or a path of W:
+    by Euler–Maruyama, Milstein where the noise is diagonal, or Heun's and the midpoint rule, to which it gives the
+    Stratonovich drift velocity − ``ito_correction``. A flow meant in Stratonovich's sense is wrapped in
+    ``Stratonovich``.
+    """
+
+    @property
+    def noise_kind(self) -> Kind:
+        """What is known of the noise: additive (does not depend on X), diagonal (component by component) or general."""
+        return "general"
+
+    @property
+    def noise_period(self) -> float | None:
+        """Time after which the noise sums to zero, as over a reshuffled epoch; None for Brownian increments."""
+        return None
+
+    @property
+    @abstractmethod
+    def noise_size(self) -> int:
+        """m, how many Brownian motions drive one member."""
+
+    @abstractmethod
+    def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
+        """σ(t, X) dw for dw (..., m), shape and dtype of the state (..., s); linear in dw."""
+
+    def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
+        """velocity + diffusion(dW/dt), which a flow may fuse into one backward pass."""
+        return self.velocity(t, state) + self.diffusion(t, state, dw_over_dt)
+
+    def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """½ Σ_j (∂σ_j) σ_j, like the state: Itô's drift less Stratonovich's. By default m jvps, 1 for diagonal noise."""
+        return ito_correction(lambda x, dw: self.diffusion(t, x, dw), state, self.noise_size, self.noise_kind)
 
 
 class Descent(ABC):

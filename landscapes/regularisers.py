@@ -340,7 +340,7 @@ def check_finite_sum(landscape: Landscape) -> FiniteSum:
     if not isinstance(landscape, FiniteSum):
         raise TypeError(
             f"landscape must be a FiniteSum, which knows its examples, got {type(landscape).__name__}; a loss without "
-            "examples has no batches: use GradientPenalty or ModifiedFlow"
+            "examples has no batches: use GradientDescent, GradientPenalty or ModifiedFlow, or AnalyticNoise"
         )
     return landscape
 

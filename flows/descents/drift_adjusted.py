@@ -26,7 +26,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.descents.stochastic import SAMPLINGS, StochasticGradientDescent
+from flows.descents.stochastic import StochasticGradientDescent
 from flows.flow import Descent, StochasticDescent
 from flows.models.arguments import check_model
 from landscapes import Expansion, FiniteSum, Landscape, UnsupportedError
@@ -240,7 +240,7 @@ class StochasticDriftAdjustedDescent(StochasticDescent):
     def step(self, state: tuple[DriftState, Tensor], k: int, generator: torch.Generator) -> tuple[DriftState, Tensor]:
         """θ − h_B g_B(θ), each member on its own mini-batch at its own rate."""
         before, order = state
-        index, order = SAMPLINGS[self.sampling](self.landscape.size, self.batch_size).draw(order, k, generator)
+        index, order = self._constant().sampler.draw(order, k, generator)
         if self.power == 0:
             return constant_step(before, self.landscape.batch_grad(before.theta, index), self.h), order
         if self.drift == "exact":

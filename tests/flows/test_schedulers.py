@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from flows import DriftAdjustedDescent, DriftAdjustedRate, StochasticDriftAdjustedDescent, descend
-from flows.descents.stochastic import SAMPLINGS
+from landscapes.sampling import SAMPLINGS
 from nets import NetworkLandscape
 from tests.flows.bowl import Bowl, theta_of
 

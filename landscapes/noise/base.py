@@ -1,0 +1,99 @@
+r"""The noise of a stochastic gradient: g̃ = ∇f(θ) + σ(θ)ξ with ξ ∈ R^m of mean 0 and covariance I.
+
+A ``GradientNoise`` says what σ(θ)ξ is. Its covariance is C(θ) = σσᵀ; a step of learning rate h adds −hσξ, and the
+stochastic differential equation of the same covariance is driven by √h σ(X) dW.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from landscapes.errors import check_float_tensor
+
+Kind = Literal["additive", "diagonal", "general"]
+"""additive: σ does not depend on θ; diagonal: m = d, and component i of σ(θ)ξ depends on θ_i and ξ_i only."""
+
+Diffusion = Callable[[Tensor, Tensor], Tensor]
+
+
+class GradientNoise(ABC):
+    r"""σ(θ)ξ and its moments; θ (..., d), ξ (..., m) with leading dimensions that broadcast.
+
+    A subclass gives ``dimension``, ``size`` and ``factor``; the defaults below build the columns of σ, m at a time,
+    which is for small m. Concrete ones are frozen dataclasses.
+    """
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of σ: additive, diagonal or general."""
+        return "general"
+
+    @property
+    @abstractmethod
+    def dimension(self) -> int:
+        """d."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """m, the number of normals that the noise takes."""
+
+    @abstractmethod
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """σ(θ)ξ, shape (..., d); linear in ξ."""
+
+    def columns(self, theta: Tensor) -> Tensor:
+        """The columns of σ as rows, (..., m, d)."""
+        return self.factor(theta[..., None, :], torch.eye(self.size, dtype=theta.dtype, device=theta.device))
+
+    def covariance(self, theta: Tensor) -> Tensor:
+        """C(θ) = σσᵀ, dense, shape (..., d, d)."""
+        columns = self.columns(theta)
+        return columns.mT @ columns
+
+    def diagonal(self, theta: Tensor) -> Tensor:
+        """diag C(θ), shape (..., d)."""
+        return self.columns(theta).square().sum(dim=-2)
+
+    def trace(self, theta: Tensor) -> Tensor:
+        """tr C(θ), shape (...,)."""
+        return self.diagonal(theta).sum(dim=-1)
+
+    def ito_correction(self, theta: Tensor) -> Tensor:
+        """½ Σ_j (∂σ_j) σ_j, shape (..., d): by how much the Itô drift exceeds Stratonovich's for the noise σ dW."""
+        return ito_correction(self.factor, theta, self.size, self.kind)
+
+    def check_noise(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """Return ξ; raise unless it has shape (..., m) and θ's dtype."""
+        check_float_tensor("xi", xi)
+        if xi.ndim == 0 or xi.shape[-1] != self.size or xi.dtype != theta.dtype:
+            raise ValueError(
+                f"xi must have shape (..., {self.size}) and theta's dtype {theta.dtype}, "
+                f"got {tuple(xi.shape)} {xi.dtype}"
+            )
+        return xi
+
+
+def ito_correction(diffusion: Diffusion, state: Tensor, size: int, kind: Kind) -> Tensor:
+    r"""½ Σ_j (∂σ_j) σ_j of a noise σ(X)ξ = ``diffusion(X, ξ)``, X (..., s), by one jvp a column; one if diagonal.
+
+    ``diffusion`` must be differentiable by torch.func, as landscapes' gradients are.
+    """
+    if kind == "additive":
+        return torch.zeros_like(state)
+    unit = torch.eye(size, dtype=state.dtype, device=state.device)
+    directions = unit.sum(dim=0, keepdim=True) if kind == "diagonal" else unit
+    total = torch.zeros_like(state)
+    for direction in directions:
+        xi = direction.expand(*state.shape[:-1], size)
+
+        def column(x: Tensor, xi: Tensor = xi) -> Tensor:
+            return diffusion(x, xi)
+
+        total = total + torch.func.jvp(column, (state,), (column(state).detach(),))[1]
+    return total.detach() / 2

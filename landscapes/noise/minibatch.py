@@ -1,0 +1,105 @@
+r"""The noise of a mini-batch gradient, a square root of whose covariance costs one backward pass.
+
+With D(θ) = (1/N) Σ_i (g_i − g)(g_i − g)ᵀ, g_i = ∇f_i, the gradient of a batch of b has the covariance cD; c is 1/b for
+independent draws, (1/b)(N − b)/(N − 1) without replacement (a finite population's). G = [g_i − g]/√N has D = GGᵀ, and
+
+    G ξ = Σ_i (ξ_i − ξ̄) g_i / √N
+
+is the gradient of a reweighted loss. Chaudhari & Soatto 2018, arXiv 1710.11029, give D and both c; their printed
+correction for draws without replacement has the other sign.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from landscapes.autodiff import gradient
+from landscapes.landscape import FiniteSum
+from landscapes.noise.base import GradientNoise
+from landscapes.noise.trace import BLOCK, covariance_diagonal, covariance_matrix, covariance_trace
+from landscapes.regularisers import check_finite_sum
+from landscapes.sampling import Sampling, check_sampling
+
+
+@final
+@dataclass(frozen=True)
+class MinibatchNoise(GradientNoise):
+    r"""Noise of covariance C(θ) = cD(θ), that of the gradient of ``batch_size`` examples; m = N normals.
+
+    ``sampling``: "replacement", c = 1/b; "subset" and "epoch", c = (1/b)(N − b)/(N − 1), zero at b = N. Of an epoch
+    this is what one step sees; its steps are not independent (``landscapes.sampling.Epoch``). ``factor`` costs one
+    gradient. ``covariance`` is for small d; ``diagonal``, ``trace`` and ``ito_correction`` take one gradient an
+    example, a block of them at a time.
+
+    Raises TypeError or ValueError unless the landscape is a FiniteSum and 1 ≤ batch_size ≤ N.
+    """
+
+    landscape: FiniteSum
+    batch_size: int
+    sampling: str = "replacement"
+
+    def __post_init__(self) -> None:
+        check_finite_sum(self.landscape)
+        check_sampling(self.landscape.size, self.batch_size, self.sampling)
+
+    @cached_property
+    def sampler(self) -> Sampling:
+        """How the mini-batches are drawn."""
+        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+        return self.landscape.dimension
+
+    @property
+    def size(self) -> int:
+        """N, the number of examples."""
+        return self.landscape.size
+
+    def weights(self, xi: Tensor) -> Tensor:
+        """w (..., N) with σ(θ)ξ = Σ_i w_i ∇f_i(θ): √(c/N) (ξ_i − ξ̄)."""
+        scale = math.sqrt(self.sampler.variance_factor() / self.size)
+        return scale * (xi - xi.mean(dim=-1, keepdim=True))
+
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """√c G(θ)ξ, shape (..., d), by one backward pass."""
+        return self.landscape.weighted_grad(theta, self.weights(self.check_noise(theta, xi)))
+
+    def covariance(self, theta: Tensor) -> Tensor:
+        """cD(θ), dense, shape (..., d, d)."""
+        return self.sampler.variance_factor() * covariance_matrix(self.landscape, theta)
+
+    def diagonal(self, theta: Tensor) -> Tensor:
+        """c·diag D(θ), shape (..., d)."""
+        return self.sampler.variance_factor() * covariance_diagonal(self.landscape, theta)
+
+    def trace(self, theta: Tensor) -> Tensor:
+        """c·tr D(θ), shape (...,)."""
+        return self.sampler.variance_factor() * covariance_trace(self.landscape, theta)
+
+    def ito_correction(self, theta: Tensor) -> Tensor:
+        r"""½ Σ_j (∂σ_j)σ_j = (c/2N) Σ_j (H_j − H)(g_j − g) = (c/4) ∇tr D, shape (..., d).
+
+        A gradient, as the H_j are symmetric. One gradient and one Hessian-vector product an example, by blocks.
+        """
+        mean = self.landscape.grad(theta)[..., None, :].detach()
+        total = torch.zeros_like(theta)
+        for index in torch.arange(self.size, device=theta.device).split(BLOCK):
+            total = total + self._pulled(theta, index, mean)
+        return self.sampler.variance_factor() / (2 * self.size) * total
+
+    def _pulled(self, theta: Tensor, index: Tensor, mean: Tensor) -> Tensor:
+        """Σ_j H_j (g_j − g) over some examples; those over all of them with H in place of H_j add up to zero."""
+
+        def slope(x: Tensor) -> Tensor:
+            rows = self.landscape.example_grads(x if x.requires_grad else x.requires_grad_(), index)
+            return (rows * (rows - mean).detach()).sum(dim=(-2, -1))
+
+        return gradient(slope, theta)

@@ -1,0 +1,43 @@
+r"""Trace and diagonal of D(θ) = (1/N) Σ_i g_i g_iᵀ − g gᵀ, g_i = ∇f_i, one gradient an example, by blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from landscapes.landscape import FiniteSum
+
+BLOCK = 256  # examples whose gradients are held at once
+
+
+def centred_blocks(landscape: FiniteSum, theta: Tensor, block: int = BLOCK) -> Iterator[Tensor]:
+    """g_i − g of the examples, ``block`` of them at a time: (..., m, d)."""
+    mean = landscape.grad(theta)[..., None, :]
+    for index in torch.arange(landscape.size, device=theta.device).split(block):
+        yield landscape.example_grads(theta, index) - mean
+
+
+def covariance_trace(landscape: FiniteSum, theta: Tensor) -> Tensor:
+    r"""tr D(θ) = (1/N) Σ_i ‖g_i − g‖², shape (...,); one gradient an example, ``BLOCK`` held at a time."""
+    total = torch.zeros(theta.shape[:-1], dtype=theta.dtype, device=theta.device)
+    for rows in centred_blocks(landscape, theta):
+        total = total + rows.square().sum(dim=(-2, -1))
+    return total / landscape.size
+
+
+def covariance_diagonal(landscape: FiniteSum, theta: Tensor) -> Tensor:
+    r"""diag D(θ) = (1/N) Σ_i (g_i − g)², shape (..., d); one gradient an example, ``BLOCK`` held at a time."""
+    total = torch.zeros_like(theta)
+    for rows in centred_blocks(landscape, theta):
+        total = total + rows.square().sum(dim=-2)
+    return total / landscape.size
+
+
+def covariance_matrix(landscape: FiniteSum, theta: Tensor) -> Tensor:
+    r"""D(θ), dense, shape (..., d, d), for small d; one gradient an example, ``BLOCK`` held at a time."""
+    total = torch.zeros(*theta.shape, theta.shape[-1], dtype=theta.dtype, device=theta.device)
+    for rows in centred_blocks(landscape, theta):
+        total = total + rows.mT @ rows
+    return total / landscape.size

@@ -1,0 +1,113 @@
+r"""How mini-batches of b out of N examples are drawn, and what each way means for the covariance of their gradient."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from landscapes.errors import check_choice, check_count
+
+
+@dataclass(frozen=True)
+class Sampling(ABC):
+    """Mini-batches of b out of N examples; each batch member draws its own."""
+
+    size: int
+    batch_size: int
+
+    @abstractmethod
+    def draw(self, order: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The examples (..., m) of step k, and the order (..., N) that the next step takes up."""
+
+    def variance_factor(self) -> float:
+        """c in Cov(g_batch) = c·D, D the centred covariance of the examples' gradients."""
+        # A batch without replacement, of an epoch or not: (1/b)(N − b)/(N − 1), zero for the full batch.
+        return 0.0 if self.size == 1 else (self.size - self.batch_size) / (self.size - 1) / self.batch_size
+
+    def diffusion_factor(self) -> float:
+        """c in the diffusion h·c·D of the noise that drives a continuous model; c·D is the covariance of one step."""
+        return self.variance_factor()
+
+    def steps_to_zero(self) -> int | None:
+        """After how many steps the noise sums to zero: those of an epoch that is reshuffled, None otherwise."""
+        return None
+
+    def first_order(self, batch: torch.Size, device: torch.device) -> Tensor:
+        """The examples in their given order, (..., N): what the first ``draw`` takes up."""
+        return torch.arange(self.size, device=device).expand(*batch, -1)
+
+    def permutation(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """A uniform permutation (..., N) for each batch member."""
+        return torch.rand(order.shape, generator=generator, device=order.device, dtype=torch.float64).argsort(dim=-1)
+
+
+@final
+@dataclass(frozen=True)
+class Replacement(Sampling):
+    """Each example drawn uniformly and independently: Cov = D/b."""
+
+    def draw(self, order: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """b independent draws."""
+        shape = (*order.shape[:-1], self.batch_size)
+        return torch.randint(self.size, shape, generator=generator, device=order.device), order
+
+    def variance_factor(self) -> float:
+        """1/b."""
+        return 1 / self.batch_size
+
+
+@final
+@dataclass(frozen=True)
+class Subset(Sampling):
+    """A fresh subset of b different examples at each step: Cov = (D/b)(N − b)/(N − 1)."""
+
+    def draw(self, order: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """b different examples, independent of the step before."""
+        return self.permutation(order, generator)[..., : self.batch_size], order
+
+
+@final
+@dataclass(frozen=True)
+class Epoch(Sampling):
+    """A reshuffled pass over all examples; the last batch of an epoch is short where b does not divide N.
+
+    One step has a subset's covariance cD. Over an epoch of m = N/b steps the noise sums to zero: two of its steps have
+    the covariance −cD/(m − 1), that of independent increments of covariance cD·m/(m − 1) less their mean.
+    """
+
+    def draw(self, order: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The next b examples of the current epoch's order."""
+        place = k % math.ceil(self.size / self.batch_size)
+        order = self.permutation(order, generator) if place == 0 else order
+        return order[..., place * self.batch_size : (place + 1) * self.batch_size], order
+
+    def diffusion_factor(self) -> float:
+        """c·m/(m − 1) = N/((N − 1) b), before the mean over the epoch is taken off; zero for the full batch."""
+        return 0.0 if self.batch_size == self.size else self.size / (self.size - 1) / self.batch_size
+
+    def steps_to_zero(self) -> int | None:
+        """m = N/b. Raises ValueError where b does not divide N: the last step's noise is then another."""
+        if self.size % self.batch_size:
+            raise ValueError(
+                f"batch_size must divide the {self.size} examples for sampling='epoch' in continuous time, got "
+                f"{self.batch_size}: the last batch of an epoch would have noise of another size; drop examples with "
+                "restrict, or use sampling='subset'"
+            )
+        return self.size // self.batch_size
+
+
+SAMPLINGS: dict[str, type[Sampling]] = {"replacement": Replacement, "subset": Subset, "epoch": Epoch}
+"""The three ways of drawing mini-batches, by name."""
+
+
+def check_sampling(size: int, batch_size: int, sampling: str) -> Sampling:
+    """The sampling of that name; raise unless 1 ≤ batch_size ≤ size."""
+    kind = SAMPLINGS[check_choice("sampling", sampling, tuple(SAMPLINGS))]
+    if check_count("batch_size", batch_size) > size:
+        raise ValueError(f"batch_size must be at most the number of examples, {size}, got {batch_size}")
+    return kind(size, batch_size)
