@@ -1,5 +1,6 @@
 """Flows, descents, the engines that run them, and their comparison."""
 
+from flows.brownian import BrownianPath, MinibatchPath, NoisePath, PathError, minibatch_path
 from flows.compare import compare
 from flows.comparison import Comparison
 from flows.descend import descend
@@ -16,6 +17,7 @@ from flows.flow import (
     Linearisation,
     SingularModeError,
     StochasticDescent,
+    StochasticFlow,
     UnconvergedWarning,
 )
 from flows.integrate import integrate
@@ -30,12 +32,15 @@ from flows.models.momentum_series import (
     ReducedNesterovFlow,
 )
 from flows.models.principal import PrincipalFlow
+from flows.models.stochastic import NoisyModifiedEquation, StochasticModifiedEquation, Stratonovich
 from flows.models.truncated import TruncatedPrincipalFlow
 from flows.schedulers import DriftAdjustedRate
 from flows.trajectory import Status, Trajectory
+from landscapes.noise import MinibatchNoise
 
 __all__ = [
     "BranchError",
+    "BrownianPath",
     "Comparison",
     "Descent",
     "DriftAdjustedDescent",
@@ -48,13 +53,18 @@ __all__ = [
     "HeavyBallPrincipalFlow",
     "IncrementalGradientDescent",
     "Linearisation",
+    "MinibatchNoise",
+    "MinibatchPath",
     "ModifiedFlow",
     "ModifiedHeavyBallFlow",
     "ModifiedNesterovFlow",
     "ModifiedRungeKuttaFlow",
     "Nesterov",
     "NesterovPrincipalFlow",
+    "NoisePath",
+    "NoisyModifiedEquation",
     "OptimizerDescent",
+    "PathError",
     "PrincipalFlow",
     "ReducedHeavyBallFlow",
     "ReducedNesterovFlow",
@@ -65,11 +75,15 @@ __all__ = [
     "Status",
     "StochasticDescent",
     "StochasticDriftAdjustedDescent",
+    "StochasticFlow",
     "StochasticGradientDescent",
+    "StochasticModifiedEquation",
+    "Stratonovich",
     "Trajectory",
     "TruncatedPrincipalFlow",
     "UnconvergedWarning",
     "compare",
     "descend",
     "integrate",
+    "minibatch_path",
 ]

@@ -14,6 +14,7 @@ from flows.flow import Descent, Flow
 from landscapes import Counted, Landscape
 from landscapes.errors import check_float_tensor
 from landscapes.krylov import matrix_function
+from landscapes.noise import GradientNoise
 from landscapes.wrappers import Counts, no_counts
 
 Model = TypeVar("Model", Flow, Descent)
@@ -36,7 +37,24 @@ def counted(model: Model) -> tuple[Model, Counts]:
     if not isinstance(model.landscape, Landscape):
         return model, no_counts()
     wrapped = Counted(model.landscape)
-    return dataclasses.replace(model, landscape=wrapped), wrapped.counts
+    fields = {"landscape": wrapped, **counted_noise(model, wrapped)}
+    return dataclasses.replace(model, **fields), wrapped.counts
+
+
+def counted_noise(model: Any, wrapped: Counted) -> dict[str, GradientNoise]:
+    """The model's ``noise`` field with the landscape that it shares with the model counted along, if there is one."""
+    noise = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}.get("noise")
+    return {"noise": on_landscape(noise, wrapped)} if isinstance(noise, GradientNoise) else {}
+
+
+def on_landscape(noise: GradientNoise, wrapped: Counted) -> GradientNoise:
+    """The noise, and noises that it holds, with ``wrapped`` in place of what that wraps."""
+    if not dataclasses.is_dataclass(noise):
+        return noise
+    held = {f.name: getattr(noise, f.name) for f in dataclasses.fields(noise)}
+    ours = {name: wrapped for name, value in held.items() if value is wrapped.landscape}
+    inner = {name: on_landscape(value, wrapped) for name, value in held.items() if isinstance(value, GradientNoise)}
+    return dataclasses.replace(noise, **ours, **inner) if ours or inner else noise
 
 
 def finite_members(state: Tensor) -> Tensor:

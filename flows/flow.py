@@ -153,7 +153,7 @@ class StochasticFlow(Flow):
         return self.velocity(t, state) + self.diffusion(t, state, dw_over_dt)
 
     def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
-        """½ Σ_j (∂σ_j) σ_j, like the state: Itô's drift less Stratonovich's. By default m jvps, 1 for diagonal noise."""
+        """½ Σ_j (∂σ_j) σ_j, like the state: Itô's drift less Stratonovich's; m jvps unless overridden."""
         return ito_correction(lambda x, dw: self.diffusion(t, x, dw), state, self.noise_size, self.noise_kind)
 
 

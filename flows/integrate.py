@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flows.brownian import NoisePath
 from flows.engine import check_theta0, counted, curvature_sentence
 from flows.exponential import Members, Tolerance
-from flows.flow import Flow, collect_flags
+from flows.flow import Flow, StochasticFlow, collect_flags
 from flows.recorder import Observer, Recorder
 from flows.solvers import (
     ADAPTIVE,
@@ -33,6 +34,7 @@ from flows.solvers import (
     linearises,
     scipy_segment,
 )
+from flows.stochastic_solvers import STEPPER, STOCHASTIC, noise_field
 from flows.trajectory import Status, Trajectory
 from landscapes import UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive
@@ -51,6 +53,8 @@ def integrate(
     rtol: float | None = None,
     atol: float | None = None,
     dt: float | None = None,
+    seed: int | None = None,
+    path: NoisePath | None = None,
     first_step: float | None = None,
     max_steps: int = 100_000,
     every: int = 1,
@@ -69,6 +73,10 @@ def integrate(
     override ``linearised``), is adaptive likewise; it lands on every output time, and gives each batch member a step
     size of its own. A step takes three gradients and Krylov spaces of Hessian-vector products.
 
+    A ``StochasticFlow`` takes ``dt`` and either a ``seed`` or a ``path`` of its noise; ``method`` is "euler" (the
+    default: Euler–Maruyama), "milstein" (diagonal noise), "heun2" or "midpoint", all for the same Itô equation
+    (``stochastic_solvers``). Equal seeds refine each other: dt and dt/2 see the same Brownian path.
+
     ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers see states as
     they come. θ0 is detached; gradients do not flow through the run.
 
@@ -85,13 +93,12 @@ def integrate(
     with torch.no_grad(), collect_flags() as flags:
         model, counts = counted(flow)
         state = model.start(theta0)
-        plan = make_plan(method, rtol, atol, dt, first_step, max_steps, state)
-        if plan.dt is not None:
-            step_grid(outputs, plan.dt)  # raises before an observer sees anything
+        plan = make_plan(model, method, rtol, atol, dt, first_step, max_steps, state)
+        field = make_field(model, state, plan, outputs, seed, path)  # raises before an observer sees anything
         if plan.method == EXPONENTIAL and not linearises(model):
             model.linearised(outputs[0], state)  # says what to use instead
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
-        run = Run(model, state, outputs, recorder, progress)
+        run = Run(field, state, outputs, recorder, progress)
         status = run.run(plan)
     notes = [f"{sentence} ({count} evaluations)" for sentence, count in flags.items()]
     return recorder.trajectory(status, run.alive, {"evaluations": run.field.evaluations, **counts}, notes)
@@ -109,7 +116,21 @@ class Plan:
     max_steps: int
 
 
+def make_field(
+    flow: Flow, state: Tensor, plan: Plan, outputs: list[float], seed: int | None, path: NoisePath | None
+) -> Field:
+    """The flow as the solvers call it; raise where steps, seed and path do not fit together."""
+    steps = 0 if plan.dt is None else step_grid(outputs, plan.dt)[1][-1]
+    if isinstance(flow, StochasticFlow):
+        assert plan.dt is not None
+        return noise_field(flow, state, plan.method, outputs, plan.dt, steps, seed, path)
+    if seed is not None or path is not None:
+        raise ValueError(f"seed and path are for stochastic flows, {flow.name} has no noise; leave them out")
+    return Field(flow)
+
+
 def make_plan(
+    flow: Flow,
     method: str | None,
     rtol: float | None,
     atol: float | None,
@@ -119,6 +140,8 @@ def make_plan(
     state: Tensor,
 ) -> Plan:
     """The plan of a run; raise where method, tolerances and steps do not fit together."""
+    if isinstance(flow, StochasticFlow):
+        return stochastic_plan(flow, method, rtol, atol, dt, first_step)
     method = check_choice("method", "dopri5" if method is None else method, METHODS)
     if method == SCIPY and state.is_complex():
         raise UnsupportedError(
@@ -147,6 +170,25 @@ def make_plan(
         None if first_step is None else check_positive("first_step", first_step),
         check_count("max_steps", max_steps),
     )
+
+
+def stochastic_plan(
+    flow: StochasticFlow,
+    method: str | None,
+    rtol: float | None,
+    atol: float | None,
+    dt: float | None,
+    first_step: float | None,
+) -> Plan:
+    """The plan of a run with noise: fixed steps, no tolerances."""
+    method = "euler" if method is None else check_choice("method of a stochastic flow", method, STOCHASTIC)
+    if dt is None:
+        raise ValueError(f"dt must be given for {flow.name}, a stochastic flow; it must divide every output interval")
+    if rtol is not None or atol is not None or first_step is not None:
+        raise ValueError(
+            "rtol, atol and first_step have no meaning for a stochastic flow, whose steps are fixed; give a smaller dt"
+        )
+    return Plan(method, 1.0, 1.0, check_positive("dt", dt), None, 1)
 
 
 def check_times(times: Tensor | Sequence[float]) -> list[float]:
@@ -188,15 +230,15 @@ def step_grid(outputs: Sequence[float], dt: float) -> tuple[list[float], list[in
 class Run:
     """The state of one integration: how far it is, who is alive, and what the last failure said."""
 
-    def __init__(self, flow: Flow, state: Tensor, outputs: list[float], recorder: Recorder, progress: bool):
-        self.flow = flow
+    def __init__(self, field: Field, state: Tensor, outputs: list[float], recorder: Recorder, progress: bool):
+        self.flow = field.flow
         self.state = state
         self.outputs = outputs
-        self.field = Field(flow)
+        self.field = field
         self.alive = torch.ones(state.shape[:-1], dtype=torch.bool, device=state.device)
         self._recorder = recorder
         self._sentences: list[Status] = []
-        self._bar = tqdm(total=len(outputs) - 1, unit="output", desc=type(flow).__name__, disable=not progress)
+        self._bar = tqdm(total=len(outputs) - 1, unit="output", desc=type(self.flow).__name__, disable=not progress)
         self._output = state  # the state at the last output time reached; fixed steps may be past it
         self._k = 0
 
@@ -263,7 +305,8 @@ class Run:
                 self._take(k, state)
 
         while done < len(times) - 1:
-            done, self.state, stop = fixed_run(self.field, self.state, grid, done, plan.method, tolerances, see)
+            method = STEPPER.get(plan.method, plan.method)
+            done, self.state, stop = fixed_run(self.field, self.state, grid, done, method, tolerances, see)
             if stop is not None and not self._goes_on(stop, times[done], self.state):
                 break
 

@@ -51,16 +51,23 @@ class Field:
         """The velocity at (t, state)."""
         self.evaluations += 1
         if self.alive is None:
-            return velocity_of(self.flow, t, state)
+            return self.evaluate(t, state)
         velocity = torch.zeros_like(state)
         some = state[self.alive]
         try:
-            velocity[self.alive] = velocity_of(self.flow, t, some)
+            velocity[self.alive] = self.evaluate(t, some)
         except SingularModeError as error:
             members = torch.zeros_like(self.alive)
             members[self.alive] = error.members.to(members.device)
             raise SingularModeError(str(error), members) from error
         return velocity
+
+    def evaluate(self, t: Tensor, state: Tensor) -> Tensor:
+        """The velocity of states that are all in the run."""
+        return velocity_of(self.flow, t, state)
+
+    def begin(self, step: int, state: Tensor, dt: Tensor) -> None:
+        """Told by fixed-step methods before a step from the grid's place ``step``, of length dt."""
 
 
 def velocity_of(flow: Flow, t: float | Tensor, state: Tensor) -> Tensor:
@@ -218,6 +225,7 @@ class FixedWatch:
     def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
         """Before each step: y0 is the state on the grid."""
         self.see(y0)
+        self.field.begin(self.step, y0, dt)
 
     def see(self, state: Tensor) -> None:
         """Take the next state on the grid; Stop where a member is not finite."""

@@ -23,8 +23,9 @@ LONGEST = 400
 CONTRACT = {
     "landscapes": "Landscape FiniteSum Quadratic Rosenbrock from_sympy Counted Regularised",
     "nets": "NetworkLandscape MLP load_data",
-    "flows": "Flow Descent GradientFlow ModifiedFlow PrincipalFlow GradientDescent StochasticGradientDescent HeavyBall "
-    "OptimizerDescent integrate descend compare",
+    "flows": "Flow StochasticFlow Descent GradientFlow ModifiedFlow PrincipalFlow StochasticModifiedEquation "
+    "MinibatchNoise GradientDescent StochasticGradientDescent HeavyBall OptimizerDescent BrownianPath integrate "
+    "descend compare",
     "flows.invariants": "check_order check_equivariance check_descent check_batch",
 }
 

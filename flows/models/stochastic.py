@@ -1,0 +1,252 @@
+r"""Stochastic modified equations: SGD as a stochastic differential equation with the noise of its gradients.
+
+    dX = −∇f dt + √h σ(X) dW   (order 1),      dX = −∇(f + (h/4)‖∇f‖²) dt + √h σ(X) dW   (order 2),
+
+σσᵀ the covariance of the stochastic gradient. On a finite time, sup_k |E φ(θ_k) − E φ(X_{kh})| is O(h) and O(h²) for
+smooth φ: the mean of one step, h∇f, and its covariance, h²σσᵀ, are matched to those orders. At stationarity order 2 is
+not the better one. Li, Tai & E 2017 (arXiv 1511.06251) and 2019 (JMLR 20(40)), Theorem 9.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+from torch import Tensor
+
+from flows.flow import StochasticFlow
+from flows.models.arguments import check_model
+from landscapes import FiniteSum, Landscape, UnsupportedError
+from landscapes.errors import check_count, check_positive, warn_smoothness
+from landscapes.noise import GradientNoise, MinibatchNoise
+from landscapes.noise.base import Kind
+from landscapes.sampling import Sampling, check_sampling
+
+Schedule = Callable[[float], float]
+"""Time t ↦ the learning rate's multiple of h, positive."""
+
+HIGHEST = 2
+
+
+class GradientEquation(StochasticFlow):
+    r"""dX = −∇f [− (h/2) H∇f] dt + √h σ(X) dW with the learning rate h = h₀·schedule(t); state θ (..., d).
+
+    What the two equations share. t is the time that a descent has taken, the sum of its learning rates: on this clock
+    a rate that changes slowly needs no further term at either order.
+    """
+
+    landscape: Landscape
+    h: float
+    order: int
+    schedule: Schedule | None
+    noise: GradientNoise
+
+    @property
+    def name(self) -> str:
+        """The class with its order."""
+        return f"{type(self).__name__} order {self.order}"
+
+    @property
+    def noise_kind(self) -> Kind:
+        """The gradient noise's own."""
+        return self.noise.kind
+
+    @property
+    def noise_size(self) -> int:
+        """m, the gradient noise's own."""
+        return self.noise.size
+
+    def learning_rate(self, t: float | Tensor) -> float:
+        """h₀·schedule(t). Raises ValueError unless that is positive and finite."""
+        if self.schedule is None:
+            return self.h
+        return self.h * check_positive(f"schedule at t = {float(t):.6g}", float(self.schedule(float(t))))
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """−∇f or, at order 2, −∇f − (h/2)H∇f, shape (..., d)."""
+        if self.order == 1:
+            return -self.landscape.grad(state)
+        point = self.landscape.expand(state)
+        return -point.grad - self.learning_rate(t) / 2 * point.hvp(point.grad)
+
+    def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
+        """√h σ(X) dw, shape (..., d)."""
+        return math.sqrt(self.learning_rate(t)) * self.noise.factor(state, dw)
+
+    def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """h times the gradient noise's own, shape (..., d)."""
+        return self.learning_rate(t) * self.noise.ito_correction(state)
+
+
+@final
+@dataclass(frozen=True)
+class StochasticModifiedEquation(GradientEquation):
+    r"""SGD with mini-batches of b as an SDE, with the covariance of the mini-batch gradient as it is at every θ.
+
+        dX = −∇f dt + √(hc) G(X) dW,  GGᵀ = D,  W ∈ R^N   (``order`` 1; at order 2 the drift is −∇(f + (h/4)‖∇f‖²))
+
+    c = 1/b for "replacement", (1/b)(N − b)/(N − 1) for "subset". "epoch" is reshuffling: c = N/((N − 1)b), and the
+    increments of W are taken less their mean over each epoch, (N/b)·h, so that single steps have a subset's covariance
+    and the noise of an epoch sums to zero; there b must divide N and dt an epoch.
+
+    At order 1 an evaluation with its noise is one reweighted gradient, −Σ w_i g_i, w_i = 1/N − √(hc/N)(Ẇ_i − mean);
+    at order 2 a Hessian-vector product and a gradient more. Raises TypeError or ValueError for arguments out of place.
+    Equations (orders verified) from Li, Tai & E 2017, arXiv 1511.06251.
+    """
+
+    landscape: FiniteSum
+    h: float
+    batch_size: int
+    order: int = 1
+    sampling: str = "replacement"
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+        check_order(self.order, self.landscape, type(self).__name__)
+        check_schedule(self.schedule)
+        MinibatchNoise(self.landscape, self.batch_size, self.sampling)  # its checks
+        if self.sampling == "epoch":
+            self.sampler.steps_to_zero()
+            if self.schedule is not None:
+                raise UnsupportedError("a schedule has no epochs of one length: use sampling='subset'")
+
+    @cached_property
+    def sampler(self) -> Sampling:
+        """How the mini-batches are drawn."""
+        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+
+    @cached_property
+    def noise(self) -> MinibatchNoise:  # type: ignore[override]
+        """The covariance of one step's gradient."""
+        return MinibatchNoise(self.landscape, self.batch_size, self.sampling)
+
+    @property
+    def noise_period(self) -> float | None:
+        """An epoch's length, where it is reshuffled."""
+        steps = self.sampler.steps_to_zero()
+        return None if steps is None else steps * self.h
+
+    def weights(self, t: float | Tensor, dw: Tensor) -> Tensor:
+        """w (..., N) with √h σ(X) dw = Σ_i w_i g_i: √(hc/N)(dw_i − mean)."""
+        scale = math.sqrt(self.learning_rate(t) * self.sampler.diffusion_factor() / self.landscape.size)
+        return scale * (dw - dw.mean(dim=-1, keepdim=True))
+
+    def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
+        """√(hc) G(X) dw, shape (..., d), one reweighted gradient."""
+        return self.landscape.weighted_grad(state, self.weights(t, self.noise.check_noise(state, dw)))
+
+    def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
+        """Drift and noise: at order 1 in one backward pass."""
+        if self.order > 1:
+            return super().rate(t, state, dw_over_dt)
+        weights = self.weights(t, self.noise.check_noise(state, dw_over_dt))
+        return self.landscape.weighted_grad(state, weights - 1 / self.landscape.size)
+
+    def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """½ Σ_j (∂σ_j)σ_j = (hc/4) ∇tr D, shape (..., d)."""
+        one_step, c = self.sampler.variance_factor(), self.sampler.diffusion_factor()
+        return super().ito_correction(t, state) * (c / one_step if one_step else 0.0)
+
+
+@final
+@dataclass(frozen=True)
+class NoisyModifiedEquation(GradientEquation):
+    r"""dX = −∇f dt + √h σ(X) dW with a noise of your own, order 1; order 2 with the drift −∇(f + (h/4)‖∇f‖²).
+
+    ``noise``: any GradientNoise of the landscape's dimension: isotropic or diagonal of equal trace, analytic, of
+    labels. It follows the descent θ' = θ − h(∇f + σ(θ)ξ). Raises TypeError or ValueError for arguments out of place.
+    """
+
+    landscape: Landscape
+    h: float
+    noise: GradientNoise
+    order: int = 1
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+        check_noise(self.noise, self.landscape)
+        check_order(self.order, self.landscape, type(self).__name__)
+        check_schedule(self.schedule)
+
+
+@final
+@dataclass(frozen=True)
+class Stratonovich(StochasticFlow):
+    r"""A stochastic flow whose equation is meant in Stratonovich's sense, as the Itô equation that it is.
+
+    dX = a dt + σ ∘ dW is dX = (a + ½ Σ_j (∂σ_j)σ_j) dt + σ dW. For additive noise they are the same.
+    """
+
+    flow: StochasticFlow
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.flow, StochasticFlow):
+            raise TypeError(f"flow must be a StochasticFlow, got {type(self.flow).__name__}")
+
+    @property
+    def landscape(self) -> Landscape:  # type: ignore[override]
+        """The flow's own."""
+        return self.flow.landscape
+
+    @property
+    def noise_kind(self) -> Kind:
+        """The flow's own."""
+        return self.flow.noise_kind
+
+    @property
+    def noise_period(self) -> float | None:
+        """The flow's own."""
+        return self.flow.noise_period
+
+    @property
+    def noise_size(self) -> int:
+        """The flow's own."""
+        return self.flow.noise_size
+
+    def start(self, theta0: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.start(theta0)
+
+    def position(self, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.position(state)
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """Itô's drift a + ½ Σ_j (∂σ_j)σ_j."""
+        return self.flow.velocity(t, state) + self.flow.ito_correction(t, state)
+
+    def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.diffusion(t, state, dw)
+
+    def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.ito_correction(t, state)
+
+
+def check_order(order: int, landscape: Landscape, who: str) -> None:
+    """Raise unless the order is 1 or 2; warn where order 2 takes second derivatives across kinks."""
+    if check_count("order", order) > HIGHEST:
+        raise ValueError(
+            f"order must be at most {HIGHEST}, the highest built, got {order}: at order 3 the noise itself changes"
+        )
+    warn_smoothness(landscape, order, who)
+
+
+def check_schedule(schedule: Schedule | None) -> None:
+    """Raise unless the schedule is a function of time or None."""
+    if schedule is not None and not callable(schedule):
+        raise TypeError(f"schedule must be a function of time, t -> multiple of h, got {schedule!r}")
+
+
+def check_noise(noise: GradientNoise, landscape: Landscape) -> None:
+    """Raise unless the noise is one, of the landscape's dimension."""
+    if not isinstance(noise, GradientNoise):
+        raise TypeError(f"noise must be a GradientNoise, got {type(noise).__name__}")
+    if noise.dimension != landscape.dimension:
+        raise ValueError(f"noise must have the landscape's dimension {landscape.dimension}, got {noise.dimension}")
