@@ -1,0 +1,313 @@
+r"""Statistics of many paths, streamed: a few numbers a component are kept, whatever the number of paths.
+
+Samples come in blocks (n, ..., q): n paths, q components that belong together, anything between. A statistic is a
+value: a fresh one is empty, ``add`` gives one that has seen a block more, ``merge`` one that has seen what both saw, in
+any order to rounding. All is accumulated in float64 on the samples' device; NaN is never left out. ``Moments`` and
+``Histogram`` stand here, ``Quantiles`` in ``quantiles``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar, final
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from landscapes.errors import check_real
+
+CONFIDENCE = 0.95
+
+Kind = TypeVar("Kind", bound="Statistic")
+
+
+class Statistic(ABC):
+    """What is known of a sample after some blocks of it. Concrete ones are frozen dataclasses, empty as constructed."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """n, how many paths have been seen."""
+
+    @abstractmethod
+    def add(self: Kind, samples: Tensor) -> Kind:
+        """The statistic of what was seen before and of ``samples`` (n, ..., q)."""
+
+    @abstractmethod
+    def merge(self: Kind, other: Kind) -> Kind:
+        """The statistic of what either has seen."""
+
+
+def check_samples(samples: Tensor) -> Tensor:
+    """Samples (n, ..., q) in float64, detached; raise unless they are real and of that shape, with n, q ≥ 1."""
+    if not isinstance(samples, Tensor):
+        raise TypeError(f"samples must be a torch.Tensor, got {type(samples).__name__}; wrap it in torch.tensor(...)")
+    if samples.is_complex():
+        raise TypeError(f"samples must be real, got {samples.dtype}; take .real, .imag or .abs() of them")
+    if samples.ndim < 2 or samples.numel() == 0:
+        raise ValueError(
+            f"samples must have shape (n, ..., q) with n, q >= 1, got {tuple(samples.shape)}; one number a path is "
+            "samples[..., None]"
+        )
+    return samples.detach().to(torch.float64)
+
+
+def check_seen(statistic: Statistic) -> None:
+    """Raise unless the statistic has seen a path."""
+    if statistic.count == 0:
+        raise ValueError(f"{type(statistic).__name__} must have seen samples first: count is 0; use add(samples)")
+
+
+def check_alike(name: str, shape: torch.Size, other: torch.Size) -> None:
+    """Raise unless two statistics are of samples of one shape (..., q)."""
+    if shape != other:
+        raise ValueError(
+            f"{name} must be of samples of one shape, got (n, *{tuple(shape)}) and (n, *{tuple(other)}): "
+            "keep a statistic for each"
+        )
+
+
+def check_confidence(confidence: float) -> float:
+    """Return ``confidence``; raise unless it lies between 0 and 1."""
+    if not 0 < check_real("confidence", confidence) < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}; the usual is {CONFIDENCE}")
+    return float(confidence)
+
+
+@dataclass(frozen=True, eq=False)
+class CentralSums:
+    r"""Sums over n samples with d = x − mean: ``second`` Σ d_i d_j, ``third`` Σ d_i² d_j, ``fourth`` Σ d_i² d_j².
+
+    ``mean`` (..., q), the sums (..., q, q).
+    """
+
+    count: int
+    mean: Tensor
+    second: Tensor
+    third: Tensor
+    fourth: Tensor
+
+    @classmethod
+    def of(cls, samples: Tensor) -> CentralSums:
+        """The sums of samples (n, ..., q), float64."""
+        mean = samples.mean(dim=0)
+        deviations = samples - mean
+        # The mean of numbers far from zero errs by their last digits, which the deviations have room to show.
+        rest = deviations.mean(dim=0)
+        deviations = (deviations - rest).movedim(0, -2)  # (..., n, q)
+        squares = deviations.square()
+        return cls(
+            len(samples),
+            mean + rest,
+            deviations.mT @ deviations,
+            squares.mT @ deviations,
+            squares.mT @ squares,
+        )
+
+    def merge(self, other: CentralSums) -> CentralSums:
+        r"""The sums of both samples: each moved to the common mean, by shifts of which neither is large.
+
+        Chan, Golub & LeVeque 1979 for the second moments; Pébay 2008 for higher ones.
+        """
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        mine, theirs = self.about(apart * (other.count / count)), other.about(-apart * (self.count / count))
+        second, third, fourth = (a + b for a, b in zip(mine, theirs, strict=True))
+        return CentralSums(count, self.mean + apart * (other.count / count), second, third, fourth)
+
+    def about(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three sums about mean + ``shift`` s (..., q) in place of the mean; Σ d = 0 leaves these terms."""
+        n = self.count
+        i, j = shift[..., :, None], shift[..., None, :]  # s_i, s_j
+        squares = self.second.diagonal(dim1=-2, dim2=-1)  # Σ d_i²
+        row, column = squares[..., :, None], squares[..., None, :]
+        second = self.second + n * i * j
+        third = self.third - j * row - 2 * i * self.second - n * i.square() * j
+        fourth = self.fourth - 2 * j * self.third - 2 * i * self.third.mT
+        fourth = fourth + j.square() * row + i.square() * column + 4 * i * j * self.second + n * (i * j).square()
+        return second, third, fourth
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Moments(Statistic):
+    r"""Mean and covariance of samples (n, ..., q), with the standard errors of both.
+
+    The covariance takes (..., q, q): where q is large and variances will do, give samples (n, ..., q, 1). Deviations
+    are taken from block means and block means from each other, so that nothing cancels where the mean is far above the
+    standard deviation. NaN or infinite samples show in what depends on them. Results before any samples raise
+    ValueError; variances of one sample are NaN.
+    """
+
+    sums: CentralSums | None = None
+
+    @property
+    def count(self) -> int:
+        """n."""
+        return 0 if self.sums is None else self.sums.count
+
+    def add(self, samples: Tensor) -> Moments:
+        """With samples (n, ..., q) more."""
+        return self.merge(Moments(CentralSums.of(check_samples(samples))))
+
+    def merge(self, other: Moments) -> Moments:
+        """Of both samples."""
+        if self.sums is None or other.sums is None:
+            return other if self.sums is None else self
+        check_alike("Moments", self.sums.mean.shape, other.sums.mean.shape)
+        return Moments(self.sums.merge(other.sums))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, (..., q)."""
+        return self._seen().mean
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance S = Σ d dᵀ/(n − 1), unbiased, (..., q, q)."""
+        return over(self._seen().second, self.count - 1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Diagonal of the covariance, (..., q)."""
+        return self.covariance.diagonal(dim1=-2, dim2=-1)
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Standard error of the mean, √(S_ii/n), (..., q)."""
+        return (self.variance / self.count).sqrt()
+
+    @property
+    def covariance_error(self) -> Tensor:
+        r"""Standard error of the covariance, (..., q, q).
+
+        Var S_ij = (μ_iijj − C_ij²)/n + (C_ii C_jj + C_ij²)/(n(n − 1)), exact for independent samples of any law;
+        estimates stand for C and for the fourth moments μ_iijj, which are far off for few samples or heavy tails.
+        """
+        n, covariance, variance = self.count, self.covariance, self.variance
+        squares = covariance.square()
+        spread = (self._seen().fourth / n - squares).clamp(min=0) / n
+        products = variance[..., :, None] * variance[..., None, :]
+        return (spread + over(products + squares, n * (n - 1))).sqrt()
+
+    @property
+    def variance_error(self) -> Tensor:
+        """Standard error of the variance, (..., q)."""
+        return self.covariance_error.diagonal(dim1=-2, dim2=-1)
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[Tensor, Tensor]:
+        """The mean less and plus Student's t times its standard error, both (..., q)."""
+        quantile = float(stats.t.ppf((1 + check_confidence(confidence)) / 2, max(self.count - 1, 1)))
+        half = quantile * self.standard_error
+        return self.mean - half, self.mean + half
+
+    def _seen(self) -> CentralSums:
+        check_seen(self)
+        assert self.sums is not None
+        return self.sums
+
+
+def over(sums: Tensor, count: int) -> Tensor:
+    """sums/count; NaN where there is nothing to divide by."""
+    return sums / count if count > 0 else torch.full_like(sums, torch.nan)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Histogram(Statistic):
+    r"""How many samples lie in each bin, below, above, and nowhere (NaN), for each component.
+
+    ``edges`` (B + 1,), strictly rising, shared by all components. Bins are [a, b), the last one [a, b] as numpy has
+    it. ``tallies`` (..., q, B + 3): below, the bins, above, undefined. Raises ValueError or TypeError for other edges.
+    """
+
+    edges: Sequence[float] | Tensor
+    tallies: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        edges = torch.as_tensor(self.edges, dtype=torch.float64).detach()
+        if edges.ndim != 1 or len(edges) < 2:
+            raise ValueError(f"edges must have shape (B + 1,) with B >= 1 bins, got {tuple(edges.shape)}")
+        if not bool(edges.isfinite().all() and (edges.diff() > 0).all()):
+            raise ValueError(f"edges must be finite and strictly increasing, got {edges.tolist()}")
+        object.__setattr__(self, "edges", edges)
+
+    @property
+    def count(self) -> int:
+        """n, with those outside of the bins."""
+        return 0 if self.tallies is None else int(self.tallies.reshape(-1, self.tallies.shape[-1])[0].sum())
+
+    @property
+    def bounds(self) -> Tensor:
+        """The edges (B + 1,), float64, on the device of what was seen."""
+        edges = torch.as_tensor(self.edges)
+        return edges if self.tallies is None else edges.to(self.tallies.device)
+
+    def add(self, samples: Tensor) -> Histogram:
+        """With samples (n, ..., q) more."""
+        values = check_samples(samples).movedim(0, -1).contiguous()  # (..., q, n)
+        edges = torch.as_tensor(self.edges).to(values.device)
+        bins = len(edges) - 1
+        places = torch.searchsorted(edges, values, right=True)
+        places = torch.where(values == edges[-1], bins, places)
+        places = torch.where(values.isnan(), bins + 2, places)
+        tallies = torch.zeros(*values.shape[:-1], bins + 3, dtype=torch.int64, device=values.device)
+        return self.merge(replace(self, tallies=tallies.scatter_add_(-1, places, torch.ones_like(places))))
+
+    def merge(self, other: Histogram) -> Histogram:
+        """Of both samples; raise unless the edges are the same."""
+        if not torch.equal(torch.as_tensor(self.edges).cpu(), torch.as_tensor(other.edges).cpu()):
+            raise ValueError("edges must be the same in histograms that are merged; make both with one set of edges")
+        if self.tallies is None or other.tallies is None:
+            return other if self.tallies is None else self
+        check_alike("Histogram", self.tallies.shape[:-1], other.tallies.shape[:-1])
+        return replace(self, tallies=self.tallies + other.tallies)
+
+    @property
+    def counts(self) -> Tensor:
+        """Samples in each bin, (..., q, B)."""
+        return self._seen()[..., 1:-2]
+
+    @property
+    def below(self) -> Tensor:
+        """Samples below the first edge, (..., q)."""
+        return self._seen()[..., 0]
+
+    @property
+    def above(self) -> Tensor:
+        """Samples above the last edge, (..., q)."""
+        return self._seen()[..., -2]
+
+    @property
+    def undefined(self) -> Tensor:
+        """Samples that are NaN, (..., q)."""
+        return self._seen()[..., -1]
+
+    @property
+    def density(self) -> Tensor:
+        """Share of all samples in a bin, over its width, (..., q, B)."""
+        return self.counts / self.count / self.bounds.diff()
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Binomial standard error of the density, √(p(1 − p)/n) over the width, (..., q, B); zero for empty bins."""
+        share = self.counts / self.count
+        return (share * (1 - share) / self.count).sqrt() / self.bounds.diff()
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[Tensor, Tensor]:
+        """Clopper and Pearson's interval of the density, both (..., q, B); it covers at empty bins too."""
+        tail = (1 - check_confidence(confidence)) / 2
+        counts = self.counts.cpu().double().numpy()
+        # Beta(0, ·) and Beta(·, 0) stand for the ends 0 and 1.
+        low = torch.as_tensor(stats.beta.ppf(tail, counts, self.count - counts + 1)).nan_to_num(0.0)
+        high = torch.as_tensor(stats.beta.isf(tail, counts + 1, self.count - counts)).nan_to_num(1.0)
+        widths = self.bounds.diff()
+        return low.to(widths) / widths, high.to(widths) / widths
+
+    def _seen(self) -> Tensor:
+        check_seen(self)
+        assert self.tallies is not None
+        return self.tallies
