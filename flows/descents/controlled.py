@@ -1,0 +1,334 @@
+r"""Rates and momenta set by optimal control of SGD's stochastic equation: cSGD and cMSGD.
+
+Each coordinate is modelled by itself as f = ½a(x − b)² with gradient noise of variance Σ. At the rate uh, 0 ≤ u ≤ 1,
+the stochastic modified equation is dx = −ua(x − b)dt + u√(hΣ)dW, and m = ½a E(x − b)², the excess loss, obeys
+
+    ṁ = −2aum + ½ahΣu²,   least at   u* = min(1, 2m/(hΣ)) where a > 0, and u* = 1 where a ≤ 0;
+
+with momentum, the decay of m is fastest at μ* = min{(1 − 2√(ha))₊, (1 − hΣ/(4m))₊} where a > 0: critical damping while
+m is large, less momentum where noise rules. Li, Tai & E 2017, arXiv 1511.06251, section 4.
+
+**What is estimated.** From moving averages ⟨·⟩ over the run of g, g², x, x² and gx, g the mini-batch gradient:
+a = (⟨gx⟩ − ⟨g⟩⟨x⟩)/(⟨x²⟩ − ⟨x⟩²), the slope of g regressed on x, and Σ = ⟨g²⟩ − ⟨g⟩². The excess loss is an
+``ExcessLoss``: (Eg)² = 2am gives ``SquaredMean``, m = ½⟨g⟩²/a, and there u → 0 and the rate anneals once the mean of
+the gradient is lost in its noise. The authors' code has ``MeanSquare``, m = ½⟨g²⟩/a, which contains ½Σ/a: with it
+u* ≥ min(1, 1/(ah)) everywhere and nothing anneals.
+
+**What is the authors'.** u and μ move towards u* and μ* with the same moving average as the rest; its decay rate is
+β = β_min + (β_max − β_min) Σ/⟨g²⟩, a long memory where noise rules; a step takes the u or μ of the steps before it, so
+that its mean is −uh∇f.
+
+**What is ours.** Averages begin at the first step's values, not at zero, so that nothing depends on where the origin
+is. They are kept as means and centred second moments, by the recursion that equals that of ⟨x²⟩ − ⟨x⟩² without its
+cancellation. Where a is 0/0, as at the first step and where a coordinate has not moved, u or μ stays as it is.
+
+**How far it anneals.** Where x moves by noise alone, with steps hu√Σ, g regressed on x over the memory of the averages
+overestimates a by about (1 − β)/(hu), and ⟨g⟩² is about Σ(1 − β)/2; so u* ≈ u/2 there and u falls geometrically, until
+what is left of a(x − b) shows in ⟨g⟩ again: u settles near zero and fluctuates there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flows.descents.gradient import GradientDescent, HeavyBall
+from flows.flow import StochasticDescent
+from flows.models.arguments import check_model, check_momentum
+from landscapes import FiniteSum, UnsupportedError
+from landscapes.errors import check_real
+from landscapes.noise import covariance_diagonal
+from landscapes.regularisers import check_finite_sum
+from landscapes.sampling import Sampling, check_sampling
+
+DECAYS = (0.9, 0.99)  # the authors' defaults for cSGD
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Moving averages, each (..., d): means of g and x, their variances and covariance, and the decay rate β."""
+
+    grad: Tensor
+    theta: Tensor
+    grad_variance: Tensor
+    theta_variance: Tensor
+    covariance: Tensor
+    decay: Tensor
+
+    @classmethod
+    def first(cls, grad: Tensor, theta: Tensor, decay: float) -> Averages:
+        """Those of one observation."""
+        nothing = torch.zeros_like(grad)
+        return cls(grad, theta, nothing, nothing, nothing, torch.full_like(grad, decay))
+
+    def updated(self, grad: Tensor, theta: Tensor) -> Averages:
+        """With one observation more, of weight 1 − β. The centred moments are those of ⟨g²⟩ − ⟨g⟩² and the like."""
+        decay, new = self.decay, 1 - self.decay
+        g, x = grad - self.grad, theta - self.theta
+        return Averages(
+            self.grad + new * g,
+            self.theta + new * x,
+            decay * (self.grad_variance + new * g * g),
+            decay * (self.theta_variance + new * x * x),
+            decay * (self.covariance + new * g * x),
+            decay,
+        )
+
+    def forgetting(self, shortest: float, longest: float) -> Averages:
+        """With β = β_min + (β_max − β_min) Σ/⟨g²⟩ for the next observation; β_min where g has been zero."""
+        square = self.grad * self.grad + self.grad_variance
+        share = torch.where(square > 0, self.grad_variance / square, 0.0)
+        return Averages(
+            self.grad,
+            self.theta,
+            self.grad_variance,
+            self.theta_variance,
+            self.covariance,
+            shortest + (longest - shortest) * share,
+        )
+
+    def curvature(self) -> Tensor:
+        """a, shape (..., d); NaN where x has not varied."""
+        return self.covariance / self.theta_variance
+
+    def towards(self, value: Tensor, target: Tensor) -> Tensor:
+        """βvalue + (1 − β)target; the value where the target is NaN."""
+        moved = self.decay * value + (1 - self.decay) * target
+        return torch.where(target.isnan(), value, moved)
+
+
+class ExcessLoss(ABC):
+    """How m, the excess loss of a coordinate, is had from averages of its gradient."""
+
+    @abstractmethod
+    def square(self, averages: Averages) -> Tensor:
+        """2am, shape (..., d): the square of the gradient that m is made of."""
+
+
+@final
+@dataclass(frozen=True)
+class SquaredMean(ExcessLoss):
+    """m = ½⟨g⟩²/a: the rate anneals at a minimum."""
+
+    def square(self, averages: Averages) -> Tensor:
+        """⟨g⟩²."""
+        return averages.grad * averages.grad
+
+
+@final
+@dataclass(frozen=True)
+class MeanSquare(ExcessLoss):
+    """m = ½⟨g²⟩/a, as in the authors' code: it contains the noise, and the rate does not anneal."""
+
+    def square(self, averages: Averages) -> Tensor:
+        """⟨g²⟩ = ⟨g⟩² + Σ."""
+        return averages.grad * averages.grad + averages.grad_variance
+
+
+def best_rate(averages: Averages, excess: ExcessLoss, h: float) -> Tensor:
+    """u* = min(1, 2m/(hΣ)) where a > 0, 1 where a ≤ 0, NaN where a is not to be had; shape (..., d)."""
+    a = averages.curvature()
+    signal, noise = excess.square(averages), h * a * averages.grad_variance
+    inside = (a > 0) & (signal < noise)
+    return torch.where(a.isnan(), a, torch.where(inside, signal / noise, 1.0))
+
+
+def best_momentum(averages: Averages, excess: ExcessLoss, h: float) -> Tensor:
+    """μ* = min{(1 − 2√(ha))₊, (1 − hΣ/(4m))₊} where a > 0, 1 where a ≤ 0, NaN where a is not to be had; (..., d)."""
+    a = averages.curvature()
+    signal, noise = excess.square(averages), h * a * averages.grad_variance
+    ratio = torch.where(noise > 0, noise / (2 * signal), 0.0)  # hΣ/(4m), no constraint where there is no noise
+    damped = torch.minimum(1 - 2 * (h * a.abs()).sqrt(), 1 - ratio).clamp(min=0)
+    return torch.where(a.isnan(), a, torch.where(a > 0, damped, 1.0))
+
+
+@dataclass(frozen=True)
+class ControlledState:
+    """θ, the step v that led there, and the control u or μ, all (..., d); the averages; the order of the examples."""
+
+    theta: Tensor
+    velocity: Tensor
+    control: Tensor
+    averages: Averages | None
+    order: Tensor
+
+
+class ControlledDescent(StochasticDescent):
+    """Mini-batches, averages and a control for each coordinate: what cSGD and cMSGD share."""
+
+    landscape: FiniteSum
+    h: float
+    batch_size: int
+    excess: ExcessLoss
+    decay: tuple[float, float]
+    sampling: str
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+        check_finite_sum(self.landscape)
+        check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        if not isinstance(self.excess, ExcessLoss):
+            raise TypeError(f"excess must be an ExcessLoss, SquaredMean() or MeanSquare(), got {self.excess!r}")
+        check_decay(self.decay)
+
+    @property
+    def sampler(self) -> Sampling:
+        """How the mini-batches are drawn."""
+        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+
+    @abstractmethod
+    def target(self, averages: Averages) -> Tensor:
+        """u* or μ*, (..., d)."""
+
+    @abstractmethod
+    def move(self, state: ControlledState, grad: Tensor) -> Tensor:
+        """The step v' (..., d) that the state takes along the mini-batch gradient ``grad`` (..., d)."""
+
+    def begin(self, theta0: Tensor, control: float) -> ControlledState:
+        """θ0 at rest, nothing seen yet. Raises UnsupportedError for complex θ0."""
+        order = self.sampler.first_order(theta0.shape[:-1], theta0.device)
+        controls = torch.full_like(check_real_theta(theta0), control)
+        return ControlledState(theta0, torch.zeros_like(theta0), controls, None, order)
+
+    def observed(self, state: ControlledState, grad: Tensor) -> tuple[Averages, Tensor]:
+        """The averages and the control with this step's gradient seen."""
+        if state.averages is None:
+            return Averages.first(grad, state.theta, self.decay[0]), state.control
+        averages = state.averages.updated(grad, state.theta)
+        return averages.forgetting(*self.decay), averages.towards(state.control, self.target(averages))
+
+    def step(self, state: ControlledState, k: int, generator: torch.Generator) -> ControlledState:
+        """One step with the control of the steps before it, which then sees this step's gradient."""
+        index, order = self.sampler.draw(state.order, k, generator)
+        grad = self.landscape.batch_grad(state.theta, index)
+        velocity = self.move(state, grad)
+        averages, control = self.observed(state, grad)
+        return ControlledState(state.theta + velocity, velocity, control, averages, order)
+
+    def position(self, state: ControlledState) -> Tensor:
+        """θ."""
+        return state.theta
+
+    def gradient_variances(self, theta: Tensor) -> Tensor:
+        """c·diag D(θ), shape (..., d)."""
+        return self.sampler.variance_factor() * covariance_diagonal(self.landscape, theta)
+
+
+@final
+@dataclass(frozen=True)
+class ControlledGradientDescent(ControlledDescent):
+    r"""cSGD  θ' = θ − h u∘g_B(θ), with a multiple u ∈ [0, 1] of the largest rate h for each coordinate, u_0 = 1.
+
+    u follows u* = min(1, 2m/(hΣ)), estimated along the run as told at the top of this file. ``excess`` says what m is:
+    ``SquaredMean()`` anneals at a minimum, ``MeanSquare()`` is the authors' code and does not. ``decay``: the smallest
+    and the largest decay rate of the averages; equal ones for a constant rate.
+
+    Rates of the coordinates differ, so that the sum of the rates taken is not one number: the clock is t = k·h by
+    definition. θ is real. Mini-batches are drawn as ``StochasticGradientDescent`` draws them; a step costs b/N of a
+    gradient. ``noise_at`` gives a state's noise; ``step_noise`` raises UnsupportedError, as θ does not tell u.
+    Li, Tai & E 2017, arXiv 1511.06251. Raises TypeError or ValueError for arguments out of place.
+    """
+
+    landscape: FiniteSum
+    h: float
+    batch_size: int
+    excess: ExcessLoss = field(default_factory=SquaredMean)
+    decay: tuple[float, float] = DECAYS
+    sampling: str = "replacement"
+
+    def start(self, theta0: Tensor) -> ControlledState:
+        """θ0 with u = 1, nothing seen yet. Raises UnsupportedError for complex θ0."""
+        return self.begin(theta0, 1.0)
+
+    def target(self, averages: Averages) -> Tensor:
+        """u*."""
+        return best_rate(averages, self.excess, self.h)
+
+    def move(self, state: ControlledState, grad: Tensor) -> Tensor:
+        """−h u∘g."""
+        return -self.h * state.control * grad
+
+    def full_batch(self) -> GradientDescent:
+        """Gradient descent at the largest rate h: the mean of a step while u = 1, as the first has."""
+        return GradientDescent(self.landscape, self.h)
+
+    def noise_at(self, state: ControlledState) -> Tensor:
+        """Root mean square distance of the next step from its mean −hu∘∇f, h·√(c Σ_i u_i² D_ii(θ)), shape (...,)."""
+        return self.h * (state.control.square() * self.gradient_variances(state.theta)).sum(dim=-1).sqrt()
+
+    def step_noise(self, theta: Tensor) -> Tensor:
+        """Raises UnsupportedError: θ does not tell u."""
+        raise UnsupportedError(
+            "the noise of a step depends on the rates that the run has come to, which theta does not tell: use "
+            "noise_at(state), or StochasticGradientDescent for the noise at the largest rate"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class ControlledMomentumDescent(ControlledDescent):
+    r"""cMSGD  v' = μ∘v − h g_B(θ),  θ' = θ + v',  v_0 = 0, with a momentum μ ∈ [0, 1] for each coordinate.
+
+    μ starts at ``momentum`` and follows μ* = min{(1 − 2√(ha))₊, (1 − hΣ/(4m))₊}, 1 where a ≤ 0, estimated along the run
+    as told at the top of this file. ``excess`` and ``decay`` are those of ``ControlledGradientDescent``; with
+    ``SquaredMean()`` the momentum goes to zero at a minimum, where the rate stays h.
+
+    The clock is t = k·h. θ is real. Mini-batches are drawn as ``StochasticGradientDescent`` draws them; a step costs
+    b/N of a gradient. Li, Tai & E 2017, arXiv 1511.06251. Raises TypeError or ValueError for arguments out of place.
+    """
+
+    landscape: FiniteSum
+    h: float
+    batch_size: int
+    momentum: float = 0.9
+    excess: ExcessLoss = field(default_factory=SquaredMean)
+    decay: tuple[float, float] = DECAYS
+    sampling: str = "replacement"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_momentum(self.momentum)
+
+    def start(self, theta0: Tensor) -> ControlledState:
+        """θ0 at rest, nothing seen yet. Raises UnsupportedError for complex θ0."""
+        return self.begin(theta0, self.momentum)
+
+    def target(self, averages: Averages) -> Tensor:
+        """μ*."""
+        return best_momentum(averages, self.excess, self.h)
+
+    def move(self, state: ControlledState, grad: Tensor) -> Tensor:
+        """μ∘v − hg."""
+        return torch.add(state.control * state.velocity, grad, alpha=-self.h)
+
+    def velocity(self, state: ControlledState) -> Tensor:
+        """v, the step that led here."""
+        return state.velocity
+
+    def full_batch(self) -> HeavyBall:
+        """Heavy ball at the momentum that the run starts with: the mean of a step while μ is that."""
+        return HeavyBall(self.landscape, self.h, self.momentum)
+
+    def step_noise(self, theta: Tensor) -> Tensor:
+        """h·√(c·tr D(θ)), whatever v and μ are, shape (...,)."""
+        return self.h * self.gradient_variances(theta).sum(dim=-1).sqrt()
+
+
+def check_decay(decay: tuple[float, float]) -> None:
+    """Raise unless decay is a pair of rates with 0 ≤ smallest ≤ largest < 1."""
+    if not isinstance(decay, tuple) or len(decay) != 2:
+        raise TypeError(f"decay must be a pair (smallest, largest) of decay rates, got {decay!r}")
+    smallest, largest = check_real("decay[0]", decay[0]), check_real("decay[1]", decay[1])
+    if not 0 <= smallest <= largest < 1:
+        raise ValueError(f"decay must hold rates with 0 <= smallest <= largest < 1, got {decay!r}")
+
+
+def check_real_theta(theta: Tensor) -> Tensor:
+    """Return θ; raise UnsupportedError where it is complex."""
+    if theta.is_complex():
+        raise UnsupportedError(f"controlled descents need real theta, got {theta.dtype}; give theta.real")
+    return theta

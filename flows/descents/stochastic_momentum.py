@@ -1,0 +1,143 @@
+r"""Heavy ball on mini-batch gradients: as torch.optim writes it, and on the scale where momentum is friction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flows.descents.gradient import HeavyBall
+from flows.descents.momentum import ScaledHeavyBall
+from flows.flow import StochasticDescent
+from flows.models.arguments import check_friction, check_model, check_momentum
+from landscapes import FiniteSum
+from landscapes.noise import covariance_trace
+from landscapes.regularisers import check_finite_sum
+from landscapes.sampling import Sampling, check_sampling
+
+
+@dataclass(frozen=True)
+class MomentumState:
+    """θ (..., d), the buffer or velocity that moves it (..., d), and the order of the examples (..., N)."""
+
+    theta: Tensor
+    momentum: Tensor
+    order: Tensor
+
+
+class MomentumDescent(StochasticDescent):
+    """Starts at rest and draws one mini-batch a step: what the two stochastic heavy balls share."""
+
+    landscape: FiniteSum
+    h: float
+    batch_size: int
+    sampling: str
+
+    def _check_sampling(self) -> None:
+        check_model(self.landscape, self.h)
+        check_finite_sum(self.landscape)
+        check_sampling(self.landscape.size, self.batch_size, self.sampling)
+
+    @property
+    def sampler(self) -> Sampling:
+        """How the mini-batches are drawn."""
+        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+
+    def start(self, theta0: Tensor) -> MomentumState:
+        """θ0 at rest, and the examples in their given order."""
+        order = self.sampler.first_order(theta0.shape[:-1], theta0.device)
+        return MomentumState(theta0, torch.zeros_like(theta0), order)
+
+    def gradient(self, state: MomentumState, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """g_B(θ) of the mini-batch of step k, and the order that the next step takes up."""
+        index, order = self.sampler.draw(state.order, k, generator)
+        return self.landscape.batch_grad(state.theta, index), order
+
+    def position(self, state: MomentumState) -> Tensor:
+        """θ."""
+        return state.theta
+
+    def gradient_noise(self, theta: Tensor) -> Tensor:
+        """√tr Cov(g_B) = √(c·tr D(θ)), shape (...,)."""
+        return (self.sampler.variance_factor() * covariance_trace(self.landscape, theta)).sqrt()
+
+
+@final
+@dataclass(frozen=True)
+class StochasticHeavyBall(MomentumDescent):
+    r"""SGD with momentum  p_{k+1} = β p_k + g_B(θ_k),  θ_{k+1} = θ_k − h p_{k+1},  p_0 = 0.
+
+    This is torch.optim.SGD(momentum=β) on the same mini-batches, drawn as ``StochasticGradientDescent`` draws them; the
+    literature's velocity is v = −h p. A step costs b/N of a gradient. The clock is t = k·h. Raises TypeError or
+    ValueError for arguments out of place, 0 ≤ momentum < 1 among them.
+    """
+
+    landscape: FiniteSum
+    h: float
+    momentum: float
+    batch_size: int
+    sampling: str = "replacement"
+
+    def __post_init__(self) -> None:
+        self._check_sampling()
+        check_momentum(self.momentum)
+
+    def step(self, state: MomentumState, k: int, generator: torch.Generator) -> MomentumState:
+        """(θ − h p', p') with p' = βp + g_B(θ)."""
+        grad, order = self.gradient(state, k, generator)
+        buffer = torch.add(torch.mul(state.momentum, self.momentum), grad)
+        return MomentumState(torch.add(state.theta, buffer, alpha=-self.h), buffer, order)
+
+    def velocity(self, state: MomentumState) -> Tensor:
+        """v = −h p, the step that led here."""
+        return -self.h * state.momentum
+
+    def full_batch(self) -> HeavyBall:
+        """Heavy ball at the same rate and momentum: the mean of a step from a state of the same velocity."""
+        return HeavyBall(self.landscape, self.h, self.momentum)
+
+    def step_noise(self, theta: Tensor) -> Tensor:
+        """h·√(c·tr D(θ)), whatever the velocity, shape (...,)."""
+        return self.h * self.gradient_noise(theta)
+
+
+@final
+@dataclass(frozen=True)
+class ScaledStochasticHeavyBall(MomentumDescent):
+    r"""Heavy ball with friction μ on mini-batches  v' = v − h(μv + g_B(x)),  x' = x + h v',  v_0 = 0.
+
+    To rounding ``StochasticHeavyBall`` at learning rate h² and momentum 1 − hμ, with v = −h p; with the full gradient
+    it is ``ScaledHeavyBall``. As h → 0 at fixed μ it tends to dV = −(μV + ∇f) dt + √h σ(X) dW, dX = V dt (Li, Tai & E
+    2017, arXiv 1511.06251). A step costs b/N of a gradient. The clock is t = k·h, h the square root of the learning
+    rate. Raises TypeError or ValueError for arguments out of place, 0 ≤ friction ≤ 1/h among them.
+    """
+
+    landscape: FiniteSum
+    h: float
+    friction: float
+    batch_size: int
+    sampling: str = "replacement"
+
+    def __post_init__(self) -> None:
+        self._check_sampling()
+        check_friction(self.friction, self.h)
+
+    def step(self, state: MomentumState, k: int, generator: torch.Generator) -> MomentumState:
+        """(x + hv', v') with v' = (1 − hμ)v − h g_B(x)."""
+        grad, order = self.gradient(state, k, generator)
+        v = torch.add(torch.mul(state.momentum, 1 - self.h * self.friction), grad, alpha=-self.h)
+        return MomentumState(torch.add(state.theta, v, alpha=self.h), v, order)
+
+    def velocity(self, state: MomentumState) -> Tensor:
+        """v."""
+        return state.momentum
+
+    def full_batch(self) -> ScaledHeavyBall:
+        """The same with the full gradient: the mean of a step from a state of the same velocity."""
+        return ScaledHeavyBall(self.landscape, self.h, self.friction)
+
+    def step_noise(self, theta: Tensor) -> Tensor:
+        """h²·√(c·tr D(θ)), of x and whatever the velocity, shape (...,)."""
+        return self.h**2 * self.gradient_noise(theta)
