@@ -108,8 +108,10 @@ class Quantiles(Statistic):
     r"""Quantiles of each component of samples (n, ..., q) at ``probabilities`` (P,) in [0, 1].
 
     Exact, by linear interpolation of order statistics as numpy and torch have it, while no more than ``size`` samples
-    were seen; from then on a sketch of ``size`` cells, 32·size bytes a component. ``resolution`` says how good. One
-    NaN makes all quantiles of its component NaN. Raises ValueError or TypeError for probabilities out of place.
+    were seen; from then on a sketch of ``size`` cells, 32·size bytes a component, whose certain error ``bracket`` and
+    ``resolution`` tell. Its actual error at 10⁵ samples in 50 blocks, measured on 40 normal samples at p = 0.01 … 0.9:
+    0.03 to 0.07 of the statistical error in root mean square, at worst 0.25; at a size of 512, 0.06 to 0.17 and 0.64.
+    One NaN makes all quantiles of its component NaN. Raises ValueError or TypeError for probabilities out of place.
     """
 
     probabilities: Sequence[float]
