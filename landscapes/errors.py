@@ -79,6 +79,13 @@ def check_real(name: str, value: float) -> float:
     return float(value)
 
 
+def check_nonnegative(name: str, value: float) -> float:
+    """Return ``value`` as a float; raise unless it is a finite real number that is at least zero."""
+    if check_real(name, value) < 0:
+        raise ValueError(f"{name} must be at least zero, got {value!r}")
+    return float(value)
+
+
 def check_count(name: str, value: int, minimum: int = 1) -> int:
     """Return ``value`` as an int; raise unless it is a whole number that is at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

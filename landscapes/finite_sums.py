@@ -18,7 +18,8 @@ from torch import Tensor
 from landscapes.autodiff import Field, release
 from landscapes.closed_form import ClosedForm, cast, check_real_tensor, symmetric_matrix
 from landscapes.errors import check_count, check_index, check_positive, check_seed
-from landscapes.landscape import FiniteSum
+from landscapes.labelled import LabelledSum
+from landscapes.landscape import FiniteSum, spread
 
 
 class QuadraticExamples(FiniteSum, ClosedForm):
@@ -50,7 +51,7 @@ class QuadraticExamples(FiniteSum, ClosedForm):
 
 
 @final
-class LinearRegression(QuadraticExamples):
+class LinearRegression(QuadraticExamples, LabelledSum):
     r"""f_i(θ) = ½ (x_iᵀθ − y_i)²; ``features`` x (N, d), ``targets`` y (N,), real and finite.
 
     H = XᵀX/N, applied in two factors so that d > N costs no (d, d) matrix. From θ = 0 gradient methods reach the
@@ -100,6 +101,36 @@ class LinearRegression(QuadraticExamples):
         x, y = self.pick(theta, None, self.features, self.targets)
         w = cast(self.check_weights(weights), theta)
         return release((w * residuals(x, y, theta)) @ x, theta)
+
+    @property
+    def label_size(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def linear(self) -> bool:
+        """True: ∂²f_i/∂θ∂y_i = −x_i whatever θ is."""
+        return True
+
+    def label_product(self, theta: Tensor, cotangent: Tensor) -> Tensor:
+        """−Xᵀc for c (..., N), shape (..., d)."""
+        (x,) = self.pick(theta, None, self.features)
+        product = -(cast(self.check_cotangent(cotangent), theta) @ x)
+        return release(spread(product, theta), theta)
+
+    def label_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """−x_i of each example, shape (..., m, 1, d)."""
+        (x,) = self.pick(theta, index, self.features)
+        batch = torch.broadcast_shapes(theta.shape[:-1], x.shape[:-2])
+        return -x[..., None, :].expand(*batch, x.shape[-2], 1, self.dimension)
+
+    def restrict(self, index: Tensor) -> LinearRegression:
+        """The regression on the examples named by a 1-D ``index``."""
+        check_index(index, self.size)
+        if index.ndim != 1:
+            raise ValueError(f"index must have shape (m,), got {tuple(index.shape)}")
+        chosen = index.to(self.features.device)
+        return LinearRegression(self.features[chosen], self.targets[chosen.to(self.targets.device)])
 
     def curvature(self, theta: Tensor) -> Field:
         """v ↦ Xᵀ(Xv)/N."""

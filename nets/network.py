@@ -7,7 +7,7 @@ over chunks of the examples and one member of a batch of θ at a time (chunked.p
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from landscapes.autodiff import Field, gradient, transforming, wants_graph
 from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index
-from landscapes.landscape import AutogradExpansion, Expansion, FiniteSum
+from landscapes.landscape import AutogradExpansion, Expansion
 from nets.chunked import ChunkedExpansion, each_member, total
 from nets.derivatives import CheckedExpansion, DerivativeCheck
 from nets.differences import smoothness_of
@@ -24,14 +24,13 @@ from nets.examples import Examples, check_examples
 from nets.functional import ModuleFunction, check_draws_nothing, check_recomputes_nothing
 from nets.losses import LOSSES
 from nets.observed import observed, uses_attention
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+from nets.outputs import LossFunction, NetworkOutputs
 
 PROBES = 2  # examples on which a module is tried before it is trusted with all of them
 CHECKED = 4  # examples on which its derivatives are held against differences
 
 
-class NetworkLandscape(FiniteSum):
+class NetworkLandscape(NetworkOutputs):
     r"""f(θ) = (1/N) Σ_i loss_fn(module_θ(x_i), y_i), θ (..., d) in the order of ``module.parameters()``.
 
     ``loss_fn(outputs, targets) -> (m,)`` gives one loss an example, such as ``nets.cross_entropy`` or
@@ -162,23 +161,6 @@ class NetworkLandscape(FiniteSum):
 
     def _member_losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         return torch.cat([self._forward(theta, part) for _, part in self._examples.chunks(self._chunk, index)])
-
-    def outputs(self, theta: Tensor) -> Tensor:
-        """module_θ(x_i) of every example, shape (..., N, ...), without a graph; for predictions and accuracies."""
-        self.check(theta)
-        self._check_mode()
-        with torch.no_grad():
-            return each_member(self._member_outputs, theta)
-
-    def _member_outputs(self, theta: Tensor) -> Tensor:
-        return torch.cat([self._outputs(theta, part) for _, part in self._examples.chunks(self._chunk, None)])
-
-    def _outputs(self, theta: Tensor, part: Examples) -> Tensor:
-        """Outputs of some examples at one member, (m, ...); raise unless they are one tensor."""
-        outputs = self._function(theta, part.inputs)
-        if not isinstance(outputs, Tensor):
-            raise UnsupportedError(f"outputs must be one tensor, the module returns {type(outputs).__name__}")
-        return outputs
 
     def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
         """(1/m) Σ_{i in index} ∇f_i(θ), shape (..., d): the mini-batch gradient."""

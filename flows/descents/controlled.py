@@ -10,21 +10,23 @@ m is large, less momentum where noise rules. Li, Tai & E 2017, arXiv 1511.06251,
 
 **What is estimated.** From moving averages ⟨·⟩ over the run of g, g², x, x² and gx, g the mini-batch gradient:
 a = (⟨gx⟩ − ⟨g⟩⟨x⟩)/(⟨x²⟩ − ⟨x⟩²), the slope of g regressed on x, and Σ = ⟨g²⟩ − ⟨g⟩². The excess loss is an
-``ExcessLoss``: (Eg)² = 2am gives ``SquaredMean``, m = ½⟨g⟩²/a, and there u → 0 and the rate anneals once the mean of
-the gradient is lost in its noise. The authors' code has ``MeanSquare``, m = ½⟨g²⟩/a, which contains ½Σ/a: with it
-u* ≥ min(1, 1/(ah)) everywhere and nothing anneals.
+``ExcessLoss``: (Eg)² = 2am gives ``SquaredMean``, m = ½⟨g⟩²/a, which is zero at a minimum, and the rate anneals once
+the mean of the gradient is lost in its noise. The authors' code has ``MeanSquare``, m = ½⟨g²⟩/a, which contains ½Σ/a:
+with it u* ≥ min(1, 1/(ah)) everywhere and nothing anneals.
 
-**What is the authors'.** u and μ move towards u* and μ* with the same moving average as the rest; its decay rate is
-β = β_min + (β_max − β_min) Σ/⟨g²⟩, a long memory where noise rules; a step takes the u or μ of the steps before it, so
-that its mean is −uh∇f.
+**What is the authors'.** From their published code: u and μ move towards u* and μ* with the same moving average as the
+rest; its decay rate is β = β_min + (β_max − β_min) Σ/⟨g²⟩, a long memory where noise rules; averages are kept as means
+and centred second moments, by the recursion that equals that of ⟨x²⟩ − ⟨x⟩² without its cancellation; a step takes the
+u or μ of the steps before it, so that its mean is −uh∇f.
 
 **What is ours.** Averages begin at the first step's values, not at zero, so that nothing depends on where the origin
-is. They are kept as means and centred second moments, by the recursion that equals that of ⟨x²⟩ − ⟨x⟩² without its
-cancellation. Where a is 0/0, as at the first step and where a coordinate has not moved, u or μ stays as it is.
+is. Where a is 0/0, as at the first step and where a coordinate has not moved, u or μ stays as it is.
 
-**How far it anneals.** Where x moves by noise alone, with steps hu√Σ, g regressed on x over the memory of the averages
-overestimates a by about (1 − β)/(hu), and ⟨g⟩² is about Σ(1 − β)/2; so u* ≈ u/2 there and u falls geometrically, until
-what is left of a(x − b) shows in ⟨g⟩ again: u settles near zero and fluctuates there.
+**How far it anneals.** u* = 0 where ⟨g⟩ = 0, but an average of finite memory is never that: u falls to a law of its
+own and not to zero. Where x moves by noise alone, with steps hu√Σ, g regressed on x over the memory overestimates a by
+about (1 − β)/(hu), and ⟨g⟩² is about Σ(1 − β)/2; so u* ≈ u/2 and u falls geometrically, until what is left of a(x − b)
+shows in ⟨g⟩ again. On a quadratic with h = 0.3 and b = 2 the median of u ends at 0.010 for β_max = 0.99 and 0.002 for
+0.999, with excursions to a few tenths, and E f at 2 to 3 % of SGD's floor and below 1 %.
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ def best_rate(averages: Averages, excess: ExcessLoss, h: float) -> Tensor:
     """u* = min(1, 2m/(hΣ)) where a > 0, 1 where a ≤ 0, NaN where a is not to be had; shape (..., d)."""
     a = averages.curvature()
     signal, noise = excess.square(averages), h * a * averages.grad_variance
-    inside = (a > 0) & (signal < noise)
+    inside = signal < noise  # nowhere where a ≤ 0, as the signal is a square
     return torch.where(a.isnan(), a, torch.where(inside, signal / noise, 1.0))
 
 
@@ -224,8 +226,8 @@ class ControlledGradientDescent(ControlledDescent):
     r"""cSGD  θ' = θ − h u∘g_B(θ), with a multiple u ∈ [0, 1] of the largest rate h for each coordinate, u_0 = 1.
 
     u follows u* = min(1, 2m/(hΣ)), estimated along the run as told at the top of this file. ``excess`` says what m is:
-    ``SquaredMean()`` anneals at a minimum, ``MeanSquare()`` is the authors' code and does not. ``decay``: the smallest
-    and the largest decay rate of the averages; equal ones for a constant rate.
+    ``SquaredMean()`` anneals at a minimum, as far as the memory allows; ``MeanSquare()`` is the authors' code and does
+    not. ``decay``: the smallest and the largest decay rate of the averages; equal ones for a constant rate.
 
     Rates of the coordinates differ, so that the sum of the rates taken is not one number: the clock is t = k·h by
     definition. θ is real. Mini-batches are drawn as ``StochasticGradientDescent`` draws them; a step costs b/N of a

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from landscapes.autodiff import gradient
 from landscapes.errors import check_float_tensor
 
 Kind = Literal["additive", "diagonal", "general"]
@@ -64,9 +65,20 @@ class GradientNoise(ABC):
         """tr C(θ), shape (...,)."""
         return self.diagonal(theta).sum(dim=-1)
 
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        """∇ tr C(θ), shape (..., d): by a backward pass through ``trace`` unless overridden."""
+        return gradient(self.trace, theta)
+
     def ito_correction(self, theta: Tensor) -> Tensor:
         """½ Σ_j (∂σ_j) σ_j, shape (..., d): by how much the Itô drift exceeds Stratonovich's for the noise σ dW."""
         return ito_correction(self.factor, theta, self.size, self.kind)
+
+    def check_theta(self, theta: Tensor) -> Tensor:
+        """Return θ; raise unless it is a floating tensor of shape (..., d)."""
+        check_float_tensor("theta", theta)
+        if theta.ndim == 0 or theta.shape[-1] != self.dimension:
+            raise ValueError(f"theta must have shape (..., {self.dimension}), got {tuple(theta.shape)}")
+        return theta
 
     def check_noise(self, theta: Tensor, xi: Tensor) -> Tensor:
         """Return ξ; raise unless it has shape (..., m) and θ's dtype."""

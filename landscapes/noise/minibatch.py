@@ -84,16 +84,20 @@ class MinibatchNoise(GradientNoise):
         """c·tr D(θ), shape (...,)."""
         return self.sampler.variance_factor() * covariance_trace(self.landscape, theta)
 
-    def ito_correction(self, theta: Tensor) -> Tensor:
-        r"""½ Σ_j (∂σ_j)σ_j = (c/2N) Σ_j (H_j − H)(g_j − g) = (c/4) ∇tr D, shape (..., d).
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        r"""c∇tr D(θ) = (2c/N) Σ_j (H_j − H)(g_j − g), shape (..., d).
 
-        A gradient, as the H_j are symmetric. One gradient and one Hessian-vector product an example, by blocks.
+        One gradient and one Hessian-vector product an example, by blocks.
         """
         mean = self.landscape.grad(theta)[..., None, :].detach()
         total = torch.zeros_like(theta)
         for index in torch.arange(self.size, device=theta.device).split(BLOCK):
             total = total + self._pulled(theta, index, mean)
-        return self.sampler.variance_factor() / (2 * self.size) * total
+        return 2 * self.sampler.variance_factor() / self.size * total
+
+    def ito_correction(self, theta: Tensor) -> Tensor:
+        r"""½ Σ_j (∂σ_j)σ_j = (c/2N) Σ_j (H_j − H)(g_j − g) = ¼ ∇tr C, a gradient as the H_j are symmetric."""
+        return self.trace_gradient(theta) / 4
 
     def _pulled(self, theta: Tensor, index: Tensor, mean: Tensor) -> Tensor:
         """Σ_j H_j (g_j − g) over some examples; those over all of them with H in place of H_j add up to zero."""

@@ -1,0 +1,147 @@
+r"""Top eigenpairs of a positive semidefinite matrix by blocks: one walk over the examples serves a whole block.
+
+Rayleigh–Ritz on the block Krylov space span{V, CV, C²V, …} of a random V with a few rows more than are wanted (Musco &
+Musco 2015, arXiv 1504.05477). Differences to their algorithm: the space grows by the residuals of the Ritz pairs that
+are not there yet, which spans the same and is orthonormal as it grows; it stops on error estimates and not after a fixed
+number of steps; and it is compressed to its best Ritz vectors where it would outgrow its memory (thick restart, Wu &
+Simon 2000). Vectors stay in their precision, projections are taken in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscapes.krylov import random_block
+from landscapes.krylov.eigenpairs import NEGLIGIBLE, carried_shortfalls
+from landscapes.noise.covariance import wide_product
+
+BlockProduct = Callable[[Tensor], Tensor]
+"""V (k, n) ↦ the rows Cv, (k, n)."""
+
+
+@dataclass(frozen=True)
+class RitzPairs:
+    """The carried pairs, largest first: all p of the block, of which the first k were wanted."""
+
+    values: Tensor  # (p,) float64 on the CPU
+    vectors: Tensor  # (p, n)
+    residuals: Tensor  # (p,) float64 on the CPU
+    errors: Tensor  # (k,) float64 on the CPU
+    converged: bool
+    products: int  # of blocks
+
+
+class BlockRitz:
+    """Orthonormal rows Q (m, n), their images QC and the Ritz pairs of QCQᵀ, largest first."""
+
+    def __init__(self, product: BlockProduct, start: Tensor):
+        self._product = product
+        self.rows = start[:0]
+        self.images = start[:0]
+        self.values = torch.zeros(0, dtype=torch.float64)
+        self._mixing = torch.zeros(0, 0, dtype=torch.float64)
+        self._projection = torch.zeros(0, 0, dtype=torch.float64)
+        self.products = 0
+
+    def extend(self, directions: Tensor) -> bool:
+        """Add what is new in ``directions`` (k, n) by one product with a block; False where there is nothing new."""
+        new = orthonormal_outside(directions, self.rows)
+        new = new[: self.rows.shape[-1] - len(self.rows)]
+        if not len(new):
+            return False
+        images = self._product(new)
+        self.products += 1
+        self.rows, self.images = torch.cat([self.rows, new]), torch.cat([self.images, images])
+        edge = wide_product(new, self.images).cpu()  # (k, m)
+        wider = torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64)
+        old = len(self.rows) - len(new)
+        wider[:old, :old] = self._projection
+        wider[old:], wider[:, old:] = edge, edge.mT
+        self._solve((wider + wider.mT) / 2)
+        return True
+
+    def _solve(self, projection: Tensor) -> None:
+        self._projection = projection
+        values, mixing = torch.linalg.eigh(projection)
+        self.values, self._mixing = values.flip(0), mixing.flip(1)
+
+    def vectors(self, count: int) -> Tensor:
+        """The first ``count`` Ritz vectors (count, n)."""
+        return self._mixing[:, :count].mT.to(self.rows) @ self.rows
+
+    def residuals(self, count: int) -> Tensor:
+        """Cu − λu of the first ``count`` Ritz pairs (count, n)."""
+        mixing = self._mixing[:, :count].mT.to(self.rows)
+        return mixing @ self.images - self.values[:count, None].to(self.rows) * (mixing @ self.rows)
+
+    def compress(self, count: int) -> None:
+        """Keep the first ``count`` Ritz vectors, whose images need no product."""
+        mixing = self._mixing[:, :count].mT.to(self.rows)
+        self.rows, self.images = mixing @ self.rows, mixing @ self.images
+        self._solve(torch.diag(self.values[:count]))
+
+
+def top_pairs(
+    product: BlockProduct, start: Tensor, count: int, *, tolerance: float, limit: int, largest_basis: int
+) -> RitzPairs:
+    r"""The ``count`` largest eigenpairs from the rows of ``start`` (p, n), p ≥ count; the rest guard the last ones.
+
+    Stops once every wanted eigenvalue is estimated to within ``tolerance`` times itself, or to rounding, and no guard can
+    outrank the last by more, or after ``limit`` products with blocks. ``largest_basis``: rows held before the space is
+    compressed, at least twice the carried. Raises FloatingPointError where a product is not finite.
+    """
+    basis = BlockRitz(product, start)
+    basis.extend(start)
+    while True:
+        carried = min(len(start), len(basis.rows))
+        residuals = basis.residuals(carried)
+        sizes = torch.linalg.vector_norm(residuals, dim=-1, dtype=torch.float64).cpu()
+        if not bool(sizes.isfinite().all()):
+            raise FloatingPointError("gradients of single examples are not finite: their covariance does not exist")
+        values = basis.values[:carried]
+        shortfalls = carried_shortfalls(values, sizes, min(count, carried))
+        rounding = NEGLIGIBLE * torch.finfo(start.dtype).eps * float(values[0])
+        allowed = (tolerance * values).clamp_min(max(rounding, 0.0))
+        allowed[count:] = allowed[min(count, carried) - 1]
+        missed = shortfalls > allowed
+        if not bool(missed.any()) or basis.products >= limit:
+            break
+        if len(basis.rows) + carried > largest_basis:
+            basis.compress(carried)
+        # a residual that is rounding has no direction worth a row
+        if not basis.extend(residuals[(sizes > rounding / NEGLIGIBLE).to(residuals.device)]):
+            missed = missed & False
+            break
+    errors = shortfalls[:count]
+    return RitzPairs(values, basis.vectors(carried), sizes, errors, not bool(missed.any()), basis.products)
+
+
+def orthonormal_outside(directions: Tensor, rows: Tensor) -> Tensor:
+    """Orthonormal rows (j, n) that span what ``directions`` (k, n) have outside orthonormal ``rows``, j ≤ k."""
+    eps = torch.finfo(rows.dtype).eps
+    sizes = torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
+    kept = directions[sizes[:, 0] > 0] / sizes[sizes[:, 0] > 0]
+    if not len(kept):
+        return kept
+    kept = outside(kept, rows)
+    _, strengths, axes = torch.linalg.svd(kept, full_matrices=False)
+    # weaker ones are rounding of the part that was taken off; what is kept is orthonormal after a second turn
+    new = outside(axes[strengths > eps**0.5], rows)
+    return torch.linalg.qr(new.mT)[0].mT.contiguous()
+
+
+def outside(directions: Tensor, rows: Tensor) -> Tensor:
+    """The directions without their parts along orthonormal rows, taken off twice."""
+    for _ in range(2):  # once leaves eps over what remains
+        directions = directions - (directions @ rows.mT) @ rows
+    return directions
+
+
+def widened_block(vectors: Tensor, rows: int, seed: int) -> Tensor:
+    """``vectors`` (p, n) and random rows below them, ``rows`` in all: a start where some are known."""
+    missing = rows - len(vectors)
+    return torch.cat([vectors, random_block(vectors, missing, seed)]) if missing > 0 else vectors[:rows]

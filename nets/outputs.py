@@ -1,0 +1,113 @@
+r"""A network's outputs as functions of θ, and what its gradient owes to the labels where the loss is a square.
+
+With f_i = ½ ‖m_i(θ) − y_i‖² the product −Σ_i J_iᵀ c_i is the gradient of the network whose loss is −c_iᵀ m_i and whose
+targets are the c_i: chunks, members and ghost batches (means over their examples) are then what they are for any loss.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from landscapes.errors import UnsupportedError
+from landscapes.labelled import LabelledSum
+from nets.chunked import each_member
+from nets.examples import Examples
+from nets.functional import ModuleFunction
+from nets.losses import square_loss
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def negative_pairing(outputs: Tensor, cotangents: Tensor) -> Tensor:
+    """−c_iᵀ m_i of each example, (m,), for outputs and cotangents (m, C)."""
+    return -(outputs * cotangents).sum(dim=-1)
+
+
+class NetworkOutputs(LabelledSum):
+    """What a network landscape says of its outputs, (N, ...) at one member; labels are for ``nets.square_loss``."""
+
+    loss_fn: LossFunction
+    _function: ModuleFunction
+    _examples: Examples
+
+    @property
+    @abstractmethod
+    def _chunk(self) -> int:
+        """How many examples go through the module at a time."""
+
+    @abstractmethod
+    def _check_mode(self, index: Tensor | None = None) -> None:
+        """Raise where the module's mode makes its outputs no function of θ and the example."""
+
+    @abstractmethod
+    def _few(self, m: int) -> NetworkOutputs:
+        """The network on its first m examples."""
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        """module_θ(x_i) of every example, shape (..., N, ...), without a graph; for predictions and accuracies."""
+        self.check(theta)
+        self._check_mode()
+        with torch.no_grad():
+            return each_member(self._member_outputs, theta)
+
+    def _member_outputs(self, theta: Tensor) -> Tensor:
+        return torch.cat([self._outputs(theta, part) for _, part in self._examples.chunks(self._chunk, None)])
+
+    def _outputs(self, theta: Tensor, part: Examples) -> Tensor:
+        """Outputs of some examples at one member, (m, ...); raise unless they are one tensor."""
+        outputs = self._function(theta, part.inputs)
+        if not isinstance(outputs, Tensor):
+            raise UnsupportedError(f"outputs must be one tensor, the module returns {type(outputs).__name__}")
+        return outputs
+
+    @property
+    def label_size(self) -> int:
+        """C, the outputs of an example (of a ghost batch all its g·C). Raises UnsupportedError for other losses."""
+        if self.loss_fn is not square_loss:
+            raise UnsupportedError(
+                "labels enter the gradient linearly for nets.square_loss only, got loss_fn="
+                f"{getattr(self.loss_fn, '__name__', self.loss_fn)!r}; build the landscape with nets.square_loss, or "
+                "use MinibatchNoise"
+            )
+        return self._label_shape.numel()
+
+    @cached_property
+    def _label_shape(self) -> torch.Size:
+        few = self._few(2)
+        with torch.no_grad():
+            outputs = few._outputs(self._function.theta0, few._examples)
+        # of a ghost batch fewer examples were seen than it has
+        return torch.Size((*self._examples.inputs[0].shape[1 : outputs.ndim - 1], outputs.shape[-1]))
+
+    def label_product(self, theta: Tensor, cotangent: Tensor) -> Tensor:
+        """Σ_i (∂²f_i/∂θ∂y_i) c_i = −Σ_i J_iᵀ c_i, shape (..., d), in one backward pass a chunk; c (..., N·C)."""
+        self.check(theta)
+        everything = torch.ones(self.size, dtype=self._function.dtype, device=self._function.device)
+
+        def product(x: Tensor, c: Tensor) -> Tensor:
+            return self._paired(c).weighted_grad(x, everything)
+
+        return each_member(product, theta, self.check_cotangent(cotangent))
+
+    def label_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """∂²f_i/∂θ∂y_i of each example, −J_i, shape (..., m, C, d): ``example_grads`` once for each output."""
+        self.check(theta)
+        units = torch.eye(self.label_size, dtype=self._function.dtype, device=self._function.device)
+        rows, paired = [], self
+        for unit in units:
+            paired = paired._paired(unit.expand(self.size, -1))  # of the one before, which knows whether vmap takes it
+            rows.append(paired.example_grads(theta, index))
+        return torch.stack(rows, dim=-2)
+
+    def _paired(self, cotangent: Tensor) -> NetworkOutputs:
+        """The network with the loss −c_iᵀ m_i, for cotangents of N·C numbers."""
+        paired = copy.copy(self)
+        paired.loss_fn = negative_pairing
+        paired._examples = Examples(self._examples.inputs, cotangent.reshape(self.size, *self._label_shape))
+        return paired
