@@ -12,10 +12,10 @@ from landscapes.landscape import FiniteSum
 BLOCK = 256  # examples whose gradients are held at once
 
 
-def centred_blocks(landscape: FiniteSum, theta: Tensor, block: int = BLOCK) -> Iterator[Tensor]:
-    """g_i − g of the examples, ``block`` of them at a time: (..., m, d)."""
+def centred_blocks(landscape: FiniteSum, theta: Tensor) -> Iterator[Tensor]:
+    """g_i − g of the examples, ``BLOCK`` of them at a time: (..., m, d)."""
     mean = landscape.grad(theta)[..., None, :]
-    for index in torch.arange(landscape.size, device=theta.device).split(block):
+    for index in torch.arange(landscape.size, device=theta.device).split(BLOCK):
         yield landscape.example_grads(theta, index) - mean
 
 

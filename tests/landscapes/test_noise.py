@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from landscapes import LinearRegression, NoisyQuadratic, Regularised, TwoQuadratics, noise
-from landscapes.noise import covariance_trace
+from landscapes import LinearRegression, NoisyQuadratic, Regularised, TwoQuadratics
+from landscapes.noise import covariance_trace, trace
 from nets import MLP, NetworkLandscape
 
 
@@ -75,7 +75,7 @@ def test_the_noisy_quadratic_has_covariance_h_squared(normal):
 def test_blocks_add_up_to_the_whole(monkeypatch, normal):
     landscape, theta = regression(normal, n=11), normal(6, 2, 3)
     whole = covariance_trace(landscape, theta)
-    monkeypatch.setattr(noise, "BLOCK", 4)
+    monkeypatch.setattr(trace, "BLOCK", 4)
     assert_close(covariance_trace(landscape, theta), whole, rtol=1e-13, atol=0)
 
 
