@@ -7,7 +7,6 @@ method a pass a step for as many eigenpairs as the block is wide.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,16 +106,6 @@ def choose(operator: CovarianceOperator, count: int, method: str, memory: int) -
     return min(fitting, key=lambda plan: plan.operations)
 
 
-def whole_fits(operator: CovarianceOperator, memory: int) -> bool:
-    """Whether one of the two matrices fits, so that every eigenvalue can be had."""
-    return min(dense_plan(operator, 1, memory).bytes, gram_plan(operator, 1, memory).bytes) <= memory
-
-
 def largest_rank(operator: CovarianceOperator) -> int:
     """min(N − 1, n), the most eigenvalues that can differ from zero, and one where that is none."""
     return max(min(operator.size - 1, operator.dimension), 1)
-
-
-def log_ratio(low: float, high: float) -> float:
-    """log(high/low)."""
-    return math.log(high / low)

@@ -9,40 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_choice, check_count, check_positive, check_seed
-from landscapes.krylov import random_block
-from landscapes.krylov.eigenpairs import NEGLIGIBLE, carried_shortfalls
+from landscapes.errors import check_count, check_positive
 from landscapes.noise.covariance import CovarianceOperator
-from landscapes.noise.plans import METHODS, Plan, choose, guarded, largest_rank
-from landscapes.noise.ritz import BlockRitz, RitzPairs, top_pairs, widened_block
+from landscapes.noise.eigenpairs import MEMORY, check_operator, check_options
+from landscapes.noise.plans import Plan, choose, guarded, krylov_plan, largest_rank
+from landscapes.noise.ritz import top_pairs, widened_block
 
-MEMORY = 2**30
 START = 32  # eigenvalues that are asked for first where those above a threshold are
-ROUNDING = 10  # eps of a gradient by which it may be wrong
-
-
-@dataclass(frozen=True)
-class NoiseEigenpairs:
-    r"""The largest eigenpairs of C, largest first, and how they were had.
-
-    ``residuals`` ‖Cu − λu‖; ``errors``: |λ − exact| as estimated by min(‖r‖, ‖r‖²/gap). ``converged``: every error is
-    within tolerance, relative to its eigenvalue, or rounding. ``method``: "dense", "gram" or "krylov"; ``passes``:
-    gradients of all examples taken; ``bytes``: what the method's plan says it held beyond the landscape.
-    """
-
-    values: Tensor  # (k,) float64 on the CPU
-    vectors: Tensor  # (k, n)
-    residuals: Tensor  # (k,) float64 on the CPU
-    errors: Tensor  # (k,) float64 on the CPU
-    converged: bool
-    method: str
-    passes: float
-    bytes: int
+ROUNDING = 10  # eps by which gradients, and eigenvalues of the Krylov method, may be wrong
 
 
 @dataclass(frozen=True)
@@ -136,8 +115,8 @@ class NoiseSpectrum:
         above = self.eigenvalues[self.eigenvalues > self.threshold]
         if not len(above) or self.threshold <= 0:
             raise ValueError(
-                f"a logarithmic histogram needs a threshold above zero and eigenvalues above it, got {self.threshold:.3g}"
-                f" and {len(above)} of them"
+                "a logarithmic histogram needs a threshold above zero and eigenvalues above it, got "
+                f"{self.threshold:.3g} and {len(above)} of them"
             )
         low, high = math.log10(self.threshold), math.log10(float(above[0]))
         edges = torch.logspace(low, high, bins + 1, dtype=torch.float64)
@@ -154,79 +133,6 @@ class NoiseSpectrum:
         )
 
 
-def top_eigenpairs(
-    operator: CovarianceOperator,
-    count: int,
-    *,
-    method: str = "auto",
-    memory: int = MEMORY,
-    tolerance: float = 1e-4,
-    limit: int = 100,
-    seed: int = 0,
-) -> NoiseEigenpairs:
-    r"""The ``count`` largest eigenpairs of C, by its matrix, the Gram matrix or a block Krylov method.
-
-    ``method`` "auto": whichever is expected to be cheapest of those that fit in ``memory`` bytes beyond the landscape's
-    own (``landscapes.noise.plans``). ``tolerance`` is relative to each eigenvalue, down to rounding of the largest.
-    ``limit``: passes after which the Krylov method stops, not converged; ``seed``: of its first block.
-
-    Raises ValueError or TypeError for arguments out of place, a ``memory`` that no method fits in among them;
-    FloatingPointError where gradients are not finite.
-    """
-    check_pairs_wanted(operator, count)
-    check_options(method, memory, tolerance, limit, seed)
-    plan, before = choose(operator, count, method, memory), operator.passes
-    if plan.method == "krylov":
-        start = random_block(operator.like, guarded(operator, count), seed)
-        pairs = krylov_pairs(operator, start, count, plan, tolerance, limit)
-    else:
-        pairs = refined(operator, direct_vectors(operator, count, plan), count, tolerance, seed)
-    return NoiseEigenpairs(
-        pairs.values[:count],
-        pairs.vectors[:count],
-        pairs.residuals[:count],
-        pairs.errors,
-        pairs.converged,
-        plan.method,
-        operator.passes - before,
-        plan.bytes,
-    )
-
-
-def krylov_pairs(
-    operator: CovarianceOperator, start: Tensor, count: int, plan: Plan, tolerance: float, limit: int
-) -> RitzPairs:
-    """The block method from the rows of ``start``."""
-    return top_pairs(operator.products, start, count, tolerance=tolerance, limit=limit, largest_basis=plan.rows)
-
-
-def direct_vectors(operator: CovarianceOperator, count: int, plan: Plan) -> Tensor:
-    """The first eigenvectors (count, n) of the matrix, or (g_i − g)ᵀ-images of those of the Gram matrix, by one pass."""
-    if plan.method == "dense":
-        return torch.linalg.eigh(operator.dense())[1][:, -count:].mT.flip(0).to(operator.like)
-    vectors = torch.linalg.eigh(operator.gram(max(plan.rows * operator.like.nbytes, 1)))[1][:, -count:].flip(1)
-    total = operator.like.new_zeros(vectors.shape[1], operator.dimension)
-    for place, rows in operator.gradients.blocks():
-        total += vectors[place].mT.to(rows) @ rows[:, operator.part]
-    return total
-
-
-def refined(operator: CovarianceOperator, vectors: Tensor, count: int, tolerance: float, seed: int) -> RitzPairs:
-    """Ritz pairs of the space of ``vectors``, by one pass; where they are fewer, C has no more that are not zero."""
-    basis = BlockRitz(operator.products, operator.like.new_empty(0, operator.dimension))
-    basis.extend(vectors)
-    if len(basis.rows) < count:
-        basis.extend(random_block(operator.like, count - len(basis.rows), seed))
-    sizes = torch.linalg.vector_norm(basis.residuals(count), dim=-1, dtype=torch.float64).cpu()
-    if not bool(sizes.isfinite().all()):
-        raise FloatingPointError("gradients of single examples are not finite: their covariance does not exist")
-    values = basis.values[:count]
-    errors = carried_shortfalls(values, sizes, count)
-    rounding = NEGLIGIBLE * torch.finfo(operator.like.dtype).eps * float(values[0].clamp_min(0))
-    converged = bool((errors <= (tolerance * values).clamp_min(rounding)).all())
-    return RitzPairs(values, basis.vectors(count), sizes, errors, converged, basis.products)
-
-
 def noise_spectrum(
     operator: CovarianceOperator,
     *,
@@ -239,31 +145,111 @@ def noise_spectrum(
 ) -> NoiseSpectrum:
     r"""The spectrum of C: whole where its matrix or the Gram matrix fits, else every eigenvalue above the threshold.
 
-    "krylov" doubles the number of eigenvalues it asks for until the last is below. ``threshold`` None: the paper's rule.
-    ``method``, ``memory``, ``tolerance``, ``limit`` and ``seed`` as in ``top_eigenpairs``; the limit is for all rounds.
+    "krylov" doubles the number of eigenvalues it asks for until the last is below. ``threshold`` None: the paper's
+    rule. ``method``, ``memory``, ``tolerance``, ``limit`` and ``seed`` as in ``top_eigenpairs``; the limit is for all rounds.
 
     Raises as ``top_eigenpairs``, and ValueError where the memory holds no block for the next round.
     """
+    check_operator(operator)
     check_options(method, memory, tolerance, limit, seed)
     if threshold is not None:
         check_positive("threshold", threshold)
-    before, guess = operator.passes, max(largest_rank(operator) // 50, min(START, largest_rank(operator)))
-    plan = choose(operator, guess, method, memory)
+    before, most = operator.passes, largest_rank(operator)
+    plan = choose(operator, max(most // 50, min(START, most)), method, memory)
     if plan.method == "krylov":
-        values, residual, converged, plan = growing_pairs(operator, plan, threshold, memory, tolerance, limit, seed)
+        search = Search(operator, threshold, memory, tolerance, limit, seed)
+        values, residual, converged, plan = search.run()
     else:
         values, residual, converged = all_eigenvalues(operator, plan), 0.0, True
-    level = threshold if threshold is not None else noise_threshold(operator, float(values[0]))
     return NoiseSpectrum(
         eigenvalues=values,
         dimension=operator.dimension,
         size=operator.size,
         trace=operator.trace,
-        threshold=level,
-        whole=len(values) >= largest_rank(operator),
+        threshold=noise_threshold(operator, float(values[0]), plan.method) if threshold is None else threshold,
+        whole=len(values) == most,
         residual=residual,
         converged=converged,
         method=plan.method,
         passes=operator.passes - before,
         bytes=plan.bytes,
     )
+
+
+def layer_spectra(
+    operator: CovarianceOperator, layers: Mapping[str, slice], **options: Any
+) -> dict[str, NoiseSpectrum]:
+    """The spectrum of every layer's diagonal block, name → coordinates; options as in ``noise_spectrum``.
+
+    Passes are those of every layer; with ``keep_gradients`` the first pays for all.
+    """
+    return {name: noise_spectrum(operator.layer(part), **options) for name, part in layers.items()}
+
+
+def noise_threshold(operator: CovarianceOperator, largest: float, method: str = "gram") -> float:
+    r"""λ_max·n·eps(float32), Chaudhari & Soatto's; more where rounding leaves more.
+
+    Gradients wrong by some eps of their precision make eigenvalues of c·(eps)²·(1/N)Σ‖g_i‖², which matters where
+    examples agree; eigenvalues of the Krylov method are known to some eps of the largest, which matters for n < 10.
+    """
+    gradients = operator.gradients
+    length = operator.scale * float(gradients.mean[operator.part].double().square().sum()) + operator.trace
+    eps = ROUNDING * torch.finfo(operator.like.dtype).eps
+    share = max(operator.dimension * torch.finfo(torch.float32).eps, eps if method == "krylov" else 0.0)
+    return max(largest * share, eps**2 * length)
+
+
+def all_eigenvalues(operator: CovarianceOperator, plan: Plan) -> Tensor:
+    """The min(N − 1, n) eigenvalues of C that can differ from zero, largest first, float64 on the CPU."""
+    matrix = operator.dense() if plan.method == "dense" else operator.gram(plan.rows * operator.like.nbytes)
+    if not bool(matrix.isfinite().all()):
+        raise FloatingPointError("gradients of single examples are not finite: their covariance does not exist")
+    values = torch.linalg.eigvalsh(matrix).flip(0)[: largest_rank(operator)].cpu()
+    return values.clamp_min(0)  # what is negative is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """All eigenvalues above a threshold by the block Krylov method, asked for in rounds of twice as many."""
+
+    operator: CovarianceOperator
+    threshold: float | None
+    memory: int
+    tolerance: float
+    limit: int
+    seed: int
+
+    def run(self) -> tuple[Tensor, float, bool, Plan]:
+        """Eigenvalues, the largest residual above the threshold, whether they converged, and the last round's plan."""
+        most, spent = largest_rank(self.operator), 0
+        count, block = min(START, most), self.operator.like.new_empty(0, self.operator.dimension)
+        while True:
+            plan = self._plan(count)
+            start = widened_block(block, guarded(self.operator, count), self.seed + spent)
+            pairs = top_pairs(
+                self.operator.products,
+                start,
+                count,
+                tolerance=self.tolerance,
+                limit=self.limit - spent,
+                largest_basis=plan.rows,
+            )
+            spent, block = spent + pairs.products, pairs.vectors
+            values, above = pairs.values[:count], pairs.values[:count] > self._level(pairs.values)
+            if not bool(above[-1]) or count == most or spent >= self.limit:
+                converged = pairs.converged and (count == most or not bool(above[-1]))
+                residual = float(pairs.residuals[:count][above].max()) if bool(above.any()) else 0.0
+                return values.clamp_min(0), residual, converged, plan
+            count = min(2 * count, most)
+
+    def _level(self, values: Tensor) -> float:
+        return noise_threshold(self.operator, float(values[0]), "krylov") if self.threshold is None else self.threshold
+
+    def _plan(self, count: int) -> Plan:
+        plan = krylov_plan(self.operator, count, self.memory)
+        if plan.bytes > self.memory:
+            raise ValueError(
+                f"memory must be at least {plan.bytes} bytes to look for {count} eigenvalues above the threshold, got "
+                f"{self.memory}; half as many are all above it"
+            )
+        return plan
