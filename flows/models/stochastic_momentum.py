@@ -31,7 +31,7 @@ from flows.series import HEAVY_BALL
 from landscapes import FiniteSum, Landscape
 from landscapes.noise import GradientNoise, MinibatchNoise
 from landscapes.noise.base import Kind
-from landscapes.sampling import Sampling, check_sampling
+from landscapes.sampling import Sampling
 
 
 class StochasticMomentumFlow(ScaledMomentumFlow, StochasticFlow):
@@ -114,13 +114,17 @@ class MomentumModifiedEquation(StochasticMomentumFlow):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_finite_sum(self.landscape)
         self.sampler.steps_to_zero()
 
     @cached_property
+    def noise(self) -> MinibatchNoise:
+        """The noise of one step's gradient."""
+        return MinibatchNoise(self.landscape, self.batch_size, self.sampling)
+
+    @property
     def sampler(self) -> Sampling:
         """How the mini-batches are drawn."""
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        return self.noise.sampler
 
     @property
     def noise_period(self) -> float | None:
@@ -135,7 +139,7 @@ class MomentumModifiedEquation(StochasticMomentumFlow):
 
     def weights(self, state: Tensor, dw: Tensor) -> Tensor:
         """w (..., N) with √h σ(x) dW = Σ_i w_i ∇f_i(x)."""
-        check_increments(dw, state, self.landscape.size)
+        self.noise.check_noise(state, dw)
         scale = math.sqrt(self.h * self.sampler.diffusion_factor() / self.landscape.size)
         return scale * (dw - dw.mean(dim=-1, keepdim=True))
 
