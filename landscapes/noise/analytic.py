@@ -1,0 +1,143 @@
+r"""Noises given by formulas: a root σ(θ), a covariance C(θ) whose symmetric root is taken, or a constant root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from landscapes.autodiff import release
+from landscapes.closed_form import cast, check_real_tensor
+from landscapes.errors import check_choice, check_count, check_float_tensor
+from landscapes.landscape import spread
+from landscapes.noise.base import GradientNoise, Kind
+from landscapes.noise.roots import square_root
+
+KINDS: tuple[Kind, ...] = ("additive", "diagonal", "general")
+
+
+class SizedNoise(GradientNoise):
+    """A noise whose d and m are fields. Plain attributes here, as a dataclass cannot put fields over properties."""
+
+    dimension: int = 0
+    size: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class AnalyticNoise(SizedNoise):
+    r"""σ(θ)ξ with a given ``root``: θ (..., d) ↦ σ (..., d, m), or (d, m) where it is the same for the whole batch.
+
+    ``root`` must be differentiable by torch for ``ito_correction`` (m jvps, one if diagonal) and ``trace_gradient``.
+    ``kind`` is taken at its word: additive where σ does not depend on θ; diagonal where m = d, σ is a diagonal matrix
+    and σ_ii depends on θ_i only. Raises TypeError or ValueError for arguments out of place, and when called for a root
+    of another shape or dtype.
+    """
+
+    dimension: int = field()
+    size: int = field()
+    root: Callable[[Tensor], Tensor] = field()
+    kind: Kind = "general"
+
+    def __post_init__(self) -> None:
+        check_count("dimension", self.dimension)
+        check_count("size", self.size)
+        check_choice("kind", self.kind, KINDS)
+        if not callable(self.root):
+            raise TypeError(f"root must be callable, root(theta) -> (..., d, m), got {type(self.root).__name__}")
+        if self.kind == "diagonal" and self.size != self.dimension:
+            raise ValueError(f"size must be dimension = {self.dimension} for kind='diagonal', got {self.size}")
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        """σ(θ), shape (..., d, m)."""
+        root = self.root(self.check_theta(theta))
+        return check_matrix("root(theta)", root, theta, self.size)
+
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """σ(θ)ξ, shape (..., d)."""
+        self.check_noise(self.check_theta(theta), xi)
+        return release((self.matrix(theta) @ xi[..., None])[..., 0], theta)
+
+    def columns(self, theta: Tensor) -> Tensor:
+        """The columns of σ(θ) as rows, (..., m, d)."""
+        return release(self.matrix(theta), theta).mT
+
+
+def noise_from_covariance(dimension: int, covariance: Callable[[Tensor], Tensor]) -> AnalyticNoise:
+    r"""The noise of a given covariance θ (..., d) ↦ C (..., d, d), with its symmetric root √C; m = d, for small d.
+
+    C may also be (d, d), the same for the whole batch. One eigendecomposition an evaluation. √C is differentiable where
+    C has repeated eigenvalues too, and where its kernel does not depend on θ (``landscapes.noise.roots``). When called,
+    raises IndefiniteCovarianceError for a C with an eigenvalue that is negative beyond rounding, ValueError or
+    TypeError for one that is not finite and symmetric, of shape (..., d, d) and θ's dtype.
+    """
+    check_count("dimension", dimension)
+    if not callable(covariance):
+        raise TypeError(f"covariance must be callable, theta -> (..., d, d), got {type(covariance).__name__}")
+
+    def root(theta: Tensor) -> Tensor:
+        matrix = covariance(theta)
+        check_matrix("covariance(theta)", matrix, theta, dimension)
+        return square_root(matrix)
+
+    return AnalyticNoise(dimension, dimension, root)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ConstantNoise(GradientNoise):
+    r"""σξ with one matrix σ = ``root`` (d, m) everywhere.
+
+    Raises TypeError or ValueError unless it is a matrix, finite and real.
+    """
+
+    root: Tensor
+
+    def __post_init__(self) -> None:
+        root = check_real_tensor("root", self.root).detach().clone()
+        if root.ndim != 2:
+            raise ValueError(f"root must have shape (d, m), got {tuple(root.shape)}")
+        object.__setattr__(self, "root", root)
+
+    @property
+    def kind(self) -> Kind:
+        """Additive."""
+        return "additive"
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.root.shape[0]
+
+    @property
+    def size(self) -> int:
+        """m."""
+        return self.root.shape[1]
+
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """σξ, shape (..., d)."""
+        self.check_noise(self.check_theta(theta), xi)
+        return spread(release(xi @ cast(self.root, theta).mT, theta), theta)
+
+    def columns(self, theta: Tensor) -> Tensor:
+        """The columns of σ as rows, (..., m, d)."""
+        return cast(self.root, self.check_theta(theta)).mT.expand(*theta.shape[:-1], self.size, self.dimension)
+
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(self.check_theta(theta))
+
+
+def check_matrix(name: str, matrix: Tensor, theta: Tensor, columns: int) -> Tensor:
+    """The matrix for each member, (..., d, m); raise unless it is that, or (d, m), and of θ's dtype."""
+    check_float_tensor(name, matrix)
+    shape = (*theta.shape, columns)
+    if matrix.shape not in (shape, shape[-2:]) or matrix.dtype != theta.dtype:
+        raise ValueError(
+            f"{name} must have shape {shape} or {shape[-2:]} and theta's dtype {theta.dtype}, "
+            f"got {tuple(matrix.shape)} {matrix.dtype}"
+        )
+    return matrix.expand(shape)

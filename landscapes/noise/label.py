@@ -1,0 +1,124 @@
+r"""Label noise: fresh Gaussian noise on the labels of square losses at every step, f_i = ½ ‖m_i(θ) − y_i − ε_i‖².
+
+The gradient's mean is ∇f and its noise −(1/N) Σ_i J_iᵀ ε_i with J_i = ∂m_i/∂θ, exactly, as the gradient is affine in
+the labels. For ε of variance s² its covariance is (s²/N)·H where the loss is zero, and does not vanish there: it drives
+descent along a manifold of minima towards flat ones. Blanc, Gupta, Valiant & Valiant 2020, arXiv 1904.09080; Damian, Ma
+& Lee 2021, arXiv 2106.06530.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import final
+
+import torch
+from torch import Tensor
+
+from landscapes.autodiff import gradient
+from landscapes.errors import check_count, check_nonnegative
+from landscapes.labelled import LabelledSum, labelled
+from landscapes.landscape import FiniteSum
+from landscapes.noise.base import GradientNoise, Kind
+from landscapes.noise.trace import BLOCK
+from landscapes.regularisers import check_finite_sum
+
+
+@final
+@dataclass(frozen=True)
+class LabelNoise(GradientNoise):
+    r"""Noise of labels y_i + ε_i, ε_i ~ N(0, s²I) in R^C afresh at every step: C(θ) = (s²/bN) Σ_i J_iᵀJ_i, m = N·C.
+
+    s = ``standard_deviation`` ≥ 0, in the labels' unit. ``batch_size`` None is the full batch, b = N, where σ(θ)ξ =
+    −(s/N) Σ_i J_iᵀ ξ_i is the noise itself. For a batch of b it is the part of its noise that the labels make, averaged
+    over batches, each draw of an example with an ε of its own; that of the examples, ``MinibatchNoise``, is
+    uncorrelated with it and adds to it.
+
+    The landscape is LinearRegression or a NetworkLandscape with ``nets.square_loss``, also in Regularised or Counted.
+    ``factor`` costs one gradient; ``covariance`` (small d), ``diagonal``, ``trace`` and ``ito_correction`` take C
+    gradients an example, a block of them at a time. Raises UnsupportedError for losses that are not squares, TypeError
+    or ValueError unless 1 ≤ batch_size ≤ N and s ≥ 0.
+    """
+
+    landscape: FiniteSum
+    standard_deviation: float
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_finite_sum(self.landscape)
+        check_nonnegative("standard_deviation", self.standard_deviation)
+        if self.batch_size is not None and check_count("batch_size", self.batch_size) > self.landscape.size:
+            raise ValueError(
+                f"batch_size must be at most the number of examples, {self.landscape.size}, got {self.batch_size}"
+            )
+        labelled(self.landscape)
+
+    @cached_property
+    def _labels(self) -> LabelledSum:
+        return labelled(self.landscape)
+
+    @property
+    def kind(self) -> Kind:
+        """Additive where the outputs are linear in θ."""
+        return "additive" if self._labels.linear else "general"
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+        return self.landscape.dimension
+
+    @property
+    def size(self) -> int:
+        """N·C, a number for each number of each label."""
+        return self.landscape.size * self._labels.label_size
+
+    def _scale(self) -> float:
+        """s/√(bN)."""
+        N = self.landscape.size
+        return self.standard_deviation / math.sqrt((self.batch_size or N) * N)
+
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """−(s/√(bN)) Σ_i J_iᵀ ξ_i, shape (..., d), by one backward pass."""
+        return self._labels.label_product(theta, self._scale() * self.check_noise(theta, xi))
+
+    def columns(self, theta: Tensor) -> Tensor:
+        """The columns of σ as rows, (..., N·C, d): C gradients an example."""
+        return self._scale() * self._labels.label_grads(theta).flatten(-3, -2)
+
+    def covariance(self, theta: Tensor) -> Tensor:
+        """(s²/bN) Σ_i J_iᵀJ_i, dense, shape (..., d, d)."""
+        total = torch.zeros(*theta.shape, theta.shape[-1], dtype=theta.dtype, device=theta.device)
+        for index in self._blocks(theta):
+            rows = self._labels.label_grads(theta, index).flatten(-3, -2)
+            total = total + rows.mT @ rows
+        return self._scale() ** 2 * total
+
+    def diagonal(self, theta: Tensor) -> Tensor:
+        """(s²/bN) Σ_i diag J_iᵀJ_i, shape (..., d)."""
+        total = torch.zeros_like(theta)
+        for index in self._blocks(theta):
+            total = total + self._labels.label_grads(theta, index).square().sum(dim=(-3, -2))
+        return self._scale() ** 2 * total
+
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        r"""(s²/bN) ∇ Σ_i ‖J_i‖², shape (..., d), a block's graph at a time."""
+        total = torch.zeros_like(theta)
+        for index in self._blocks(theta):
+            total = total + gradient(partial(self._square, index), theta)
+        return self._scale() ** 2 * total
+
+    def _square(self, index: Tensor, theta: Tensor) -> Tensor:
+        """Σ ‖J_i‖² over some examples, shape (...,)."""
+        return self._labels.label_grads(theta, index).square().sum(dim=(-3, -2, -1))
+
+    def ito_correction(self, theta: Tensor) -> Tensor:
+        r"""½ Σ_j (∂σ_j)σ_j = ¼ ∇tr C, a gradient as σ's columns are, multiples of ∇m_ic."""
+        return self.trace_gradient(theta) / 4
+
+    def _blocks(self, theta: Tensor) -> Iterator[Tensor]:
+        """Examples, as many at a time as make about ``BLOCK`` gradients."""
+        yield from torch.arange(self.landscape.size, device=theta.device).split(
+            max(1, BLOCK // self._labels.label_size)
+        )

@@ -1,0 +1,132 @@
+r"""The symmetric root of a covariance, differentiable where an eigendecomposition is not.
+
+S = √C has S dS + dS S = dC. In eigenvectors of S that is (dS)_ij = (dC)_ij / (s_i + s_j), which repeated eigenvalues do
+not disturb, where derivatives of eigenvectors do not exist. Where s_i + s_j = 0 to rounding, (dS)_ij is set to zero:
+right where the kernel of C does not depend on θ (a covariance of fixed, lower rank); elsewhere √C has no derivative.
+Both maps below are differentiated by the equation again, to any order, in reverse and in forward mode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscapes.closed_form import symmetric_matrix
+
+
+class IndefiniteCovarianceError(ValueError):
+    """A covariance has an eigenvalue that is negative beyond rounding."""
+
+
+def square_root(matrix: Tensor) -> Tensor:
+    r"""√C ⪰ 0 with √C √C = C, for finite symmetric C (..., d, d); eigenvalues within rounding of zero are zero.
+
+    Raises IndefiniteCovarianceError for an eigenvalue that is negative beyond rounding, ValueError where C is not
+    symmetric or not finite.
+    """
+    return SquareRoot.apply(matrix)
+
+
+def symmetric_part(matrix: Tensor) -> Tensor:
+    """(A + Aᵀ)/2."""
+    return (matrix + matrix.mT) / 2
+
+
+def rounding(eigenvalues: Tensor) -> Tensor:
+    """What eigenvalues (..., d) of a symmetric matrix are rounded by, (..., 1)."""
+    width = 10 * eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps
+    return width * eigenvalues.abs().amax(dim=-1, keepdim=True)
+
+
+def check_semidefinite(eigenvalues: Tensor, allowed: Tensor) -> None:
+    """Raise unless eigenvalues (..., d) are at least −``allowed`` (..., 1)."""
+    worst = int((eigenvalues + allowed).amin(dim=-1).argmin())
+    lowest, bound = float(eigenvalues.amin(dim=-1).flatten()[worst]), float(allowed.flatten()[worst])
+    if lowest < -bound:
+        raise IndefiniteCovarianceError(
+            f"covariance must be positive semidefinite, got the eigenvalue {lowest:.6g} where rounding allows "
+            f"{-bound:.2g}; C = A Aᵀ is so for every A: give A as the root of an AnalyticNoise"
+        )
+
+
+class SquareRoot(torch.autograd.Function):
+    """C ↦ √C, symmetric, by an eigendecomposition."""
+
+    @staticmethod
+    def forward(matrix: Tensor) -> Tensor:
+        """√C."""
+        values, vectors = torch.linalg.eigh(symmetric_matrix("covariance", matrix))
+        allowed = rounding(values)
+        check_semidefinite(values, allowed)
+        roots = torch.where(values > allowed, values, 0).sqrt()
+        return (vectors * roots[..., None, :]) @ vectors.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Derivatives need the root alone."""
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        """The equation is its own transpose."""
+        (root,) = ctx.saved_tensors
+        return Sylvester.apply(root, symmetric_part(cotangent))
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        """dS of S dS + dS S = dC."""
+        (root,) = ctx.saved_tensors
+        return Sylvester.apply(root, symmetric_part(tangent))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None], matrix: Tensor) -> tuple[Tensor, int]:
+        """Leading dimensions are batched as they are."""
+        (dim,) = in_dims
+        return square_root(matrix.movedim(dim or 0, 0)), 0
+
+
+class Sylvester(torch.autograd.Function):
+    """(S, B) ↦ Y with S Y + Y S = B, S ⪰ 0 and B symmetric (..., d, d); zero where s_i + s_j is zero to rounding."""
+
+    @staticmethod
+    def forward(root: Tensor, right: Tensor) -> Tensor:
+        """Y, in eigenvectors of S."""
+        values, vectors = torch.linalg.eigh(root)
+        sums = values[..., :, None] + values[..., None, :]
+        regular = sums > rounding(values)[..., None]
+        turned = vectors.mT @ right @ vectors
+        return vectors @ torch.where(regular, turned / torch.where(regular, sums, 1), 0) @ vectors.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Derivatives need S and Y."""
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        """The transpose of dY = solve(S, dB − dS Y − Y dS)."""
+        root, solution = ctx.saved_tensors
+        right = Sylvester.apply(root, symmetric_part(cotangent))
+        return -2 * symmetric_part(right @ solution), right
+
+    @staticmethod
+    def jvp(ctx: Any, root_tangent: Tensor | None, right_tangent: Tensor | None) -> Tensor:
+        """dY = solve(S, dB − dS Y − Y dS)."""
+        root, solution = ctx.saved_tensors
+        change = torch.zeros_like(solution) if right_tangent is None else right_tangent
+        if root_tangent is not None:
+            change = change - 2 * symmetric_part(root_tangent @ solution)
+        return Sylvester.apply(root, symmetric_part(change))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], root: Tensor, right: Tensor) -> tuple[Tensor, int]:
+        """Leading dimensions are batched as they are."""
+        first, second = (
+            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip((root, right), in_dims, strict=True)
+        )
+        return Sylvester.apply(first, second), 0

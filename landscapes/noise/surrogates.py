@@ -1,0 +1,322 @@
+r"""Simpler noises: isotropic and diagonal ones, given or of the same trace as another noise, and a noise held at one θ.
+
+Held against the true noise they tell what its state dependence, its correlations and its anisotropy each do: Zhu et al.
+2019, arXiv 1803.00195, compare escapes from minima under noises of equal trace.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from landscapes.autodiff import release
+from landscapes.closed_form import cast, check_real_tensor
+from landscapes.errors import check_count, check_nonnegative
+from landscapes.landscape import spread
+from landscapes.noise.analytic import ConstantNoise, SizedNoise
+from landscapes.noise.base import GradientNoise, Kind
+from landscapes.noise.roots import square_root
+
+
+@final
+@dataclass(frozen=True)
+class IsotropicNoise(SizedNoise):
+    r"""σξ = √v ξ with v = ``variance`` ≥ 0 in every direction of R^d, d = ``dimension``: C = v·I, tr C = v·d.
+
+    Raises TypeError or ValueError for arguments out of place.
+    """
+
+    variance: float
+    dimension: int = field()
+
+    def __post_init__(self) -> None:
+        check_nonnegative("variance", self.variance)
+        check_count("dimension", self.dimension)
+
+    @property
+    def kind(self) -> Kind:
+        """Additive."""
+        return "additive"
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """d."""
+        return self.dimension
+
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """√v ξ, shape (..., d)."""
+        self.check_noise(self.check_theta(theta), xi)
+        return spread(release(math.sqrt(self.variance) * xi, theta), theta)
+
+    def diagonal(self, theta: Tensor) -> Tensor:
+        """v in every place, shape (..., d)."""
+        return torch.full_like(self.check_theta(theta).detach(), self.variance)
+
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(self.check_theta(theta))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DiagonalNoise(GradientNoise):
+    r"""σξ = √v ∘ ξ with constant ``variances`` v (d,), at least zero: C = diag v.
+
+    Raises TypeError or ValueError for arguments out of place.
+    """
+
+    variances: Tensor
+
+    def __post_init__(self) -> None:
+        variances = check_real_tensor("variances", self.variances).detach().clone()
+        if variances.ndim != 1:
+            raise ValueError(f"variances must have shape (d,), got {tuple(variances.shape)}")
+        if float(variances.min()) < 0:
+            raise ValueError(f"variances must be at least zero, got {float(variances.min()):.6g}")
+        object.__setattr__(self, "variances", variances)
+
+    @property
+    def kind(self) -> Kind:
+        """Additive."""
+        return "additive"
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.variances.shape[0]
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self.dimension
+
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """√v ∘ ξ, shape (..., d)."""
+        self.check_noise(self.check_theta(theta), xi)
+        return spread(release(cast(self.variances, theta).sqrt() * xi, theta), theta)
+
+    def diagonal(self, theta: Tensor) -> Tensor:
+        """v, shape (..., d)."""
+        return cast(self.variances, self.check_theta(theta)).expand(theta.shape)
+
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(self.check_theta(theta))
+
+
+@final
+@dataclass(frozen=True)
+class IsotropicSurrogate(GradientNoise):
+    r"""σ(θ)ξ = √(tr C(θ)/d) ξ, ξ in R^d: as strong as ``noise`` at every θ, of covariance C, and without a direction.
+
+    An evaluation costs a trace of the noise's, for mini-batches one gradient an example; ``frozen`` pays it once.
+    Its Itô correction is ¼ ∇tr C/d. Raises TypeError unless ``noise`` is a GradientNoise.
+    """
+
+    noise: GradientNoise
+
+    def __post_init__(self) -> None:
+        check_gradient_noise(self.noise)
+
+    @property
+    def kind(self) -> Kind:
+        """Additive where the noise is; each component depends on all of θ, so diagonal at d = 1 only."""
+        if self.noise.kind == "additive":
+            return "additive"
+        return "diagonal" if self.dimension == 1 else "general"
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.noise.dimension
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self.dimension
+
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """√(tr C/d) ξ, shape (..., d)."""
+        self.check_noise(theta, xi)
+        return release(root(self.noise.trace(theta) / self.dimension)[..., None] * xi, theta)
+
+    def diagonal(self, theta: Tensor) -> Tensor:
+        """tr C/d in every place, shape (..., d)."""
+        return (self.noise.trace(theta) / self.dimension)[..., None].expand(theta.shape)
+
+    def trace(self, theta: Tensor) -> Tensor:
+        """tr C, shape (...,)."""
+        return self.noise.trace(theta)
+
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        """∇tr C, shape (..., d)."""
+        return self.noise.trace_gradient(theta)
+
+    def ito_correction(self, theta: Tensor) -> Tensor:
+        """½ Σ_j (∂σ_j)σ_j = ½ s∇s for s² = tr C/d: ¼ ∇tr C/d, shape (..., d)."""
+        return self.noise.trace_gradient(theta) / (4 * self.dimension)
+
+
+@final
+@dataclass(frozen=True)
+class DiagonalSurrogate(GradientNoise):
+    r"""σ(θ)ξ = √(diag C(θ)) ∘ ξ, ξ in R^d: the variances of ``noise``, of covariance C, without its correlations.
+
+    An evaluation costs a diagonal of the noise's, for mini-batches one gradient an example. Its Itô correction is
+    ¼ ∂_i C_ii, which takes d jvps through that diagonal (one where the noise is diagonal): for small d. Raises
+    TypeError unless ``noise`` is a GradientNoise.
+    """
+
+    noise: GradientNoise
+
+    def __post_init__(self) -> None:
+        check_gradient_noise(self.noise)
+
+    @property
+    def kind(self) -> Kind:
+        """The noise's own: C_ii depends on what its row of σ depends on."""
+        return self.noise.kind
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.noise.dimension
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self.dimension
+
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """√(diag C) ∘ ξ, shape (..., d)."""
+        self.check_noise(theta, xi)
+        return release(root(self.noise.diagonal(theta)) * xi, theta)
+
+    def diagonal(self, theta: Tensor) -> Tensor:
+        """diag C, shape (..., d)."""
+        return self.noise.diagonal(theta)
+
+    def trace(self, theta: Tensor) -> Tensor:
+        """tr C, shape (...,)."""
+        return self.noise.trace(theta)
+
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        """∇tr C, shape (..., d)."""
+        return self.noise.trace_gradient(theta)
+
+    def ito_correction(self, theta: Tensor) -> Tensor:
+        """½ s_i ∂_i s_i for s_i² = C_ii: ¼ ∂_i C_ii, shape (..., d), finite where C_ii is zero."""
+        if self.kind == "additive":
+            return torch.zeros_like(theta)
+        unit = torch.eye(self.dimension, dtype=theta.dtype, device=theta.device)
+        total = torch.zeros_like(theta)
+        for direction in unit.sum(dim=0, keepdim=True) if self.kind == "diagonal" else unit:
+            tangent = direction.expand(theta.shape)
+            total = total + direction * torch.func.jvp(self.noise.diagonal, (theta,), (tangent,))[1]
+        return total.detach() / 4
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FrozenNoise(GradientNoise):
+    r"""σ(θ*)ξ at every θ: ``noise`` held at the point θ* = ``theta`` (d,), and evaluated there at each call.
+
+    Raises TypeError or ValueError unless θ* is one finite θ of the noise.
+    """
+
+    noise: GradientNoise
+    theta: Tensor
+
+    def __post_init__(self) -> None:
+        theta = check_point(check_gradient_noise(self.noise), self.theta)
+        object.__setattr__(self, "theta", theta.clone())
+
+    @property
+    def kind(self) -> Kind:
+        """Additive."""
+        return "additive"
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.noise.dimension
+
+    @property
+    def size(self) -> int:
+        """m, the noise's own."""
+        return self.noise.size
+
+    def _point(self, theta: Tensor) -> Tensor:
+        return cast(self.theta, self.check_theta(theta))
+
+    def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
+        """σ(θ*)ξ, shape (..., d)."""
+        return spread(self.noise.factor(self._point(theta), self.check_noise(theta, xi)), theta)
+
+    def columns(self, theta: Tensor) -> Tensor:
+        """The columns of σ(θ*) as rows, (..., m, d)."""
+        return self.noise.columns(self._point(theta)).expand(*theta.shape[:-1], self.size, self.dimension)
+
+    def covariance(self, theta: Tensor) -> Tensor:
+        """C(θ*), dense, shape (..., d, d)."""
+        return self.noise.covariance(self._point(theta)).expand(*theta.shape, self.dimension)
+
+    def diagonal(self, theta: Tensor) -> Tensor:
+        """diag C(θ*), shape (..., d)."""
+        return self.noise.diagonal(self._point(theta)).expand(theta.shape)
+
+    def trace(self, theta: Tensor) -> Tensor:
+        """tr C(θ*), shape (...,)."""
+        return self.noise.trace(self._point(theta)).expand(theta.shape[:-1])
+
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(self.check_theta(theta))
+
+
+def frozen(noise: GradientNoise, theta: Tensor, dense: bool = False) -> GradientNoise:
+    r"""The additive noise that ``noise`` is at one θ (d,), with the same covariance C(θ) everywhere.
+
+    Of an isotropic or diagonal surrogate the isotropic or diagonal noise; a noise that is additive already, as it is;
+    of others ``FrozenNoise``, whose every evaluation costs what the noise's does and which suits any d. ``dense``:
+    ``ConstantNoise`` with the symmetric root of C(θ), by one eigendecomposition now, for small d and many evaluations.
+
+    Raises TypeError or ValueError unless θ is one finite θ of the noise.
+    """
+    point = check_point(check_gradient_noise(noise), theta)
+    if dense:
+        return ConstantNoise(square_root(noise.covariance(point)))
+    if noise.kind == "additive":
+        return noise
+    if isinstance(noise, IsotropicSurrogate):
+        return IsotropicNoise(float(noise.trace(point)) / noise.dimension, noise.dimension)
+    if isinstance(noise, DiagonalSurrogate):
+        return DiagonalNoise(noise.diagonal(point))
+    return FrozenNoise(noise, point)
+
+
+def root(square: Tensor) -> Tensor:
+    """√x, with the derivative zero at x = 0."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+
+
+def check_gradient_noise(noise: GradientNoise) -> GradientNoise:
+    """Return ``noise``; raise unless it is one."""
+    if not isinstance(noise, GradientNoise):
+        raise TypeError(
+            f"noise must be a GradientNoise, got {type(noise).__name__}; MinibatchNoise(landscape, b) is one"
+        )
+    return noise
+
+
+def check_point(noise: GradientNoise, theta: Tensor) -> Tensor:
+    """θ detached; raise unless it is one finite real θ (d,) of the noise."""
+    check_real_tensor("theta", noise.check_theta(theta))
+    if theta.ndim != 1:
+        raise ValueError(f"theta must be one point, shape ({noise.dimension},), got {tuple(theta.shape)}")
+    return theta.detach()
