@@ -4,12 +4,18 @@ from flows.brownian import BrownianPath, MinibatchPath, NoisePath, PathError, mi
 from flows.compare import compare
 from flows.comparison import Comparison
 from flows.descend import descend
+from flows.descents.controlled import ControlledGradientDescent, ControlledMomentumDescent
 from flows.descents.drift_adjusted import DriftAdjustedDescent, StochasticDriftAdjustedDescent
 from flows.descents.gradient import GradientDescent, HeavyBall
 from flows.descents.incremental import IncrementalGradientDescent
 from flows.descents.momentum import Nesterov, ScaledHeavyBall, ScaledNesterov
+from flows.descents.noisy import NoisyGradientDescent
 from flows.descents.optimizer import OptimizerDescent
+from flows.descents.scheduled import ScheduledGradientDescent, ScheduledStochasticGradientDescent
 from flows.descents.stochastic import StochasticGradientDescent
+from flows.descents.stochastic_momentum import ScaledStochasticHeavyBall, StochasticHeavyBall
+from flows.descents.svag import SVAG
+from flows.descents.svrg import SVRG
 from flows.flow import (
     BranchError,
     Descent,
@@ -39,9 +45,13 @@ from flows.trajectory import Status, Trajectory
 from landscapes.noise import MinibatchNoise
 
 __all__ = [
+    "SVAG",
+    "SVRG",
     "BranchError",
     "BrownianPath",
     "Comparison",
+    "ControlledGradientDescent",
+    "ControlledMomentumDescent",
     "Descent",
     "DriftAdjustedDescent",
     "DriftAdjustedRate",
@@ -62,6 +72,7 @@ __all__ = [
     "Nesterov",
     "NesterovPrincipalFlow",
     "NoisePath",
+    "NoisyGradientDescent",
     "NoisyModifiedEquation",
     "OptimizerDescent",
     "PathError",
@@ -71,12 +82,16 @@ __all__ = [
     "RungeKuttaDescent",
     "ScaledHeavyBall",
     "ScaledNesterov",
+    "ScaledStochasticHeavyBall",
+    "ScheduledGradientDescent",
+    "ScheduledStochasticGradientDescent",
     "SingularModeError",
     "Status",
     "StochasticDescent",
     "StochasticDriftAdjustedDescent",
     "StochasticFlow",
     "StochasticGradientDescent",
+    "StochasticHeavyBall",
     "StochasticModifiedEquation",
     "Stratonovich",
     "Trajectory",

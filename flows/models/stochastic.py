@@ -10,7 +10,6 @@ not the better one. Li, Tai & E 2017 (arXiv 1511.06251) and 2019 (JMLR 20(40)), 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -19,14 +18,12 @@ from torch import Tensor
 
 from flows.flow import StochasticFlow
 from flows.models.arguments import check_model
+from flows.schedules import Schedule, check_callable, multiple_at
 from landscapes import FiniteSum, Landscape, UnsupportedError
-from landscapes.errors import check_count, check_positive, warn_smoothness
+from landscapes.errors import check_count, warn_smoothness
 from landscapes.noise import GradientNoise, MinibatchNoise
 from landscapes.noise.base import Kind
 from landscapes.sampling import Sampling, check_sampling
-
-Schedule = Callable[[float], float]
-"""Time t ↦ the learning rate's multiple of h, positive."""
 
 HIGHEST = 2
 
@@ -63,7 +60,7 @@ class GradientEquation(StochasticFlow):
         """h₀·schedule(t). Raises ValueError unless that is positive and finite."""
         if self.schedule is None:
             return self.h
-        return self.h * check_positive(f"schedule at t = {float(t):.6g}", float(self.schedule(float(t))))
+        return self.h * multiple_at(self.schedule, t)
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """−∇f or, at order 2, −∇f − (h/2)H∇f, shape (..., d)."""
@@ -107,7 +104,8 @@ class StochasticModifiedEquation(GradientEquation):
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
         check_order(self.order, self.landscape, type(self).__name__)
-        check_schedule(self.schedule)
+        if self.schedule is not None:
+            check_callable("schedule", self.schedule)
         MinibatchNoise(self.landscape, self.batch_size, self.sampling)  # its checks
         if self.sampling == "epoch":
             self.sampler.steps_to_zero()
@@ -171,7 +169,8 @@ class NoisyModifiedEquation(GradientEquation):
         check_model(self.landscape, self.h)
         check_noise(self.noise, self.landscape)
         check_order(self.order, self.landscape, type(self).__name__)
-        check_schedule(self.schedule)
+        if self.schedule is not None:
+            check_callable("schedule", self.schedule)
 
 
 @final
@@ -236,12 +235,6 @@ def check_order(order: int, landscape: Landscape, who: str) -> None:
             f"order must be at most {HIGHEST}, the highest built, got {order}: at order 3 the noise itself changes"
         )
     warn_smoothness(landscape, order, who)
-
-
-def check_schedule(schedule: Schedule | None) -> None:
-    """Raise unless the schedule is a function of time or None."""
-    if schedule is not None and not callable(schedule):
-        raise TypeError(f"schedule must be a function of time, t -> multiple of h, got {schedule!r}")
 
 
 def check_noise(noise: GradientNoise, landscape: Landscape) -> None:
