@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from landscapes.autodiff import release
+from landscapes.autodiff import release, transposed_product
 from landscapes.closed_form import cast, check_real_tensor
 from landscapes.errors import check_count, check_nonnegative
 from landscapes.landscape import spread
@@ -167,7 +167,7 @@ class DiagonalSurrogate(GradientNoise):
     r"""σ(θ)ξ = √(diag C(θ)) ∘ ξ, ξ in R^d: the variances of ``noise``, of covariance C, without its correlations.
 
     An evaluation costs a diagonal of the noise's, for mini-batches one gradient an example. Its Itô correction is
-    ¼ ∂_i C_ii, which takes d jvps through that diagonal (one where the noise is diagonal): for small d. Raises
+    ¼ ∂_i C_ii, by d backward passes through that diagonal (one where the noise is diagonal): for small d. Raises
     TypeError unless ``noise`` is a GradientNoise.
     """
 
@@ -212,12 +212,16 @@ class DiagonalSurrogate(GradientNoise):
         """½ s_i ∂_i s_i for s_i² = C_ii: ¼ ∂_i C_ii, shape (..., d), finite where C_ii is zero."""
         if self.kind == "additive":
             return torch.zeros_like(theta)
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_()
+            diagonal = self.noise.diagonal(leaf)
         unit = torch.eye(self.dimension, dtype=theta.dtype, device=theta.device)
         total = torch.zeros_like(theta)
         for direction in unit.sum(dim=0, keepdim=True) if self.kind == "diagonal" else unit:
-            tangent = direction.expand(theta.shape)
-            total = total + direction * torch.func.jvp(self.noise.diagonal, (theta,), (tangent,))[1]
-        return total.detach() / 4
+            # reverse mode: forward mode through a network's fused norms is silently wrong
+            slopes = transposed_product(diagonal, leaf, direction.expand(theta.shape), retain_graph=True)
+            total = total + direction * slopes
+        return total / 4
 
 
 @final
