@@ -3,7 +3,8 @@ r"""Top eigenpairs of a positive semidefinite matrix by blocks: one walk over th
 Rayleigh–Ritz on the block Krylov space span{V, CV, C²V, …} of a random V with a few rows more than are wanted (Musco &
 Musco 2015, arXiv 1504.05477). Differences to their algorithm: the space grows by the residuals of the Ritz pairs, which
 spans the same and is orthonormal as it grows; it stops on error estimates and not after a fixed number of steps; and it
-is compressed to its best Ritz vectors where it would outgrow its memory (thick restart, Wu & Simon 2000). Vectors stay in their precision, projections are taken in float64.
+is compressed to its best Ritz vectors where it would outgrow its memory (thick restart, Wu & Simon 2000). Vectors stay
+in their precision, projections are taken in float64.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def top_pairs(
     r"""The ``count`` largest eigenpairs from the rows of ``start`` (p, n), p ≥ count; the rest guard the last ones.
 
     Stops once every wanted eigenvalue is estimated to within ``tolerance`` times itself, or to rounding, and no guard
-    can outrank the last by more, or after ``limit`` products with blocks. ``largest_basis``: rows held before the space is
-    compressed, at least twice the carried. Raises FloatingPointError where a product is not finite.
+    can outrank the last by more, or after ``limit`` products with blocks. ``largest_basis``: rows held before the
+    space is compressed, at least twice the carried. Raises FloatingPointError where a product is not finite.
     """
     basis = BlockRitz(product, start)
     basis.extend(start)

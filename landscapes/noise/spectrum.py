@@ -146,7 +146,8 @@ def noise_spectrum(
     r"""The spectrum of C: whole where its matrix or the Gram matrix fits, else every eigenvalue above the threshold.
 
     "krylov" doubles the number of eigenvalues it asks for until the last is below. ``threshold`` None: the paper's
-    rule. ``method``, ``memory``, ``tolerance``, ``limit`` and ``seed`` as in ``top_eigenpairs``; the limit is for all rounds.
+    rule. ``method``, ``memory``, ``tolerance``, ``limit`` and ``seed`` as in ``top_eigenpairs``; the limit is for all
+    rounds.
 
     Raises as ``top_eigenpairs``, and ValueError where the memory holds no block for the next round.
     """
