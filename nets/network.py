@@ -181,13 +181,14 @@ class NetworkLandscape(NetworkOutputs):
         """∇f_i(θ) of each example, shape (..., m, d).
 
         All examples of a chunk at once by torch.func.vmap; one at a time for a module that vmap cannot take (control
-        flow on values), which is tried once at θ0 on a few examples.
+        flow on values) or, where θ requires grad, would give wrong second derivatives, tried once on a few examples.
         """
         self.check(theta)
         if self._coupling() is not None:
             self._refuse_coupling("example_grads is not defined")
         self._check_mode()
-        grads = self._vmapped_grads if self._vectorises else self._looped_grads
+        vectorises = self._vectorises and (self._vectorises_twice or not wants_graph(theta))
+        grads = self._vmapped_grads if vectorises else self._looped_grads
         return each_member(grads, theta, *self._indices(index))
 
     @cached_property
@@ -201,6 +202,20 @@ class NetworkLandscape(NetworkOutputs):
         except RuntimeError:  # vmap's refusals have no type of their own; a fault of the module returns in the loop
             return False
         return True
+
+    @cached_property
+    def _vectorises_twice(self) -> bool:
+        """Whether vmap's gradients have the derivatives of the loop's: through a fused layer norm they have not."""
+        few = self._few(PROBES)
+        few._examples = few._examples.double()
+        theta = self.theta0.double()
+        noise = torch.randn(theta.shape, generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
+        theta = theta + 0.1 * noise.to(theta.device)  # away from weights of zero, where errors may vanish
+        vmapped, looped = (
+            gradient(lambda x, grads=grads: grads(x).square().sum(), theta)  # type: ignore[misc]
+            for grads in (few._vmapped_grads, few._looped_grads)
+        )
+        return bool((vmapped - looped).norm() <= 1e-8 * looped.norm())
 
     def _vmapped_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         def loss_of_one(x: Tensor, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
