@@ -11,6 +11,8 @@ from flows.descents.noisy import NoisyGradientDescent
 from landscapes import Counted, FiniteSum, NoisyQuadratic, Regularised, Rosenbrock
 from landscapes.finite_sums import FINITE_SUMS
 from landscapes.noise import GradientNoise, MinibatchNoise
+from landscapes.noise.label import LabelNoise
+from landscapes.noise.surrogates import IsotropicNoise
 from tests.flows.networks import tanh_network
 
 RATE = 0.05
@@ -145,6 +147,30 @@ def test_complex_theta_sees_the_same_real_noise(normal):
     runs = [descend(descent, start, 4, seed=1).theta for start in (theta0, theta0.to(torch.complex128))]
     assert_close(runs[1].real, runs[0])
     assert float(runs[1].imag.abs().max()) == 0
+
+
+def test_isotropic_noise_is_added_as_it_is_and_costs_nothing(normal):
+    theta0 = normal(7, 4, 2) / 3
+    descent = NoisyGradientDescent(Rosenbrock(), 1e-3, IsotropicNoise(2.25, 2))
+    run = descend(descent, theta0, 1, seed=5)
+    assert_close(run.theta[1], theta0 - 1e-3 * (Rosenbrock().grad(theta0) + 1.5 * draws(5, (4, 2))))
+    assert run.cost["grad"] == 4
+    assert_close(descent.step_noise(theta0), torch.full((4,), 1e-3 * 4.5**0.5, dtype=torch.float64))
+
+
+def test_label_noise_is_descent_on_fresh_labels(normal):
+    """On a regression the gradient with targets y + s·ε is linear in ε: its moments are those of the noise, exactly."""
+    landscape, members, s, h = FINITE_SUMS["linear-regression"](), 40_000, 0.7, 0.3
+    theta = normal(8, 3)
+    x, y = landscape.features, landscape.targets
+    descent = NoisyGradientDescent(landscape, h, LabelNoise(landscape, s))
+    after = descend(descent, theta.expand(members, 3), 1, seed=2).theta[1]
+    mean, covariance = theta - h * x.T @ (x @ theta - y) / 12, (h * s / 12) ** 2 * x.T @ x
+    spread = covariance.diagonal().sqrt()
+    assert ((after.mean(dim=0) - mean).abs() < 4 * spread / members**0.5).all()
+    stray = ((torch.outer(spread, spread) ** 2 + covariance**2) / members).sqrt()
+    assert ((after.T.cov() - covariance).abs() < 4 * stray).all()
+    assert_close(descent.step_noise(theta), covariance.trace().sqrt())
 
 
 REFUSED = [
