@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flows.descents.stochastic import StochasticGradientDescent
+from flows.descents.stochastic_momentum import ScaledStochasticHeavyBall
 from flows.flow import StochasticDescent
 from landscapes.errors import check_count, check_positive, check_real, check_seed
 from landscapes.sampling import Sampling
@@ -287,15 +289,15 @@ def minibatch_path(
 ) -> MinibatchPath:
     """The path that the mini-batches of ``descend(descent, theta0, steps, seed=seed)`` make.
 
-    Raises TypeError for a descent that does not draw its mini-batches one a step (``sampler``).
+    Raises TypeError for a descent that does not follow one mini-batch a step at a constant rate.
     """
-    sampler = getattr(descent, "sampler", None)
-    if not isinstance(sampler, Sampling):
+    if not isinstance(descent, (StochasticGradientDescent, ScaledStochasticHeavyBall)):
         raise TypeError(
-            f"descent must draw one mini-batch a step, as StochasticGradientDescent does, got {type(descent).__name__}"
+            "descent must follow one mini-batch a step at a constant rate: StochasticGradientDescent or "
+            f"ScaledStochasticHeavyBall, got {type(descent).__name__}"
         )
     batch = tuple(theta0.shape[:-1])
-    return MinibatchPath(sampler, descent.h, steps, seed, batch, halvings, theta0.dtype, theta0.device)
+    return MinibatchPath(descent.sampler, descent.h, steps, seed, batch, halvings, theta0.dtype, theta0.device)
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:

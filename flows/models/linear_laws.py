@@ -254,6 +254,7 @@ def check_covariance(name: str, value: Tensor, size: int) -> Tensor:
     matrix = symmetric_matrix(name, value).double()
     eigenvalues = torch.linalg.eigvalsh(matrix)
     lowest, largest = float(eigenvalues[0]), float(eigenvalues.abs().max())
-    if lowest < -100 * size * torch.finfo(value.dtype).eps * largest:
+    precision = torch.finfo(value.dtype)
+    if lowest < -100 * size * precision.eps * largest - precision.tiny:
         raise ValueError(f"{name} must be positive semidefinite, got the eigenvalue {lowest:.6g} beside {largest:.6g}")
     return matrix

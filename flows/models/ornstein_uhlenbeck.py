@@ -273,8 +273,8 @@ def linear_momentum_at(
     kept = (1 - h * friction) * torch.eye(len(hessian)).to(hessian)
     of_v = torch.cat([-h * hessian, kept], dim=-1)
     of_x = h * of_v + torch.eye(len(hessian), 2 * len(hessian)).to(hessian)
-    sizes = torch.tensor([[h**4, h**3], [h**3, h**2]]).to(hessian)
-    return LinearChain(torch.cat([of_x, of_v]), torch.kron(sizes, covariance), at_rest(theta_star))
+    reach = torch.tensor([[h**2], [h]], dtype=torch.float64, device=hessian.device)  # of a gradient in x and in v
+    return LinearChain(torch.cat([of_x, of_v]), torch.kron(reach @ reach.mT, covariance), at_rest(theta_star))
 
 
 def minimum(landscape: Landscape, theta_star: Tensor, noise: GradientNoise, tolerance: float) -> tuple[Tensor, Tensor]:

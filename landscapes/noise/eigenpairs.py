@@ -12,7 +12,7 @@ from landscapes.krylov import random_block
 from landscapes.krylov.eigenpairs import NEGLIGIBLE, carried_shortfalls
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.plans import METHODS, Plan, choose, guarded
-from landscapes.noise.ritz import BlockRitz, RitzPairs, top_pairs
+from landscapes.noise.ritz import BlockRitz, RitzPairs, check_finite, top_pairs
 
 MEMORY = 2**30  # bytes
 
@@ -86,8 +86,9 @@ def krylov_pairs(
 def direct_vectors(operator: CovarianceOperator, count: int, plan: Plan) -> Tensor:
     """The first eigenvectors (count, n) of the matrix, or images of those of the Gram matrix, Σ_i w_i (g_i − g)."""
     if plan.method == "dense":
-        return torch.linalg.eigh(operator.dense())[1][:, -count:].mT.flip(0).to(operator.like)
-    vectors = torch.linalg.eigh(operator.gram(max(plan.rows * operator.like.nbytes, 1)))[1][:, -count:].flip(1)
+        return torch.linalg.eigh(check_finite(operator.dense()))[1][:, -count:].mT.flip(0).to(operator.like)
+    gram = check_finite(operator.gram(plan.rows * operator.like.nbytes))
+    vectors = torch.linalg.eigh(gram)[1][:, -count:].flip(1)
     total = operator.like.new_zeros(vectors.shape[1], operator.dimension)
     for place, rows in operator.gradients.blocks():
         total += vectors[place].mT.to(rows) @ rows[:, operator.part]
@@ -101,8 +102,6 @@ def refined(operator: CovarianceOperator, vectors: Tensor, count: int, tolerance
     if len(basis.rows) < count:
         basis.extend(random_block(operator.like, count - len(basis.rows), seed))
     sizes = torch.linalg.vector_norm(basis.residuals(count), dim=-1, dtype=torch.float64).cpu()
-    if not bool(sizes.isfinite().all()):
-        raise FloatingPointError("gradients of single examples are not finite: their covariance does not exist")
     values = basis.values[:count]
     errors = carried_shortfalls(values, sizes, count)
     rounding = NEGLIGIBLE * torch.finfo(operator.like.dtype).eps * float(values[0].clamp_min(0))

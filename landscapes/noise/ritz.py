@@ -53,7 +53,7 @@ class BlockRitz:
         new = new[: self.rows.shape[-1] - len(self.rows)]
         if not len(new):
             return False
-        images = self._product(new)
+        images = check_finite(self._product(new))
         self.products += 1
         self.rows, self.images = torch.cat([self.rows, new]), torch.cat([self.images, images])
         edge = wide_product(new, self.images).cpu()  # (k, m)
@@ -100,8 +100,6 @@ def top_pairs(
         carried = min(len(start), len(basis.rows))
         residuals = basis.residuals(carried)
         sizes = torch.linalg.vector_norm(residuals, dim=-1, dtype=torch.float64).cpu()
-        if not bool(sizes.isfinite().all()):
-            raise FloatingPointError("gradients of single examples are not finite: their covariance does not exist")
         values = basis.values[:carried]
         shortfalls = carried_shortfalls(values, sizes, min(count, carried))
         rounding = NEGLIGIBLE * torch.finfo(start.dtype).eps * float(values[0])
@@ -118,6 +116,16 @@ def top_pairs(
             break
     errors = shortfalls[:count]
     return RitzPairs(values, basis.vectors(carried), sizes, errors, not bool(missed.any()), basis.products)
+
+
+def check_finite(numbers: Tensor) -> Tensor:
+    """Return the numbers; raise FloatingPointError unless all are finite, which dense solvers do not survive."""
+    if not bool(numbers.isfinite().all()):
+        raise FloatingPointError(
+            "products with the covariance are not finite: gradients of single examples are not, or too large to be "
+            f"squared in {numbers.dtype}"
+        )
+    return numbers
 
 
 def orthonormal_outside(directions: Tensor, rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ r"""The symmetric root of a covariance, differentiable where an eigendecompositi
 S = √C has S dS + dS S = dC. In eigenvectors of S that is (dS)_ij = (dC)_ij / (s_i + s_j), which repeated eigenvalues do
 not disturb, where derivatives of eigenvectors do not exist. Where s_i + s_j = 0 to rounding, (dS)_ij is set to zero:
 right where the kernel of C does not depend on θ (a covariance of fixed, lower rank); elsewhere √C has no derivative.
-Both maps below are differentiated by the equation again, to any order, in reverse and in forward mode.
+Both maps below are differentiated by the equation again, to any order: in reverse mode, with at most one forward mode.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from landscapes.closed_form import symmetric_matrix
+from landscapes.errors import UnsupportedError
 
 
 class IndefiniteCovarianceError(ValueError):
@@ -24,9 +25,21 @@ def square_root(matrix: Tensor) -> Tensor:
     r"""√C ⪰ 0 with √C √C = C, for finite symmetric C (..., d, d); eigenvalues within rounding of zero are zero.
 
     Raises IndefiniteCovarianceError for an eigenvalue that is negative beyond rounding, ValueError where C is not
-    symmetric or not finite.
+    symmetric or not finite, UnsupportedError inside two forward-mode transforms.
     """
+    check_forward_mode()
     return SquareRoot.apply(matrix)
+
+
+def check_forward_mode() -> None:
+    """Raise inside two torch.func.jvp, where torch drops what the inner derivative owes to the outer direction."""
+    # pytorch issue 197867: through an autograd.Function the second derivative comes out wrong, without a word
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1:
+        raise UnsupportedError(
+            "a symmetric root cannot be differentiated by jvp inside jvp (jacfwd inside jacfwd): use torch.func.grad "
+            "or jacrev for one of the two, or AnalyticNoise with a root of your own"
+        )
 
 
 def symmetric_part(matrix: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from landscapes.errors import check_count, check_positive
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.eigenpairs import MEMORY, check_operator, check_options
 from landscapes.noise.plans import Plan, choose, guarded, krylov_plan, largest_rank
-from landscapes.noise.ritz import top_pairs, widened_block
+from landscapes.noise.ritz import check_finite, top_pairs, widened_block
 
 START = 32  # eigenvalues that are asked for first where those above a threshold are
 ROUNDING = 10  # eps by which gradients, and eigenvalues of the Krylov method, may be wrong
@@ -203,9 +203,7 @@ def noise_threshold(operator: CovarianceOperator, largest: float, method: str = 
 def all_eigenvalues(operator: CovarianceOperator, plan: Plan) -> Tensor:
     """The min(N − 1, n) eigenvalues of C that can differ from zero, largest first, float64 on the CPU."""
     matrix = operator.dense() if plan.method == "dense" else operator.gram(plan.rows * operator.like.nbytes)
-    if not bool(matrix.isfinite().all()):
-        raise FloatingPointError("gradients of single examples are not finite: their covariance does not exist")
-    values = torch.linalg.eigvalsh(matrix).flip(0)[: largest_rank(operator)].cpu()
+    values = torch.linalg.eigvalsh(check_finite(matrix)).flip(0)[: largest_rank(operator)].cpu()
     return values.clamp_min(0)  # what is negative is rounding
 
 
