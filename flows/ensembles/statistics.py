@@ -269,22 +269,22 @@ class Histogram(Statistic):
     @property
     def counts(self) -> Tensor:
         """Samples in each bin, (..., q, B)."""
-        return self._seen()[..., 1:-2]
+        return self.seen[..., 1:-2]
 
     @property
     def below(self) -> Tensor:
         """Samples below the first edge, (..., q)."""
-        return self._seen()[..., 0]
+        return self.seen[..., 0]
 
     @property
     def above(self) -> Tensor:
         """Samples above the last edge, (..., q)."""
-        return self._seen()[..., -2]
+        return self.seen[..., -2]
 
     @property
     def undefined(self) -> Tensor:
         """Samples that are NaN, (..., q)."""
-        return self._seen()[..., -1]
+        return self.seen[..., -1]
 
     @property
     def density(self) -> Tensor:
@@ -307,7 +307,9 @@ class Histogram(Statistic):
         widths = self.bounds.diff()
         return low.to(widths) / widths, high.to(widths) / widths
 
-    def _seen(self) -> Tensor:
+    @property
+    def seen(self) -> Tensor:
+        """The tallies; ValueError before any samples."""
         check_seen(self)
         assert self.tallies is not None
         return self.tallies

@@ -1,0 +1,217 @@
+r"""Blocks of paths: many runs of one model as one batched state, as many at once as memory is meant for.
+
+Block i of an ensemble draws from a seed of its own, made of the ensemble's seed and i: equal seeds and blocks give
+equal paths, whatever runs beside. A member that leaves the finite numbers stays where the engine froze it, at its last
+finite position, and is looked at there until the end; so does a block of which none is left. Nobody is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flows.brownian import NoisePath
+from flows.descend import descend
+from flows.engine import check_theta0
+from flows.flow import Descent, Flow, StochasticFlow
+from flows.integrate import check_times, integrate
+from flows.trajectory import Trajectory
+from landscapes import FiniteSum, UnsupportedError
+from landscapes.errors import check_count, check_seed
+
+NUMBERS = 2**22  # that a block's states, noise and examples' gradients may take, by default: 32 MiB in float64
+
+Function = Callable[[Tensor], Tensor]
+See = Callable[[int, float, Tensor], None]
+
+
+def block_seed(seed: int, *numbers: int) -> int:
+    """The seed of a part of a run; parts with different numbers have streams that do not meet."""
+    return int(np.random.SeedSequence([check_seed(seed), *numbers]).generate_state(1, np.uint32)[0])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Paths that run at once: their common start (n, ..., d) and the number of the block."""
+
+    number: int
+    theta0: Tensor
+
+    @property
+    def paths(self) -> int:
+        """n."""
+        return len(self.theta0)
+
+
+def blocks(theta0: Tensor, paths: int, size: int) -> Iterator[Block]:
+    """``paths`` starts at θ0 (..., d) in blocks of ``size``, the last one of what is left."""
+    for number, first in enumerate(range(0, paths, size)):
+        yield Block(number, theta0.expand(min(size, paths - first), *theta0.shape))
+
+
+def block_size(block: int | None, paths: int, theta0: Tensor, models: Sequence[Flow | Descent], held: int = 0) -> int:
+    """The size asked for or, by default, such that a block takes about ``NUMBERS``; ``held`` more of them a path."""
+    if block is not None:
+        return min(check_count("block", block), paths)
+    members, d = theta0[..., 0].numel(), theta0.shape[-1]
+    widest = 1
+    for model in models:
+        landscape = getattr(model, "landscape", None)
+        examples = landscape.size if isinstance(landscape, FiniteSum) else 1
+        noise = model.noise_size if isinstance(model, StochasticFlow) else 0
+        widest = max(widest, d * examples + noise)
+    return max(1, min(paths, NUMBERS // (members * widest + held)))
+
+
+@dataclass(frozen=True)
+class Course:
+    """A model with how far it runs: a flow along ``outputs``, a descent for ``steps``; ``kept``: where it is seen."""
+
+    model: Flow | Descent
+    outputs: tuple[float, ...] = ()
+    steps: int = 0
+    every: int = 1
+    dt: float | None = None
+    method: str | None = None
+
+    @property
+    def last(self) -> int:
+        """The number of the last state."""
+        return len(self.outputs) - 1 if self.outputs else self.steps
+
+    @property
+    def kept(self) -> list[int]:
+        """Numbers of the states that are seen: every ``every``-th and the last."""
+        return [k for k in range(self.last + 1) if k % self.every == 0 or k == self.last]
+
+    def run(self, block: Block, seed: int, see: See, path: NoisePath | None = None) -> tuple[Trajectory, list[float]]:
+        """Run a block and show it at every kept state: see(j, t, θ) for the j-th; the times that it came to.
+
+        States after the end of a block that was lost are its frozen ones, at NaN in place of a time; those of an
+        interrupted run are not seen.
+        """
+        watch = Watch(self.kept, see)
+        if isinstance(self.model, Flow):
+            source: dict[str, Any] = {"seed": seed} if path is None else {"path": path}
+            run = integrate(
+                self.model,
+                block.theta0,
+                self.outputs,
+                method=self.method,
+                dt=self.dt,
+                keep="last",
+                observers=[watch],
+                **source,
+            )
+        else:
+            run = descend(self.model, block.theta0, self.steps, seed=seed, keep="last", observers=[watch])
+        if run.status != "interrupted":
+            for j in range(len(watch.times), len(self.kept)):
+                see(j, math.nan, run.theta[-1])
+        return run, watch.times
+
+
+class Watch:
+    """The observer that shows a run's kept states and keeps none of them."""
+
+    name = "ensemble"
+    every = 1
+
+    def __init__(self, kept: Sequence[int], see: See):
+        self._kept = {k: j for j, k in enumerate(kept)}
+        self._see = see
+        self.times: list[float] = []
+
+    def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
+        """Shows state k; nothing to keep in the trajectory."""
+        if k in self._kept:
+            self._see(self._kept[k], t, theta)
+            self.times.append(t)
+        return {}
+
+
+def course(
+    model: Flow | Descent,
+    times_or_steps: Tensor | Sequence[float] | int,
+    dt: float | None,
+    method: str | None,
+    every: int,
+) -> Course:
+    """The course of a stochastic flow along times or of a descent for steps; raise where they do not fit together."""
+    check_count("every", every)
+    if isinstance(model, Flow):
+        if not isinstance(model, StochasticFlow):
+            raise UnsupportedError(f"model must be a StochasticFlow, {model.name} has no noise: use integrate")
+        if isinstance(times_or_steps, (int, np.integer)):
+            raise TypeError(f"times must be those of a flow, got {times_or_steps!r}; a number of steps is for descents")
+        return Course(model, tuple(check_times(times_or_steps)), every=every, dt=dt, method=method)
+    if not isinstance(model, Descent):
+        raise TypeError(f"model must be a StochasticFlow or a Descent, got {type(model).__name__}")
+    if dt is not None or method is not None:
+        raise ValueError("dt and method are for flows, a descent takes its own steps; leave them out")
+    return Course(model, steps=check_count("steps", times_or_steps), every=every)  # type: ignore[arg-type]
+
+
+def check_start(theta0: Tensor) -> Tensor:
+    """θ0 (..., d) detached; raise unless it is finite and real."""
+    theta0 = check_theta0(theta0)
+    if theta0.is_complex():
+        raise TypeError(f"theta0 must be real, got {theta0.dtype}: paths with noise are")
+    return theta0
+
+
+def check_functions(observables: Mapping[str, Function]) -> None:
+    """Raise unless there is at least one observable, each a function with a name."""
+    if not isinstance(observables, Mapping) or not observables:
+        raise TypeError(f"observables must be a mapping name -> function of theta, at least one, got {observables!r}")
+    for name, function in observables.items():
+        if not isinstance(name, str) or not callable(function):
+            raise TypeError(f"observables must map strings to functions of theta, got {name!r}: {function!r}")
+
+
+def observed(name: str, function: Function, theta: Tensor) -> Tensor:
+    """φ(θ) of θ (n, ..., d) as (n, ..., q) in float64, q = 1 for a number a member; raise for other shapes."""
+    values = function(theta)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"observable {name!r} must return a tensor, got {type(values).__name__}")
+    if values.is_complex():
+        raise TypeError(f"observable {name!r} must be real, got {values.dtype}; take .real, .imag or .abs() of it")
+    values = values.detach().double()
+    if values.shape == theta.shape[:-1]:
+        values = values[..., None]
+    if values.shape[:-1] != theta.shape[:-1] or values.shape[-1] == 0:
+        raise ValueError(
+            f"observable {name!r} must give shape (n, ...) or (n, ..., q) for theta (n, ..., d): got "
+            f"{tuple(values.shape)} for {tuple(theta.shape)}"
+        )
+    return values
+
+
+def add_costs(total: dict[str, float], cost: Mapping[str, float]) -> None:
+    """Add a run's cost to a tally."""
+    for name, value in cost.items():
+        total[name] = total.get(name, 0) + value
+
+
+def lost(alive: Tensor) -> Tensor:
+    """How many of a block's paths (n, ...) are not alive, (...,)."""
+    return (~alive).sum(dim=0)
+
+
+def known_times(clock: list[float], times: Sequence[float]) -> list[float]:
+    """The longer of two clocks; raise unless one continues the other."""
+    shared = min(len(clock), len(times))
+    if not np.allclose(clock[:shared], times[:shared], rtol=1e-9, atol=0):
+        raise UnsupportedError("the clock of this descent depends on its path, so that blocks have no times in common")
+    return clock if len(clock) >= len(times) else list(times)
+
+
+def stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of one shape as (T, ...)."""
+    return torch.stack(list(rows))
