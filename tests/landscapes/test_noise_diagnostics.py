@@ -261,6 +261,9 @@ def test_directions_without_noise_have_no_kurtosis(dtype, device):
     operator = noise_covariance(landscape, theta)
     found = batch_kurtosis(operator, torch.eye(3, dtype=dtype, device=device), 5)
     assert found.examples.isnan().tolist() == [False, False, True]
+    turned = LinearRegression(draws(8)(50, 2) @ rotation(3, 4)[:2], draws(9)(50))  # slopes that are rounding, not zero
+    units = rotation(3, 4).to(device, dtype)
+    assert batch_kurtosis(noise_covariance(turned, theta), units, 5).examples.isnan().tolist() == [False, False, True]
     directions = random_directions(operator, 4, seed=1)
     assert (directions.dtype, directions.device, directions.shape) == (dtype, theta.device, (4, 3))
     assert_close(directions.norm(dim=-1), torch.ones(4, dtype=dtype, device=device))

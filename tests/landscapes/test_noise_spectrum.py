@@ -86,10 +86,17 @@ def test_block_method_whatever_the_spectrum(data):
     assert float((pairs.vectors @ pairs.vectors.mT - torch.eye(rows)).abs().max()) < 1e-12
 
 
-def test_a_small_basis_is_compressed_and_still_arrives():
+def test_a_small_basis_is_compressed_and_still_arrives(monkeypatch):
     eigenvalues = torch.linspace(1, 2, 150, dtype=torch.float64)
     matrix, start = symmetric(eigenvalues), torch.randn(8, 150, generator=torch.Generator().manual_seed(0)).double()
-    sizes = []
+    sizes, held, extend = [], [], BlockRitz.extend
+
+    def watched(basis, directions):
+        grown = extend(basis, directions)
+        held.append(len(basis.rows))
+        return grown
+
+    monkeypatch.setattr(BlockRitz, "extend", watched)
 
     def product(v):
         sizes.append(len(v))
@@ -98,6 +105,7 @@ def test_a_small_basis_is_compressed_and_still_arrives():
     pairs = top_pairs(product, start, 4, tolerance=1e-8, limit=200, largest_basis=24)
     assert pairs.converged
     assert len(sizes) == pairs.products > 3  # more blocks than the basis holds
+    assert max(held) == 24
     assert_close(pairs.values[:4], eigenvalues.flip(0)[:4], rtol=1e-8, atol=0)
 
 
