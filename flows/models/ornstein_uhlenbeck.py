@@ -111,7 +111,7 @@ class LinearFlow(LinearLaw, StochasticFlow):
         doublings = (norm * times).log2().ceil().clamp(min=0).long()  # log 0 = −∞ is no doubling
         result = self._short_transition(times / torch.exp2(doublings.double()), norm)
         for done in range(int(doublings.max()) if doublings.numel() else 0):
-            result = result.then(result).where(doublings >= done, result)
+            result = result.then(result).where(doublings > done, result)
         return finite(result, t)
 
     def _short_transition(self, times: Tensor, norm: Tensor) -> Transition:
