@@ -62,6 +62,7 @@ def compare(
     check_count("runs", runs)
     if runs > 1 and not isinstance(descent, StochasticDescent):
         raise ValueError(f"runs is for stochastic descents, got {runs} with {type(descent).__name__}; leave it at 1")
+    check_full_batch_steps(descent, theta0)
     store = None if folder is None else writable_folder(folder)
     start = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
     run = descend(descent, start, steps, seed=seed, progress=progress)
@@ -89,6 +90,15 @@ def compare(
         landscape=descent.landscape,
         settings={**settings, "seed": seed, "h": float(descent.h)},
     )
+
+
+def check_full_batch_steps(descent: Descent, theta0: Tensor) -> None:
+    """Raise for a stochastic descent with momentum: θ alone does not say what its full-batch step is."""
+    if isinstance(descent, StochasticDescent) and descent.velocity(descent.start(theta0)) is not None:
+        raise UnsupportedError(
+            f"compare takes full-batch steps from θ alone, and {type(descent).__name__} carries a velocity: run it "
+            "with descend and the flow with integrate, or compare the deterministic descent that full_batch() gives"
+        )
 
 
 def check_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) -> dict[str, Flow]:

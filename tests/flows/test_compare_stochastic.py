@@ -11,11 +11,13 @@ from flows import (
     HeavyBall,
     ModifiedFlow,
     PrincipalFlow,
+    ScaledStochasticHeavyBall,
     StochasticGradientDescent,
+    StochasticHeavyBall,
     compare,
     descend,
 )
-from landscapes import LinearRegression, NoisyQuadratic, Regularised
+from landscapes import LinearRegression, NoisyQuadratic, Regularised, TwoQuadratics, UnsupportedError
 
 RATE, STEPS, RUNS = 0.1, 4, 6
 START = torch.tensor([1.0, -0.7], dtype=torch.float64)
@@ -122,3 +124,10 @@ def test_saved_figures_of_the_noise(regression, tmp_path):
     assert text["runs"] == 2
     assert torch.equal(tensors["standard_error"], result.standard_error)
     assert torch.equal(tensors["noise_floor"], result.noise_floor)
+
+
+def test_momentum_on_minibatches_is_refused_and_not_taken_from_rest():
+    f, theta = TwoQuadratics(), torch.ones(2, dtype=torch.float64)
+    for descent in (StochasticHeavyBall(f, 0.1, 0.9, 1), ScaledStochasticHeavyBall(f, 0.1, 0.5, 1)):
+        with pytest.raises(UnsupportedError, match="carries a velocity"):
+            compare(descent, [GradientFlow(f)], theta, 3)
