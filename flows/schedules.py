@@ -18,7 +18,7 @@ from typing import final
 
 from torch import Tensor
 
-from landscapes.errors import check_positive, check_real
+from landscapes.errors import check_nonnegative, check_positive
 
 Schedule = Callable[[float], float]
 """Time t ↦ the learning rate's multiple of h, positive."""
@@ -37,13 +37,6 @@ def multiple_at(schedule: Schedule, t: float | Tensor) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     return check_positive(f"schedule at t = {float(t):.6g}", value)
-
-
-def check_not_negative(name: str, value: float) -> float:
-    """Return the number; raise unless it is real, finite and at least zero."""
-    if check_real(name, value) < 0:
-        raise ValueError(f"{name} must not be negative, got {value!r}")
-    return float(value)
 
 
 @final
@@ -97,7 +90,7 @@ class CosineSchedule:
 
     def __post_init__(self) -> None:
         check_positive("duration", self.duration)
-        check_not_negative("final", self.final)
+        check_nonnegative("final", self.final)
 
     def __call__(self, t: float) -> float:
         """The multiple at t."""
