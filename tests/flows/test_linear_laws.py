@@ -291,3 +291,11 @@ def test_singular_noise_of_few_examples(sampling):
     single = LinearChain(torch.eye(2) / 2, torch.diag(f64([1.0, 0.0])), ORIGIN)
     with pytest.raises(ValueError, match="no density"):
         single.log_density(ORIGIN)
+
+
+def test_a_gradient_of_rounding_size_is_no_gradient():
+    """Noise-free, at a minimum off by an ulp: the gradient is rounding, not zero."""
+    point = f64([0.1, 0.3])
+    tall = Quadratic(1e6 * HESSIAN, torch.nextafter(point, point + 1))
+    assert float(tall.grad(point).norm()) > 0
+    assert ornstein_uhlenbeck_at(tall, point, 1e-8, Isotropic(2, 0.0)).drift.shape == (2, 2)
