@@ -221,7 +221,7 @@ REFUSED = [
     (lambda: StepSchedule(3.0), TypeError, "milestones must be a sequence of times, got 3.0"),
     (lambda: StepSchedule([1.0], 0.0), ValueError, "factor must be positive"),
     (lambda: CosineSchedule(-1.0), ValueError, "duration must be positive"),
-    (lambda: CosineSchedule(1.0, -0.1), ValueError, "final must not be negative, got -0.1"),
+    (lambda: CosineSchedule(1.0, -0.1), ValueError, "final must be at least zero, got -0.1"),
     (lambda: ExponentialSchedule(0.0), ValueError, "timescale must be positive"),
     (lambda: WarmUp(0.0), ValueError, "duration must be positive"),
     (lambda: WarmUp(1.0, 0.5), TypeError, "schedule must be a function of time"),
