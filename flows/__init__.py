@@ -4,7 +4,7 @@ from flows.brownian import BrownianPath, MinibatchPath, NoisePath, PathError, mi
 from flows.compare import compare
 from flows.comparison import Comparison
 from flows.descend import descend
-from flows.descents.controlled import ControlledGradientDescent, ControlledMomentumDescent
+from flows.descents.controlled import ControlledGradientDescent, ControlledMomentumDescent, MeanSquare, SquaredMean
 from flows.descents.drift_adjusted import DriftAdjustedDescent, StochasticDriftAdjustedDescent
 from flows.descents.gradient import GradientDescent, HeavyBall
 from flows.descents.incremental import IncrementalGradientDescent
@@ -29,6 +29,8 @@ from flows.flow import (
 from flows.integrate import integrate
 from flows.models.epoch import EpochFlow
 from flows.models.gradient import GradientFlow
+from flows.models.langevin import LangevinFlow, UnderdampedLangevinFlow
+from flows.models.linear_laws import LinearChain, NoStationaryLawError
 from flows.models.modified import ModifiedFlow, ModifiedRungeKuttaFlow, RungeKuttaDescent
 from flows.models.momentum import HeavyBallPrincipalFlow, NesterovPrincipalFlow
 from flows.models.momentum_series import (
@@ -37,10 +39,28 @@ from flows.models.momentum_series import (
     ReducedHeavyBallFlow,
     ReducedNesterovFlow,
 )
+from flows.models.ornstein_uhlenbeck import (
+    MomentumOrnsteinUhlenbeck,
+    NotAMinimumError,
+    OrnsteinUhlenbeck,
+    linear_momentum_at,
+    linear_sgd_at,
+    momentum_ornstein_uhlenbeck_at,
+    ornstein_uhlenbeck_at,
+)
 from flows.models.principal import PrincipalFlow
 from flows.models.stochastic import NoisyModifiedEquation, StochasticModifiedEquation, Stratonovich
+from flows.models.stochastic_momentum import MomentumModifiedEquation, NoisyMomentumEquation
 from flows.models.truncated import TruncatedPrincipalFlow
 from flows.schedulers import DriftAdjustedRate
+from flows.schedules import (
+    ConstantSchedule,
+    CosineSchedule,
+    CyclicalSchedule,
+    ExponentialSchedule,
+    StepSchedule,
+    WarmUp,
+)
 from flows.trajectory import Status, Trajectory
 from landscapes.noise import MinibatchNoise
 
@@ -50,31 +70,44 @@ __all__ = [
     "BranchError",
     "BrownianPath",
     "Comparison",
+    "ConstantSchedule",
     "ControlledGradientDescent",
     "ControlledMomentumDescent",
+    "CosineSchedule",
+    "CyclicalSchedule",
     "Descent",
     "DriftAdjustedDescent",
     "DriftAdjustedRate",
     "EpochFlow",
+    "ExponentialSchedule",
     "Flow",
     "GradientDescent",
     "GradientFlow",
     "HeavyBall",
     "HeavyBallPrincipalFlow",
     "IncrementalGradientDescent",
+    "LangevinFlow",
+    "LinearChain",
     "Linearisation",
+    "MeanSquare",
     "MinibatchNoise",
     "MinibatchPath",
     "ModifiedFlow",
     "ModifiedHeavyBallFlow",
     "ModifiedNesterovFlow",
     "ModifiedRungeKuttaFlow",
+    "MomentumModifiedEquation",
+    "MomentumOrnsteinUhlenbeck",
     "Nesterov",
     "NesterovPrincipalFlow",
+    "NoStationaryLawError",
     "NoisePath",
     "NoisyGradientDescent",
     "NoisyModifiedEquation",
+    "NoisyMomentumEquation",
+    "NotAMinimumError",
     "OptimizerDescent",
+    "OrnsteinUhlenbeck",
     "PathError",
     "PrincipalFlow",
     "ReducedHeavyBallFlow",
@@ -86,7 +119,9 @@ __all__ = [
     "ScheduledGradientDescent",
     "ScheduledStochasticGradientDescent",
     "SingularModeError",
+    "SquaredMean",
     "Status",
+    "StepSchedule",
     "StochasticDescent",
     "StochasticDriftAdjustedDescent",
     "StochasticFlow",
@@ -97,8 +132,14 @@ __all__ = [
     "Trajectory",
     "TruncatedPrincipalFlow",
     "UnconvergedWarning",
+    "UnderdampedLangevinFlow",
+    "WarmUp",
     "compare",
     "descend",
     "integrate",
+    "linear_momentum_at",
+    "linear_sgd_at",
     "minibatch_path",
+    "momentum_ornstein_uhlenbeck_at",
+    "ornstein_uhlenbeck_at",
 ]

@@ -1,0 +1,1 @@
+"""SGD against its stochastic differential equations, experiment by experiment."""
