@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,18 @@ import torch
 from torch import Tensor
 
 from flows.comparison import Comparison, Row, slug
-from flows.descend import descend
-from flows.engine import Resumed, check_theta0, extreme_eigenvalue
-from flows.flow import BranchError, Descent, Flow, StochasticDescent
+from flows.engine import Resumed, check_theta0
+from flows.flow import BranchError, Descent, Flow, StochasticDescent, StochasticFlow
 from flows.integrate import integrate
-from flows.solvers import ADAPTIVE, EXPONENTIAL
+from flows.reference import Reference, distance, lost, padded, real_loss
+from flows.solvers import ADAPTIVE, EXPONENTIAL, FIXED
+from flows.stochastic_rows import Drive, check_drive, stochastic_row
+from flows.stochastic_solvers import STOCHASTIC
 from flows.trajectory import Trajectory, writable_folder
-from landscapes import Landscape, UnsupportedError
+from flows.weak_errors import Laws, Observables, WeakError, check_observables
+from landscapes import UnsupportedError
 from landscapes.errors import check_count
 
-CURVATURE_SAMPLES = 5  # iterates at which max |hλ| is estimated where a flow's series has a radius
 MAX_STEPS = 2_000  # of an adaptive method from one output time to the next: beyond, |hλ| is in the thousands
 TIGHTER = 10  # by how much the second run's tolerances are smaller
 
@@ -39,6 +40,8 @@ def compare(
     steps: int,
     *,
     runs: int = 1,
+    coupled: bool = False,
+    observables: Observables | None = None,
     seed: int = 0,
     method: str | None = None,
     rtol: float | None = None,
@@ -54,6 +57,14 @@ def compare(
     ``method``, ``rtol``, ``atol`` and ``dt`` are those of ``integrate``. With ``folder`` every trajectory is on disk as
     soon as it is finished.
 
+    Stochastic flows need ``dt`` and are run as often as the descent. Their laws are compared: E f, E‖∇f‖² and the
+    user's ``observables`` (name → φ, θ (n, ..., d) ↦ (n, ...)), each with standard error and integration error; the
+    same is done for the other flows, and without stochastic ones where ``observables`` are given. ``coupled`` drives
+    them by the very mini-batches of the descent, so that paths can be compared: dt must be h over a power of two, and
+    the descent StochasticGradientDescent or ScaledStochasticHeavyBall. Where there are stochastic flows, a method
+    that solves SDEs is theirs alone; another one is for the other flows, which take ``dt`` only where it has fixed
+    steps.
+
     A flow's h must be the descent's. A flow that cannot run here (complex θ on a loss that is not holomorphic, say) is
     a row that says why. Raises ValueError or TypeError for arguments out of place.
     """
@@ -62,19 +73,23 @@ def compare(
     check_count("runs", runs)
     if runs > 1 and not isinstance(descent, StochasticDescent):
         raise ValueError(f"runs is for stochastic descents, got {runs} with {type(descent).__name__}; leave it at 1")
-    check_full_batch_steps(descent, theta0)
+    drive = check_drive(named, descent, theta0, steps, method=method, dt=dt, seed=seed, runs=runs, coupled=coupled)
+    check_observables(observables, descent.landscape)
     store = None if folder is None else writable_folder(folder)
-    start = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
-    run = descend(descent, start, steps, seed=seed, progress=progress)
+    against = Reference(descent, theta0, steps, runs, seed, progress)
+    run = against.run
     if len(run.times) < 2:
         raise ValueError(f"nothing to compare: {run.status.sentence}")
-    against = Reference(descent, run, runs)
     name = unique_name(type(descent).__name__, named)
     keep(run, store, name)
+    laws = None if drive is None and observables is None else Laws.of(observables, against)
     settings: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "dt": dt, "max_steps": MAX_STEPS}
     rows: dict[str, Row] = {}
     for label, flow in named.items():
-        rows[label] = make_row(flow, theta0, against, settings, progress)
+        if isinstance(flow, StochasticFlow):
+            rows[label] = noisy_row(flow, theta0, against, drive, laws, progress)
+        else:
+            rows[label] = make_row(flow, theta0, against, theirs(settings, drive), laws, progress)
         keep(rows[label].trajectory, store, label)
         if rows[label].trajectory is not None and rows[label].trajectory.status == "interrupted":  # type: ignore[union-attr]
             break
@@ -88,17 +103,41 @@ def compare(
         standard_error=against.standard_error,
         noise_floor=against.noise_floor,
         landscape=descent.landscape,
+        observed={} if laws is None else laws.means,
+        coupled=coupled,
         settings={**settings, "seed": seed, "h": float(descent.h)},
     )
 
 
-def check_full_batch_steps(descent: Descent, theta0: Tensor) -> None:
-    """Raise for a stochastic descent with momentum: θ alone does not say what its full-batch step is."""
-    if isinstance(descent, StochasticDescent) and descent.velocity(descent.start(theta0)) is not None:
-        raise UnsupportedError(
-            f"compare takes full-batch steps from θ alone, and {type(descent).__name__} carries a velocity: run it "
-            "with descend and the flow with integrate, or compare the deterministic descent that full_batch() gives"
-        )
+def theirs(settings: dict[str, Any], drive: Drive | None) -> dict[str, Any]:
+    """The settings of flows without noise: in a comparison with noisy ones, less what is for those."""
+    if drive is None:
+        return settings
+    method = None if settings["method"] in STOCHASTIC else settings["method"]
+    return {**settings, "dt": settings["dt"] if method in FIXED else None, "method": method}
+
+
+def noisy_row(
+    flow: StochasticFlow,
+    theta0: Tensor,
+    against: Reference,
+    drive: Drive | None,
+    laws: Laws | None,
+    progress: bool,
+) -> Row:
+    """The row of a stochastic flow, without a trajectory where it cannot run here."""
+    assert drive is not None
+    assert laws is not None
+    try:
+        return stochastic_row(flow, theta0, against, drive, laws, progress)
+    except UnsupportedError as error:
+        return cannot_run(error, against)
+
+
+def cannot_run(error: Exception, against: Reference) -> Row:
+    """A row that says why."""
+    nothing = torch.full(against.mean.shape[:-1], math.nan)
+    return Row(None, nothing, nothing[1:], nothing, nothing, notes=(f"cannot run here: {error}",))
 
 
 def check_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) -> dict[str, Flow]:
@@ -137,63 +176,6 @@ def keep(run: Trajectory | None, store: Path | None, name: str) -> None:
         run.save(store / slug(name))
 
 
-class Reference:
-    """What flows are held against: the descent's iterates or their mean, its single steps, and its curvature."""
-
-    def __init__(self, descent: Descent, run: Trajectory, runs: int):
-        self.h = descent.h
-        self.landscape: Landscape = descent.landscape
-        self.times = run.times
-        self.mean = run.theta.mean(dim=1) if runs > 1 else run.theta
-        self.lost = lost(run).any(dim=1) if runs > 1 else lost(run)
-        self.losses = real_loss(self.landscape, run.theta)
-        self.losses = self.losses.mean(dim=1) if runs > 1 else self.losses
-        self.standard_error = run.theta.var(dim=1).sum(dim=-1).div(runs).sqrt() if runs > 1 else None
-        iterates = run.theta[:, 0] if runs > 1 else run.theta
-        self.starts = iterates[:-1]
-        self.ends = iterates[1:]
-        self.noise_floor: Tensor | None = None
-        if isinstance(descent, StochasticDescent):
-            mean = descent.full_batch()
-            generator = torch.Generator(self.starts.device)  # a full-batch step draws nothing from it
-            self.ends = mean.position(mean.step(mean.start(self.starts), 0, generator))
-            self.noise_floor = torch.stack([descent.step_noise(theta) for theta in self.starts])
-        self._curvature: float | None = None
-        self._descent = descent
-        self._theta0 = run.theta[0]
-
-    @cached_property
-    def velocities(self) -> Tensor | None:
-        """v (T−1, ..., d) at the starts of the steps, which a deterministic descent takes again; None without one."""
-        if isinstance(self._descent, StochasticDescent):
-            return None
-        state, velocities = self._descent.start(self._theta0), []
-        generator = torch.Generator(self._theta0.device)
-        for k in range(len(self.starts)):
-            velocity = self._descent.velocity(state)
-            if velocity is None:
-                return None
-            velocities.append(velocity)
-            state = self._descent.step(state, k, generator)
-        return torch.stack(velocities)
-
-    def curvature(self) -> float:
-        """The largest |hλ| seen at a few iterates along the descent."""
-        if self._curvature is None:
-            places = torch.linspace(0, len(self.mean) - 1, min(CURVATURE_SAMPLES, len(self.mean))).round().long()
-            members = self.mean[places].reshape(-1, self.mean.shape[-1])
-            eigenvalues = [extreme_eigenvalue(self.landscape, theta) for theta in members]
-            self._curvature = self.h * max(abs(0.0 if e is None else e) for e in eigenvalues)
-        return self._curvature
-
-
-def real_loss(landscape: Landscape, theta: Tensor) -> Tensor:
-    """f(θ), the real part where θ is complex."""
-    with torch.no_grad():
-        loss = landscape.loss(theta)
-    return loss.real if loss.is_complex() else loss
-
-
 def tighter(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The same run with a smaller integration error: tolerances down by TIGHTER, or half the step."""
     if settings["dt"] is not None:
@@ -205,19 +187,18 @@ def tighter(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {**settings, "rtol": max(rtol / TIGHTER, min(rtol, floor)), "atol": atol / TIGHTER}
 
 
-def make_row(flow: Flow, theta0: Tensor, against: Reference, settings: dict[str, Any], progress: bool) -> Row:
+def make_row(
+    flow: Flow, theta0: Tensor, against: Reference, settings: dict[str, Any], laws: Laws | None, progress: bool
+) -> Row:
     """Everything about one flow; a row without a trajectory where it cannot run on this landscape."""
     try:
         run = integrate(flow, theta0, against.times, progress=progress, **settings)
     except (UnsupportedError, BranchError) as error:
-        shape = against.mean.shape[:-1]
-        nothing = torch.full(shape, math.nan)
-        return Row(None, nothing, nothing[1:], nothing, nothing, notes=(f"cannot run here: {error}",))
+        return cannot_run(error, against)
     nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.abs().dtype, device=theta0.device)
     if run.status == "interrupted":
-        return Row(
-            run, padded(distance(run.theta, against.mean[: len(run.theta)]), nothing), nothing[1:], nothing, nothing
-        )
+        errors = padded(distance(run.theta, against.mean[: len(run.theta)]), nothing)
+        return Row(run, errors, nothing[1:], nothing, nothing, mean=run.theta)
     fine_settings = tighter(settings, theta0.abs().dtype)
     fine = integrate(flow, theta0, against.times, progress=progress, **fine_settings)
     both = min(len(run.theta), len(fine.theta))
@@ -230,29 +211,25 @@ def make_row(flow: Flow, theta0: Tensor, against: Reference, settings: dict[str,
         losses=padded(real_loss(against.landscape, run.theta), nothing),
         imaginary=padded(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
         outside=outside_series(flow, against),
+        mean=run.theta,
+        weak=weak_errors(run, fine, gone, laws, nothing),
         notes=("no one-step errors: the descent carries no velocity to start from",) if silent(flow, against) else (),
     )
 
 
-def distance(left: Tensor, right: Tensor) -> Tensor:
-    """‖left − right‖ over the last dimension, by modulus."""
-    return torch.linalg.vector_norm(left - right, dim=-1)
-
-
-def lost(run: Trajectory) -> Tensor:
-    """Where a state (T, ...) only repeats the last finite one of a member that has left the run."""
-    stays = (run.theta[1:] == run.theta[:-1]).all(dim=-1).flip(0).long().cumprod(0).flip(0).bool()
-    return torch.cat([torch.zeros_like(run.alive)[None], stays & ~run.alive])
-
-
-def padded(values: Tensor, nothing: Tensor) -> Tensor:
-    """Values (T', ...) of a run that may have ended early on the full clock (T, ...), NaN past its end."""
-    return torch.cat([values, nothing[len(values) :]])
+def weak_errors(
+    run: Trajectory, fine: Trajectory, gone: Tensor, laws: Laws | None, nothing: Tensor
+) -> dict[str, WeakError]:
+    """φ(X) − E φ(θ) for a flow without noise, where laws are compared and it is real."""
+    if laws is None or run.theta.is_complex():
+        return {}
+    found = laws.against(run.theta[:, None], fine.theta[:, None], gone)
+    return {name: error.on_clock(nothing) for name, error in found.items()}
 
 
 def one_step_errors(flow: Flow, against: Reference, settings: dict[str, Any]) -> Tensor:
     """‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...): one batch of starts for each length of step; NaN where a run failed."""
-    lengths = against.times.diff()
+    lengths, velocities = against.times.diff(), against.first_velocities
     errors = torch.full(against.starts.shape[:-1], math.nan, dtype=against.starts.abs().dtype).to(against.starts.device)
     if silent(flow, against):
         return errors
@@ -266,8 +243,8 @@ def one_step_errors(flow: Flow, against: Reference, settings: dict[str, Any]) ->
         first_step = length if settings["dt"] is None and settings["method"] in (None, *ADAPTIVE, EXPONENTIAL) else None
         starts = against.starts[where]
         model = flow
-        if carries_velocity(flow) and against.velocities is not None:
-            model = Resumed(flow, flow.resume(starts, against.velocities[where]))
+        if carries_velocity(flow) and velocities is not None:
+            model = Resumed(flow, flow.resume(starts, velocities[where]))
         run = integrate(model, starts, [0.0, length], keep="last", first_step=first_step, **settings)
         gap = distance(run.theta[-1], against.ends[where])
         errors[where] = torch.where(run.alive, gap, math.nan)

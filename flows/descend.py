@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,21 @@ def descend(
 
     Raises TypeError or ValueError for arguments out of place, before anything is computed.
     """
+    return descend_seen(descent, theta0, steps, None, seed, every, keep, observers, progress)
+
+
+def descend_seen(
+    descent: Descent,
+    theta0: Tensor,
+    steps: int,
+    see: Callable[[int, Any], None] | None,
+    seed: int = 0,
+    every: int = 1,
+    keep: str = "all",
+    observers: Sequence[Observer] = (),
+    progress: bool = False,
+) -> Trajectory:
+    """``descend`` with a look at its whole state, see(k, state), before every step k; what it does is not counted."""
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     theta0 = check_theta0(theta0)
@@ -46,7 +62,7 @@ def descend(
     recorder = Recorder(keep, every, observers, steps)
     with torch.no_grad():
         model, counts = counted(descent)
-        run = Run(model, theta0, recorder)
+        run = Run(model, theta0, recorder, see)
         with tqdm(total=steps, unit="step", desc=type(descent).__name__, disable=not progress) as bar:
             taken, status = run.steps(steps, generator, bar)
     return recorder.trajectory(status, run.alive, {"steps": taken, **counts}, ())
@@ -55,12 +71,15 @@ def descend(
 class Run:
     """The state of one descent: the optimiser's state, the positions as reported, and who is alive."""
 
-    def __init__(self, descent: Descent, theta0: Tensor, recorder: Recorder):
+    def __init__(
+        self, descent: Descent, theta0: Tensor, recorder: Recorder, see: Callable[[int, Any], None] | None = None
+    ):
         self.descent = descent
         self.alive = torch.ones(theta0.shape[:-1], dtype=torch.bool, device=theta0.device)
         self._state = descent.start(theta0)
         self._theta = descent.position(self._state)
         self._recorder = recorder
+        self._see = see
         self._lost: list[str] = []
 
     def steps(self, steps: int, generator: torch.Generator, bar: tqdm) -> tuple[int, Status]:
@@ -69,6 +88,8 @@ class Run:
         try:
             self._recorder.record(0, t, self._theta)
             for k in range(steps):
+                if self._see is not None:
+                    self._see(k, self._state)
                 self._state = self.descent.step(self._state, k, generator)
                 theta = self.descent.position(self._state)
                 taken = k + 1

@@ -198,3 +198,20 @@ class StochasticDescent(Descent):
     @abstractmethod
     def step_noise(self, theta: Tensor) -> Tensor:
         """Root mean square distance of a step from the full-batch step, h·√tr Cov(g_batch), shape (...,)."""
+
+    def noise_at(self, state: Any) -> Tensor:
+        """``step_noise`` of the step that is next at this state, shape (...,)."""
+        return self.step_noise(self.position(state))
+
+    def noise_of_step(self, state: Any, k: int) -> Tensor:
+        """The same of step k, for descents whose steps are not all alike."""
+        return self.noise_at(state)
+
+    def mean_state(self, state: Any) -> Any:
+        """The state of ``full_batch()`` where this descent has that state."""
+        return self.full_batch().start(self.position(state))
+
+    def mean_step(self, state: Any, k: int) -> Tensor:
+        """θ (..., d) after step k with the full-batch gradient in place of the mini-batch one."""
+        mean = self.full_batch()
+        return mean.position(mean.step(self.mean_state(state), k, torch.Generator()))  # which draws nothing

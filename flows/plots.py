@@ -34,8 +34,10 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Pat
     """Write the figure of a comparison (format by the ending of ``path``) and return the path. Raises FolderError."""
     target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
     writable_folder(target.parent)
-    figure = Figure(figsize=(7.2, 6.0), layout="constrained")
-    grid = figure.subplots(2, 2)
+    laws = list(comparison.observed)
+    rows = 2 + (len(laws) + 1) // 2
+    figure = Figure(figsize=(7.2, 3.0 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2)
     styles = {name: style(i) for i, name in enumerate(comparison.rows)}
     draw_errors(grid[0, 1], comparison, styles)
     draw_one_step(grid[1, 0], comparison, styles)
@@ -44,6 +46,10 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Pat
         draw_paths(grid[0, 0], comparison, comparison.landscape, styles)
     else:
         draw_distances(grid[0, 0], comparison, styles)
+    for phi, axes in zip(laws, grid[2:].flat, strict=False):
+        draw_law(axes, phi, comparison, styles)
+    for axes in list(grid.flat)[4 + len(laws) :]:
+        axes.set_axis_off()
     figure.legend(
         handles=legend(comparison, styles), loc="outside upper center", ncols=3, fontsize="small", frameon=False
     )
@@ -59,8 +65,12 @@ def legend(comparison: Comparison, styles: dict[str, Style]) -> list[Line2D]:
     handles = [Line2D([], [], label=comparison.name, **DESCENT)]
     handles += [Line2D([], [], label=name, **styles[name]) for name in styles]
     handles.append(Line2D([], [], color="grey", linestyle=":", linewidth=1, label="integration error"))
-    lines = {"error of the mean": comparison.standard_error, "noise of one step": comparison.noise_floor}
-    present = [name for name, values in lines.items() if values is not None]
+    lines = {
+        "error of the mean": comparison.standard_error is not None,
+        "noise of one step": comparison.noise_floor is not None,
+        "error of a law": bool(comparison.observed) and comparison.runs > 1,
+    }
+    present = [name for name, drawn in lines.items() if drawn]
     return handles + ([Line2D([], [], label="; ".join(present), **STATISTICAL)] if present else [])
 
 
@@ -109,6 +119,18 @@ def draw_one_step(axes: Axes, comparison: Comparison, styles: dict[str, Style]) 
     label(axes, "‖X(t + h; θ) − θ′‖", "model error of each step")
 
 
+def draw_law(axes: Axes, phi: str, comparison: Comparison, styles: dict[str, Style]) -> None:
+    """How far the mean of φ is from the descent's; its standard error long dashes, the integrator's share dotted."""
+    t = comparison.times[1:].cpu().numpy()  # all start at θ₀, where the mean over runs is off by rounding
+    for name, row in comparison.rows.items():
+        if phi in row.weak:
+            error, colour = row.weak[phi], styles[name]["color"]
+            axes.plot(t, positive(error.difference[1:].abs()), **marked(styles[name], len(t)))
+            axes.plot(t, positive(error.standard_error[1:]), **{**STATISTICAL, "color": colour})
+            axes.plot(t, positive(error.integration[1:].abs()), color=colour, linestyle=":", linewidth=1)
+    label(axes, f"|E φ(X) − E φ(θ)|, φ = {phi}", f"law: {phi}")
+
+
 def draw_losses(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> None:
     """Loss along the descent and along each flow."""
     t = comparison.times.cpu().numpy()
@@ -125,7 +147,7 @@ def draw_distances(axes: Axes, comparison: Comparison, styles: dict[str, Style])
     """How far descent and flows have come from where they started."""
     t = comparison.times.cpu().numpy()
     runs = {comparison.name: comparison.mean} | {
-        name: row.trajectory.theta for name, row in comparison.rows.items() if row.trajectory is not None
+        name: row.mean for name, row in comparison.rows.items() if row.mean is not None
     }
     for name, theta in runs.items():
         look = styles.get(name, DESCENT)
@@ -147,8 +169,8 @@ def draw_paths(axes: Axes, comparison: Comparison, landscape: Landscape, styles:
     if len(levels):
         axes.contour(x, y, heights, levels=levels, colors="0.75", linewidths=0.6)
     for name, row in comparison.rows.items():
-        if row.trajectory is not None:
-            theta = row.trajectory.theta.detach().cpu()
+        if row.mean is not None:
+            theta = row.mean.detach().cpu()
             draw_path(axes, theta.real if theta.is_complex() else theta, {**styles[name], "linewidth": 1.2})
     draw_path(axes, comparison.mean.detach().cpu(), DESCENT)
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel="θ₁", ylabel="θ₂")

@@ -14,20 +14,21 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from flows import Descent, Flow, PrincipalFlow, compare
+from flows import Descent, Flow, PrincipalFlow, StochasticDescent, StochasticFlow, compare
 from flows.comparison import slug
 from landscapes import FiniteSum, Landscape, Toy
 from nets import GhostBatchLandscape
 from scripts.command_line import DTYPES, check_device, guarded, parse, use_threads
 from scripts.ground import AnyGround, Ground
-from scripts.models_by_name import DENSE, FLOW_NAMES, Options, descent_by_name, flow_by_name
+from scripts.models_by_name import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
 from scripts.net_ground import NetGround
 
+SUBSTEPS = 8  # of a stochastic flow in a step of the descent
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 
-Choose what is descended as a subcommand; options follow it. Flows: {", ".join(FLOW_NAMES)}. Descents: gd, sgd,
-heavy-ball, or a class of torch.optim such as Adam. A table is printed for each descent; tables, figures, settings and
-every trajectory go to --out."""
+Choose what is descended as a subcommand; options follow it. Flows: {", ".join(FLOW_NAMES)}.
+Descents: {", ".join(DESCENTS)}, or a class of torch.optim such as Adam. A table is printed for each descent; tables,
+figures, settings and every trajectory go to --out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Settings:
     sampling: Literal["replacement", "subset", "epoch"] = "epoch"
     """How sgd draws its mini-batches."""
     runs: int = 1
-    """Runs of sgd to average over."""
+    """Runs of sgd, and of stochastic flows, to average over."""
+    coupled: bool = False
+    """Drive stochastic flows by the mini-batches of sgd, so that paths are compared."""
     momentum: float = 0.9
     """Momentum of heavy-ball and nesterov, and of their flows."""
     friction: float = 1.0
@@ -69,7 +72,7 @@ class Settings:
     atol: float | None = None
     """Absolute tolerance; a network's preset, else 1e-9 in float64 and 1e-6 in float32."""
     dt: float | None = None
-    """Step of fixed-step methods; must divide h."""
+    """Step of fixed-step methods, must divide h; of stochastic flows h/8 by default."""
     device: str = "cpu"
     """Where to run: cpu, cuda, cuda:1, …"""
     threads: int | None = None
@@ -158,6 +161,7 @@ def run(settings: Settings) -> None:
     options = options_of(settings, choice)
     flows = {name: flow_by_name(name, landscape, choice.h, options) for name in choice.flows}
     descents = {name: descent_by_name(name, landscape, choice.h, options) for name in settings.descent}
+    noisy = any(isinstance(flow, StochasticFlow) for flow in flows.values())
     print(f"{describe(settings.ground, landscape)}: h = {choice.h:g}, {choice.steps} steps")
     for name, flow in flows.items():
         if isinstance(flow, PrincipalFlow) and flow.branch == "real" and settings.branch == "auto":
@@ -169,12 +173,13 @@ def run(settings: Settings) -> None:
             flows,
             theta0,
             choice.steps,
-            runs=settings.runs if name == "sgd" else 1,
+            runs=settings.runs if isinstance(descent, StochasticDescent) else 1,
+            coupled=settings.coupled,
             seed=settings.seed,
             method=choice.method,
             rtol=choice.rtol,
             atol=choice.atol,
-            dt=choice.dt,
+            dt=choice.h / SUBSTEPS if noisy and choice.dt is None else choice.dt,
             folder=folder,
             progress=sys.stderr.isatty(),
         )

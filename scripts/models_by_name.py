@@ -20,6 +20,7 @@ from flows import (
     ModifiedFlow,
     ModifiedHeavyBallFlow,
     ModifiedNesterovFlow,
+    MomentumModifiedEquation,
     Nesterov,
     NesterovPrincipalFlow,
     OptimizerDescent,
@@ -28,7 +29,10 @@ from flows import (
     ReducedNesterovFlow,
     ScaledHeavyBall,
     ScaledNesterov,
+    ScaledStochasticHeavyBall,
     StochasticGradientDescent,
+    StochasticHeavyBall,
+    StochasticModifiedEquation,
 )
 from landscapes import FiniteSum, Landscape
 
@@ -58,11 +62,41 @@ class Options:
         }
 
 
+def batches(landscape: Landscape, options: Options, name: str, instead: str) -> tuple[FiniteSum, int, str]:
+    """The landscape's examples, the size of a mini-batch and how those are drawn; ValueError where there are none."""
+    if not isinstance(landscape, FiniteSum):
+        raise ValueError(f"{name} needs examples, {type(landscape).__name__} has none; use {instead}")
+    return landscape, min(options.batch_size, landscape.size), options.sampling
+
+
 def stochastic(landscape: Landscape, h: float, options: Options) -> Descent:
     """SGD on the landscape's examples."""
-    if not isinstance(landscape, FiniteSum):
-        raise ValueError(f"--descent sgd needs examples, {type(landscape).__name__} has none; use gd")
-    return StochasticGradientDescent(landscape, h, min(options.batch_size, landscape.size), options.sampling)
+    examples, b, sampling = batches(landscape, options, "--descent sgd", "gd")
+    return StochasticGradientDescent(examples, h, b, sampling)
+
+
+def stochastic_heavy_ball(landscape: Landscape, h: float, options: Options) -> Descent:
+    """SGD with momentum."""
+    examples, b, sampling = batches(landscape, options, "--descent sgd-heavy-ball", "heavy-ball")
+    return StochasticHeavyBall(examples, h, options.momentum, b, sampling)
+
+
+def scaled_stochastic_heavy_ball(landscape: Landscape, h: float, options: Options) -> Descent:
+    """SGD with friction."""
+    examples, b, sampling = batches(landscape, options, "--descent sgd-scaled-heavy-ball", "scaled-heavy-ball")
+    return ScaledStochasticHeavyBall(examples, h, options.friction, b, sampling)
+
+
+def equation(landscape: Landscape, h: float, order: int, options: Options) -> Flow:
+    """The stochastic modified equation of SGD."""
+    examples, b, sampling = batches(landscape, options, "flow sde-N", "modified-N")
+    return StochasticModifiedEquation(examples, h, b, order, sampling)
+
+
+def momentum_equation(landscape: Landscape, h: float, order: int, options: Options) -> Flow:
+    """That of SGD with friction."""
+    examples, b, sampling = batches(landscape, options, "flow momentum-sde-N", "scaled-heavy-ball-N")
+    return MomentumModifiedEquation(examples, h, options.friction, b, order, sampling)
 
 
 FLOWS: dict[str, Callable[[Landscape, float, Options], Flow]] = {
@@ -81,6 +115,8 @@ NUMBERED: dict[str, Callable[[Landscape, float, int, Options], Flow]] = {
     "reduced-nesterov": lambda f, h, order, options: ReducedNesterovFlow(f, h, options.momentum, order),
     "scaled-heavy-ball": lambda f, h, order, options: ModifiedHeavyBallFlow(f, h, options.friction, order),
     "scaled-nesterov": lambda f, h, order, options: ModifiedNesterovFlow(f, h, options.friction, order),
+    "sde": equation,
+    "momentum-sde": momentum_equation,
 }
 """Families of flows by the name that an order follows: modified-2 is the second of them."""
 DESCENTS: dict[str, Callable[[Landscape, float, Options], Descent]] = {
@@ -90,6 +126,8 @@ DESCENTS: dict[str, Callable[[Landscape, float, Options], Descent]] = {
     "nesterov": lambda f, h, options: Nesterov(f, h, options.momentum),
     "scaled-heavy-ball": lambda f, h, options: ScaledHeavyBall(f, h, options.friction),
     "scaled-nesterov": lambda f, h, options: ScaledNesterov(f, h, options.friction),
+    "sgd-heavy-ball": stochastic_heavy_ball,
+    "sgd-scaled-heavy-ball": scaled_stochastic_heavy_ball,
 }
 """Descents by name; classes of torch.optim go by their own."""
 FLOW_NAMES = (*FLOWS, *(f"{family}-N" for family in NUMBERED))

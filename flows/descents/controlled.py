@@ -215,6 +215,10 @@ class ControlledDescent(StochasticDescent):
         """θ."""
         return state.theta
 
+    def mean_step(self, state: ControlledState, k: int) -> Tensor:
+        """θ after the step that the state's controls take along ∇f."""
+        return state.theta + self.move(state, self.landscape.grad(state.theta))
+
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """c·diag D(θ), shape (..., d)."""
         return self.sampler.variance_factor() * covariance_diagonal(self.landscape, theta)

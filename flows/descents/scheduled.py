@@ -120,6 +120,10 @@ class ScheduledStochasticGradientDescent(StochasticDescent):
         """Gradient descent with the same schedule."""
         return ScheduledGradientDescent(self.landscape, self.h, self.schedule)
 
+    def mean_state(self, state: ScheduledState) -> tuple[Tensor, float]:
+        """θ at the time that the run has come to."""
+        return state.theta, state.time
+
     def noise_at(self, state: ScheduledState) -> Tensor:
         """Root mean square distance of the next step from the full-batch one, h_k·√(c·tr D(θ)), shape (...,)."""
         variance = self.sampler.variance_factor() * covariance_trace(self.landscape, state.theta)

@@ -98,6 +98,10 @@ class StochasticHeavyBall(MomentumDescent):
         """Heavy ball at the same rate and momentum: the mean of a step from a state of the same velocity."""
         return HeavyBall(self.landscape, self.h, self.momentum)
 
+    def mean_state(self, state: MomentumState) -> tuple[Tensor, Tensor]:
+        """(θ, p)."""
+        return state.theta, state.momentum
+
     def step_noise(self, theta: Tensor) -> Tensor:
         """h·√(c·tr D(θ)), whatever the velocity, shape (...,)."""
         return self.h * self.gradient_noise(theta)
@@ -137,6 +141,10 @@ class ScaledStochasticHeavyBall(MomentumDescent):
     def full_batch(self) -> ScaledHeavyBall:
         """The same with the full gradient: the mean of a step from a state of the same velocity."""
         return ScaledHeavyBall(self.landscape, self.h, self.friction)
+
+    def mean_state(self, state: MomentumState) -> Tensor:
+        """(x, v) in one tensor."""
+        return torch.cat([state.theta, state.momentum], dim=-1)
 
     def step_noise(self, theta: Tensor) -> Tensor:
         """h²·√(c·tr D(θ)), of x and whatever the velocity, shape (...,)."""

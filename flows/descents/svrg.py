@@ -99,6 +99,12 @@ class SVRG(StochasticDescent):
         """Root mean square distance from the full-batch step of a step with this state's snapshot, shape (...,)."""
         return self.h * self.covariance_trace(state).sqrt()
 
+    def noise_of_step(self, state: SnapshotState, k: int) -> Tensor:
+        """The same of step k, (...,): zero where it takes a snapshot."""
+        if k % self.period == 0:
+            return torch.zeros(state.theta.shape[:-1], dtype=state.theta.dtype, device=state.theta.device)
+        return self.noise_at(state)
+
     def step_noise(self, theta: Tensor) -> Tensor:
         """Raises UnsupportedError: θ does not tell the snapshot."""
         raise UnsupportedError(

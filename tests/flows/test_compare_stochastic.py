@@ -7,17 +7,22 @@ import torch
 from torch.testing import assert_close
 
 from flows import (
+    SVRG,
+    ControlledGradientDescent,
     GradientFlow,
     HeavyBall,
     ModifiedFlow,
     PrincipalFlow,
     ScaledStochasticHeavyBall,
+    ScheduledStochasticGradientDescent,
+    StepSchedule,
     StochasticGradientDescent,
     StochasticHeavyBall,
     compare,
     descend,
+    integrate,
 )
-from landscapes import LinearRegression, NoisyQuadratic, Regularised, TwoQuadratics, UnsupportedError
+from landscapes import LinearRegression, NoisyQuadratic, Regularised
 
 RATE, STEPS, RUNS = 0.1, 4, 6
 START = torch.tensor([1.0, -0.7], dtype=torch.float64)
@@ -126,8 +131,49 @@ def test_saved_figures_of_the_noise(regression, tmp_path):
     assert torch.equal(tensors["noise_floor"], result.noise_floor)
 
 
-def test_momentum_on_minibatches_is_refused_and_not_taken_from_rest():
-    f, theta = TwoQuadratics(), torch.ones(2, dtype=torch.float64)
-    for descent in (StochasticHeavyBall(f, 0.1, 0.9, 1), ScaledStochasticHeavyBall(f, 0.1, 0.5, 1)):
-        with pytest.raises(UnsupportedError, match="carries a velocity"):
-            compare(descent, [GradientFlow(f)], theta, 3)
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("kind", [StochasticHeavyBall, ScaledStochasticHeavyBall])
+def test_momentum_on_minibatches_takes_full_batch_steps_with_its_velocity(kind, runs, regression):
+    descent = kind(regression, 0.3, 0.9, 2)
+    result = compare(descent, {"GF": GradientFlow(regression)}, START, STEPS, runs=runs, seed=1, **TIGHT)
+    first = result.descent.theta[:, 0] if runs > 1 else result.descent.theta
+    step = torch.linalg.matrix_exp(-0.3 * regression.hessian(START))
+    back = torch.cat([first[:1], first[:-1]])[:-1]  # where it was a step ago
+    starts, grads = first[:-1], regression.grad(first[:-1])
+    if kind is StochasticHeavyBall:
+        ends = starts + 0.9 * (starts - back) - 0.3 * grads
+    else:
+        ends = starts + (1 - 0.3 * 0.9) * (starts - back) - 0.3**2 * grads
+    pull = torch.linalg.solve(regression.hessian(START), grads.mT).mT
+    exact = starts - pull + pull @ step
+    assert_close(result.one_step["GF"], (exact - ends).norm(dim=-1), rtol=1e-6, atol=1e-9)
+
+
+def test_descents_whose_step_depends_on_more_than_theta(regression):
+    flow = {"GF": GradientFlow(regression)}
+    svrg = compare(SVRG(regression, RATE, 2, period=2), flow, START, STEPS)
+    assert torch.equal(svrg.noise_floor == 0, torch.tensor([True, False] * 2))
+    rate = StepSchedule((1.5 * RATE,), 0.5)
+    scheduled = compare(ScheduledStochasticGradientDescent(regression, RATE, 2, rate), flow, START, STEPS, runs=2)
+    plain = compare(StochasticGradientDescent(regression, RATE, 2), flow, START, STEPS, runs=2)
+    assert_close(scheduled.noise_floor[:3], plain.noise_floor[:3] * torch.tensor([1, 1, 0.5], dtype=torch.float64))
+    starts = scheduled.descent.theta[:-1, 0]
+    rates = scheduled.times.diff()[:, None]
+    assert_close(rates[:, 0], RATE * torch.tensor([1, 1, 0.5, 0.5], dtype=torch.float64))
+    hessian = regression.hessian(START)
+    pull = torch.linalg.solve(hessian, regression.grad(starts).mT).mT
+    exact = torch.stack([p @ torch.linalg.matrix_exp(-r * hessian) - p for p, r in zip(pull, rates, strict=True)])
+    gap = (exact + rates * regression.grad(starts)).norm(dim=-1)
+    assert_close(scheduled.one_step["GF"], gap, rtol=1e-5, atol=1e-9)
+
+
+def test_controlled_descents_take_mean_steps_with_their_controls(regression):
+    descent = ControlledGradientDescent(regression, RATE, 1, decay=(0.5, 0.5))
+    result = compare(descent, {"GF": GradientFlow(regression)}, START, 40, seed=4, **TIGHT)
+    state, generator = descent.start(START), torch.Generator().manual_seed(4)
+    for k in range(40):
+        mean = state.theta - RATE * state.control * regression.grad(state.theta)
+        end = integrate(GradientFlow(regression), state.theta, [0.0, RATE], **TIGHT).theta[-1]
+        assert_close(result.one_step["GF"][k], (end - mean).norm(), rtol=1e-5, atol=1e-9)
+        state = descent.step(state, k, generator)
+    assert float(state.control.min()) < 1  # the controls had something to say

@@ -1,0 +1,130 @@
+r"""What flows are held against: a descent's iterates or their mean over runs, its single steps, and its curvature."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows.descend import descend_seen
+from flows.engine import extreme_eigenvalue
+from flows.flow import Descent, StochasticDescent
+from flows.trajectory import Trajectory
+from landscapes import Landscape
+
+CURVATURE_SAMPLES = 5  # iterates at which max |hλ| is estimated where a flow's series has a radius
+
+
+class Steps:
+    """What is read off every state of a descent as it runs: velocities and, with noise, what its mean step would be.
+
+    With ``runs`` the mean step and its noise are the first run's.
+    """
+
+    def __init__(self, descent: Descent, runs: int):
+        self._descent = descent
+        self._runs = runs
+        self._velocities: list[Tensor] = []
+        self._ends: list[Tensor] = []
+        self._noise: list[Tensor] = []
+
+    def __call__(self, k: int, state: Any) -> None:
+        """Look at the state before step k."""
+        velocity = self._descent.velocity(state)
+        if velocity is not None:
+            self._velocities.append(velocity)
+        if isinstance(self._descent, StochasticDescent):
+            first = member(state, 0) if self._runs > 1 else state
+            self._ends.append(self._descent.mean_step(first, k))
+            self._noise.append(self._descent.noise_of_step(first, k))
+
+    def velocities(self, steps: int) -> Tensor | None:
+        """v (steps, [runs,] ..., d) at the starts of the steps; None for a descent that carries none."""
+        return torch.stack(self._velocities[:steps]) if self._velocities else None
+
+    def mean_ends(self, steps: int) -> Tensor | None:
+        """Where full-batch steps lead, (steps, ..., d); None without noise."""
+        return torch.stack(self._ends[:steps]) if self._ends else None
+
+    def noise(self, steps: int) -> Tensor | None:
+        """Their noise, (steps, ...); None without any."""
+        return torch.stack(self._noise[:steps]) if self._noise else None
+
+
+def member(state: Any, i: int) -> Any:
+    """The i-th run of a descent's state: of every tensor in it the i-th row."""
+    if isinstance(state, Tensor):
+        return state[i]
+    if isinstance(state, tuple):
+        return tuple(member(part, i) for part in state)
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        parts = {f.name: member(getattr(state, f.name), i) for f in dataclasses.fields(state)}
+        return dataclasses.replace(state, **parts)
+    return state
+
+
+class Reference:
+    """A descent's run with what flows are held against; ``members`` (T, runs, ..., d) are its runs."""
+
+    def __init__(self, descent: Descent, theta0: Tensor, steps: int, runs: int, seed: int, progress: bool):
+        start = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
+        seen = Steps(descent, runs)
+        self.descent = descent
+        self.runs = runs
+        self.seed = seed
+        self.run: Trajectory = descend_seen(descent, start, steps, seen, seed, progress=progress)
+        self.h = descent.h
+        self.landscape: Landscape = descent.landscape
+        self.times = self.run.times
+        self.members = self.run.theta if runs > 1 else self.run.theta[:, None]
+        self.members_lost = lost(self.run) if runs > 1 else lost(self.run)[:, None]
+        self.mean = self.members.mean(dim=1) if runs > 1 else self.run.theta
+        self.lost = self.members_lost.any(dim=1)
+        self.losses = real_loss(self.landscape, self.members).mean(dim=1)
+        self.standard_error = self.members.var(dim=1).sum(dim=-1).div(runs).sqrt() if runs > 1 else None
+        last = len(self.times) - 1
+        self.starts = self.members[:-1, 0]
+        mean_ends = seen.mean_ends(last)
+        self.ends = self.members[1:, 0] if mean_ends is None else mean_ends
+        self.noise_floor = seen.noise(last)
+        self.velocities = seen.velocities(last)
+        self._curvature: float | None = None
+
+    @property
+    def first_velocities(self) -> Tensor | None:
+        """v (T−1, ..., d) at ``starts``; None for a descent that carries none."""
+        return self.velocities if self.velocities is None or self.runs == 1 else self.velocities[:, 0]
+
+    def curvature(self) -> float:
+        """The largest |hλ| seen at a few iterates along the descent."""
+        if self._curvature is None:
+            places = torch.linspace(0, len(self.mean) - 1, min(CURVATURE_SAMPLES, len(self.mean))).round().long()
+            members = self.mean[places].reshape(-1, self.mean.shape[-1])
+            eigenvalues = [extreme_eigenvalue(self.landscape, theta) for theta in members]
+            self._curvature = self.h * max(abs(0.0 if e is None else e) for e in eigenvalues)
+        return self._curvature
+
+
+def real_loss(landscape: Landscape, theta: Tensor) -> Tensor:
+    """f(θ), the real part where θ is complex."""
+    with torch.no_grad():
+        loss = landscape.loss(theta)
+    return loss.real if loss.is_complex() else loss
+
+
+def distance(left: Tensor, right: Tensor) -> Tensor:
+    """‖left − right‖ over the last dimension, by modulus."""
+    return torch.linalg.vector_norm(left - right, dim=-1)
+
+
+def lost(run: Trajectory) -> Tensor:
+    """Where a state (T, ...) only repeats the last finite one of a member that has left the run."""
+    stays = (run.theta[1:] == run.theta[:-1]).all(dim=-1).flip(0).long().cumprod(0).flip(0).bool()
+    return torch.cat([torch.zeros_like(run.alive)[None], stays & ~run.alive])
+
+
+def padded(values: Tensor, nothing: Tensor) -> Tensor:
+    """Values (T', ...) of a run that may have ended early on the full clock (T, ...), NaN past its end."""
+    return torch.cat([values, nothing[len(values) :]])

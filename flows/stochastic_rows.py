@@ -1,0 +1,197 @@
+r"""Rows of a comparison for stochastic flows: by means over runs or, driven by the descent's mini-batches, by paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flows.brownian import NoisePath, minibatch_path
+from flows.comparison import Row
+from flows.engine import ResumedEquation
+from flows.flow import Descent, Flow, StochasticFlow
+from flows.integrate import integrate
+from flows.reference import Reference, distance, lost, padded
+from flows.stochastic_solvers import STOCHASTIC
+from flows.weak_errors import LOSS, Laws
+from landscapes import UnsupportedError
+from landscapes.errors import check_count, check_positive, check_seed
+from landscapes.noise import MinibatchNoise
+
+
+@dataclass(frozen=True)
+class Drive:
+    """How stochastic flows run: their method and dt, and the noise: a seed's, or that of the descent's mini-batches."""
+
+    method: str | None
+    dt: float
+    seed: int
+    path: NoisePath | None = None
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the noise is the descent's."""
+        return self.path is not None
+
+    def run(self, flow: Flow, start: Tensor, times: Any, dt: float, **more: Any) -> Any:
+        """``integrate`` along the noise."""
+        source: Mapping[str, Any] = {"seed": self.seed} if self.path is None else {"path": self.path}
+        return integrate(flow, start, times, method=self.method, dt=dt, **source, **more)
+
+
+def check_drive(
+    flows: Mapping[str, Flow],
+    descent: Descent,
+    theta0: Tensor,
+    steps: int,
+    *,
+    method: str | None,
+    dt: float | None,
+    seed: int,
+    runs: int,
+    coupled: bool,
+) -> Drive | None:
+    """The drive of the stochastic flows among them, None where there are none; raise where something is missing."""
+    noisy = [flow for flow in flows.values() if isinstance(flow, StochasticFlow)]
+    if not noisy:
+        if coupled:
+            raise ValueError("coupled is for stochastic flows, none was given; leave it out")
+        return None
+    if dt is None:
+        raise ValueError(
+            f"dt must be given for {noisy[0].name}, a stochastic flow: h over a power of two serves; dt = h is "
+            "Euler's step of the descent itself"
+        )
+    check_positive("dt", dt)
+    used = method if method in STOCHASTIC else None
+    if not coupled:
+        return Drive(used, dt, noise_seed(seed))
+    halvings = round(math.log2(descent.h / dt))
+    if halvings < 0 or not math.isclose(dt * 2**halvings, descent.h, rel_tol=1e-12):
+        raise ValueError(f"dt of coupled flows must be h over a power of two, h = {descent.h!r}, got {dt!r}")
+    start = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
+    path = minibatch_path(descent, start, check_count("steps", steps), seed, halvings + 1)  # type: ignore[arg-type]
+    for flow in noisy:
+        check_shared(flow, descent)
+    return Drive(used, dt, seed, path)  # finer by a halving: for the runs at dt/2
+
+
+def noise_seed(seed: int) -> int:
+    """The seed of the flows' noise: of streams that the descent's own do not meet."""
+    return int(np.random.SeedSequence([check_seed(seed), 1]).generate_state(1, np.uint32)[0])
+
+
+def gradient_noise(flow: StochasticFlow) -> object:
+    """The ``noise`` of a flow, or of the flow that it wraps; None where it has none by that name."""
+    return getattr(getattr(flow, "flow", flow), "noise", None)
+
+
+def check_shared(flow: StochasticFlow, descent: Descent) -> None:
+    """Raise ValueError where flow and descent draw different mini-batches."""
+    noise = gradient_noise(flow)
+    for name in ("batch_size", "sampling"):
+        ours = getattr(descent, name)
+        if getattr(noise, name, ours) != ours:
+            raise ValueError(
+                f"{name} of {flow.name} is {getattr(noise, name)!r}, of the descent {ours!r}: coupled, they must agree"
+            )
+
+
+def check_coupled(flow: StochasticFlow, path: NoisePath) -> None:
+    """Raise UnsupportedError unless the flow's noise can be that of mini-batches."""
+    noise, size = gradient_noise(flow), path.shape[-1]
+    if flow.noise_size != size or not (noise is None or isinstance(noise, MinibatchNoise)):
+        raise UnsupportedError(
+            f"coupled flows are driven by the weights of the {size} examples in each mini-batch, and the noise of "
+            f"{flow.name} is another, of size {flow.noise_size}: compare it with coupled=False"
+        )
+
+
+def stochastic_row(
+    flow: StochasticFlow, theta0: Tensor, against: Reference, along: Drive, laws: Laws, progress: bool
+) -> Row:
+    """Everything about one stochastic flow, from as many runs as the descent has."""
+    if along.path is not None:
+        check_coupled(flow, along.path)
+    start = theta0.expand(against.runs, *theta0.shape) if against.runs > 1 else theta0
+    run = along.run(flow, start, against.times, along.dt, progress=progress)
+    nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.dtype, device=theta0.device)
+    members = run.theta if against.runs > 1 else run.theta[:, None]
+    theirs = against.members[: len(members)]
+    gone = (lost(run) if against.runs > 1 else lost(run)[:, None]).any(dim=1) | against.lost[: len(members)]
+    notes: tuple[str, ...] = ()
+    if along.coupled:
+        errors = distance(members, theirs).mean(dim=1)
+    elif against.runs > 1:
+        errors = distance(members.mean(dim=1), theirs.mean(dim=1))
+    else:
+        errors = nothing[: len(members)]
+        notes = ("no distance: one run of each says nothing of their laws; give runs, or coupled=True",)
+    row = Row(run, padded(errors.masked_fill(gone, math.nan), nothing), nothing[1:], nothing, nothing, notes=notes)
+    if run.status == "interrupted":
+        return row
+    fine = along.run(flow, start, against.times, along.dt / 2, progress=progress)
+    finer = fine.theta if against.runs > 1 else fine.theta[:, None]
+    both = min(len(members), len(finer))
+    weak = laws.against(members, finer, gone, coupled=along.coupled)
+    return Row(
+        trajectory=run,
+        errors=row.errors,
+        one_step=one_step_errors(flow, against, along) if along.coupled else nothing[1:],
+        integration=padded(distance(members[:both], finer[:both]).mean(dim=1), nothing),
+        losses=padded(weak[LOSS].mean, nothing),
+        mean=members.mean(dim=1),
+        weak={name: error.on_clock(nothing) for name, error in weak.items()},
+        notes=notes,
+    )
+
+
+class OneStep(NoisePath):
+    """The increments of one step of the descent, from t = 0."""
+
+    def __init__(self, path: NoisePath, increments: list[Tensor], h: float):
+        self.t0, self.t1, self.finest_dt = 0.0, h, h / len(increments)
+        self._shape, self._increments = path.shape, increments
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The path's own."""
+        return self._shape
+
+    @property
+    def levels(self) -> int:
+        """None: the increments are there."""
+        return 0
+
+    def roots(self) -> Iterator[Tensor]:
+        """The increments."""
+        return iter(self._increments)
+
+    def increments(self, start: float, dt: float, steps: int, period: float | None = None) -> Iterator[Tensor]:
+        """The increments."""
+        return iter(self._increments)
+
+
+def one_step_errors(flow: StochasticFlow, against: Reference, along: Drive) -> Tensor:
+    r"""Mean over the runs of ‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...) with the mini-batch of step k, at dt/2."""
+    assert along.path is not None
+    steps, h, dt = len(against.times) - 1, against.h, along.dt / 2
+    each = round(h / dt)
+    increments = along.path.increments(0.0, dt, steps * each)
+    errors = []
+    for k in range(steps):
+        path = OneStep(along.path, list(islice(increments, each)), h)
+        start = against.members[k] if against.runs > 1 else against.members[k, 0]
+        velocity = None if against.velocities is None else against.velocities[k]
+        model = flow if velocity is None else ResumedEquation(flow, flow.resume(start, velocity))
+        run = integrate(model, start, [0.0, h], method=along.method, dt=dt, path=path, keep="last")
+        gap = distance(run.theta[-1], against.run.theta[k + 1])
+        gap = torch.where(run.alive, gap, math.nan)
+        errors.append(gap.mean(dim=0) if against.runs > 1 else gap)
+    return torch.stack(errors)

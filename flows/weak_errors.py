@@ -1,0 +1,121 @@
+r"""Weak errors of a comparison: E φ(X) − E φ(θ) along the clock, from runs on both sides, with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flows.reference import Reference, padded
+from landscapes import Landscape
+
+LOSS, SQUARED_NORM = "loss", "‖∇f‖²"
+Observables = Mapping[str, Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class WeakError:
+    r"""E φ(X(t)) − E φ(θ) of one observable φ along the clock, everything (T, ...).
+
+    ``mean`` is E φ(X) over the runs, ``difference`` that less the descent's, ``standard_error`` the difference's (of
+    differences run by run where flow and descent are coupled; NaN for one run), ``integration`` the flow's mean less
+    its mean at tighter integration along the same noise.
+    """
+
+    mean: Tensor
+    difference: Tensor
+    standard_error: Tensor
+    integration: Tensor
+
+    def on_clock(self, nothing: Tensor) -> WeakError:
+        """On the full clock of ``nothing`` (T, ...), NaN past the end of the run."""
+        parts = (self.mean, self.difference, self.standard_error, self.integration)
+        return WeakError(*(padded(values, nothing) for values in parts))
+
+
+def check_observables(observables: Observables | None, landscape: Landscape) -> Observables:
+    """Loss, ‖∇f‖² and the user's φ by name; raise where one is no function or takes a name that is given."""
+    own: Observables = {LOSS: landscape.loss, SQUARED_NORM: lambda theta: landscape.grad(theta).square().sum(dim=-1)}
+    if observables is None:
+        return own
+    if not isinstance(observables, Mapping):
+        raise TypeError(f"observables must be a mapping name -> function of theta, got {type(observables).__name__}")
+    for name, function in observables.items():
+        if not isinstance(name, str) or not callable(function):
+            raise TypeError(f"observables must map strings to functions of theta, got {name!r}: {function!r}")
+        if name in own:
+            raise ValueError(f"observables must not be called {', '.join(own)}: these are always there, got {name!r}")
+    return {**own, **observables}
+
+
+def observe(observables: Observables, theta: Tensor) -> dict[str, Tensor]:
+    """φ of states (T, runs, ..., d), each (T, runs, ...), one time after the other."""
+    return {name: torch.stack([number(name, phi, at) for at in theta]) for name, phi in observables.items()}
+
+
+def number(name: str, phi: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """φ(θ) (...,) of θ (..., d); raise unless it is one real number for each."""
+    with torch.no_grad():
+        value = phi(theta)
+    if not isinstance(value, Tensor) or value.is_complex() or value.shape != theta.shape[:-1]:
+        given = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"observable {name!r} must give a real tensor of shape {tuple(theta.shape[:-1])} for theta "
+            f"{tuple(theta.shape)}, got {given}"
+        )
+    return value.detach()
+
+
+def mean_with_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the runs of (T, runs, ...) and its standard error, NaN for one run; both (T, ...)."""
+    runs = values.shape[1]
+    error = values.var(dim=1).div(runs).sqrt() if runs > 1 else torch.full_like(values[:, 0], torch.nan)
+    return values.mean(dim=1), error
+
+
+def weak_error(flow: Tensor, tighter: Tensor, descent: Tensor, *, coupled: bool) -> WeakError:
+    """From φ of the flow, of its tighter runs, and of the descent, each (T', runs, ...), on the T' that all have.
+
+    A flow without noise has one run.
+    """
+    mean, error = mean_with_error(flow)
+    against, their_error = mean_with_error(descent[: len(flow)])
+    if coupled:
+        error = mean_with_error(flow - descent[: len(flow)])[1]
+    else:
+        error = (their_error.square() + (error.square() if flow.shape[1] > 1 else 0)).sqrt()
+    both = min(len(flow), len(tighter))
+    integration = torch.full_like(mean, torch.nan)
+    integration[:both] = mean[:both] - tighter[:both].mean(dim=1)
+    return WeakError(mean, mean - against, error, integration)
+
+
+@dataclass(frozen=True)
+class Laws:
+    """Observables with their values (T, runs, ...) along a descent."""
+
+    observables: Observables
+    values: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, observables: Observables | None, against: Reference) -> Laws:
+        """Loss, ‖∇f‖² and the user's φ along the descent's runs."""
+        functions = check_observables(observables, against.landscape)
+        return cls(functions, observe(functions, against.members))
+
+    def against(self, members: Tensor, tighter: Tensor, gone: Tensor, *, coupled: bool = False) -> dict[str, WeakError]:
+        """φ → the weak error of states (T', runs, ..., d), and of their tighter runs; NaN where ``gone`` (T', ...)."""
+        ours, finer = observe(self.observables, members), observe(self.observables, tighter)
+        found = {}
+        for name, theirs in self.values.items():
+            error = weak_error(ours[name], finer[name], theirs, coupled=coupled)
+            difference, bar = (x.masked_fill(gone, torch.nan) for x in (error.difference, error.standard_error))
+            found[name] = WeakError(error.mean, difference, bar, error.integration)
+        return found
+
+    @property
+    def means(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """φ → its mean over the descent's runs and the standard error, both (T, ...)."""
+        return {name: mean_with_error(values) for name, values in self.values.items()}

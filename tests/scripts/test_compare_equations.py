@@ -1,0 +1,41 @@
+"""Stochastic flows from the command line of scripts.compare."""
+
+import torch
+
+from flows.trajectory import load_tensors
+from tests.scripts.running import run, says_in_one_line
+
+NET = "net --architecture mlp --examples 20 --width 0.1 --h 0.125 --steps 3 --batch-size 5 --sampling subset"
+
+
+def test_coupled_and_in_law(tmp_path, capsys):
+    said = f"{NET} --descent sgd --flows gradient sde-1 sde-2 --runs 3"
+    for coupling in ("--coupled", "--no-coupled"):
+        status, out, _ = run(f"{said} {coupling} --out {tmp_path / coupling}", capsys)
+        assert status == 0
+        assert "‖∇f‖²" in out
+        assert "error of a law" not in out
+    paired, free = (load_tensors(tmp_path / c, "comparison")[0] for c in ("--coupled", "--no-coupled"))
+    # Along the same mini-batches the runs' differences scatter less than means of independent runs.
+    ratio = paired["flow.1.weak.0.standard_error"][1:] / free["flow.1.weak.0.standard_error"][1:]
+    assert float(ratio.max()) < 0.5
+    assert not torch.equal(paired["flow.1.losses"], paired["flow.2.losses"])
+
+
+def test_momentum_and_its_equation(tmp_path, capsys):
+    said = f"{NET} --descent sgd-scaled-heavy-ball --friction 1 --flows momentum-sde-1 momentum-sde-2 --runs 2"
+    status, out, _ = run(f"{said} --coupled --out {tmp_path}", capsys)
+    assert status == 0
+    assert "ScaledStochasticHeavyBall" in out
+
+
+def test_what_does_not_fit_is_one_line(tmp_path, capsys):
+    said = f"--flows sde-1 --steps 2 --out {tmp_path}"
+    assert_one_line = {
+        f"rosenbrock --h 0.01 {said}": "needs examples",
+        f"{NET} --descent gd --coupled {said}": "one mini-batch a step",
+        f"{NET} --descent sgd --coupled --dt 0.05 {said}": "power of two",
+        f"{NET} --descent sgd-heavy-ball --coupled {said}": "one mini-batch a step",
+    }
+    for arguments, word in assert_one_line.items():
+        says_in_one_line(run(arguments, capsys), word)
