@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +70,7 @@ def check_drive(
     check_positive("dt", dt)
     used = method if method in STOCHASTIC else None
     if not coupled:
-        return Drive(used, dt, noise_seed(seed))
+        return Drive(used, dt, check_seed(seed))
     halvings = round(math.log2(descent.h / dt))
     if halvings < 0 or not math.isclose(dt * 2**halvings, descent.h, rel_tol=1e-12):
         raise ValueError(f"dt of coupled flows must be h over a power of two, h = {descent.h!r}, got {dt!r}")
@@ -80,11 +79,6 @@ def check_drive(
     for flow in noisy:
         check_shared(flow, descent)
     return Drive(used, dt, seed, path)  # finer by a halving: for the runs at dt/2
-
-
-def noise_seed(seed: int) -> int:
-    """The seed of the flows' noise: of streams that the descent's own do not meet."""
-    return int(np.random.SeedSequence([check_seed(seed), 1]).generate_state(1, np.uint32)[0])
 
 
 def gradient_noise(flow: StochasticFlow) -> object:

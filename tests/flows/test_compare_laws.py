@@ -1,5 +1,7 @@
 """compare with stochastic flows: laws by means over runs, paths where driven by the descent's mini-batches."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -104,6 +106,9 @@ def test_laws_are_means_over_independent_runs(regression):
         assert_close(result.weak_standard_errors["GF"][name], (b.var(dim=1) / RUNS).sqrt())
         assert_close(result.observed[name][0], b.mean(dim=1))
         assert f"{float(result.weak_errors['SDE'][name][-1]):.4g}" in str(result)
+    finer = integrate(sde, START.expand(RUNS, 2), result.times, dt=RATE / 4, seed=0).theta
+    gap = square(ours).mean(dim=1) - square(finer).mean(dim=1)
+    assert_close(result.weak_integration_errors["SDE"]["x²"], gap)
     assert_close(result.errors["SDE"], (ours.mean(dim=1) - theirs.mean(dim=1)).norm(dim=-1))
     assert bool(result.one_step["SDE"].isnan().all())
 
@@ -119,6 +124,33 @@ def test_the_flow_has_noise_of_its_own_and_refines_it(regression):
     for phi, error in result.weak_errors["SDE"].items():
         assert float((error[-1] / result.weak_standard_errors["SDE"][phi][-1]).abs()) < 4, phi
     assert 0 < float(result.integration_errors["SDE"][-1]) < 0.3 * float(result.errors["SDE"][-1] + a.std())
+
+
+@dataclass(frozen=True)
+class Failing(LangevinFlow):
+    """Without a velocity to the left of 0.8."""
+
+    def velocity(self, t, state):
+        return super().velocity(t, state) + torch.where(state[..., :1] < 0.8, torch.nan, 0.0)
+
+
+def test_a_run_that_is_lost_leaves_no_mean_over_the_others(regression):
+    sgd = StochasticGradientDescent(regression, RATE, 2)
+    result = compare(sgd, {"SDE": Failing(regression, 0.05)}, START, STEPS, runs=RUNS, dt=RATE)
+    alive = result.rows["SDE"].trajectory.alive
+    assert bool(alive.any())
+    assert not bool(alive.all())
+    for values in (result.errors["SDE"], result.weak_errors["SDE"]["loss"], result.weak_standard_errors["SDE"]["loss"]):
+        assert bool(values[:2].isfinite().all())
+        assert bool(values[-1].isnan())
+
+
+def test_fixed_steps_of_the_other_flows_take_dt_too(regression):
+    sgd = StochasticGradientDescent(regression, RATE, 2)
+    flows = {"SDE": equation(regression), "GF": GradientFlow(regression)}
+    result = compare(sgd, flows, START, STEPS, runs=2, dt=RATE / 2, method="rk4")
+    expected = integrate(GradientFlow(regression), START, result.times, method="rk4", dt=RATE / 2)
+    assert torch.equal(result.rows["GF"].trajectory.theta, expected.theta)
 
 
 def test_one_run_of_each_has_no_distance_and_no_bar(regression):
