@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from flows.brownian import BrownianPath, steps_of
 from flows.descend import descend
-from flows.flow import Descent, Flow
+from flows.flow import Descent, Flow, StochasticFlow
 from flows.integrate import integrate
 from flows.orders import OrderStudy, one_step_order
 from landscapes import Landscape
+from landscapes.noise import ito_correction
 from landscapes.wrappers import Rotated
 
 
@@ -112,13 +114,56 @@ def check_gradient_field(flow: Flow, theta: Tensor, tolerance: float = 1e-9) -> 
         )
 
 
+def check_noise(flow: StochasticFlow, theta: Tensor, seed: int = 0, tolerance: float = 1e-9) -> None:
+    r"""The noise of a stochastic flow is what it says at θ (..., d), at time zero.
+
+    diffusion is linear in dw; rate(ẇ) is velocity + diffusion(ẇ); with ``noise_kind`` "additive" it does not depend on
+    the state, with "diagonal" the j-th motion moves the j-th component of the state by an amount that depends on that
+    component alone; ito_correction is ½ Σ_j (∂σ_j)σ_j. ``tolerance`` is relative to the largest component. Takes a jvp
+    for each of the m motions: for small problems.
+    """
+    state = flow.start(theta)
+    generator = torch.Generator(state.device).manual_seed(seed)
+    shape = (*state.shape[:-1], flow.noise_size)
+    u, v = (torch.randn(shape, generator=generator, dtype=state.dtype, device=state.device) for _ in range(2))
+
+    def noise(dw: Tensor, at: Tensor = state) -> Tensor:
+        return flow.diffusion(0.0, at, dw)
+
+    equal(noise(2 * u - 3 * v), 2 * noise(u) - 3 * noise(v), "diffusion must be linear in dw", tolerance)
+    drift = flow.velocity(0.0, state)
+    equal(flow.rate(0.0, state, u), drift + noise(u), "rate must be velocity + diffusion", tolerance)
+    elsewhere = torch.randn(state.shape, generator=generator, dtype=state.dtype, device=state.device)
+    if flow.noise_kind == "additive":
+        equal(noise(u, elsewhere), noise(u), "additive noise must not depend on the state", tolerance)
+    if flow.noise_kind == "diagonal":
+        for j in range(flow.noise_size):
+            one = torch.zeros_like(u).index_fill_(-1, torch.tensor([j], device=u.device), 1.0)
+            keep = one.bool()
+            moved = torch.where(keep, state, elsewhere)
+            expected = torch.where(keep, noise(one), 0.0)
+            equal(
+                noise(one, moved), expected, f"diagonal noise: motion {j} must move component {j} by itself", tolerance
+            )
+    exact = ito_correction(lambda x, dw: flow.diffusion(0.0, x, dw), state, flow.noise_size, "general")
+    equal(flow.ito_correction(0.0, state), exact, "ito_correction must be half the sum of (∂σ_j)σ_j", tolerance)
+
+
+def equal(found: Tensor, expected: Tensor, sentence: str, tolerance: float) -> None:
+    """Raise with the sentence where two tensors differ by more than ``tolerance`` of the largest entry."""
+    error, size = float((found - expected).abs().max()), float(expected.abs().max())
+    if not error <= tolerance * max(size, torch.finfo(expected.dtype).tiny):
+        raise InvariantError(f"{sentence}; largest difference {error:.3e} of {size:.3e}")
+
+
 def check_batch(
     model: Flow | Descent, thetas: Tensor, steps: int = 5, dt: float = 0.01, tolerance: float | None = None
 ) -> None:
     r"""A batch of n equals n single runs: descents and fixed steps (rk4) to rounding, dopri5 to its tolerance.
 
-    ``thetas`` (n, d). A flow runs to steps·dt. ``tolerance`` (relative to the largest coordinate) defaults to 1e4 eps;
-    stochastic descents draw for each member and cannot be compared so.
+    ``thetas`` (n, d). A flow runs to steps·dt; a stochastic one by Euler's method, all members along one Brownian path.
+    ``tolerance`` (relative to the largest coordinate) defaults to 1e4 eps; stochastic descents draw for each member and
+    cannot be compared so.
     """
     eps = torch.finfo(thetas.dtype).eps
     rounding = 1e4 * eps if tolerance is None else tolerance
@@ -126,6 +171,11 @@ def check_batch(
         compare_batch(lambda x: descend(model, x, steps).theta, thetas, rounding, "descend")
         return
     times = [k * dt for k in range(steps + 1)]
+    if isinstance(model, StochasticFlow):
+        more = 0 if model.noise_period is None else steps_of(model.noise_period, dt)  # up to a whole epoch
+        path = BrownianPath(0, 0.0, (steps + more) * dt, dt, model.noise_size, thetas.dtype, thetas.device)
+        compare_batch(lambda x: integrate(model, x, times, dt=dt, path=path).theta, thetas, rounding, "euler")
+        return
     compare_batch(lambda x: integrate(model, x, times, method="rk4", dt=dt).theta, thetas, rounding, "rk4")
     adaptive = max(math.sqrt(eps), rounding)
     rtol, atol = max(1e-10, 50 * eps), max(1e-12, eps)
