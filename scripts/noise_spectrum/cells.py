@@ -1,0 +1,112 @@
+r"""A cell: one architecture on one pair of classes, trained at one h with several seeds and looked at along the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Annotated, Any
+
+import tyro
+
+from landscapes.errors import check_choice
+from nets.data import DATA_SETS
+from scripts.noise_spectrum.common import All, Architecture, Spectra
+from scripts.noise_spectrum.looks import Look, kept_look, look_at
+from scripts.noise_spectrum.training import Network, Task
+from scripts.store import Store
+
+CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PAIRS = ("cat-dog", "airplane-ship", "automobile-truck", "deer-horse", "bird-frog")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A network's name and a pair of classes by name."""
+
+    architecture: str
+    pair: str
+
+
+@dataclass(frozen=True)
+class OnPairs(Spectra):
+    """Options of the experiments on pairs of classes."""
+
+    architectures: tuple[Architecture, ...] = ("small-lenet", "small-fc", "tiny-fc", "small-allcnn")
+    """Networks."""
+    data: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(DATA_SETS)}.")] = "cifar-10"
+    pairs: tuple[str, ...] = PAIRS
+    """Pairs of classes, by the names of CIFAR-10's or by number: cat-dog, 3-5."""
+    images: int = 500
+    """Class-balanced training images that D is taken over."""
+    examples: int | All = "all"
+    """Class-balanced training images of a pair."""
+    epochs: int = 10
+    """Epochs of training."""
+
+    def check(self) -> None:
+        """Raise unless the options can be used."""
+        super().check()
+        check_choice("data", self.data, DATA_SETS)
+        for name in ("architectures", "pairs"):
+            values = getattr(self, name)
+            if not values or len({*values}) < len(values):
+                raise ValueError(f"{name} must be different, at least one, got {values!r}")
+        for pair in self.pairs:
+            self.task(pair)
+
+    def configuration(self) -> dict[str, Any]:
+        """Without the lists of networks and pairs, whose parts on disk are their own."""
+        said = super().configuration()
+        return {key: value for key, value in said.items() if key not in {"architectures", "pairs"}}
+
+    def task(self, pair: str) -> Task:
+        """The two classes of a pair; raise unless it names two."""
+        names = pair.split("-")
+        known = CIFAR_10 if self.data == "cifar-10" else ()
+        if len(names) != 2 or names[0] == names[1] or not all(name in known or name.isdecimal() for name in names):
+            listed = f", of {', '.join(known)}" if known else ""
+            raise ValueError(f"pairs must each name two classes, as cat-dog or 3-5{listed}, got {pair!r}")
+        first, second = (known.index(name) if name in known else int(name) for name in names)
+        return Task(self.data, (first, second))
+
+    def says(self) -> str:
+        """The data, on one line."""
+        return f"pairs of classes of {self.data}, {self.examples} images of each pair"
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every architecture on every pair."""
+        return [Cell(architecture, pair) for architecture in self.architectures for pair in self.pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A cell trained at h with one seed; its looks are read from disk where they are there."""
+
+    options: OnPairs
+    store: Store
+    cell: Cell
+    h: float
+    seed: int
+
+    @cached_property
+    def network(self) -> Network:
+        """The network with its images."""
+        options = self.options
+        task = options.task(self.cell.pair)
+        return options.network(self.cell.architecture, task, options.examples, options.images, self.seed)
+
+    def looks(self, epochs: Sequence[int]) -> list[Look]:
+        """The looks after these numbers of epochs; raise ArithmeticError where training left the finite numbers."""
+        name = f"{self.cell.architecture}-{self.cell.pair}-h-{self.h:.9g}-seed-{self.seed}"
+
+        def measure(i: int) -> Look:
+            thetas = self.network.trained(self.store, name, self.h, epochs)
+            if i >= len(thetas):
+                raise ArithmeticError(f"{name}: SGD left the finite numbers; try a smaller --h")
+            return look_at(self.network, thetas[i], self.options.images, layers=False)
+
+        return [
+            kept_look(self.store, f"look-{name}-{epoch:04d}", partial(measure, i)) for i, epoch in enumerate(epochs)
+        ]

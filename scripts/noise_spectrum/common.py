@@ -1,0 +1,96 @@
+"""What the experiments on noise spectra share: options, folders, tables with error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from landscapes.errors import check_count, check_positive, check_seed
+from nets import Data, limited
+from scripts.command_line import check_device
+from scripts.noise_spectrum.looks import Statistic, over_seeds
+from scripts.noise_spectrum.training import Network, Task, load_images
+from scripts.principal_flow.common import Common
+from scripts.stochastic.common import with_error
+from scripts.store import Store
+
+Architecture = Literal["small-lenet", "small-fc", "tiny-fc", "small-allcnn"]
+All = Literal["all"]
+
+
+@dataclass(frozen=True)
+class Spectra(Common):
+    """Options of every experiment; out is by default results/noise_spectrum/EXPERIMENT."""
+
+    dtype: Literal["float64", "float32"] = "float32"
+    """Precision of the networks; sums of squares are taken in float64."""
+    root: Path | None = None
+    """Folder that holds the data's files; by default they are looked for in THALWEG_DATA, or downloaded."""
+    h: float = 0.1
+    """Learning rate of SGD, without momentum."""
+    batch_size: int = 50
+    """Images of a mini-batch."""
+    norm: Literal["batch", "group", "none"] = "batch"
+    """batch: trained with each mini-batch's statistics, D with their means over the batches held fixed."""
+    test_examples: int | All = "all"
+    """Class-balanced test images."""
+    seeds: int = 3
+    """Trainings of each network, which differ in weights, mini-batches and choice of images."""
+
+    def open(self, **more: Any) -> Store:
+        """The folder of results."""
+        where = self if self.out is not None else replace(self, out=Path("results/noise_spectrum") / self.name)
+        return Common.store(where, **more)
+
+    def configuration(self) -> dict[str, Any]:
+        """Without the number of seeds, to which more can be added."""
+        return {key: value for key, value in super().configuration().items() if key != "seeds"}
+
+    def check(self) -> None:
+        """Raise unless the options can be used."""
+        for name in ("batch_size", "seeds"):
+            check_count(name, getattr(self, name))
+        check_positive("h", self.h)
+        check_seed(self.seed)
+        check_device(self.device)
+
+    def network(self, architecture: str, task: Task, examples: int | All, images: int, seed: int) -> Network:
+        """A network with its images, ``examples`` of them for training, ``images`` of those for D."""
+        train, test = (load_images(task, architecture, part, self.root, seed) for part in (True, False))
+        train, test = fewer(train, examples, seed), fewer(test, self.test_examples, seed)
+        if check_count("images", images, minimum=2) > len(train):
+            raise ValueError(f"images must be at most the number of training images, {len(train)}, got {images}")
+        return Network(architecture, train, test, self.norm, self.batch_size, seed, self.real, self.device)
+
+
+def fewer(data: Data, examples: int | All, seed: int) -> Data:
+    """That many of the images, class-balanced."""
+    return data if examples == "all" else limited(data, examples, seed)
+
+
+def whole_epochs(fractions: Sequence[float], epochs: int) -> list[int]:
+    """The epochs at which these fractions of training are over; raise unless they are whole and grow."""
+    check_count("epochs", epochs)
+    found = [round(fraction * epochs) for fraction in fractions]
+    exact = all(
+        abs(fraction * epochs - epoch) < 1e-9 * epochs for fraction, epoch in zip(fractions, found, strict=True)
+    )
+    if not found or not exact or found != sorted({*found}) or not 1 <= found[0] <= found[-1] <= epochs:
+        raise ValueError(
+            f"at must hold rising fractions of training, in (0, 1], that end whole epochs of {epochs}, got "
+            f"{tuple(fractions)!r}"
+        )
+    return found
+
+
+def shown(values: Sequence[float], scale: float = 1.0) -> str:
+    """Mean over seeds ± standard error."""
+    found = over_seeds([scale * value for value in values])
+    return shown_statistic(found)
+
+
+def shown_statistic(found: Statistic) -> str:
+    """A mean with its standard error."""
+    return with_error(found.mean, found.error)

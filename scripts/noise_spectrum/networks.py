@@ -1,0 +1,123 @@
+r"""The spectrum of D along training: histogram, mean and deviation, rank with its threshold, layers, noise scale.
+
+Chaudhari & Soatto 2018, arXiv 1710.11029, figure 1, and its figures beside ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import tyro
+
+from landscapes.errors import check_choice
+from nets.data import DATA_SETS
+from scripts.noise_spectrum.common import All, Architecture, Spectra, whole_epochs
+from scripts.noise_spectrum.looks import Look, kept_look, look_at
+from scripts.noise_spectrum.networks_figure import networks_figure
+from scripts.noise_spectrum.networks_report import PUBLISHED, layer_table, spectrum_table, training_table
+from scripts.noise_spectrum.training import Network, Task
+from scripts.store import Store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an architecture is trained on unless the user says otherwise."""
+
+    task: Task
+    examples: int
+    epochs: int
+    images: int
+    """Of those, how many D is taken over."""
+
+
+PLANS: dict[str, Plan] = {
+    "small-lenet": Plan(Task("mnist"), 10_000, 10, 2000),
+    "small-fc": Plan(Task("mnist"), 10_000, 20, 4000),
+    "tiny-fc": Plan(Task("mnist", (0, 1, 2, 3, 4)), 10_000, 20, 10_000),
+    "small-allcnn": Plan(Task("cifar-10"), 5_000, 10, 1000),
+}
+
+
+@dataclass(frozen=True)
+class Networks(Spectra):
+    """Spectra of D at fractions of training: histogram, mean ± deviation, rank and its threshold, layers."""
+
+    architectures: tuple[Architecture, ...] = ("small-lenet", "small-fc", "tiny-fc", "small-allcnn")
+    """Networks."""
+    data: Annotated[str | None, tyro.conf.arg(help=f"One of {', '.join(DATA_SETS)}; by default each its own.")] = None
+    classes: tuple[int, ...] | None = None
+    """Keep these classes only."""
+    images: int | None = None
+    """Class-balanced training images that D is taken over; by default 2,000, 4,000, 10,000 and 1,000."""
+    examples: int | All | None = None
+    """Class-balanced training images; by default 10,000, of CIFAR-10 5,000."""
+    epochs: int | None = None
+    """Epochs of training; by default 10, of the fully connected networks 20."""
+    at: tuple[float, ...] = (0.2, 0.4, 1.0)
+    """Fractions of training at which D is looked at."""
+
+    def run(self) -> None:
+        """Train, look, print, draw."""
+        self.check()
+        if not self.architectures:
+            raise ValueError("architectures must name at least one network")
+        if self.data is not None:
+            check_choice("data", self.data, DATA_SETS)
+        plans = {architecture: self.plan(architecture) for architecture in PLANS}
+        epochs = {architecture: whole_epochs(self.at, plan.epochs) for architecture, plan in plans.items()}
+        store = self.open(plans={name: dataclasses.asdict(plan) for name, plan in plans.items()})
+        found: dict[str, list[list[Look]]] = {}
+        for name in self.architectures:
+            seeds = range(self.seed, self.seed + self.seeds)
+            found[name] = [self.looks(store, name, plans[name], epochs[name], seed) for seed in seeds]
+        store.table("\n\n".join(self.block(name, plans[name], runs) for name, runs in found.items()))
+        self.draw(store, networks_figure(found, self.at))
+
+    def configuration(self) -> dict[str, Any]:
+        """Without the list of architectures, whose parts on disk are their own."""
+        return {key: value for key, value in super().configuration().items() if key != "architectures"}
+
+    def plan(self, architecture: str) -> Plan:
+        """The architecture's plan with what the user gave in its place."""
+        plan = PLANS[architecture]
+        task = plan.task if self.data is None else Task(self.data)
+        if self.classes is not None:
+            task = dataclasses.replace(task, classes=self.classes)
+        given: dict[str, Any] = {"examples": self.examples, "epochs": self.epochs, "images": self.images}
+        return dataclasses.replace(plan, task=task, **{k: value for k, value in given.items() if value is not None})
+
+    def looks(self, store: Store, architecture: str, plan: Plan, epochs: Sequence[int], seed: int) -> list[Look]:
+        """The looks at one training."""
+        name = f"{architecture}-seed-{seed}"
+        network: list[Network] = []  # made once and only where something is left to do
+
+        def made() -> Network:
+            if not network:
+                network.append(self.network(architecture, plan.task, plan.examples, plan.images, seed))
+            return network[0]
+
+        def measure(i: int) -> Look:
+            thetas = made().trained(store, name, self.h, epochs)
+            if i >= len(thetas):
+                raise ArithmeticError(f"{architecture}, seed {seed}: SGD left the finite numbers; try a smaller --h")
+            return look_at(made(), thetas[i], plan.images, layers=i == len(epochs) - 1)
+
+        return [kept_look(store, f"look-{name}-{epoch:04d}", partial(measure, i)) for i, epoch in enumerate(epochs)]
+
+    def block(self, architecture: str, plan: Plan, runs: Sequence[Sequence[Look]]) -> str:
+        """The tables of a network."""
+        d = runs[0][0].spectrum.dimension
+        classes = "" if plan.task.classes is None else f", classes {', '.join(map(str, plan.task.classes))}"
+        says = (
+            f"{architecture} ({d:,} weights) on {plan.task.data}{classes}: {plan.examples} images, {plan.epochs} "
+            f"epochs of SGD at h = {self.h:g} in mini-batches of {self.batch_size}, norm {self.norm}; "
+            f"D of {plan.images} images, {len(runs)} seeds"
+        )
+        published = PUBLISHED.get((architecture, plan.task.data)) if plan.task.classes is None else None
+        stages = list(zip(*runs, strict=True))
+        tables = [training_table(stages, self.at), spectrum_table(stages, self.at, published)]
+        return "\n\n".join([says, *tables, layer_table([run[-1].layers for run in runs])])

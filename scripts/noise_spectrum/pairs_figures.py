@@ -1,0 +1,98 @@
+"""The figures of the experiments on pairs of classes: errors against scores, and the rule for h against a fixed h."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from flows.plots import COLOURS, MARKERS
+from scripts.noise_spectrum.cells import Cell
+from scripts.noise_spectrum.looks import Look, Statistic, over_seeds
+from scripts.principal_flow.common import label
+
+if TYPE_CHECKING:
+    from scripts.noise_spectrum.rule import Arms
+
+
+def looks_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each architecture."""
+    unique = list(dict.fromkeys(names))
+    return {
+        name: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 4.5,
+            "linestyle": "",
+        }
+        for i, name in enumerate(unique)
+    }
+
+
+def above(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """One legend above the panels."""
+    handles = [Line2D([], [], label=name, **dict(style)) for name, style in looks.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize="small", frameon=False)
+
+
+def tasks_figure(found: Mapping[Cell, Sequence[Look]]) -> Figure:
+    """Test error and gap against the score and its two parts: one point a cell, bars of one standard error."""
+    across: dict[str, Callable[[Look], float]] = {
+        "score  rank(D)/d + var λ(D)": lambda look: look.score,
+        "rank(D)/d": lambda look: look.spectrum.rank_fraction,
+        "var λ(D)": lambda look: look.spectrum.clipped_std**2,
+    }
+    down: dict[str, Callable[[Look], float]] = {
+        "test error, %": lambda look: 100 * look.measured["test error"],
+        "test − training error, %": lambda look: 100 * (look.measured["test error"] - look.measured["training error"]),
+    }
+    styles = looks_of([cell.architecture for cell in found])
+    drawn = Figure(figsize=(9.6, 5.6), layout="constrained")
+    panels = drawn.subplots(2, 3, sharex="col", sharey="row")
+    for i, (y_name, y) in enumerate(down.items()):
+        for j, (x_name, x) in enumerate(across.items()):
+            axes = panels[i, j]
+            for cell, looks in found.items():
+                point(axes, [x(look) for look in looks], [y(look) for look in looks], styles[cell.architecture])
+            label(axes, x_name if i else "", y_name if j == 0 else "", "", log="x")
+    above(drawn, styles)
+    return drawn
+
+
+def point(axes: Axes, x: Sequence[float], y: Sequence[float], style: Mapping[str, Any]) -> None:
+    """Means over seeds with bars of one standard error."""
+    one, other = over_seeds(x), over_seeds(y)
+    axes.errorbar(one.mean, other.mean, xerr=bar(one), yerr=bar(other), elinewidth=0.7, **style)
+
+
+def bar(found: Statistic) -> float:
+    """A standard error, zero where one seed gives none."""
+    return 0.0 if np.isnan(found.error) else found.error
+
+
+def rule_figure(arms: Mapping[Cell, Arms], batch_size: int) -> Figure:
+    """Left: (h/b) mean λ(D) of every cell in each arm. Right: what another h does to the test error."""
+    styles = looks_of([cell.architecture for cell in arms])
+    names = list(next(iter(arms.values())))
+    drawn = Figure(figsize=(8.6, 3.7), layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    for cell, own in arms.items():
+        style = styles[cell.architecture]
+        heights = [own[name].h / batch_size * own[name].mean_eigenvalue for name in names]
+        left.plot(range(len(names)), heights, **{**style, "linestyle": "-"}, linewidth=0.6)
+        for name in names[1:]:
+            pairs = zip(own[name].errors, own["fixed"].errors, strict=True)
+            found = over_seeds([one - other for one, other in pairs])
+            filled = {} if name == "rule" else {"markerfacecolor": "none"}
+            ratio = own[name].h / own["fixed"].h
+            right.errorbar(ratio, found.mean, yerr=bar(found), elinewidth=0.7, **{**style, **filled})
+    label(left, "", "(h/b) · mean λ(D)", "what the rule keeps constant", log="y")
+    left.set_xticks(range(len(names)), names)
+    label(right, "h over the fixed h", "change of test error, points of %", "filled: rule, open: reverse", log="x")
+    right.axhline(0, color="black", linewidth=0.7)
+    above(drawn, styles)
+    return drawn
