@@ -57,11 +57,11 @@ def compare(
     ``method``, ``rtol``, ``atol`` and ``dt`` are those of ``integrate``. With ``folder`` every trajectory is on disk as
     soon as it is finished.
 
-    Stochastic flows need ``dt`` and are run as often as the descent. Their laws are compared: E f, E‖∇f‖² and the
-    user's ``observables`` (name → φ, θ (n, ..., d) ↦ (n, ...)), each with standard error and integration error; the
-    same is done for the other flows, and without stochastic ones where ``observables`` are given. ``coupled`` drives
-    them by the very mini-batches of the descent, so that paths can be compared: dt must be h over a power of two, and
-    the descent StochasticGradientDescent or ScaledStochasticHeavyBall. Where there are stochastic flows, a method
+    Stochastic flows take steps of ``dt``, h/8 by default, and are run as often as the descent. Their laws are compared:
+    E f, E‖∇f‖² and the user's ``observables`` (name → φ, θ (n, ..., d) ↦ (n, ...)), each with standard error and
+    integration error; so are the other flows beside them, and without them where ``observables`` are given. ``coupled``
+    drives them by the very mini-batches of the descent, so that paths can be compared: dt must be h over a power of two,
+    and the descent StochasticGradientDescent or ScaledStochasticHeavyBall. Where there are stochastic flows, a method
     that solves SDEs is theirs alone; another one is for the other flows, which take ``dt`` only where it has fixed
     steps.
 
@@ -105,7 +105,7 @@ def compare(
         landscape=descent.landscape,
         observed={} if laws is None else laws.means,
         coupled=coupled,
-        settings={**settings, "seed": seed, "h": float(descent.h)},
+        settings={**settings, "seed": seed, "h": float(descent.h), **({} if drive is None else {"dt": drive.dt})},
     )
 
 

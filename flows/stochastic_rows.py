@@ -23,6 +23,8 @@ from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_positive, check_seed
 from landscapes.noise import MinibatchNoise
 
+SUBSTEPS = 8  # of a stochastic flow in a step of the descent, by default: a power of two
+
 
 @dataclass(frozen=True)
 class Drive:
@@ -62,11 +64,7 @@ def check_drive(
         if coupled:
             raise ValueError("coupled is for stochastic flows, none was given; leave it out")
         return None
-    if dt is None:
-        raise ValueError(
-            f"dt must be given for {noisy[0].name}, a stochastic flow: h over a power of two serves; dt = h is "
-            "Euler's step of the descent itself"
-        )
+    dt = descent.h / SUBSTEPS if dt is None else dt
     check_positive("dt", dt)
     used = method if method in STOCHASTIC else None
     if not coupled:

@@ -14,7 +14,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from flows import Descent, Flow, PrincipalFlow, StochasticDescent, StochasticFlow, compare
+from flows import Descent, Flow, PrincipalFlow, StochasticDescent, compare
 from flows.comparison import slug
 from landscapes import FiniteSum, Landscape, Toy
 from nets import GhostBatchLandscape
@@ -23,7 +23,6 @@ from scripts.ground import AnyGround, Ground
 from scripts.models_by_name import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
 from scripts.net_ground import NetGround
 
-SUBSTEPS = 8  # of a stochastic flow in a step of the descent
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 
 Choose what is descended as a subcommand; options follow it. Flows: {", ".join(FLOW_NAMES)}.
@@ -161,7 +160,6 @@ def run(settings: Settings) -> None:
     options = options_of(settings, choice)
     flows = {name: flow_by_name(name, landscape, choice.h, options) for name in choice.flows}
     descents = {name: descent_by_name(name, landscape, choice.h, options) for name in settings.descent}
-    noisy = any(isinstance(flow, StochasticFlow) for flow in flows.values())
     print(f"{describe(settings.ground, landscape)}: h = {choice.h:g}, {choice.steps} steps")
     for name, flow in flows.items():
         if isinstance(flow, PrincipalFlow) and flow.branch == "real" and settings.branch == "auto":
@@ -179,7 +177,7 @@ def run(settings: Settings) -> None:
             method=choice.method,
             rtol=choice.rtol,
             atol=choice.atol,
-            dt=choice.h / SUBSTEPS if noisy and choice.dt is None else choice.dt,
+            dt=choice.dt,
             folder=folder,
             progress=sys.stderr.isatty(),
         )

@@ -238,7 +238,6 @@ def test_seeds_repeat_and_differ(regression):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"dt": None}, ValueError, "dt must be given for StochasticModifiedEquation order 1"),
         ({"dt": RATE / 3, "coupled": True}, ValueError, "h over a power of two"),
         ({"dt": 2 * RATE, "coupled": True}, ValueError, "h over a power of two"),
         ({"dt": -1.0}, ValueError, "dt must be"),
@@ -252,6 +251,14 @@ def test_arguments_out_of_place(changes, error, words, regression):
     sgd = StochasticGradientDescent(regression, RATE, 2)
     with pytest.raises(error, match=words):
         compare(sgd, [equation(regression)], START, STEPS, **{"runs": 2, "dt": RATE, **changes})
+
+
+def test_an_eighth_of_the_rate_by_default(regression):
+    sgd, sde = StochasticGradientDescent(regression, RATE, 2), equation(regression)
+    for coupled in (False, True):
+        one, other = (compare(sgd, {"SDE": sde}, START, 2, coupled=coupled, dt=dt) for dt in (None, RATE / 8))
+        assert torch.equal(one.rows["SDE"].trajectory.theta, other.rows["SDE"].trajectory.theta)
+        assert one.settings["dt"] == RATE / 8
 
 
 def test_couplings_out_of_place(regression):
