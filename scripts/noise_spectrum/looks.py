@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscapes.noise import CovarianceOperator, NoiseSpectrum, noise_covariance, noise_spectrum
 from nets import NetworkLandscape
@@ -83,22 +83,17 @@ def look_at(network: Network, theta: Tensor, images: int, layers: bool) -> Look:
         spectrum_of(operator, network.seed),
         spectrum_of(covariance_of(chosen.restrict(first), theta), network.seed),
         parts,
-        measured_at(network, theta),
+        measured_at(network, module, theta),
     )
 
 
-def measured_at(network: Network, theta: Tensor) -> dict[str, float]:
-    """The numbers of ``MEASURED``."""
-    module = network.frozen(theta)
+def measured_at(network: Network, module: nn.Module, theta: Tensor) -> dict[str, float]:
+    """The numbers of ``MEASURED``, of a network whose frozen module is given."""
     train, test = (network.examples(module, data) for data in (network.train, network.test))
     square = float(train.grad(theta).double().square().sum())
     fitted = error_and_loss(train, theta, network.train.targets)
-    values = (
-        square,
-        network.batch_trace(theta),
-        *fitted,
-        *error_and_loss(test, theta, network.test.targets),
-    )
+    held_out = error_and_loss(test, theta, network.test.targets)
+    values = (square, network.batch_trace(theta), *fitted, *held_out)
     return dict(zip(MEASURED, values, strict=True))
 
 

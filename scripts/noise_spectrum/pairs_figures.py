@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from flows.plots import COLOURS, MARKERS
 from scripts.noise_spectrum.cells import Cell
@@ -17,6 +19,8 @@ from scripts.principal_flow.common import label
 
 if TYPE_CHECKING:
     from scripts.noise_spectrum.rule import Arms
+
+NARROW = 1.5  # decades
 
 
 def looks_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -39,6 +43,15 @@ def above(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize="small", frameon=False)
 
 
+def readable(axis: Axis) -> None:
+    """Few numbers on a logarithmic axis: at 1, 2 and 5 where it has at most a decade and a half."""
+    low, high = axis.get_view_interval()
+    if low > 0 and math.log10(high / low) <= NARROW:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def tasks_figure(found: Mapping[Cell, Sequence[Look]]) -> Figure:
     """Test error and gap against the score and its two parts: one point a cell, bars of one standard error."""
     across: dict[str, Callable[[Look], float]] = {
@@ -59,6 +72,7 @@ def tasks_figure(found: Mapping[Cell, Sequence[Look]]) -> Figure:
             for cell, looks in found.items():
                 point(axes, [x(look) for look in looks], [y(look) for look in looks], styles[cell.architecture])
             label(axes, x_name if i else "", y_name if j == 0 else "", "", log="x")
+            readable(axes.xaxis)
     above(drawn, styles)
     return drawn
 
@@ -71,7 +85,7 @@ def point(axes: Axes, x: Sequence[float], y: Sequence[float], style: Mapping[str
 
 def bar(found: Statistic) -> float:
     """A standard error, zero where one seed gives none."""
-    return 0.0 if np.isnan(found.error) else found.error
+    return 0.0 if math.isnan(found.error) else found.error
 
 
 def rule_figure(arms: Mapping[Cell, Arms], batch_size: int) -> Figure:
@@ -92,7 +106,9 @@ def rule_figure(arms: Mapping[Cell, Arms], batch_size: int) -> Figure:
             right.errorbar(ratio, found.mean, yerr=bar(found), elinewidth=0.7, **{**style, **filled})
     label(left, "", "(h/b) · mean λ(D)", "what the rule keeps constant", log="y")
     left.set_xticks(range(len(names)), names)
+    readable(left.yaxis)
     label(right, "h over the fixed h", "change of test error, points of %", "filled: rule, open: reverse", log="x")
+    readable(right.xaxis)
     right.axhline(0, color="black", linewidth=0.7)
     above(drawn, styles)
     return drawn

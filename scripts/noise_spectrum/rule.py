@@ -110,11 +110,13 @@ class Rule(OnPairs):
             groups.setdefault(cell.architecture, []).append(own)
         if len(groups) > 1:
             groups["all"] = list(arms.values())
-        rows = [["network", *(f"spread of (h/b) λ̄, {arm}" for arm in ARMS), "rule − fixed", "reverse − fixed"]]
+        rows = [
+            ["network", *(f"spread of (h/b) λ̄, {arm}" for arm in ARMS), "λ̄ ∝ h^s, s", "rule − fixed", "reverse − fixed"]
+        ]
         for name, members in groups.items():
             spreads = [f"{spread([own[arm].h * own[arm].mean_eigenvalue for own in members]):.2f}" for arm in ARMS]
             differences = [shown_statistic(mean_difference(members, arm)) for arm in ("rule", "reverse")]
-            rows.append([name, *spreads, *differences])
+            rows.append([name, *spreads, shown(powers(members)), *differences])
         note = (
             "spread: largest over smallest, over pairs; differences of test error in points of %, means over pairs "
             "with standard errors over seeds"
@@ -146,6 +148,24 @@ def mean_difference(members: Sequence[Arms], arm: str) -> Statistic:
         math.fsum(each.mean for each in found) / len(found),
         math.sqrt(math.fsum(each.error**2 for each in found)) / len(found),
     )
+
+
+def powers(members: Sequence[Arms]) -> list[float]:
+    r"""For each seed the s of λ̄ ∝ h^s that fits best between the arms rule and reverse of the cells: the response to h.
+
+    The rule makes (h/b) λ̄ constant where s = 0, and cannot where s = −1. Cells whose rule keeps h say nothing.
+    """
+    steps = [math.log(own["rule"].h / own["reverse"].h) for own in members]
+    size = math.fsum(step**2 for step in steps)
+    found = []
+    for i in range(len(members[0]["rule"].early)):
+        ends = [(own["rule"].early[i].spectrum.mean, own["reverse"].early[i].spectrum.mean) for own in members]
+        if size == 0 or not all(one > 0 and other > 0 for one, other in ends):
+            found.append(math.nan)
+            continue
+        changes = [math.log(one / other) for one, other in ends]
+        found.append(math.fsum(change * step for change, step in zip(changes, steps, strict=True)) / size)
+    return found
 
 
 def cell_table(arms: Mapping[Cell, Arms], batch_size: int) -> str:
