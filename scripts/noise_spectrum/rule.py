@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scripts.noise_spectrum.cells import Cell, OnPairs, Run
-from scripts.noise_spectrum.common import shown, shown_statistic, whole_epochs
+from scripts.noise_spectrum.common import Architecture, shown, shown_statistic, whole_epochs
 from scripts.noise_spectrum.looks import Look, Statistic, over_seeds
 from scripts.noise_spectrum.pairs_figures import rule_figure
 from scripts.principal_flow.common import aligned
@@ -54,18 +54,12 @@ Arms = Mapping[str, Arm]
 class Rule(OnPairs):
     """The rule that keeps (h/b) mean λ(D) constant against a fixed h/b and against its reverse: test errors."""
 
-    architectures: tuple[Literal["small-lenet", "small-fc", "tiny-fc", "small-allcnn"], ...] = (
-        "small-lenet",
-        "small-fc",
-        "tiny-fc",
-    )
+    architectures: tuple[Architecture, ...] = ("small-lenet", "small-fc")
     """Networks."""
     over: Literal["architecture", "all"] = "architecture"
     """What (h/b) mean λ(D) is kept constant over: the pairs of each network, or all pairs of all networks."""
     at: float = 0.2
     """Fraction of training at which mean λ(D) is measured."""
-    seeds: int = 5
-    """Trainings in each arm, which differ in weights, mini-batches and choice of images."""
 
     def run(self) -> None:
         """Train at the fixed h, choose h by the rule, train again, print, draw."""

@@ -38,6 +38,9 @@ OUTCOMES: dict[str, Callable[[Look], float]] = {
 class Tasks(OnPairs):
     """The score rank(D)/d + var λ(D) across architectures and pairs of classes, beside training and test error."""
 
+    seeds: int = 2
+    """Trainings of each network, which differ in weights, mini-batches and choice of images."""
+
     def run(self) -> None:
         """Train, look, print, draw."""
         self.check()
