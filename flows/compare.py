@@ -60,7 +60,7 @@ def compare(
     Stochastic flows take steps of ``dt``, h/8 by default, and are run as often as the descent. Their laws are compared:
     E f, E‖∇f‖² and the user's ``observables`` (name → φ, θ (n, ..., d) ↦ (n, ...)), each with standard error and
     integration error; so are the other flows beside them, and without them where ``observables`` are given. ``coupled``
-    drives them by the very mini-batches of the descent, so that paths can be compared: dt is then h over a power of two,
+    drives them by the very mini-batches of the descent, so that paths can be compared; dt is then h over a power of two
     and the descent StochasticGradientDescent or ScaledStochasticHeavyBall. Where there are stochastic flows, a method
     that solves SDEs is theirs alone; another one is for the other flows, which take ``dt`` only where it has fixed
     steps.

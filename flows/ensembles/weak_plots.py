@@ -1,0 +1,68 @@
+r"""Figure of weak orders: the largest weak error against h with its interval, integration errors dotted below."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from flows.plots import Style, style
+from flows.trajectory import FolderError, writable_folder
+
+if TYPE_CHECKING:
+    from flows.ensembles.weak_order import WeakOrderStudy
+
+INTEGRATION: Style = {"linestyle": ":", "linewidth": 1.0}
+
+
+def plot_weak_orders(
+    studies: Mapping[str, WeakOrderStudy], observables: Sequence[str], path: str | os.PathLike[str]
+) -> Path:
+    """Write a figure with a panel for each observable, a line for each study in it. Raises FolderError."""
+    if not studies or not observables:
+        raise ValueError("studies and observables must not be empty: there is nothing to draw")
+    target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
+    writable_folder(target.parent)
+    figure = Figure(figsize=(max(4.2, 3.4 * len(observables)), 3.9), layout="constrained")
+    looks = {name: {**style(i), "markersize": 4} for i, name in enumerate(studies)}
+    for axes, phi in zip(figure.subplots(1, len(observables), squeeze=False)[0], observables, strict=True):
+        draw_errors(axes, studies, phi, looks)
+    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+    handles.append(Line2D([], [], color="0.4", label="integration error", **INTEGRATION))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize="small", frameon=False)
+    try:
+        figure.savefig(target, dpi=200)
+    except OSError as error:
+        raise FolderError(f"path {str(target)!r} cannot be written ({error.strerror}); name another one") from error
+    return target
+
+
+def draw_errors(axes: Axes, studies: Mapping[str, WeakOrderStudy], phi: str, looks: Mapping[str, Style]) -> None:
+    """One observable: errors with bars, and the slope that was found beside each line."""
+    for name, study in studies.items():
+        found = study.largest(phi)
+        h, error = np.array(study.ladder), np.array([x.error for x in found])
+        bars = np.array([[x.error - x.low, x.high - x.error] for x in found]).clip(min=0).T
+        axes.errorbar(h, error, yerr=bars, capsize=2, elinewidth=0.8, **looks[name])
+        share = np.array([x.share for x in found]) * error
+        axes.plot(h, np.where(share > 0, share, np.nan), color=looks[name]["color"], **INTEGRATION)
+        order = study.order(phi)
+        if order.rungs > 1:
+            colour, end = looks[name]["color"], (h[-1], error[-1])
+            text = f"slope {order.order:.2f}"
+            axes.annotate(text, end, (4, -11), textcoords="offset points", color=colour, fontsize="x-small")
+    axes.set(xscale="log", yscale="log", xlabel="learning rate h", ylabel=f"sup |E φ(X) − E φ(θ)|, φ = {phi}")
+    ticks = sorted({h for study in studies.values() for h in study.ladder})
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelrotation=45)
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,24 @@
+"""SGD against its stochastic differential equations: python -m scripts.stochastic EXPERIMENT [options]."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from scripts.command_line import guarded, parse
+from scripts.stochastic.weak_order import WeakOrder
+
+Experiment = Annotated[WeakOrder, tyro.conf.subcommand("weak-order")]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, or 2 after one line about bad input."""
+    experiment = parse(Experiment, arguments, "python -m scripts.stochastic", __doc__)
+    return guarded(experiment.run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,168 @@
+r"""Weak orders of SGD's modified equations on sums of quadratics, whose laws are known in closed form.
+
+Descent with the Gaussian noise of its mini-batches (``NoisyGradientDescent``) has SGD's first two moments at every
+step, so that E φ of quadratic φ is SGD's; along one Brownian path with the equation the difference is averaged run by
+run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flows import NoisyGradientDescent, NoisyModifiedEquation
+from flows.ensembles import WeakErrors, WeakOrderStudy, weak_errors
+from flows.ensembles.blocks import Function
+from flows.ensembles.weak_plots import plot_weak_orders
+from flows.orders import check_ladder, whole_steps
+from landscapes import QuadraticSum
+from landscapes.errors import check_count, check_seed
+from landscapes.noise import MinibatchNoise
+from scripts.stochastic.common import Stochastic
+from scripts.stochastic.exact_moments import ExactMoments
+from scripts.store import Store, Tensors
+
+PARTS = ("mean", "difference", "standard_error", "integration", "integration_error")
+Noise = Literal["additive", "multiplicative"]
+
+
+@dataclass(frozen=True)
+class WeakOrder(Stochastic):
+    """How the weak error of the modified equations falls with h: additive and multiplicative noise, orders 1 and 2."""
+
+    noises: tuple[Noise, ...] = ("additive", "multiplicative")
+    """Examples that differ in their minima only, or in their curvatures too."""
+    orders: tuple[int, ...] = (1, 2)
+    """Orders of the equation."""
+    ladder: tuple[float, ...] = (0.125, 0.0625, 0.03125, 0.015625)
+    """Learning rates; each divides the time."""
+    time: float = 1.0
+    """T: errors are the largest up to it."""
+    examples: int = 4
+    """N."""
+    batch_size: int = 4
+    """b, drawn with replacement."""
+    paths: int = 100_000
+    """Paths of every rung."""
+
+    def run(self) -> None:
+        """Run, fit, print, draw."""
+        ladder = check_ladder(self.ladder)
+        check_count("paths", self.paths, minimum=2)
+        check_seed(self.seed)
+        for h in ladder:
+            whole_steps(self.time, h)
+        store = self.open()
+        studies = {
+            f"{noise}, order {order}": self.study(store, noise, order, ladder)
+            for noise in self.noises
+            for order in self.orders
+        }
+        exact = [self.exact_line(name, study) for name, study in studies.items()]
+        store.table("\n\n".join([*map(str, studies.values()), "\n".join(["closed forms:", *exact])]))
+        names = next(iter(studies.values())).observables
+        for path in [store.folder / "figure.png", *([] if self.figure is None else [self.figure])]:
+            print(f"figure: {plot_weak_orders(studies, names, path)}", flush=True)
+
+    def landscape(self, noise: Noise) -> QuadraticSum:
+        """The examples: A_i = I + a_i a_iᵀ/5 or their mean, with minima at normal places."""
+        generator = torch.Generator().manual_seed(self.seed)
+        a = torch.randn(check_count("examples", self.examples, 2), 2, 2, generator=generator, dtype=self.real)
+        minima = torch.randn(self.examples, 2, generator=generator, dtype=self.real)
+        curvatures = torch.eye(2, dtype=self.real) + a @ a.mT / 5
+        if noise == "additive":
+            curvatures = curvatures.mean(dim=0).expand_as(curvatures).clone()
+        return QuadraticSum(curvatures.to(self.device), minima.to(self.device))
+
+    def start(self) -> Tensor:
+        """θ0, away from the minimum."""
+        return torch.tensor([1.0, -0.7], dtype=self.real, device=self.device)
+
+    def study(self, store: Store, noise: Noise, order: int, ladder: list[float]) -> WeakOrderStudy:
+        """The ladder of one equation, every rung on disk as soon as it is there."""
+        landscape = self.landscape(noise)
+        observables: dict[str, Function] = {"loss": landscape.loss, "θ₁": partial(component, 0), "θ₁²": square}
+        source = MinibatchNoise(landscape, self.batch_size)
+
+        def rung(i: int, h: float) -> Tensors:
+            found = weak_errors(
+                NoisyModifiedEquation(landscape, h, source, order),
+                NoisyGradientDescent(landscape, h, source),
+                self.start(),
+                whole_steps(self.time, h),
+                paths=self.paths,
+                seed=self.seed + i,
+                observables=observables,
+                substeps=order,
+                coupled=True,
+            )
+            return tensors_of(found)
+
+        rungs = [
+            errors_of(store.part(f"{noise}-{order}-{h:g}", partial(rung, i, h)), self.paths, tuple(observables))
+            for i, h in enumerate(ladder)
+        ]
+        name = f"{noise} noise, equation of order {order}"
+        settings = {"coupled": True, "time": self.time, "substeps": order}
+        return WeakOrderStudy(name, tuple(ladder), tuple(rungs), tuple(observables), settings=settings)
+
+    def exact_line(self, name: str, study: WeakOrderStudy) -> str:
+        """The closed form's largest errors beside, and by how many standard errors the paths are off at most."""
+        noise, order = name.split(", order ")
+        landscape = self.landscape(noise)  # type: ignore[arg-type]
+        moments = ExactMoments(landscape, self.batch_size)
+        sizes: dict[str, list[float]] = {phi: [] for phi in study.observables}
+        off = 0.0
+        for h, rung in zip(study.ladder, study.rungs, strict=True):
+            steps = whole_steps(self.time, h)
+            ours = observed(landscape, *moments.series(moments.flow(h, int(order)), self.start(), steps))
+            theirs = observed(landscape, *moments.series(moments.step(h), self.start(), steps))
+            for phi, errors in sizes.items():
+                exact = ours[phi] - theirs[phi]
+                errors.append(float(exact.abs().max()))
+                gap = (rung.difference[phi][1:, 0].cpu() - exact[1:]).abs()
+                off = max(off, float((gap / rung.standard_error[phi][1:, 0].cpu()).max()))
+        last = {
+            phi: math.log(e[-2] / e[-1]) / math.log(study.ladder[-2] / study.ladder[-1]) for phi, e in sizes.items()
+        }
+        shown = "; ".join(f"{phi}: {', '.join(f'{x:.3e}' for x in errors)}" for phi, errors in sizes.items())
+        slopes = ", ".join(f"{slope:.3f}" for slope in last.values())
+        return f"{name}: {shown}; slopes of the last pair {slopes}; paths off by at most {off:.1f} standard errors"
+
+
+def component(i: int, theta: Tensor) -> Tensor:
+    """θ_i."""
+    return theta[..., i]
+
+
+def square(theta: Tensor) -> Tensor:
+    """θ₁²."""
+    return theta[..., 0].square()
+
+
+def observed(landscape: QuadraticSum, mean: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """E φ of E θ (T, d) and E θθᵀ (T, d, d)."""
+    origin = torch.zeros(landscape.dimension, dtype=torch.float64)
+    exact = QuadraticSum(landscape.hessians.double().cpu(), landscape.minima.double().cpu())
+    energy = 0.5 * (exact.hessian(origin) * second).sum(dim=(-2, -1)) + mean @ exact.grad(origin)
+    return {"loss": exact.loss(origin) + energy, "θ₁": mean[:, 0], "θ₁²": second[:, 0, 0]}
+
+
+def tensors_of(found: WeakErrors) -> Tensors:
+    """Weak errors as a part on disk."""
+    names = list(found.mean)
+    tensors = {f"{part}.{i}": getattr(found, part)[name] for part in PARTS for i, name in enumerate(names)}
+    return {"times": found.times, "diverged": torch.tensor(found.diverged), **tensors}
+
+
+def errors_of(tensors: Tensors, paths: int, names: tuple[str, ...]) -> WeakErrors:
+    """Weak errors from a part on disk."""
+    mean, difference, bar, left, left_bar = (
+        {name: tensors[f"{part}.{i}"] for i, name in enumerate(names)} for part in PARTS
+    )
+    return WeakErrors(tensors["times"], paths, mean, difference, bar, left, left_bar, int(tensors["diverged"]))
