@@ -21,6 +21,7 @@ from scripts.noise_spectrum.correlation import correlate, spearman
 from scripts.noise_spectrum.looks import packed, unpacked
 from scripts.noise_spectrum.networks_figure import bins, counted
 from scripts.noise_spectrum.rule import Rule, geometric_mean, mean_difference, powers
+from scripts.noise_spectrum.tasks import Tasks
 from scripts.noise_spectrum.training import Network, Task, average_statistics, load_images
 from tests.nets.data_files import write_cifar, write_idx
 from tests.scripts import running
@@ -335,6 +336,11 @@ def test_fully_connected_networks_see_small_images(tmp_path):
     small, large = (load_images(pair, name, True, tmp_path, 0) for name in ("tiny-fc", "small-lenet"))
     assert_close(small.inputs[:, :, 0, 0], large.inputs[:, :, :4, :4].mean((2, 3)))
     assert {*large.targets.tolist()} == {0, 1}
+
+
+def test_pairs_are_classes_by_name_or_number():
+    assert [Tasks().task(pair).classes for pair in ("cat-dog", "deer-horse", "0-9")] == [(3, 5), (4, 7), (0, 9)]
+    assert Tasks(data="digits").task("4-9") == Task("digits", (4, 9))
 
 
 def test_fractions_end_whole_epochs():
