@@ -9,9 +9,10 @@ from typing import Annotated
 import tyro
 
 from scripts.command_line import guarded, parse
+from scripts.stochastic.svag import Svag
 from scripts.stochastic.weak_order import WeakOrder
 
-Experiment = Annotated[WeakOrder, tyro.conf.subcommand("weak-order")]
+Experiment = Annotated[WeakOrder, tyro.conf.subcommand("weak-order")] | Annotated[Svag, tyro.conf.subcommand("svag")]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,0 +1,196 @@
+"""Runs of SGD, SVAG or an SDE on a network, some at a time and each lot on disk: more can be added to them."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flows import Descent, Flow, StochasticFlow
+from flows.ensembles.blocks import Block, Function, block_seed, course, lost
+from flows.observers import Evaluation
+from flows.orders import sharpness_at
+from flows.weak_errors import LOSS, SQUARED_NORM
+from landscapes.errors import check_positive
+from nets import NetworkLandscape, load_data, only_classes
+from scripts.net_ground import NetGround
+from scripts.stochastic.common import Stochastic
+from scripts.store import Store, Tensors, uninterrupted
+
+GROUP = 25  # runs in a part on disk
+ACCURACY = "test accuracy"
+DISTANCE = "‖θ − θ₀‖"
+SHOWN = (LOSS, SQUARED_NORM, ACCURACY, DISTANCE)
+DIGITS = 2  # of a rate that is found from the curvature: it should be the same on every machine
+
+Pair = tuple[Tensor, Tensor]
+"""A number and its standard error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What R runs of one model show at T times: observable → (R, T); ``theta`` (R, K, d) at the times asked for."""
+
+    times: Tensor
+    values: Mapping[str, Tensor]
+    theta: Tensor
+    lost: int = 0
+    """Runs that left the finite numbers; they stay at their last finite state."""
+
+    @property
+    def runs(self) -> int:
+        """R."""
+        return len(next(iter(self.values.values())))
+
+    def mean(self, name: str) -> Pair:
+        """Mean over the runs and its standard error, (T,) each."""
+        return mean_with_error(self.values[name])
+
+    def scatter(self) -> Pair:
+        r"""Σ_j Var θ_j over the runs at the times asked for, and its standard error, (K,) each."""
+        away = (self.theta - self.theta.mean(dim=0)).square().sum(dim=-1)  # (R, K)
+        mean, error = mean_with_error(away)
+        unbiased = self.runs / (self.runs - 1)
+        return mean * unbiased, error * unbiased
+
+
+def mean_with_error(values: Tensor) -> Pair:
+    """Of samples (R, ...), over the first dimension."""
+    return values.mean(dim=0), values.std(dim=0) / math.sqrt(len(values))
+
+
+def extrapolated(coarse: Curves, fine: Curves) -> tuple[Curves, dict[str, Pair]]:
+    """The runs at dt → 0, 2φ(dt/2) − φ(dt) path by path, and observable → E φ(dt/2) less that, with its error."""
+    limit = {name: 2 * fine.values[name] - coarse.values[name] for name in fine.values}
+    left = {name: mean_with_error(coarse.values[name] - fine.values[name]) for name in fine.values}
+    theta = 2 * fine.theta - coarse.theta
+    gap = {name: (-mean, error) for name, (mean, error) in left.items()}
+    return Curves(fine.times, limit, theta, max(coarse.lost, fine.lost)), gap
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network under study: its loss, where runs start, what is looked at."""
+
+    landscape: NetworkLandscape
+    theta0: Tensor
+    functions: Mapping[str, Function] = field(repr=False)
+
+    @classmethod
+    def of(cls, ground: NetGround, options: Stochastic) -> Network:
+        """The network of a script's options; accuracy is that on the data's test part."""
+        landscape, theta0 = ground.build(options.seed, options.real, options.device)
+        preset = ground.chosen
+        data = load_data(preset.data, root=ground.root, train=False)
+        if preset.classes is not None:
+            data = only_classes(data, preset.classes)
+        module, loss, _, _ = ground.parts(options.seed, options.real, options.device)
+        targets = data.targets.to(options.device)
+        test = NetworkLandscape(module, loss, data.inputs.to(options.device, options.real), targets)
+        evaluation = Evaluation(test, test.outputs, targets)
+        functions: dict[str, Function] = {
+            LOSS: landscape.loss,
+            SQUARED_NORM: lambda theta: landscape.grad(theta).square().sum(dim=-1),
+            ACCURACY: lambda theta: evaluation(0, 0.0, theta)[ACCURACY],
+            DISTANCE: lambda theta: torch.linalg.vector_norm(theta - theta0, dim=-1),
+        }
+        return cls(landscape, theta0, functions)
+
+    @property
+    def sharpness(self) -> float:
+        """λ, the Hessian's eigenvalue of largest magnitude at the start."""
+        return sharpness_at(self.landscape, self.theta0)
+
+    def runs(
+        self,
+        store: Store,
+        name: str,
+        model: Flow | Descent,
+        course_of: Sequence[float] | int,
+        *,
+        runs: int,
+        seed: int,
+        stream: str | None = None,
+        dt: float | None = None,
+        every: int = 1,
+        states: Sequence[int] = (),
+    ) -> Curves:
+        """Runs of a model; those with one ``stream`` (by default the name) have the same noise. States are numbers of
+        kept times, from the end where negative."""
+        groups = []
+        for first in range(0, runs, GROUP):
+            count = min(GROUP, runs - first)
+            number = block_seed(seed, zlib.crc32((stream or name).encode()), first)
+            compute = self._group(model, course_of, count, number, dt, every, states)
+            groups.append(store.part(f"{name}-{first:05d}-{count}", compute))
+        values = {key: torch.cat([part[key] for part in groups]).double() for key in self.functions}
+        theta = torch.cat([part["theta"] for part in groups]).double()
+        return Curves(groups[0]["times"], values, theta, sum(int(part["lost"]) for part in groups))
+
+    def _group(
+        self,
+        model: Flow | Descent,
+        course_of: Sequence[float] | int,
+        count: int,
+        seed: int,
+        dt: float | None,
+        every: int,
+        states: Sequence[int],
+    ) -> Callable[[], Tensors]:
+        def compute() -> Tensors:
+            way = course(model, course_of, dt, None, every)
+            kept = {len(way.kept) + j if j < 0 else j for j in states}
+            seen: dict[str, list[Tensor]] = {name: [] for name in self.functions}
+            thetas: list[Tensor] = []
+
+            def look(j: int, t: float, theta: Tensor) -> None:
+                for name, function in self.functions.items():
+                    seen[name].append(function(theta).detach().double().cpu())
+                if j in kept:
+                    thetas.append(theta.detach().float().cpu())
+
+            run, times = way.run(Block(0, self.theta0.expand(count, -1)), seed, look)
+            uninterrupted(run)
+            found = {name: torch.stack(rows, dim=1) for name, rows in seen.items()}
+            states_seen = torch.stack(thetas, dim=1) if thetas else torch.zeros(count, 0, len(self.theta0))
+            if len(times) < len(way.kept):
+                raise ArithmeticError(
+                    f"{type(model).__name__}: every run diverged by t = {times[-1]:.4g}: smaller rates"
+                )
+            clock = torch.tensor(times, dtype=torch.float64)
+            return {"times": clock, "theta": states_seen, "lost": lost(run.alive), **found}
+
+        return compute
+
+
+def scaled_rate(scaled: float, sharpness: float) -> float:
+    """The rate h with hλ = ``scaled``, to two digits."""
+    if not (math.isfinite(sharpness) and sharpness > 0):
+        raise ValueError("scaled needs a Hessian with a positive eigenvalue at the start; choose another --seed")
+    return float(f"{check_positive('scaled', scaled) / sharpness:.{DIGITS}g}")
+
+
+def sde_runs(
+    network: Network,
+    store: Store,
+    name: str,
+    flow: StochasticFlow,
+    times: Sequence[float],
+    dt: float,
+    *,
+    runs: int,
+    seed: int,
+    states: Sequence[int] = (),
+) -> tuple[Curves, dict[str, Pair]]:
+    """An SDE by Euler's method at dt and dt/2 along the same noise, extrapolated; and what dt/2 alone was off by."""
+    levels = [
+        network.runs(
+            store, f"{name}-{i}", flow, times, runs=runs, seed=seed, stream=name, dt=dt / (i + 1), states=states
+        )
+        for i in (0, 1)
+    ]
+    return extrapolated(*levels)
