@@ -2,6 +2,7 @@ r"""Figure of weak orders: the largest weak error against h with its interval, i
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from flows.plots import Style, style
 from flows.trajectory import FolderError, writable_folder
 
 if TYPE_CHECKING:
-    from flows.ensembles.weak_order import WeakOrderStudy
+    from flows.ensembles.weak_order import WeakOrder, WeakOrderStudy
 
 INTEGRATION: Style = {"linestyle": ":", "linewidth": 1.0}
 
@@ -53,16 +54,23 @@ def draw_errors(axes: Axes, studies: Mapping[str, WeakOrderStudy], phi: str, loo
         axes.errorbar(h, error, yerr=bars, capsize=2, elinewidth=0.8, **looks[name])
         share = np.array([x.share for x in found]) * error
         axes.plot(h, np.where(share > 0, share, np.nan), color=looks[name]["color"], **INTEGRATION)
-        order = study.order(phi)
-        if order.rungs > 1:
-            colour, end = looks[name]["color"], (h[-1], error[-1])
-            text = f"slope {order.order:.2f}"
-            axes.annotate(text, end, (4, -11), textcoords="offset points", color=colour, fontsize="x-small")
     axes.set(xscale="log", yscale="log", xlabel="learning rate h", ylabel=f"sup |E φ(X) − E φ(θ)|, φ = {phi}")
     ticks = sorted({h for study in studies.values() for h in study.ladder})
     axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelrotation=45)
+    show_slopes(axes, {name: study.order(phi) for name, study in studies.items()}, looks)
     axes.grid(color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def show_slopes(axes: Axes, orders: Mapping[str, WeakOrder], looks: Mapping[str, Style]) -> None:
+    """The slopes that were found, in the upper left corner, with room above the lines."""
+    found = {name: order for name, order in orders.items() if order.rungs > 1}
+    low, high = (math.log10(y) for y in axes.get_ylim())
+    axes.set_ylim(top=10 ** (high + 0.085 * len(found) * (high - low)))
+    for i, (name, order) in enumerate(found.items()):
+        text = f"slope {order.order:.2f}  [{order.low:.2f}, {order.high:.2f}]"
+        place = (0.03, 0.97 - 0.065 * i)
+        axes.text(*place, text, transform=axes.transAxes, va="top", color=looks[name]["color"], fontsize="x-small")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flows import NoisyGradientDescent, NoisyModifiedEquation
 from flows.ensembles import WeakErrors, WeakOrderStudy, weak_errors
-from flows.ensembles.blocks import Function
+from flows.ensembles.blocks import Function, block_seed
 from flows.ensembles.weak_plots import plot_weak_orders
 from flows.orders import check_ladder, whole_steps
 from landscapes import QuadraticSum
@@ -47,8 +47,13 @@ class WeakOrder(Stochastic):
     """N."""
     batch_size: int = 4
     """b, drawn with replacement."""
-    paths: int = 100_000
+    paths: int = 40_000
     """Paths of every rung."""
+
+    def configuration(self) -> dict[str, Any]:
+        """The options, less those whose parts on disk are kept by name: noises, orders and rungs can be added."""
+        said = super().configuration()
+        return {key: value for key, value in said.items() if key not in {"noises", "orders", "ladder"}}
 
     def run(self) -> None:
         """Run, fit, print, draw."""
@@ -89,26 +94,26 @@ class WeakOrder(Stochastic):
         observables: dict[str, Function] = {"loss": landscape.loss, "θ₁": partial(component, 0), "θ₁²": square}
         source = MinibatchNoise(landscape, self.batch_size)
 
-        def rung(i: int, h: float) -> Tensors:
+        def rung(h: float) -> Tensors:
             found = weak_errors(
                 NoisyModifiedEquation(landscape, h, source, order),
                 NoisyGradientDescent(landscape, h, source),
                 self.start(),
                 whole_steps(self.time, h),
                 paths=self.paths,
-                seed=self.seed + i,
+                seed=block_seed(self.seed, round(1e6 * h)),
                 observables=observables,
-                substeps=order,
+                substeps=2 * order,
                 coupled=True,
             )
             return tensors_of(found)
 
         rungs = [
-            errors_of(store.part(f"{noise}-{order}-{h:g}", partial(rung, i, h)), self.paths, tuple(observables))
-            for i, h in enumerate(ladder)
+            errors_of(store.part(f"{noise}-{order}-{h:g}", partial(rung, h)), self.paths, tuple(observables))
+            for h in ladder
         ]
         name = f"{noise} noise, equation of order {order}"
-        settings = {"coupled": True, "time": self.time, "substeps": order}
+        settings = {"coupled": True, "time": self.time, "substeps": 2 * order}
         return WeakOrderStudy(name, tuple(ladder), tuple(rungs), tuple(observables), settings=settings)
 
     def exact_line(self, name: str, study: WeakOrderStudy) -> str:

@@ -1,0 +1,41 @@
+"""scripts.stochastic weak-order: orders and closed forms printed, rungs kept on disk, bad options said in a line."""
+
+import re
+
+from scripts.stochastic.__main__ import main
+from tests.scripts.running import run, says_in_one_line
+
+SMALL = "weak-order --noises multiplicative --orders 2 --ladder 0.25 0.125 --paths 2000 --threads 1"
+
+
+def test_orders_beside_closed_forms(tmp_path, capsys):
+    status, out, _ = run(f"{SMALL} --out {tmp_path}", capsys, main)
+    assert status == 0
+    measured = [float(x) for x in re.findall(r"(?:loss|θ₁|θ₁²): (\d\.\d+) \[", out)]
+    exact = [float(x) for x in re.search(r"slopes of the last pair ([\d., ]+);", out)[1].split(", ")]
+    assert len(measured) == len(exact) == 3
+    assert all(abs(a - b) < 0.2 for a, b in zip(measured, exact, strict=True))
+    assert float(re.search(r"off by at most (\d+\.\d) standard errors", out)[1]) < 5
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_rungs_are_kept_and_added_to(tmp_path, capsys):
+    assert run(f"{SMALL} --out {tmp_path}", capsys, main)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("multiplicative-2-*.safetensors")}
+    more = SMALL.replace("0.25 0.125", "0.25 0.125 0.0625")
+    status, out, _ = run(f"{more} --out {tmp_path}", capsys, main)
+    assert status == 0
+    assert "0.0625" in out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(tmp_path.glob("multiplicative-2-*.safetensors"))) == 3
+
+
+def test_bad_options_are_one_line(tmp_path, capsys):
+    for options, word in {
+        "--ladder 0.3 0.2": "whole number of steps",
+        "--ladder 0.25": "at least two",
+        "--paths 1": "paths",
+        "--orders 3": "order",
+        "--batch-size 0": "batch_size",
+    }.items():
+        says_in_one_line(run(f"weak-order {options} --out {tmp_path / 'x'}", capsys, main), word)
