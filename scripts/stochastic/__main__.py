@@ -10,9 +10,14 @@ import tyro
 
 from scripts.command_line import guarded, parse
 from scripts.stochastic.svag import Svag
+from scripts.stochastic.validity import Validity
 from scripts.stochastic.weak_order import WeakOrder
 
-Experiment = Annotated[WeakOrder, tyro.conf.subcommand("weak-order")] | Annotated[Svag, tyro.conf.subcommand("svag")]
+Experiment = (
+    Annotated[WeakOrder, tyro.conf.subcommand("weak-order")]
+    | Annotated[Svag, tyro.conf.subcommand("svag")]
+    | Annotated[Validity, tyro.conf.subcommand("validity")]
+)
 
 
 def main(arguments: Sequence[str]) -> int:
