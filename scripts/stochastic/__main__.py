@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from scripts.command_line import guarded, parse
+from scripts.stochastic.escape import Escape
 from scripts.stochastic.svag import Svag
 from scripts.stochastic.validity import Validity
 from scripts.stochastic.weak_order import WeakOrder
@@ -16,6 +17,7 @@ from scripts.stochastic.weak_order import WeakOrder
 Experiment = (
     Annotated[WeakOrder, tyro.conf.subcommand("weak-order")]
     | Annotated[Svag, tyro.conf.subcommand("svag")]
+    | Annotated[Escape, tyro.conf.subcommand("escape")]
     | Annotated[Validity, tyro.conf.subcommand("validity")]
 )
 

@@ -1,0 +1,301 @@
+r"""Escape from a well: isotropic against anisotropic gradient noise of equal trace.
+
+    f = (S/8)(x² − 1)² + (s/2)(y² + …),    (x, y, …) the coordinates θ turned by an angle in their first plane
+
+has wells at x = ±1 with curvature S across the barrier of S/8 and s along all else. The gradient noise is constant, of
+covariance C with tr C = 2Td/h: the SDE of rate h is dX = −∇f dt + √h C^{1/2} dW, whose x is by itself the diffusion of
+temperature T_x = h C_xx/2 in one dimension, for every C. So there is an exact mean time for each of
+
+    isotropic       C ∝ I, T_x = T
+    aligned         C ∝ H at the minimum (Zhu et al. 2019, arXiv 1803.00195)
+    diagonal        the diagonal of the aligned one, in the coordinates θ
+    anti-aligned    C ∝ H⁻¹
+
+Escape is the first passage to the other minimum: its mean is Kramers' time where T_x is small.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import sympy
+import torch
+from torch import Tensor
+
+from flows import Descent, Flow, NoisyGradientDescent, NoisyModifiedEquation
+from flows.ensembles.blocks import block_seed
+from landscapes import Landscape, from_sympy
+from landscapes.errors import check_count, check_positive, check_real, check_seed
+from landscapes.noise import ConstantNoise, DiagonalNoise, GradientNoise, IsotropicNoise
+from scripts.command_line import check_device
+from scripts.principal_flow.common import aligned
+from scripts.stochastic.common import Stochastic, with_error
+from scripts.stochastic.escape_figure import escape_figure
+from scripts.stochastic.passage import MeanTime, mean_time, passage_times
+from scripts.stochastic.passage_laws import Values, chain_time, kramers_time, passage_integral
+from scripts.store import Store
+
+NOISES = ("isotropic", "aligned", "diagonal", "anti-aligned")
+METHOD = "heun2"  # of weak order 2 where the noise is additive
+SETTLED = 20.0  # time after which the start is forgotten, in units of 1/S
+
+
+@dataclass(frozen=True)
+class Well:
+    """The double well: curvatures S and s, dimension, and the angle of x to the first coordinate, in degrees."""
+
+    sharp: float
+    flat: float
+    dimension: int
+    angle: float
+
+    @cached_property
+    def axes(self) -> Tensor:
+        """The directions of x, y, … as rows, (d, d)."""
+        turned, phi = torch.eye(self.dimension, dtype=torch.float64), math.radians(self.angle)
+        turned[:2, :2] = torch.tensor([[math.cos(phi), math.sin(phi)], [-math.sin(phi), math.cos(phi)]])
+        return turned
+
+    @cached_property
+    def landscape(self) -> Landscape:
+        """f on θ (..., d)."""
+        symbols = sympy.symbols(f"theta:{self.dimension}", real=True)
+        x, *rest = (sum(float(a) * s for a, s in zip(row, symbols, strict=True) if a) for row in self.axes)
+        return from_sympy(self.sharp / 8 * (x**2 - 1) ** 2 + self.flat / 2 * sum(y**2 for y in rest), list(symbols))
+
+    @property
+    def barrier(self) -> float:
+        """S/8."""
+        return self.sharp / 8
+
+    def potential(self, x: Values) -> Values:
+        """f along x."""
+        return self.barrier * (x * x - 1) ** 2
+
+    def slope(self, x: Values) -> Values:
+        """f' along x."""
+        return 4 * self.barrier * x * (x * x - 1)
+
+    @property
+    def start(self) -> Tensor:
+        """The minimum at x = 1, (d,)."""
+        return self.axes[0].clone()
+
+    def escaped(self, theta: Tensor) -> Tensor:
+        """x ≤ −1, (...,) of bool."""
+        return theta @ self.axes[0].to(theta) <= -1
+
+    def shape(self, noise: str) -> Tensor:
+        """The covariance (d, d) of a noise over that of the isotropic one of the same trace: its trace is d."""
+        hessian = self.landscape.hessian(self.start)
+        if noise == "isotropic":
+            return torch.eye(self.dimension, dtype=torch.float64)
+        matrix = torch.linalg.inv(hessian) if noise == "anti-aligned" else hessian
+        matrix = matrix * (self.dimension / matrix.trace())
+        return torch.diag(matrix.diagonal()) if noise == "diagonal" else matrix
+
+    def share(self, noise: str) -> float:
+        """T_x/T."""
+        return float(self.axes[0] @ self.shape(noise) @ self.axes[0])
+
+    def gradient_noise(self, noise: str, variance: float) -> GradientNoise:
+        """The noise of mean ``variance`` a direction."""
+        covariance = variance * self.shape(noise)
+        if noise == "isotropic":
+            return IsotropicNoise(variance, self.dimension)
+        return DiagonalNoise(covariance.diagonal()) if noise == "diagonal" else ConstantNoise(root(covariance))
+
+
+def root(covariance: Tensor) -> Tensor:
+    """The symmetric square root of a positive definite matrix."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.sqrt() @ vectors.mT
+
+
+@dataclass(frozen=True)
+class Escapes:
+    """Mean times of one noise at one temperature; ``runs``: dt and dt/2 of the SDE, and noisy gradient descent."""
+
+    noise: str
+    temperature: float
+    along: float
+    """T_x."""
+    kramers: float
+    exact: float
+    """The integral for the SDE."""
+    chain: float
+    """The exact mean time of noisy gradient descent."""
+    runs: tuple[MeanTime, MeanTime, MeanTime]
+
+
+@dataclass(frozen=True)
+class Escape(Stochastic):
+    """Escape times from a double well under isotropic, aligned, diagonal and anti-aligned noise of equal trace."""
+
+    sharp: float = 2.0
+    """S, curvature across the barrier at the minima; the barrier is S/8 high."""
+    flat: float = 0.5
+    """s, curvature along all else."""
+    dimension: int = 2
+    """Number of coordinates."""
+    angle: float = 30.0
+    """Degrees from the first coordinate to the direction of escape."""
+    h: float = 0.1
+    """Learning rate; C is scaled with it so that the temperatures stay."""
+    temperatures: tuple[float, ...] = (0.125, 0.1, 0.08, 0.0625, 0.05, 0.04)
+    """T = h tr C/(2d)."""
+    paths: int = 10_000
+    """Paths for each mean time."""
+    substeps: int = 1
+    """Steps of the SDE in h; and twice as many, to see what the step does."""
+    horizon: float = 200.0
+    """Time up to which paths are watched; mean times with later ones are estimated as the table says."""
+
+    def run(self) -> None:
+        """Run, compare, print, draw."""
+        self.check()
+        well = Well(self.sharp, self.flat, self.dimension, self.angle)
+        store = self.open()
+        found = [self.escapes(store, well, noise, T) for noise in NOISES for T in sorted(self.temperatures)[::-1]]
+        store.table("\n\n".join([self.says(well), table(found), gains(found), self.notes(found)]))
+        self.draw(store, escape_figure(found, well.barrier))
+
+    def check(self) -> None:
+        """Raise unless the options can be used."""
+        for name in ("sharp", "flat", "h", "horizon"):
+            check_positive(name, getattr(self, name))
+        check_real("angle", self.angle)
+        check_count("dimension", self.dimension, minimum=2)
+        check_count("paths", self.paths, minimum=2)
+        check_count("substeps", self.substeps)
+        if not self.temperatures:
+            raise ValueError("temperatures must name at least one")
+        for T in self.temperatures:
+            check_positive("temperatures", T)
+        if self.horizon <= self.settled:
+            raise ValueError(
+                f"horizon must be beyond {self.settled:g}, when the start is forgotten, got {self.horizon:g}"
+            )
+        check_seed(self.seed)
+        check_device(self.device)
+
+    def configuration(self) -> dict[str, object]:
+        """Without the temperatures, to which more can be added."""
+        return {key: value for key, value in super().configuration().items() if key != "temperatures"}
+
+    @property
+    def settled(self) -> float:
+        """When paths have forgotten their start."""
+        return SETTLED / self.sharp
+
+    def escapes(self, store: Store, well: Well, noise: str, T: float) -> Escapes:
+        """All mean times of one noise at one temperature."""
+        gradient_noise = well.gradient_noise(noise, 2 * T / self.h)
+        flow = NoisyModifiedEquation(well.landscape, self.h, gradient_noise)
+        descent = NoisyGradientDescent(well.landscape, self.h, gradient_noise)
+        dt = self.h / self.substeps
+        runs = [self.mean(store, well, f"{noise}-{T:.12g}-sde-{n}", flow, dt / n) for n in (1, 2)]
+        runs.append(self.mean(store, well, f"{noise}-{T:.12g}-descent", descent, None))
+        along = T * well.share(noise)
+        ends = [well.landscape.hessian(x).numpy() for x in (well.start, torch.zeros_like(well.start))]
+        return Escapes(
+            noise,
+            T,
+            along,
+            kramers_time(well.barrier, along, *ends),
+            passage_integral(well.potential, along, 1.0, -1.0),
+            chain_time(well.potential, well.slope, along, self.h, 1.0, -1.0),
+            (runs[0], runs[1], runs[2]),
+        )
+
+    def mean(self, store: Store, well: Well, name: str, model: Flow | Descent, dt: float | None) -> MeanTime:
+        """The mean time of a model, its paths' times on disk."""
+        start = well.start.to(self.device, self.real).expand(self.paths, -1)
+        seed = block_seed(self.seed, *name.encode())  # every run draws its own
+
+        def compute() -> dict[str, Tensor]:
+            method = None if dt is None else METHOD
+            return {"times": passage_times(model, start, well.escaped, self.horizon, seed=seed, dt=dt, method=method)}
+
+        return mean_time(store.part(name, compute)["times"], self.horizon, self.settled)
+
+    def says(self, well: Well) -> str:
+        """What escapes, on a few lines."""
+        shares = ", ".join(f"{noise} {well.share(noise):.4g}" for noise in NOISES)
+        return (
+            f"double well in {self.dimension} dimensions: curvatures {self.sharp:g} and {self.flat:g}, barrier "
+            f"{well.barrier:g}, turned by {self.angle:g}°; h = {self.h:g}, {self.paths:,} paths a mean time\n"
+            f"noise of equal trace 2Td/h; T_x/T: {shares}"
+        )
+
+    def notes(self, found: list[Escapes]) -> str:
+        """How times were measured, and how far the SDE's are from exact in units of their standard errors."""
+        parts = []
+        for place, n in ((0, self.substeps), (1, 2 * self.substeps)):
+            away = [(e.runs[place].value / e.exact - 1, e.runs[place].error / e.exact) for e in found]
+            away = [(bias, error) for bias, error in away if not math.isnan(bias)]
+            if away:
+                bias, error = weighted(away)
+                parts.append(f"{100 * bias:.2f} ± {100 * error:.2f} % at dt = h{f'/{n}' * (n > 1)}")
+        measured = (
+            f"the SDE's mean times exceed the integral by {' and '.join(parts)}, over all rows\n" if parts else ""
+        )
+        return (
+            f"{measured}"
+            f"SDE by {METHOD}; a passage is seen at the end of its step, which the target at the other minimum makes a "
+            "matter of one step, and for the descent the exact value takes it in\n"
+            f"with paths left at t = {self.horizon:g}: mean up to there, and the rest at the rate of arrivals from "
+            f"t = {self.settled:g} on; where too few arrived, > is a bound at 95 %; ± is one standard error"
+        )
+
+
+def weighted(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Mean of values with errors, each weighed by 1/error², and its standard error."""
+    weights = np.array([error for _, error in pairs]) ** -2.0
+    return float(np.average([value for value, _ in pairs], weights=weights)), float(weights.sum() ** -0.5)
+
+
+def shown(mean: MeanTime) -> str:
+    """A mean time in the table."""
+    return f"> {mean.bound:.3g}" if math.isnan(mean.value) else with_error(mean.value, mean.error)
+
+
+def table(found: list[Escapes]) -> str:
+    """A row for each noise and temperature."""
+    heading = ["noise", "T", "T_x", "Kramers", "integral", "SDE, dt", "SDE, dt/2", "seen"]
+    rows = [[*heading, "exact descent", "noisy descent", "seen"]]
+    for e in found:
+        exact = [f"{x:.4g}" for x in (e.along, e.kramers, e.exact)]
+        times = [shown(mean) for mean in e.runs]
+        seen = [f"{100 * mean.arrived / mean.paths:.4g} %" for mean in e.runs[1:]]
+        chain = "–" if math.isnan(e.chain) else f"{e.chain:.4g}"
+        rows.append([e.noise, f"{e.temperature:g}", *exact, *times[:2], seen[0], chain, times[2], seen[1]])
+    return aligned(rows)
+
+
+def gains(found: list[Escapes]) -> str:
+    """How many times sooner than under isotropic noise of the same trace, by the integral and by the finer SDE."""
+    slow = {e.temperature: e for e in found if e.noise == "isotropic"}
+    rows = [["times sooner than isotropic", "T", "integral", "SDE, dt/2", "exact descent", "noisy descent"]]
+    for e in found:
+        if e.noise == "isotropic":
+            continue
+        base = slow[e.temperature]
+        pairs = [(base.runs[i], e.runs[i]) for i in (1, 2)]
+        measured = [ratio(*pair) for pair in pairs]
+        exact = [f"{a / b:.4g}".replace("nan", "–") for a, b in ((base.exact, e.exact), (base.chain, e.chain))]
+        rows.append([e.noise, f"{e.temperature:g}", exact[0], measured[0], exact[1], measured[1]])
+    return aligned(rows)
+
+
+def ratio(one: MeanTime, other: MeanTime) -> str:
+    """One mean time over another, with the error of the ratio; a bound where the other never arrived."""
+    if math.isnan(one.value):
+        return "–"
+    if math.isnan(other.value):
+        return f"< {one.value / other.bound:.2g}"
+    value = one.value / other.value
+    return with_error(value, value * math.hypot(one.error / one.value, other.error / other.value))

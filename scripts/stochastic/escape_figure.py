@@ -1,0 +1,104 @@
+"""Escape times against the barrier over the temperature, at equal trace and at equal noise across the barrier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flows.plots import Style
+from scripts.principal_flow.common import label
+from scripts.regularisation.figures import above, look
+
+if TYPE_CHECKING:
+    from scripts.stochastic.escape import Escapes
+    from scripts.stochastic.passage import MeanTime
+
+KRAMERS: Style = {"color": "0.35", "linestyle": ":", "linewidth": 1.2}
+INTEGRAL: Style = {"color": "0.35", "linestyle": "-", "linewidth": 1.0}
+HIGHEST = 100.0  # times the longest mean that was measured: what is above is not drawn
+
+Place = Callable[["Escapes"], float]
+
+
+def escape_figure(found: Sequence[Escapes], barrier: float) -> Figure:
+    """Times at equal trace; the same against the noise across the barrier; measured over exact ones."""
+    noises = list(dict.fromkeys(e.noise for e in found))
+    looks = {noise: {**look(i), "linestyle": "none", "markersize": 4.5} for i, noise in enumerate(noises)}
+    drawn = Figure(figsize=(10.5, 4.0), layout="constrained")
+    trace, across, bias = drawn.subplots(1, 3)
+    top = HIGHEST * max((e.runs[1].value for e in found if not math.isnan(e.runs[1].value)), default=1.0)
+    for noise, style in looks.items():
+        rows = [e for e in found if e.noise == noise]
+        draw_times(trace, rows, lambda e: barrier / e.temperature, style, top)
+        draw_times(across, rows, lambda e: barrier / e.along, style, top, laws=False)
+        draw_bias(bias, rows, lambda e: barrier / e.along, style)
+    draw_law(across, sorted(found, key=lambda e: e.along), barrier, top)
+    label(trace, "barrier over temperature, ΔV/T", "mean escape time", "equal trace of the noise", log="y")
+    label(across, "ΔV/T_x, noise across the barrier", "mean escape time", "equal noise across the barrier", log="y")
+    label(bias, "ΔV/T_x, noise across the barrier", "mean time over the integral", "measured over exact")
+    bias.axhline(1, color="black", linewidth=0.7)
+    others = {"integral for the SDE": INTEGRAL, "Kramers": KRAMERS}
+    kinds = {"SDE (full marks)": {"color": "0.35", "marker": "o", "markersize": 4.5, "linestyle": "none"}}
+    kinds["noisy descent (open marks)"] = {**kinds["SDE (full marks)"], "markerfacecolor": "none"}
+    above(drawn, {**looks, **others, **kinds}, 4)
+    return drawn
+
+
+def draw_times(
+    axes: Axes, rows: Sequence[Escapes], place: Place, style: Style, top: float, *, laws: bool = True
+) -> None:
+    """The finer SDE's times with intervals at 95 %, arrows up from bounds, and the laws in the noise's colour."""
+    for e in rows:
+        mean = e.runs[1]
+        low, high = mean.interval
+        if math.isnan(mean.value):
+            axes.plot(place(e), low, **{**style, "marker": "_"})
+            axes.annotate("", (place(e), 3 * low), (place(e), low), arrowprops={"arrowstyle": "->", **arrow(style)})
+        else:
+            spread = [[mean.value - low], [high - mean.value]]
+            axes.errorbar(place(e), mean.value, yerr=spread, capsize=2, elinewidth=0.8, **style)
+    if laws:
+        x = [place(e) for e in rows]
+        for law, line in ((lambda e: e.exact, INTEGRAL), (lambda e: e.kramers, KRAMERS)):
+            y = np.array([law(e) for e in rows])
+            axes.plot(x, np.where(y < top, y, np.nan), **{**line, "color": style["color"]})
+
+
+def arrow(style: Style) -> Style:
+    """The colour of an arrow."""
+    return {"color": style["color"], "linewidth": 0.9}
+
+
+def draw_law(axes: Axes, rows: Sequence[Escapes], barrier: float, top: float) -> None:
+    """The laws of all rows as one curve each: they depend on the noise across the barrier alone."""
+    x = np.array([barrier / e.along for e in rows])
+    for values, line in (([e.exact for e in rows], INTEGRAL), ([e.kramers for e in rows], KRAMERS)):
+        y = np.array(values)
+        axes.plot(x[y < top], y[y < top], **line)
+
+
+def draw_bias(axes: Axes, rows: Sequence[Escapes], place: Place, style: Style) -> None:
+    """Measured over exact times: the SDE's full, the descent's open, both over the integral for the SDE."""
+    known = [e for e in rows if not math.isnan(e.runs[1].value)]
+    for e in known:
+        axes.errorbar(place(e), e.runs[1].value / e.exact, yerr=bars(e.runs[1], e.exact), **capped(style))
+        if not math.isnan(e.runs[2].value):
+            open_mark = {**capped(style), "markerfacecolor": "none"}
+            axes.errorbar(place(e), e.runs[2].value / e.exact, yerr=bars(e.runs[2], e.exact), **open_mark)
+    axes.plot([place(e) for e in known], [e.chain / e.exact for e in known], color=style["color"], linewidth=0.8)
+
+
+def bars(mean: MeanTime, exact: float) -> list[list[float]]:
+    """Ends of the interval at 95 % below and above a mean, over the exact value."""
+    low, high = mean.interval
+    return [[(mean.value - low) / exact], [(high - mean.value) / exact]]
+
+
+def capped(style: Style) -> Style:
+    """With small caps on thin bars."""
+    return {**style, "capsize": 2, "elinewidth": 0.8}
