@@ -1,13 +1,7 @@
 r"""Weak errors: E φ(X_{kh}) − E φ(θ_k) of a stochastic flow and a descent, the integrator's share told apart.
 
-Fixed steps have a weak error that expands in dt, E φ(X^{dt}) = E φ(X) + c dt + O(dt²). So the same path of noise is run
-at dt, dt/2 and dt/4, and Talay and Tubaro's extrapolation, path by path,
-
-    R = 2φ(X^{dt/4}) − φ(X^{dt/2}),      E R = E φ(X) + O(dt²),
-
-is averaged. 2φ(X^{dt/2}) − φ(X^{dt}) is off by four times as much, so that a third of its distance to R is the
-integration error left in R, up to O(dt³); it stands beside every error, with a standard error of its own. Talay &
-Tubaro 1990, Stochastic Anal. Appl. 8(4).
+The flow's side is extrapolated to dt → 0 from runs at dt, dt/2 and dt/4 of one path of noise (``expectation``); what
+integration leaves in it is estimated, and stands beside every error with a standard error of its own.
 
 The descent's side is known exactly (``reference``), or has runs of its own, or ``coupled`` runs: along the very
 mini-batches of ``StochasticGradientDescent``, or with the Gaussian noise of ``NoisyGradientDescent``. What is averaged
@@ -18,7 +12,7 @@ moments, not its third ones: along them the law of X itself is off by O(h²) whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -32,20 +26,19 @@ from flows.ensembles.blocks import (
     Block,
     Course,
     Function,
-    add_costs,
     block_seed,
     block_size,
     blocks,
     check_functions,
     check_start,
-    observed,
 )
+from flows.ensembles.expectation import LEVELS, Levels
 from flows.ensembles.statistics import CONFIDENCE, Moments, check_confidence
 from flows.flow import Descent, StochasticFlow
 from flows.models.stochastic import NoisyModifiedEquation
+from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_seed
 
-LEVELS = (1, 2, 4)  # by what dt is divided
 Reference = Mapping[str, Tensor]
 
 
@@ -71,8 +64,9 @@ class WeakErrors:
 
     ``times`` (T,); observable → (T, ..., q) for all of: ``mean``, E φ(X); ``difference``, that less the descent's;
     ``standard_error`` of the difference; ``integration``, an estimate of what integration has left in it (see above),
-    and its ``integration_error``, a standard error. ``diverged``: how many paths left the finite numbers at any level;
-    they are in every mean with their last finite position. ``cost`` of everything that was run.
+    and its ``integration_error``, a standard error. ``diverged``: how many runs, of a path's three
+    and the descent's, left the finite numbers; they are in every mean with their last finite position. ``cost`` of
+    everything that was run.
     """
 
     times: Tensor
@@ -133,28 +127,51 @@ def weak_errors(
     theta0 = check_start(theta0)
     check_count("paths", paths, minimum=2)
     check_functions(observables)
-    if not isinstance(flow, StochasticFlow):
-        raise TypeError(f"flow must be a StochasticFlow, got {type(flow).__name__}")
-    if not isinstance(descent, Descent):
-        raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
+    check_pair(flow, descent, coupled)
     if reference is not None and coupled:
         raise ValueError("give either a reference or coupled=True: a descent that is known is not run")
     check_count("substeps", substeps)
     check_seed(seed)
-    dt = descent.h / substeps
-    outputs = tuple(k * descent.h for k in range(check_count("steps", steps) + 1))
-    courses = [Course(flow, outputs, every=every, dt=dt / n, method=method) for n in LEVELS]
-    kept = courses[0].kept
-    source = Source(descent, Course(descent, steps=steps, every=every), dt, coupled, reference is None)
-    run = Run(dict(observables), extrapolate, coupled)
-    held = (len(LEVELS) + 1) * len(kept) * len(observables) * theta0[..., 0].numel()
-    size = block_size(block, paths, theta0, [flow, descent], held)
+    clock = step_of(descent, theta0)
+    outputs = tuple(k * clock for k in range(check_count("steps", steps) + 1))
+    courses = [Course(flow, outputs, every=every, dt=clock / (substeps * n), method=method) for n in LEVELS]
+    source = Source(descent, outputs, every, substeps, coupled, reference is None)
+    run = Run(Levels(courses, observables, extrapolate), observables, coupled)
+    size = block_size(block, paths, theta0, [flow, descent], run.levels.held(theta0))
     with tqdm(total=paths, unit="path", desc=flow.name, disable=not progress) as bar:
         for part in blocks(theta0, paths, size):
-            run.take(part, courses, source, seed)
+            run.take(part, source, seed)
             bar.update(part.paths)
-    times = torch.tensor([outputs[k] for k in kept], dtype=torch.float64)
+    times = torch.tensor([outputs[k] for k in courses[0].kept], dtype=torch.float64)
     return run.result(times, paths, None if reference is None else reference(times))
+
+
+def step_of(descent: Descent, theta0: Tensor) -> float:
+    """The time that each step takes; UnsupportedError unless it is the same for all, whatever the state."""
+    start = descent.start(theta0)
+    step = descent.elapsed(1, start)
+    if not (step > 0 and math.isclose(descent.elapsed(2, start), 2 * step, rel_tol=1e-12)):
+        raise UnsupportedError(
+            f"descent must have a constant rate, known beforehand: {type(descent).__name__} has none; compare(...) "
+            "follows it on its own clock"
+        )
+    return step
+
+
+def check_pair(flow: StochasticFlow, descent: Descent, coupled: bool) -> None:
+    """Raise unless they are a stochastic flow and a descent of one learning rate and, coupled, of one noise."""
+    if not isinstance(flow, StochasticFlow):
+        raise TypeError(f"flow must be a StochasticFlow, got {type(flow).__name__}")
+    if not isinstance(descent, Descent):
+        raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
+    rate = getattr(flow, "h", descent.h)
+    if not math.isclose(rate, descent.h, rel_tol=1e-12):
+        raise ValueError(f"h of {flow.name} is {rate!r}, of the descent {descent.h!r}: they must agree")
+    if coupled and isinstance(descent, NoisyGradientDescent) and descent.noise.size != flow.noise_size:
+        raise ValueError(
+            f"flow must be driven by the descent's noise to be coupled: its noise has the size {flow.noise_size}, the "
+            f"descent's {descent.noise.size}"
+        )
 
 
 @dataclass(frozen=True)
@@ -162,97 +179,68 @@ class Source:
     """Where a block's noise and the descent's side come from."""
 
     descent: Descent
-    course: Course
-    dt: float
+    outputs: tuple[float, ...]
+    every: int
+    substeps: int
     coupled: bool
     needed: bool
+
+    def __post_init__(self) -> None:
+        if self.coupled and self.substeps & (self.substeps - 1):
+            raise ValueError(
+                f"substeps must be a power of two for coupled flows, got {self.substeps}: paths halve steps"
+            )
 
     def path(self, block: Block, seed: int) -> NoisePath | None:
         """The noise of a block of the flow: the mini-batches', or None for what the seed gives."""
         if not self.coupled or isinstance(self.descent, NoisyGradientDescent):
             return None
-        halvings = round(math.log2(self.descent.h / self.dt)) + len(LEVELS) - 1
-        if not math.isclose(self.dt * 2 ** (halvings + 1 - len(LEVELS)), self.descent.h, rel_tol=1e-12):
-            raise ValueError("substeps must be a power of two for coupled flows: bridges halve a step")
-        return minibatch_path(self.descent, block.theta0, self.course.steps, seed, halvings)  # type: ignore[arg-type]
+        halvings = (self.substeps * LEVELS[-1]).bit_length() - 1
+        return minibatch_path(self.descent, block.theta0, len(self.outputs) - 1, seed, halvings)  # type: ignore[arg-type]
 
     def partner(self) -> Course:
         """What is run for the descent: itself or, coupled with Gaussian noise, Euler's step of its equation at h."""
-        if not (self.coupled and isinstance(self.descent, NoisyGradientDescent)):
-            return self.course
         d = self.descent
-        outputs = tuple(k * d.h for k in range(self.course.steps + 1))
-        return Course(NoisyModifiedEquation(d.landscape, d.h, d.noise), outputs, every=self.course.every, dt=d.h)
+        if self.coupled and isinstance(d, NoisyGradientDescent):
+            return Course(NoisyModifiedEquation(d.landscape, d.h, d.noise), self.outputs, every=self.every, dt=d.h)
+        return Course(d, steps=len(self.outputs) - 1, every=self.every)
 
 
 class Run:
-    """Statistics of the blocks so far."""
+    """Statistics of the blocks so far: the flow's, the descent's, and of their difference run by run."""
 
-    def __init__(self, observables: Mapping[str, Function], extrapolate: bool, coupled: bool):
-        self._observables = observables
-        self._extrapolate = extrapolate
+    def __init__(self, levels: Levels, observables: Mapping[str, Function], coupled: bool):
+        self.levels = levels
         self._coupled = coupled
-        self._mean, self._gap, self._left, self._descent = ({name: Moments() for name in observables} for _ in range(4))
-        self._lost = 0
-        self._cost: dict[str, float] = {}
+        self._gap, self._descent = ({name: Moments() for name in observables} for _ in range(2))
 
-    def take(self, block: Block, courses: Sequence[Course], source: Source, seed: int) -> None:
+    def take(self, block: Block, source: Source, seed: int) -> None:
         """Run a block at every level, and the descent's side of it."""
         noise = block_seed(seed, block.number)
-        path = source.path(block, noise)
-        coarse, middle, fine = (self._values(way, block, noise, path) for way in courses)
-        theirs = None
-        if source.needed:
-            own = noise if source.coupled else block_seed(seed, block.number, 1)
-            theirs = self._values(source.partner(), block, own, None)
-        for name in self._observables:
-            one = 2 * fine[name] - middle[name] if self._extrapolate else fine[name]
-            other = 2 * middle[name] - coarse[name] if self._extrapolate else middle[name]
-            self._mean[name] = self._mean[name].add(one)
-            self._left[name] = self._left[name].add((other - one) / (3 if self._extrapolate else 1))
-            if theirs is not None:
-                self._descent[name] = self._descent[name].add(theirs[name])
-                self._gap[name] = self._gap[name].add(one - theirs[name])
-
-    def _values(self, way: Course, block: Block, seed: int, path: NoisePath | None) -> dict[str, Tensor]:
-        """φ along a run, name → (n, T, ..., q)."""
-        seen: dict[str, list[Tensor]] = {name: [] for name in self._observables}
-
-        def see(j: int, t: float, theta: Tensor) -> None:
-            for name, function in self._observables.items():
-                seen[name].append(observed(name, function, theta))
-
-        run, _ = way.run(block, seed, see, path)
-        if run.status == "interrupted":
-            raise KeyboardInterrupt(run.status.sentence)
-        self._lost += int((~run.alive).sum())
-        add_costs(self._cost, run.cost)
-        return {name: torch.stack(values, dim=1) for name, values in seen.items()}
+        samples = self.levels.take(block, noise, source.path(block, noise))
+        if not source.needed:
+            return
+        own = noise if source.coupled else block_seed(seed, block.number, 1)
+        for name, theirs in self.levels.values(source.partner(), block, own).items():
+            self._descent[name] = self._descent[name].add(theirs)
+            self._gap[name] = self._gap[name].add(samples[name] - theirs)
 
     def result(self, times: Tensor, paths: int, reference: Reference | None) -> WeakErrors:
         """The weak errors, against the reference or the descent's side."""
+        mean, own, left, left_error = self.levels.found()
         difference, bar = {}, {}
-        for name, mean in self._mean.items():
+        for name in mean:
             if reference is not None:
                 if name not in reference:
                     raise ValueError(f"reference must have every observable, {name!r} is missing in {list(reference)}")
-                exact = reference[name].to(mean.mean)
-                exact = exact[..., None] if exact.ndim < mean.mean.ndim else exact
-                difference[name], bar[name] = mean.mean - exact, mean.standard_error
+                exact = reference[name].to(mean[name])
+                exact = exact[..., None] if exact.ndim < mean[name].ndim else exact
+                difference[name], bar[name] = mean[name] - exact, own[name]
             elif self._coupled:
                 difference[name], bar[name] = self._gap[name].mean, self._gap[name].standard_error
             else:
                 theirs = self._descent[name]
-                difference[name] = mean.mean - theirs.mean
-                bar[name] = (mean.standard_error.square() + theirs.standard_error.square()).sqrt()
-        return WeakErrors(
-            times,
-            paths,
-            {name: moments.mean for name, moments in self._mean.items()},
-            difference,
-            bar,
-            {name: moments.mean for name, moments in self._left.items()},
-            {name: moments.standard_error for name, moments in self._left.items()},
-            self._lost,
-            self._cost,
-        )
+                difference[name] = mean[name] - theirs.mean
+                bar[name] = (own[name].square() + theirs.standard_error.square()).sqrt()
+        lost, cost = self.levels.lost, self.levels.cost
+        return WeakErrors(times, paths, mean, difference, bar, left, left_error, lost, cost)
