@@ -10,6 +10,8 @@ import tyro
 
 from scripts.command_line import guarded, parse
 from scripts.stochastic.escape import Escape
+from scripts.stochastic.linear_scaling import LinearScaling
+from scripts.stochastic.sampling import Sampling
 from scripts.stochastic.svag import Svag
 from scripts.stochastic.validity import Validity
 from scripts.stochastic.weak_order import WeakOrder
@@ -19,6 +21,8 @@ Experiment = (
     | Annotated[Svag, tyro.conf.subcommand("svag")]
     | Annotated[Escape, tyro.conf.subcommand("escape")]
     | Annotated[Validity, tyro.conf.subcommand("validity")]
+    | Annotated[LinearScaling, tyro.conf.subcommand("linear-scaling")]
+    | Annotated[Sampling, tyro.conf.subcommand("sampling")]
 )
 
 

@@ -18,10 +18,12 @@ from flows.weak_errors import LOSS, SQUARED_NORM
 from landscapes.errors import check_positive
 from nets import NetworkLandscape, load_data, only_classes
 from scripts.net_ground import NetGround
-from scripts.stochastic.common import Stochastic
+from scripts.stochastic.common import Stochastic, with_error
 from scripts.store import Store, Tensors, uninterrupted
 
 GROUP = 25  # runs in a part on disk
+ROUNDING, NOTHING = 1e-12, 1e-24  # of a number; of a variance
+TOLD = 3  # standard errors from which two means are told apart; a table has many
 ACCURACY = "test accuracy"
 DISTANCE = "‖θ − θ₀‖"
 SHOWN = (LOSS, SQUARED_NORM, ACCURACY, DISTANCE)
@@ -33,11 +35,14 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """What R runs of one model show at T times: observable → (R, T); ``theta`` (R, K, d) at the times asked for."""
+    """What R runs of one model show at T times: observable → (R, T).
+
+    ``squares`` (R, K): ‖θ − mean of the runs‖² at the K times asked for.
+    """
 
     times: Tensor
     values: Mapping[str, Tensor]
-    theta: Tensor
+    squares: Tensor
     lost: int = 0
     """Runs that left the finite numbers; they stay at their last finite state."""
 
@@ -51,9 +56,8 @@ class Curves:
         return mean_with_error(self.values[name])
 
     def scatter(self) -> Pair:
-        r"""Σ_j Var θ_j over the runs at the times asked for, and its standard error, (K,) each."""
-        away = (self.theta - self.theta.mean(dim=0)).square().sum(dim=-1)  # (R, K)
-        mean, error = mean_with_error(away)
+        """Σ_j Var θ_j over the runs at the times asked for, and its standard error, (K,) each."""
+        mean, error = mean_with_error(self.squares)
         unbiased = self.runs / (self.runs - 1)
         return mean * unbiased, error * unbiased
 
@@ -64,12 +68,14 @@ def mean_with_error(values: Tensor) -> Pair:
 
 
 def extrapolated(coarse: Curves, fine: Curves) -> tuple[Curves, dict[str, Pair]]:
-    """The runs at dt → 0, 2φ(dt/2) − φ(dt) path by path, and observable → E φ(dt/2) less that, with its error."""
+    """Runs at dt and dt/2 along the same noise, at dt → 0: 2φ(dt/2) − φ(dt), run by run.
+
+    And observable → E φ(dt/2) less that, (T,), with its standard error.
+    """
     limit = {name: 2 * fine.values[name] - coarse.values[name] for name in fine.values}
     left = {name: mean_with_error(coarse.values[name] - fine.values[name]) for name in fine.values}
-    theta = 2 * fine.theta - coarse.theta
-    gap = {name: (-mean, error) for name, (mean, error) in left.items()}
-    return Curves(fine.times, limit, theta, max(coarse.lost, fine.lost)), gap
+    squares = 2 * fine.squares - coarse.squares
+    return Curves(fine.times, limit, squares, max(coarse.lost, fine.lost)), left
 
 
 @dataclass(frozen=True)
@@ -128,8 +134,9 @@ class Network:
             compute = self._group(model, course_of, count, number, dt, every, states)
             groups.append(store.part(f"{name}-{first:05d}-{count}", compute))
         values = {key: torch.cat([part[key] for part in groups]).double() for key in self.functions}
-        theta = torch.cat([part["theta"] for part in groups]).double()
-        return Curves(groups[0]["times"], values, theta, sum(int(part["lost"]) for part in groups))
+        theta = torch.cat([part["theta"] for part in groups]).double()  # (R, K, d)
+        squares = (theta - theta.mean(dim=0)).square().sum(dim=-1)
+        return Curves(groups[0]["times"], values, squares, sum(int(part["lost"]) for part in groups))
 
     def _group(
         self,
@@ -165,6 +172,13 @@ class Network:
             return {"times": clock, "theta": states_seen, "lost": lost(run.alive), **found}
 
         return compute
+
+
+def cell(value: float, error: float) -> str:
+    """A number with its standard error in a table; what is rounding only is left out."""
+    if abs(value) < NOTHING:
+        return "0"
+    return with_error(value, error if error > ROUNDING * abs(value) else 0.0)
 
 
 def scaled_rate(scaled: float, sharpness: float) -> float:

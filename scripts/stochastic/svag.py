@@ -28,8 +28,8 @@ from landscapes.sampling import check_sampling
 from scripts.command_line import check_device
 from scripts.net_ground import NetGround
 from scripts.principal_flow.common import aligned
-from scripts.stochastic.common import Stochastic, with_error
-from scripts.stochastic.runs import ACCURACY, Curves, Network, Pair, scaled_rate, sde_runs
+from scripts.stochastic.common import Stochastic
+from scripts.stochastic.runs import ACCURACY, TOLD, Curves, Network, Pair, cell, scaled_rate, sde_runs
 from scripts.stochastic.second_moments import OFFSET, SecondMoments
 from scripts.stochastic.svag_figure import svag_figure
 from scripts.store import Store, Tensors
@@ -191,7 +191,7 @@ class ToyLadder:
         rows = [["l", *map(str, self.levels), "SDE"]]
         for name in ON_TOYS:
             parts = [self.found[level] for level in self.levels]
-            found = [with_error(float(part[name]), float(part[f"{name} error"])) for part in parts]
+            found = [cell(float(part[name]), float(part[f"{name} error"])) for part in parts]
             exact = [f"{float(values[name]):.5f}" for values in (*self.exact, self.equation)]
             rows.append([f"{name}, from paths", *found, ""])
             rows.append([f"{name}, exact", *exact])
@@ -222,11 +222,11 @@ class NetworkLadder:
         return float(mean[-1] - theirs[-1]), math.hypot(float(error[-1]), float(bar[-1]))
 
     def agreed(self, name: str) -> int | None:
-        """The smallest level from which on all are within two standard errors of the equation, or None."""
+        """The smallest level from which on all are within three standard errors of the equation, or None."""
         smallest = None
         for level in sorted(self.levels, reverse=True):
             away, error = self.away(level, name)
-            if not abs(away) <= 2 * error:
+            if not abs(away) <= TOLD * error:
                 break
             smallest = level
         return smallest
@@ -238,16 +238,16 @@ class NetworkLadder:
             row = [f"{level}, SGD" if level == 1 else str(level)]
             for name in self.names:
                 mean, error = curves.mean(name)
-                row += [with_error(float(mean[-1]), float(error[-1])), with_error(*self.away(level, name))]
+                row += [cell(float(mean[-1]), float(error[-1])), cell(*self.away(level, name))]
             rows.append(row)
         ends = [tuple(float(x[-1]) for x in self.equation.mean(name)) for name in self.names]
-        rows.append(["SDE", *(cell for mean, error in ends for cell in (with_error(mean, error), ""))])
-        gaps = [f"{name} {with_error(*(float(x[-1]) for x in self.left[name]))}" for name in self.names]
+        rows.append(["SDE", *(text for mean, error in ends for text in (cell(mean, error), ""))])
+        gaps = [f"{name} {cell(*(float(x[-1]) for x in self.left[name]))}" for name in self.names]
         agreed = [f"{name} {'at none' if self.agreed(name) is None else self.agreed(name)}" for name in self.names]
         lost = sum(curves.lost for curves in (*self.levels.values(), self.equation))
         said = [
             f"integration of the SDE at the finer step was off by: {'; '.join(gaps)}; extrapolated here",
-            f"within two standard errors of the SDE from l on: {'; '.join(agreed)}",
+            f"within three standard errors of the SDE from l on: {'; '.join(agreed)}",
             *([f"{lost} runs diverged and stay at their last finite position"] if lost else []),
         ]
         return "\n".join([self.heading, aligned(rows), *said])

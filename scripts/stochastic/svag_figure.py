@@ -62,7 +62,7 @@ def draw_toy(axes: Axes, toy: ToyLadder) -> None:
         measured = np.array(toy.measured(name))
         axes.plot(levels, exact, color=COLOURS[i], linestyle=DASHES[i], linewidth=1.1)
         size = np.abs(measured[:, 0])
-        bars = np.stack([np.minimum(measured[:, 1], 0.999 * size), measured[:, 1]])  # a logarithm has no zero
+        bars = np.stack([np.minimum(measured[:, 1], 0.9 * size), measured[:, 1]])  # a logarithm has no zero
         axes.errorbar(levels, size, yerr=bars, linestyle="", label=f"φ = {name}", **dots(i))
         if i == 0:
             axes.plot(levels, exact[-1] * levels[-1] / levels / 4, label="∝ 1/l", **GUIDE)

@@ -1,0 +1,100 @@
+r"""The law of SGD and of its equation with additive noise on a quadratic, for all three samplings, exactly.
+
+From the minimum, in the eigenbasis of H, with p_i = 1 − δλ_i, the steps y' = y − δHy + ε with noise that sums to zero
+over periods of M steps, Cov(ε_j, ε_k) = q (δ_jk − κ/M) D within a period and zero between two, have after s steps of it
+
+    Cov y = p_iˢ S_ij p_jˢ + q D_ij [Σ_{k<s} (p_i p_j)ᵏ − (κ/M) Σ_{k<s} p_iᵏ Σ_{k<s} p_jᵏ],   S at the period's start.
+
+SGD is δ = h, q = h²c, M = m = N/b; Euler's method for its equation δ = dt, q = dt·hc, M = mh/dt; κ = 1 for reshuffled
+epochs, else 0; c is the sampling's diffusion factor. The equation itself is dt → 0, where the sums are integrals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from landscapes import NoisyQuadratic
+from landscapes.sampling import Sampling, check_sampling
+
+
+@dataclass(frozen=True)
+class AdditiveLaw:
+    """Covariances and mean losses on one toy at one h, b and sampling; b must divide N."""
+
+    landscape: NoisyQuadratic
+    h: float
+    batch_size: int
+    sampling: str
+
+    @cached_property
+    def sampler(self) -> Sampling:
+        """How the mini-batches are drawn."""
+        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+
+    @property
+    def epoch(self) -> int:
+        """m = N/b, the steps of an epoch."""
+        return self.landscape.size // self.batch_size
+
+    @cached_property
+    def _modes(self) -> tuple[Tensor, Tensor]:
+        """λ (d,) and D (d, d) in the eigenbasis."""
+        matrix = self.landscape.hessian(torch.zeros(self.landscape.dimension, dtype=torch.float64))
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors.mT @ (matrix @ matrix) @ vectors  # D = H²
+
+    def descent(self, k: int) -> float:
+        """E f of SGD after k steps from the minimum."""
+        return self._mean_loss(self._stepped(self.h, 1, k))
+
+    def euler(self, k: int, substeps: int) -> float:
+        """E f at t = kh of the equation by Euler's method with ``substeps`` steps in h."""
+        return self._mean_loss(self._stepped(self.h / substeps, substeps, k * substeps))
+
+    def equation(self, t: float) -> float:
+        """E f of the equation at time t from the minimum."""
+        length = self.epoch * self.h
+        whole, rest = divmod(t + 1e-9 * self.h, length)
+        covariance = torch.zeros_like(self._modes[1])
+        for _ in range(int(whole)):
+            covariance = self._moved(covariance, length)
+        return self._mean_loss(self._moved(covariance, max(rest - 1e-9 * self.h, 0.0)))
+
+    def _moved(self, covariance: Tensor, s: float) -> Tensor:
+        """The equation's covariance s after a period's start, s at most a period."""
+        values, noise = self._modes
+        kept = torch.exp(-values * s)
+        single, both = (1 - kept) / values, values[:, None] + values
+        made = (1 - torch.exp(-both * s)) / both
+        if self.sampling == "epoch":
+            made = made - torch.outer(single, single) / (self.epoch * self.h)
+        made = self.h * self.sampler.diffusion_factor() * noise * made
+        return kept[:, None] * covariance * kept + made
+
+    def _stepped(self, dt: float, substeps: int, k: int) -> Tensor:
+        """The covariance after k steps of dt."""
+        values, noise = self._modes
+        p = 1 - dt * values
+        powers = p[:, None] ** torch.arange(self.epoch * substeps + 1, dtype=torch.float64)  # (d, M + 1)
+        q = dt * self.h * self.sampler.diffusion_factor()
+
+        def moved(covariance: Tensor, s: int) -> Tensor:
+            before = powers[:, :s]
+            made = before @ before.mT
+            if self.sampling == "epoch":
+                made = made - torch.outer(before.sum(dim=1), before.sum(dim=1)) / (self.epoch * substeps)
+            return powers[:, s, None] * covariance * powers[:, s] + q * noise * made
+
+        whole, rest = divmod(k, self.epoch * substeps)
+        covariance = torch.zeros_like(noise)
+        for _ in range(whole):
+            covariance = moved(covariance, self.epoch * substeps)
+        return moved(covariance, rest)
+
+    def _mean_loss(self, covariance: Tensor) -> float:
+        """E f = ½ Σ λ_i Cov_ii."""
+        return float((self._modes[0] * covariance.diagonal()).sum()) / 2

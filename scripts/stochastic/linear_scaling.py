@@ -1,0 +1,294 @@
+r"""The linear scaling rule: h and b scaled together, as SGD's noise depends on h/b alone, and where it breaks.
+
+With replacement dX = −∇f dt + √(h/b) D^{1/2} dW is one equation for all (sh, sb), so SGD's law at time t is the same up
+to O(h). It breaks where that O(h) counts, by hλ ~ 1, and, for mini-batches without replacement, where b comes near N:
+their noise is smaller by (N − b)/(N − 1). Goyal et al. 2017 (arXiv 1706.02677) for the rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from flows import GradientFlow, StochasticGradientDescent, StochasticModifiedEquation, integrate
+from flows.ensembles import ensemble
+from flows.orders import sharpness_at
+from landscapes import NoisyQuadratic
+from landscapes.errors import check_count, check_positive
+from landscapes.sampling import check_sampling
+from scripts.command_line import check_device
+from scripts.net_ground import NetGround
+from scripts.principal_flow.common import aligned
+from scripts.stochastic.common import Stochastic
+from scripts.stochastic.linear_scaling_figure import linear_scaling_figure
+from scripts.stochastic.runs import SHOWN, TOLD, Curves, Network, Pair, cell, scaled_rate, sde_runs
+from scripts.store import Store, Tensors, uninterrupted
+
+MLP = NetGround("mlp")
+SAMPLINGS = ("replacement", "subset")
+SCATTER = "scatter"
+ROWS = (*SHOWN, SCATTER)
+TOY_SIZE = 32  # examples of the toy: b = N at the factor 32
+LEFT = 1e-4  # of the stationary variance that a toy's runs have yet to reach
+
+
+@dataclass(frozen=True)
+class LinearScaling(Stochastic):
+    """SGD with (h, b), (2h, 2b), (4h, 4b), … on one clock: where the linear scaling rule holds."""
+
+    ground: NetGround = MLP
+    """The network and its data."""
+    factors: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """s: runs have rates sh and mini-batches of sb."""
+    scaled: float = 0.04
+    """hλ at the factor 1, λ the largest curvature at the start; h is rounded to two digits."""
+    batch_size: int = 4
+    """b at the factor 1."""
+    steps: int = 512
+    """Steps at the factor 1; all factors must divide them."""
+    looks: int = 8
+    """Times that are looked at."""
+    runs: int = 100
+    """Runs of each factor and sampling, and of the equation."""
+    coarse: int = 2
+    """Euler steps of the equation, in units of h, and half of that; it is extrapolated from both."""
+    toy_factors: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """s on the toy, ½θ² with 32 examples and b = s."""
+    toy_scaled: float = 0.06
+    """hλ of the toy at the factor 1."""
+    paths: int = 10_000
+    """Paths of the toy."""
+
+    def run(self) -> None:
+        """Run, compare, print, draw."""
+        factors = self.checked("factors", self.factors)
+        toy_factors = self.checked("toy_factors", self.toy_factors)
+        for name, minimum in (
+            ("steps", 1),
+            ("looks", 1),
+            ("runs", 3),
+            ("coarse", 1),
+            ("paths", 100),
+            ("batch_size", 1),
+        ):
+            check_count(name, getattr(self, name), minimum=minimum)
+        if toy_factors[-1] > TOY_SIZE:
+            raise ValueError(
+                f"toy_factors must be at most {TOY_SIZE}, the toy's number of examples, got {toy_factors[-1]}"
+            )
+        if check_positive("toy_scaled", self.toy_scaled) * toy_factors[-1] >= 2:
+            raise ValueError(f"toy_scaled must be below {2 / toy_factors[-1]:g}: the largest factor diverges at hλ = 2")
+        if self.coarse > 1 and self.steps % (self.coarse * self.looks):
+            raise ValueError(
+                f"steps must be a multiple of looks · coarse = {self.looks * self.coarse}, got {self.steps}"
+            )
+        check_device(self.device)
+        store = self.open()
+        toy = Toy(self.toy(store, toy_factors))
+        study = self.study(store, factors)
+        store.table("\n\n".join([toy.table(), study.table()]))
+        self.draw(store, linear_scaling_figure(toy, study))
+
+    def checked(self, name: str, factors: Sequence[int]) -> tuple[int, ...]:
+        """Factors, rising; raise unless there is one, each once, positive and, on the network, dividing the looks."""
+        if not factors or len(set(factors)) < len(factors):
+            raise ValueError(f"{name} must hold at least one number, each once, got {tuple(factors)}")
+        for factor in factors:
+            check_count(name, factor)
+            if name == "factors" and self.steps % (factor * self.looks):
+                said = f"{name} must divide steps / looks = {self.steps / self.looks:g} into whole numbers"
+                raise ValueError(f"{said}, {factor} does not")
+        return tuple(sorted(factors))
+
+    def configuration(self) -> dict[str, Any]:
+        """Without what can be added to: factors and runs."""
+        ground = asdict(self.ground) | {"chosen": asdict(self.ground.chosen)}
+        ground.pop("root")
+        added = {"factors", "toy_factors", "runs"}
+        return {key: value for key, value in (super().configuration() | {"ground": ground}).items() if key not in added}
+
+    def toy(self, store: Store, factors: Sequence[int]) -> list[ToyRow]:
+        """Stationary variances on ½θ²."""
+        landscape = NoisyQuadratic(torch.eye(1, dtype=torch.float64), TOY_SIZE, seed=0)
+        rows = []
+        for factor in factors:
+            for sampling in SAMPLINGS:
+                h = self.toy_scaled * factor
+                descent = StochasticGradientDescent(landscape, h, factor, sampling)
+                part = store.part(f"toy-{sampling}-{factor:03d}", lambda descent=descent: self._paths(descent))  # type: ignore[misc]
+                c = check_sampling(TOY_SIZE, factor, sampling).variance_factor()
+                variance, error = float(part["variance"]), float(part["error"])
+                rows.append(ToyRow(factor, sampling, h, c, (variance, error)))
+        return rows
+
+    def _paths(self, descent: StochasticGradientDescent) -> Tensors:
+        kept = abs(1 - descent.h)
+        steps = 1 if kept < LEFT else math.ceil(math.log(LEFT) / (2 * math.log(kept)))
+        theta0 = torch.zeros(1, dtype=torch.float64, device=self.device)
+        seed = self.seed * 10**4 + 10 * descent.batch_size + SAMPLINGS.index(descent.sampling)
+        looks: dict[str, Any] = {"theta": lambda theta: theta}
+        found = ensemble(descent, theta0, steps, paths=self.paths, seed=seed, observables=looks, every=steps)
+        if found.status == "interrupted":
+            raise KeyboardInterrupt(found.status.sentence)
+        variance, error = found.covariance["theta"][-1, 0, 0], found.covariance_error["theta"][-1, 0, 0]
+        return {"variance": variance, "error": error}
+
+    def study(self, store: Store, factors: Sequence[int]) -> Study:
+        """The network's runs, its equation and its gradient flow."""
+        network = Network.of(self.ground, self)
+        sharpness = network.sharpness
+        h = scaled_rate(self.scaled, sharpness)
+        if factors[-1] * self.batch_size > network.landscape.size:
+            raise ValueError(
+                f"factors must be at most {network.landscape.size // self.batch_size}, where sb is the number of "
+                f"examples, got {factors[-1]}"
+            )
+        found = {}
+        for factor in factors:
+            for sampling in SAMPLINGS:
+                descent = StochasticGradientDescent(network.landscape, factor * h, factor * self.batch_size, sampling)
+                steps, name = self.steps // factor, f"{sampling}-{factor:03d}"
+                every, seed = steps // self.looks, self.seed
+                curves = network.runs(store, name, descent, steps, runs=self.runs, seed=seed, every=every, states=[-1])
+                found[factor, sampling] = curves
+        flow = StochasticModifiedEquation(network.landscape, h, self.batch_size)
+        times = [self.steps // self.looks * h * j for j in range(self.looks + 1)]
+        dt = self.coarse * h
+        equation, left = sde_runs(network, store, "sde", flow, times, dt, runs=self.runs, seed=self.seed, states=[-1])
+        drift = self._drift(store, network, times)
+        heading = (
+            f"{self.ground.architecture} ({network.landscape.dimension:,} weights), {network.landscape.size} examples "
+            f"of {self.ground.chosen.data}: h = {h:g}, b = {self.batch_size}, t = {times[-1]:.4g}, {self.runs} runs; "
+            f"λ = {sharpness:.3g} at the start, {float(drift['sharpness']):.3g} at the end of gradient flow"
+        )
+        setting = Setting(h, self.batch_size, network.landscape.size, max(sharpness, float(drift["sharpness"])))
+        return Study(heading, setting, found, equation, left, drift)
+
+    def _drift(self, store: Store, network: Network, times: Sequence[float]) -> Tensors:
+        def compute() -> Tensors:
+            run = uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, times))
+            if run.status != "finished":
+                raise ArithmeticError(f"gradient flow: {run.status.sentence}")
+            seen = {name: function(run.theta).double().cpu() for name, function in network.functions.items()}
+            sharpness = torch.tensor(sharpness_at(network.landscape, run.theta[-1]), dtype=torch.float64)
+            return {"times": run.times, "sharpness": sharpness, **seen}
+
+        return store.part("gradient-flow", compute)
+
+
+@dataclass(frozen=True)
+class ToyRow:
+    """The stationary variance at one factor: from paths, with its standard error, and by formulas (λ = 1)."""
+
+    factor: int
+    sampling: str
+    h: float
+    c: float
+    found: tuple[float, float]
+
+    @property
+    def exact(self) -> float:
+        """hcλ/(2 − hλ): of SGD."""
+        return self.h * self.c / (2 - self.h)
+
+    @property
+    def equation(self) -> float:
+        """hcλ/2: of the order-1 equation."""
+        return self.h * self.c / 2
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Stationary variances on ½θ², of all factors and samplings."""
+
+    rows: Sequence[ToyRow]
+
+    def table(self) -> str:
+        """A row for each factor and sampling."""
+        heading = ["s", "sampling", "hλ", "b", "variance", "exact, hcλ/(2 − hλ)", "SDE, hcλ/2"]
+        rows = [
+            [str(row.factor), row.sampling, f"{row.h:.3g}", str(row.factor), cell(*row.found)]
+            + [f"{value:.5f}" for value in (row.exact, row.equation)]
+            for row in self.rows
+        ]
+        says = f"stationary variance on ½θ² with {TOY_SIZE} examples; c is 1/b, for subsets (1/b)(N − b)/(N − 1)"
+        return f"{says}\n{aligned([heading, *rows])}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """h and b at the factor 1, the number of examples, and λ, the larger of start and end."""
+
+    h: float
+    batch_size: int
+    size: int
+    sharpness: float
+
+    def noise(self, factor: int, sampling: str) -> float:
+        """h·c at a factor, over that at the factor 1 with replacement."""
+        c = check_sampling(self.size, factor * self.batch_size, sampling).variance_factor()
+        return factor * c * self.batch_size
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The network's runs by factor and sampling, the common equation, and gradient flow."""
+
+    heading: str
+    setting: Setting
+    found: Mapping[tuple[int, str], Curves]
+    equation: Curves
+    left: Mapping[str, Pair]
+    drift: Tensors
+
+    @cached_property
+    def factors(self) -> list[int]:
+        """s, rising."""
+        return list(dict.fromkeys(factor for factor, _ in self.found))
+
+    def end(self, curves: Curves, name: str) -> tuple[float, float]:
+        """Mean at the end and its standard error, or the scatter and its own."""
+        mean, error = curves.scatter() if name == SCATTER else curves.mean(name)
+        return float(mean[-1]), float(error[-1])
+
+    def away(self, factor: int, sampling: str, name: str) -> tuple[float, float]:
+        """The end less the equation's, and its standard error."""
+        (mine, error), (theirs, bar) = (self.end(c, name) for c in (self.found[factor, sampling], self.equation))
+        return mine - theirs, math.hypot(error, bar)
+
+    def holds(self, sampling: str, name: str) -> int | None:
+        """The largest factor up to which all are within three standard errors of the equation, or None."""
+        largest = None
+        for factor in self.factors:
+            away, error = self.away(factor, sampling, name)
+            if not abs(away) <= TOLD * error:
+                break
+            largest = factor
+        return largest
+
+    def table(self) -> str:
+        """A row for each factor and sampling, the equation and gradient flow; how far the rule holds."""
+        rows = [["s", "sampling", "h", "b", "hλ", "hc", *ROWS]]
+        for (factor, sampling), curves in self.found.items():
+            h = factor * self.setting.h
+            row = [str(factor), sampling, f"{h:.4g}", str(factor * self.setting.batch_size)]
+            row += [f"{h * self.setting.sharpness:.3g}", f"{self.setting.noise(factor, sampling):.3f}"]
+            rows.append([*row, *(cell(*self.end(curves, name)) for name in ROWS)])
+        rows.append(["SDE", "", "", "", "", "1.000", *(cell(*self.end(self.equation, name)) for name in ROWS)])
+        rows.append(["gradient flow", *[""] * 4, "0.000", *(f"{float(self.drift[n][-1]):.4f}" for n in SHOWN), "0"])
+        said = [
+            f"{sampling}: within three standard errors of the SDE up to s: "
+            + "; ".join(f"{name} {self.holds(sampling, name) or 'none'}" for name in ROWS)
+            for sampling in SAMPLINGS
+        ]
+        gaps = [f"{name} {cell(*(float(x[-1]) for x in self.left[name]))}" for name in SHOWN]
+        lost = sum(curves.lost for curves in (*self.found.values(), self.equation))
+        more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
+        note = f"integration of the SDE at the finer step was off by: {'; '.join(gaps)}; extrapolated here"
+        says = f"hc: noise of a unit of time over that at s = 1; {SCATTER}: Σ Var θ over the runs; λ: start or end"
+        return "\n".join([self.heading, aligned(rows), says, note, *said, *more])

@@ -1,0 +1,104 @@
+"""The figure of the linear scaling rule: a toy's variance, a network's loss along t, and its means at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flows.plots import COLOURS, DASHES
+from flows.weak_errors import LOSS, SQUARED_NORM
+from scripts.principal_flow.common import label
+from scripts.stochastic.runs import ACCURACY
+from scripts.stochastic.svag_figure import EQUATION, dots, powers_of_two
+
+if TYPE_CHECKING:
+    from scripts.stochastic.linear_scaling import Study, Toy
+
+NAMES = {"replacement": "with replacement", "subset": "subsets"}
+DRIFT: dict[str, Any] = {"color": "0.45", "linestyle": (0, (1, 1)), "linewidth": 1.4}
+CURVES = 4  # factors that are drawn along t
+BEYOND = 30  # times the equation's value: what is larger lies outside of the axes
+
+
+def linear_scaling_figure(toy: Toy, study: Study) -> Figure:
+    """Six panels; bars are one standard error."""
+    drawn = Figure(figsize=(10.5, 6.6), layout="constrained")
+    panels = drawn.subplots(2, 3)
+    draw_toy(panels[0, 0], toy)
+    draw_along(panels[0, 1], study)
+    log = {LOSS: "xy", SQUARED_NORM: "xy", ACCURACY: "x", "scatter": "xy"}
+    for axes, name in zip((panels[0, 2], *panels[1]), ("scatter", LOSS, SQUARED_NORM, ACCURACY), strict=True):
+        draw_ends(axes, study, name)
+        says = "Σ Var θ over runs" if name == "scatter" else f"mean {name}"
+        label(axes, "s: rate sh, mini-batch sb", f"{says} at the end", f"network: {name}", log=log[name])
+        powers_of_two(axes, study.factors)
+    panels[0, 2].legend(fontsize="small", frameon=False)
+    return drawn
+
+
+def draw_toy(axes: Axes, toy: Toy) -> None:
+    """Stationary variances from paths, exact, and the equation's."""
+    for i, (sampling, name) in enumerate(NAMES.items()):
+        rows = [row for row in toy.rows if row.sampling == sampling]
+        factors = [row.factor for row in rows]
+        found = np.array([row.found for row in rows])
+        shown = found[:, 0] > 0  # a full batch has none
+        exact = [row.exact if row.exact > 0 else np.nan for row in rows]
+        axes.plot(factors, exact, color=COLOURS[i], linestyle=DASHES[i], linewidth=1.1)
+        places = np.array(factors)[shown]
+        axes.errorbar(places, found[shown, 0], yerr=found[shown, 1], linestyle="", label=name, **dots(i))
+    with_replacement = [row for row in toy.rows if row.sampling == "replacement"]
+    axes.plot(
+        [row.factor for row in with_replacement], [row.equation for row in with_replacement], label="SDE", **EQUATION
+    )
+    label(axes, "s: rate sh, mini-batch sb", "stationary variance", "toy ½θ²; coloured lines: exact", log="xy")
+    powers_of_two(axes, [row.factor for row in with_replacement])
+    axes.legend(fontsize="small", frameon=False)
+
+
+def draw_along(axes: Axes, study: Study) -> None:
+    """Mean loss along t of some factors with replacement, of the equation and of gradient flow."""
+    chosen = study.factors[:: max(1, -(-len(study.factors) // CURVES))]
+    ceiling = 3 * float(study.drift[LOSS][0])
+    for i, factor in enumerate(chosen):
+        curves = study.found[factor, "replacement"]
+        mean, error = curves.mean(LOSS)
+        name = f"SGD, s = {factor}"
+        axes.errorbar(curves.times, mean, yerr=error, linestyle=DASHES[i], linewidth=1, label=name, **dots(i))
+    mean, error = study.equation.mean(LOSS)
+    axes.errorbar(study.equation.times, mean, yerr=error, capsize=2, elinewidth=0.9, label="SDE", **EQUATION)
+    axes.plot(study.drift["times"], study.drift[LOSS], label="gradient flow", **DRIFT)
+    label(axes, "time t = kh", "mean loss", "network: loss along t", log="y")
+    axes.set_ylim(top=min(axes.get_ylim()[1], ceiling))
+    axes.legend(fontsize="small", frameon=False)
+
+
+def draw_ends(axes: Axes, study: Study, name: str) -> None:
+    """An observable at the end against the factor, both samplings; the equation's as a band; where hλ = 2."""
+    mean, error = study.end(study.equation, name)
+    axes.axhline(mean, label="SDE", **EQUATION)
+    axes.axhspan(mean - error, mean + error, color="0.85")
+    if name in study.drift:
+        axes.axhline(float(study.drift[name][-1]), label="gradient flow", **DRIFT)
+    for i, (sampling, says) in enumerate(NAMES.items()):
+        ends = np.array([study.end(study.found[factor, sampling], name) for factor in study.factors])
+        seen = ends[:, 0] < BEYOND * mean
+        places = np.array(study.factors) * (0.97, 1.03)[i]
+        axes.errorbar(places[seen], ends[seen, 0], yerr=ends[seen, 1], linestyle="", label=says, **dots(i))
+    edge = 2 / (study.setting.h * study.setting.sharpness)
+    if study.factors[0] < edge < study.factors[-1]:
+        axes.axvline(edge, color="0.6", linewidth=0.8)
+        axes.annotate(
+            "hλ = 2",
+            (edge, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-2, -2),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize="small",
+            color="0.4",
+        )

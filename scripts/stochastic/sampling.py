@@ -1,0 +1,264 @@
+r"""Mini-batches with replacement, as subsets, or of reshuffled epochs, at equal h and b: three noises.
+
+One step has the covariance D/b with replacement, (D/b)(N − b)/(N − 1) without. Independent subsets add up as draws do;
+a reshuffled epoch's steps are anticorrelated, their noise sums to zero, and what is left of it at the end of an epoch
+is what the drift has damped on the way. Each has its stochastic equation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from flows import StochasticGradientDescent, StochasticModifiedEquation
+from flows.ensembles import ensemble
+from flows.flow import StochasticFlow
+from flows.weak_errors import LOSS, SQUARED_NORM
+from landscapes import NoisyQuadratic
+from landscapes.errors import check_count
+from landscapes.sampling import SAMPLINGS, check_sampling
+from scripts.command_line import check_device
+from scripts.net_ground import NetGround
+from scripts.principal_flow.common import aligned
+from scripts.stochastic.additive_laws import AdditiveLaw
+from scripts.stochastic.common import Stochastic
+from scripts.stochastic.runs import ACCURACY, Curves, Network, Pair, cell, scaled_rate, sde_runs
+from scripts.stochastic.sampling_figure import sampling_figure
+from scripts.store import Store, Tensors
+
+MLP = NetGround("mlp")
+HESSIAN = ((2.0, 0.5), (0.5, 1.0))
+TOY_SIZE = 16
+LEFT = 1e-4  # of the stationary variance that the toy's runs have yet to reach
+PLACES = ("middle", "end")
+
+
+@dataclass(frozen=True)
+class Sampling(Stochastic):
+    """Replacement, subsets and reshuffled epochs at equal h and b: variances and losses, SGD's and the equations'."""
+
+    ground: NetGround = MLP
+    """The network and its data."""
+    toy_batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """b on the toy, a quadratic with 16 examples and additive noise; all must divide 16."""
+    toy_scaled: float = 0.5
+    """hλ on the toy."""
+    paths: int = 20_000
+    """Paths of the toy."""
+    substeps: int = 8
+    """Euler steps of the toy's equation in one of SGD."""
+    batch_sizes: tuple[int, ...] = (15, 30, 60, 150, 300)
+    """b on the network; all must divide its examples."""
+    scaled: float = 0.2
+    """hλ on the network at the start; h is rounded to two digits."""
+    steps: int = 80
+    """Steps on the network, whole epochs for every b."""
+    runs: int = 100
+    """Runs of each b and sampling."""
+    equation_batch_size: int = 30
+    """b at which the network's equations are run."""
+    network_substeps: int = 2
+    """Euler steps of the network's equation in one of SGD, and twice as many, from which it is extrapolated."""
+
+    def run(self) -> None:
+        """Run, compare, print, draw."""
+        least = {"paths": 100, "runs": 3, "substeps": 1, "network_substeps": 1, "steps": 1}
+        for name, minimum in least.items():
+            check_count(name, getattr(self, name), minimum=minimum)
+        check_sizes("toy_batch_sizes", self.toy_batch_sizes, TOY_SIZE)
+        check_device(self.device)
+        store = self.open()
+        toy = self.toy(store)
+        study = self.study(store)
+        store.table("\n\n".join([toy.table(), study.table()]))
+        self.draw(store, sampling_figure(toy, study))
+
+    def configuration(self) -> dict[str, Any]:
+        """Without what can be added to: mini-batch sizes and runs."""
+        ground = asdict(self.ground) | {"chosen": asdict(self.ground.chosen)}
+        ground.pop("root")
+        added = {"toy_batch_sizes", "batch_sizes", "runs", "equation_batch_size"}
+        return {key: value for key, value in (super().configuration() | {"ground": ground}).items() if key not in added}
+
+    def toy(self, store: Store) -> Toy:
+        """Mean losses in the middle and at the end of a late epoch, from paths of SGD and of its equations."""
+        landscape = NoisyQuadratic(torch.tensor(HESSIAN, dtype=torch.float64), TOY_SIZE, seed=0)
+        values = torch.linalg.eigvalsh(torch.tensor(HESSIAN, dtype=torch.float64))
+        h = scaled_rate(self.toy_scaled, float(values[-1]))
+        if h * float(values[-1]) >= 2:
+            raise ValueError(f"toy_scaled must be below 2, where SGD diverges, got {self.toy_scaled}")
+        settle = math.ceil(math.log(LEFT) / (2 * math.log(1 - h * float(values[0]))))
+        rows = []
+        for b in sorted(self.toy_batch_sizes):
+            for sampling in SAMPLINGS:
+                law = AdditiveLaw(landscape, h, b, sampling)
+                k = math.ceil(settle / law.epoch) * law.epoch
+                name = f"toy-{sampling}-{b:02d}"
+                descent = store.part(name, lambda law=law, k=k: self._descent(law, k))  # type: ignore[misc]
+                equation = store.part(f"{name}-sde", lambda law=law, k=k: self._equation(law, k))  # type: ignore[misc]
+                rows.append(ToyRow(law, k, descent, equation, self.substeps))
+        return Toy(rows)
+
+    def _descent(self, law: AdditiveLaw, k: int) -> Tensors:
+        model = StochasticGradientDescent(law.landscape, law.h, law.batch_size, law.sampling)
+        return self._paths(model, law, k, every=middle(k, law.epoch))
+
+    def _equation(self, law: AdditiveLaw, k: int) -> Tensors:
+        model = StochasticModifiedEquation(law.landscape, law.h, law.batch_size, sampling=law.sampling)
+        times = [law.h * j for j in dict.fromkeys((0, middle(k, law.epoch), k))]
+        return self._paths(model, law, times, dt=law.h / self.substeps)
+
+    def _paths(
+        self,
+        model: StochasticGradientDescent | StochasticFlow,
+        law: AdditiveLaw,
+        course: int | list[float],
+        **how: Any,
+    ) -> Tensors:
+        theta0 = torch.zeros(law.landscape.dimension, dtype=torch.float64, device=self.device)
+        place = 10 * law.batch_size + 2 * list(SAMPLINGS).index(law.sampling) + isinstance(model, StochasticFlow)
+        looks: dict[str, Any] = {LOSS: law.landscape.loss}
+        seed = self.seed * 10**4 + place
+        found = ensemble(model, theta0, course, paths=self.paths, seed=seed, observables=looks, **how)
+        if found.status == "interrupted":
+            raise KeyboardInterrupt(found.status.sentence)
+        last = [-2, -1] if law.epoch > 1 else [-1, -1]
+        return {"mean": found.mean[LOSS][last, 0], "error": found.standard_error[LOSS][last, 0]}
+
+    def study(self, store: Store) -> Study:
+        """The network's runs with every b and sampling, and its three equations at one b."""
+        network = Network.of(self.ground, self)
+        size = network.landscape.size
+        check_sizes("batch_sizes", self.batch_sizes, size)
+        check_sizes("equation_batch_size", (self.equation_batch_size,), size)
+        for b in {*self.batch_sizes, self.equation_batch_size}:
+            if self.steps % (size // b):
+                raise ValueError(f"steps must be whole epochs of {size // b} steps at b = {b}, got {self.steps}")
+        sharpness = network.sharpness
+        h = scaled_rate(self.scaled, sharpness)
+        found, equations, left = {}, {}, {}
+        for b in sorted(self.batch_sizes):
+            for sampling in SAMPLINGS:
+                descent, name = StochasticGradientDescent(network.landscape, h, b, sampling), f"{sampling}-{b:04d}"
+                every, states = middle(self.steps, size // b), ends(size // b)
+                found[b, sampling] = network.runs(
+                    store, name, descent, self.steps, runs=self.runs, seed=self.seed, every=every, states=states
+                )
+        b, dt = self.equation_batch_size, h / self.network_substeps
+        times = [h * k for k in dict.fromkeys((0, middle(self.steps, size // b), self.steps))]
+        for sampling in SAMPLINGS:
+            flow, name = (
+                StochasticModifiedEquation(network.landscape, h, b, sampling=sampling),
+                f"sde-{sampling}-{b:04d}",
+            )
+            equations[sampling], left[sampling] = sde_runs(
+                network, store, name, flow, times, dt, runs=self.runs, seed=self.seed, states=ends(size // b)
+            )
+        heading = (
+            f"{self.ground.architecture} ({network.landscape.dimension:,} weights), {size} examples of "
+            f"{self.ground.chosen.data}: h = {h:g}, hλ = {h * sharpness:.3g} at the start, t = {self.steps} h, "
+            f"{self.runs} runs"
+        )
+        return Study(heading, size, found, b, equations, left)
+
+
+def middle(k: int, epoch: int) -> int:
+    """The step in the middle of the epoch that ends with step k; k itself where an epoch is one step."""
+    return k - epoch // 2
+
+
+def ends(epoch: int) -> list[int]:
+    """Places of the middle and the end of the last epoch among what is kept; one where both are one."""
+    return [-2, -1] if epoch > 1 else [-1]
+
+
+def check_sizes(name: str, sizes: Sequence[int], size: int) -> None:
+    """Raise unless there is a mini-batch size, and each divides the number of examples."""
+    if not sizes:
+        raise ValueError(f"{name} must hold at least one number")
+    for b in sizes:
+        if size % check_count(name, b):
+            raise ValueError(f"{name} must divide the {size} examples into whole mini-batches, {b} does not")
+
+
+@dataclass(frozen=True)
+class ToyRow:
+    """One b and sampling on the toy after k steps; parts hold the middle of the last epoch and its end."""
+
+    law: AdditiveLaw
+    k: int
+    descent: Tensors
+    equation: Tensors
+    substeps: int
+
+    def cells(self, j: int) -> list[str]:
+        """SGD and its equation, each from paths and exactly, and what Euler is off by; j = 0 is the middle."""
+        k = (middle(self.k, self.law.epoch), self.k)[j]
+        found = [cell(float(part["mean"][j]), float(part["error"][j])) for part in (self.descent, self.equation)]
+        exact = self.law.descent(k), self.law.equation(k * self.law.h)
+        off = self.law.euler(k, self.substeps) - exact[1]
+        return [found[0], f"{exact[0]:.5f}", found[1], f"{exact[1]:.5f}", f"{off:.1e}"]
+
+
+@dataclass(frozen=True)
+class Toy:
+    """All b and samplings on the toy."""
+
+    rows: Sequence[ToyRow]
+
+    def table(self) -> str:
+        """Mean losses in the middle of an epoch, then at its end."""
+        blocks = []
+        for j, place in enumerate(PLACES):
+            rows = [["b", "sampling", "steps", "SGD", "exact", "SDE by Euler", "SDE exact", "Euler off by"]]
+            rows += [[str(r.law.batch_size), r.law.sampling, str(r.k), *r.cells(j)] for r in self.rows]
+            blocks.append(f"toy, {TOY_SIZE} examples: E f at the {place} of a late epoch of N/b steps\n{aligned(rows)}")
+        return "\n\n".join(blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The network's runs by b and sampling; its equations at one b."""
+
+    heading: str
+    size: int
+    found: Mapping[tuple[int, str], Curves]
+    equation_batch_size: int
+    equations: Mapping[str, Curves]
+    left: Mapping[str, Mapping[str, Pair]]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """b, rising."""
+        return list(dict.fromkeys(b for b, _ in self.found))
+
+    def table(self) -> str:
+        """A row for each b and sampling, and for each equation."""
+        names = (LOSS, SQUARED_NORM, ACCURACY)
+        rows = [
+            ["b", "sampling", "bc", "scatter, middle", "scatter, end", f"{LOSS}, middle", *(f"{n}, end" for n in names)]
+        ]
+        models = [(b, sampling, "", curves) for (b, sampling), curves in self.found.items()]
+        models += [(self.equation_batch_size, s, " SDE", curves) for s, curves in self.equations.items()]
+        for b, sampling, kind, curves in models:
+            scatter, error = curves.scatter()
+            row = [str(b) + kind, sampling, f"{b * check_sampling(self.size, b, sampling).variance_factor():.3f}"]
+            row += [cell(float(scatter[j]), float(error[j])) for j in (0, -1)]
+            mean, error = curves.mean(LOSS)
+            j = ends(self.size // b)[0]
+            row.append(cell(float(mean[j]), float(error[j])))
+            row += [cell(*(float(x[-1]) for x in curves.mean(name))) for name in names]
+            rows.append(row)
+        gaps = [
+            f"{sampling} {'; '.join(f'{name} {cell(*(float(x[-1]) for x in left[name]))}' for name in names)}"
+            for sampling, left in self.left.items()
+        ]
+        lost = sum(curves.lost for curves in (*self.found.values(), *self.equations.values()))
+        more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
+        says = "scatter: Σ Var θ over the runs; bc: variance of one step over that with replacement; SDEs extrapolated"
+        return "\n".join([self.heading, aligned(rows), says, f"integration was off by: {' | '.join(gaps)}", *more])
