@@ -7,9 +7,16 @@ import pytest
 import torch
 from scipy import stats
 
-from flows import GradientDescent, GradientFlow, StochasticGradientDescent, descend, integrate
+from flows import (
+    GradientDescent,
+    GradientFlow,
+    StochasticGradientDescent,
+    StochasticModifiedEquation,
+    descend,
+    integrate,
+)
 from flows.ensembles import Histogram, Moments, Observable, Quantiles, ensemble
-from flows.ensembles.blocks import block_seed, block_size
+from flows.ensembles.blocks import block_seed, block_size, known_times, observed
 from flows.trajectory import load_tensors
 from landscapes import NoisyQuadratic, UnsupportedError
 from tests.flows.laws import OU, START, Exploding, Geometric
@@ -228,6 +235,7 @@ def test_float32_and_device(device):
     )
     assert found.mean["x"].dtype == torch.float64
     assert found.mean["x"].device.type == device.type
+    assert observed("x", position, START.float()[None]).dtype == torch.float64
     mean, _ = OU.euler_law(START, 0.125, 8)
     assert bool((((found.mean["x"][1].cpu() - mean) / found.standard_error["x"][1].cpu()).abs() < 4).all())
 
@@ -239,6 +247,11 @@ def test_default_blocks_bound_memory():
     wide = NoisyQuadratic(torch.eye(100, dtype=torch.float64), 1000, seed=0)
     size = block_size(None, 100_000, torch.zeros(100), [StochasticGradientDescent(wide, 0.1, 2)])
     assert size == 2**22 // (100 * 1000)
+    # d·N of examples and N of noise; each of three members of a batch of starts; and what is held of every path
+    flow = StochasticModifiedEquation(wide, 0.1, 2)
+    assert block_size(None, 100_000, torch.zeros(100), [flow]) == 2**22 // (100 * 1000 + 1000)
+    assert block_size(None, 100_000, torch.zeros(3, 100), [flow]) == 2**22 // (3 * (100 * 1000 + 1000))
+    assert block_size(None, 100_000, START, [OU], held=2**20) == 3
 
 
 def test_save(tmp_path):
@@ -259,6 +272,13 @@ def test_the_clock_of_a_descent_is_its_own():
     run = descend(SGD, START, 6, seed=0)
     found = ensemble(SGD, START, 6, paths=4, seed=0, observables={"x": position}, block=3)
     assert torch.equal(found.times, run.times)
+
+
+def test_blocks_whose_clocks_differ_have_no_times():
+    assert known_times([0.0, 1.0], [0.0, 1.0, 3.0]) == [0.0, 1.0, 3.0]
+    assert known_times([0.0, 1.0, 3.0], [0.0]) == [0.0, 1.0, 3.0]
+    with pytest.raises(UnsupportedError, match="depends on its path"):
+        known_times([0.0, 1.0], [0.0, 1.1, 3.0])
 
 
 @pytest.mark.parametrize(

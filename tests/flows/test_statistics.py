@@ -162,6 +162,9 @@ def test_nan_and_infinity_are_not_left_out():
     assert found[0].tolist() == [2, 3]
     assert bool(found[1].isnan().all())
     assert found[2].tolist() == [3, math.inf]
+    clean, spoilt = Quantiles([0.5]).add(samples[::2]), Quantiles([0.5]).add(samples[1:2])
+    for merged in (clean.merge(spoilt), spoilt.merge(clean)):
+        assert merged.values[:, 0].isnan().tolist() == [False, True, False]
 
 
 @given(values=st.lists(numbers | st.sampled_from(EDGES), min_size=1, max_size=60), cut=st.integers(0, 60))
