@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from scripts.command_line import guarded, parse
+from scripts.stochastic.accuracy import Accuracy
 from scripts.stochastic.escape import Escape
 from scripts.stochastic.linear_scaling import LinearScaling
 from scripts.stochastic.sampling import Sampling
@@ -20,6 +21,7 @@ Experiment = (
     Annotated[WeakOrder, tyro.conf.subcommand("weak-order")]
     | Annotated[Svag, tyro.conf.subcommand("svag")]
     | Annotated[Escape, tyro.conf.subcommand("escape")]
+    | Annotated[Accuracy, tyro.conf.subcommand("accuracy")]
     | Annotated[Validity, tyro.conf.subcommand("validity")]
     | Annotated[LinearScaling, tyro.conf.subcommand("linear-scaling")]
     | Annotated[Sampling, tyro.conf.subcommand("sampling")]

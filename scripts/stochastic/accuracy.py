@@ -1,0 +1,247 @@
+r"""What the shape of the gradient noise does to a network: true against isotropic and diagonal noise of equal trace.
+
+    descent             θ' = θ − h∇f                              no noise
+    SGD                 θ' = θ − h∇f_B                            mini-batches of b
+    SDE, its noise      dX = −∇f dt + √h C(X)^{1/2} dW            C = cD the covariance of ∇f_B at every θ
+    SDE, diagonal       dX = −∇f dt + √h (diag C(X))^{1/2} dW     its variances without its correlations
+    SDE, isotropic      dX = −∇f dt + √(h tr C(X)/d) dW           its strength without a direction
+
+All start from the same weights at equal seeds, so that differences to SGD are taken run by run. The trace is equal at
+equal θ: along a run it is that of where the run has gone, and is shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from flows import (
+    Descent,
+    Flow,
+    GradientDescent,
+    NoisyModifiedEquation,
+    StochasticGradientDescent,
+    StochasticModifiedEquation,
+    descend,
+    integrate,
+)
+from flows.observers import Evaluation, GradientNorm, Loss, Sharpness
+from flows.recorder import Observer
+from landscapes import FiniteSum
+from landscapes.errors import check_choice, check_count, check_positive, check_seed
+from landscapes.noise import DiagonalSurrogate, IsotropicSurrogate, MinibatchNoise
+from landscapes.sampling import SAMPLINGS
+from nets import NetworkLandscape, load_data, only_classes
+from scripts.command_line import check_device
+from scripts.net_ground import NetGround
+from scripts.principal_flow.common import aligned
+from scripts.stochastic.accuracy_figure import accuracy_figure
+from scripts.stochastic.common import Stochastic, with_error
+from scripts.store import Store, Tensors, uninterrupted
+
+GROUND = NetGround("lenet", examples=200)
+SGD = "SGD"
+Model = Descent | Flow
+MODELS: dict[str, Callable[[FiniteSum, float, MinibatchNoise], Model]] = {
+    "descent": lambda f, h, noise: GradientDescent(f, h),
+    SGD: lambda f, h, noise: StochasticGradientDescent(f, h, noise.batch_size, noise.sampling),
+    "SDE, its noise": lambda f, h, noise: StochasticModifiedEquation(f, h, noise.batch_size, 1, noise.sampling),
+    "SDE, diagonal": lambda f, h, noise: NoisyModifiedEquation(f, h, DiagonalSurrogate(noise)),
+    "SDE, isotropic": lambda f, h, noise: NoisyModifiedEquation(f, h, IsotropicSurrogate(noise)),
+}
+"""What is compared, by what tables call it."""
+QUANTITIES = {
+    "test accuracy": "test accuracy",
+    "test loss": "test loss",
+    "loss": "training loss",
+    "gradient norm": "‖∇f‖",
+    "sharpness": "sharpness",
+    "noise trace": "tr C",
+}
+"""What is seen along a run, and what tables call it."""
+LATE = 0.25  # the share of the looks, the last ones, whose mean is compared
+
+
+@dataclass
+class NoiseTrace:
+    """The observer of tr C(θ): "noise trace", (...,)."""
+
+    noise: MinibatchNoise
+    every: int
+    name: str = "noise trace"
+
+    def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
+        """{"noise trace": (...,)}."""
+        return {self.name: self.noise.trace(theta)}
+
+
+@dataclass(frozen=True)
+class Accuracy(Stochastic):
+    """Test accuracy of a network under true, diagonal and isotropic noise of equal trace, and without noise."""
+
+    dtype: Literal["float64", "float32"] = "float32"
+    """Precision."""
+    ground: NetGround = GROUND
+    """The network and its data."""
+    h: float = 0.5
+    """Learning rate."""
+    batch_size: int = 8
+    """b."""
+    sampling: str = "replacement"
+    """replacement or subset."""
+    steps: int = 600
+    """Steps of h."""
+    substeps: int = 1
+    """Steps of the SDEs in h: with one, Euler's method is descent with Gaussian noise of the given covariance."""
+    seeds: int = 8
+    """Runs of each, from as many initial weights."""
+    looks: int = 20
+    """How often a run is looked at; must divide the steps."""
+
+    def run(self) -> None:
+        """Run all, compare, print, draw."""
+        self.check()
+        store = self.open()
+        runs = {name: [self.trained(store, name, seed) for seed in range(self.seeds)] for name in MODELS}
+        found = {name: gathered(each) for name, each in runs.items()}
+        store.table("\n\n".join([self.says(), ends(found), differences(found), self.notes(found)]))
+        self.draw(store, accuracy_figure(found, QUANTITIES))
+
+    def check(self) -> None:
+        """Raise unless the options can be used."""
+        check_choice("sampling", self.sampling, tuple(name for name in SAMPLINGS if name != "epoch"))
+        check_positive("h", self.h)
+        for name in ("batch_size", "steps", "substeps", "looks"):
+            check_count(name, getattr(self, name))
+        check_count("seeds", self.seeds, minimum=2)
+        if self.steps % self.looks:
+            raise ValueError(f"looks must divide the {self.steps} steps, got {self.looks}")
+        check_seed(self.seed)
+        check_device(self.device)
+
+    def configuration(self) -> dict[str, Any]:
+        """Without the number of seeds, to which more can be added."""
+        ground = dataclasses.asdict(self.ground) | {"chosen": dataclasses.asdict(self.ground.chosen)}
+        ground.pop("root")
+        said = super().configuration() | {"ground": ground}
+        return {key: value for key, value in said.items() if key != "seeds"}
+
+    def build(self, seed: int) -> tuple[NetworkLandscape, Tensor, Evaluation]:
+        """The training loss on images chosen by the experiment's seed, the weights of a run's, and the test's eye."""
+        landscape, _ = self.ground.build(self.seed, self.real, self.device)
+        theta0 = landscape.theta0 if not seed else self.ground.build(self.seed + seed, self.real, self.device)[1]
+        preset = self.ground.chosen
+        data = load_data(preset.data, root=self.ground.root, train=False)
+        if preset.classes is not None:
+            data = only_classes(data, preset.classes)
+        module, loss, _, _ = self.ground.parts(self.seed, self.real, self.device)
+        targets = data.targets.to(self.device)
+        test = NetworkLandscape(module, loss, data.inputs.to(self.device, self.real), targets)
+        return landscape, theta0, Evaluation(test, test.outputs, targets, every=self.steps // self.looks)
+
+    def trained(self, store: Store, name: str, seed: int) -> Tensors:
+        """One run: its times and what was seen, "finished" whether it stayed finite."""
+
+        def compute() -> Tensors:
+            landscape, theta0, test = self.build(seed)
+            noise = MinibatchNoise(landscape, self.batch_size, self.sampling)
+            every = self.steps // self.looks
+            watch: list[Observer] = [Loss(landscape, every), test, GradientNorm(landscape, every)]
+            watch += [Sharpness(landscape, every=every), NoiseTrace(noise, every)]
+            run = self.advanced(MODELS[name](landscape, self.h, noise), theta0, seed, watch)
+            seen = {key: run.observations[key][1].double().cpu() for key in QUANTITIES}
+            return {
+                "times": run.observations["loss"][0],
+                **seen,
+                "converged": run.observations["sharpness converged"][1],
+            }
+
+        return store.part(f"{slug(name)}-{seed}", compute)
+
+    def advanced(self, model: Model, theta0: Tensor, seed: int, watch: list[Observer]) -> Any:
+        """The trajectory of a model; ArithmeticError where it leaves the finite numbers."""
+        draws = self.seed * 10**6 + seed
+        if isinstance(model, Descent):
+            run = descend(model, theta0, self.steps, seed=draws, keep="last", observers=watch)
+        else:
+            times = torch.arange(self.steps + 1, dtype=torch.float64) * self.h
+            dt = self.h / self.substeps
+            run = integrate(model, theta0, times, dt=dt, seed=draws, keep="last", observers=watch)
+        uninterrupted(run)
+        if run.status != "finished" or not bool(run.alive.all()):
+            raise ArithmeticError(f"{type(model).__name__}, seed {seed}: {run.status.sentence}")
+        return run
+
+    def says(self) -> str:
+        """What is trained, on one line."""
+        landscape, _, test = self.build(0)
+        return (
+            f"{self.ground.architecture} ({landscape.dimension:,} weights) on {landscape.size} of "
+            f"{self.ground.chosen.data}, {test.landscape.size} to test: h = {self.h:g}, b = {self.batch_size} "  # type: ignore[attr-defined]
+            f"({self.sampling}), {self.steps} steps to t = {self.steps * self.h:g}, SDEs with dt = "
+            f"{self.h / self.substeps:g}, {self.seeds} runs each"
+        )
+
+    def notes(self, found: dict[str, Tensors]) -> str:
+        """What the numbers are."""
+        unsure = sum(int((~seen["converged"]).sum()) for seen in found.values())
+        looked = f"mean of the last {round(LATE * 100)} % of {self.looks} looks"
+        said = (
+            f"{looked} at each run; ± one standard error over the runs; differences run by run, from the same weights"
+        )
+        return said + (f"\n{unsure} sharpnesses are not converged" if unsure else "")
+
+
+def slug(name: str) -> str:
+    """A name in file names."""
+    return name.replace(",", "").replace(" ", "-")
+
+
+def gathered(runs: list[Tensors]) -> Tensors:
+    """Runs of one model as (R, T) for each quantity, with the times that they share."""
+    return {key: runs[0][key] if key == "times" else torch.stack([run[key] for run in runs]) for key in runs[0]}
+
+
+def late(values: Tensor) -> Tensor:
+    """The mean of the last looks of each run, (R,) of (R, T)."""
+    return values[:, -max(1, math.floor(LATE * values.shape[1])) :].mean(dim=1)
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean and standard error of values (R,)."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+def ends(found: dict[str, Tensors]) -> str:
+    """A row for each model: late means with standard errors."""
+    rows = [["late in the run", *QUANTITIES.values()]]
+    for name, seen in found.items():
+        rows.append([name, *(with_error(*mean_and_error(late(seen[key]))) for key in QUANTITIES)])
+    return aligned(rows)
+
+
+def differences(found: dict[str, Tensors]) -> str:
+    """A row for each model but SGD: its late means less SGD's, pair by pair, and how likely chance is for accuracy."""
+    rows = [["less SGD's, run by run", *QUANTITIES.values(), "p of accuracy"]]
+    for name, seen in found.items():
+        if name == SGD:
+            continue
+        apart = {key: late(seen[key]) - late(found[SGD][key]) for key in QUANTITIES}
+        cells = [with_error(*mean_and_error(values)) for values in apart.values()]
+        rows.append([name, *cells, chance(apart["test accuracy"])])
+    return aligned(rows)
+
+
+def chance(values: Tensor) -> str:
+    """Student's two-sided p of a mean of zero; a dash where the values are all alike."""
+    value, error = mean_and_error(values)
+    if not error > 0:
+        return "–"
+    return f"{2 * stats.t.sf(abs(value / error), len(values) - 1):.2g}"

@@ -1,0 +1,46 @@
+"""What is seen along training under each noise: means over runs with bands of one standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from flows.plots import Style, marked
+from scripts.principal_flow.common import label
+from scripts.regularisation.figures import above, look, readable
+
+PANELS = {"test accuracy": "", "loss": "y", "test loss": "y", "sharpness": "y", "noise trace": "y"}
+"""Quantities with a panel of their own, and which axes of it are logarithmic."""
+
+
+def accuracy_figure(found: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, str]) -> Figure:
+    """Each quantity along t; the last panel test accuracy against the training loss."""
+    looks = {name: look(i) for i, name in enumerate(found)}
+    drawn = Figure(figsize=(10.5, 6.2), layout="constrained")
+    panels = drawn.subplots(2, 3).flat
+    for axes, (key, log) in zip(panels, PANELS.items(), strict=False):
+        for name, seen in found.items():
+            draw_band(axes, seen["times"], seen[key], looks[name])
+        unit = " in t⁻¹" if key == "sharpness" else ""
+        label(axes, "time t = kh", names[key] + unit, names[key], log=log)
+        if log:
+            readable(axes.yaxis)
+    last = panels[-1]
+    for name, seen in found.items():
+        x, y = (seen[key].mean(dim=0).numpy() for key in ("loss", "test accuracy"))
+        last.plot(x, y, **marked(looks[name], len(x)))
+    label(last, "training loss", "test accuracy", "means over runs", log="x")
+    readable(last.xaxis)
+    above(drawn, looks, len(looks))
+    return drawn
+
+
+def draw_band(axes: Axes, times: Tensor, values: Tensor, style: Style) -> None:
+    """The mean of runs (R, T) and a band of one standard error."""
+    t, mean = times.numpy(), values.mean(dim=0).numpy()
+    error = (values.std(dim=0) / len(values) ** 0.5).numpy()
+    axes.plot(t, mean, **marked(style, len(t)))
+    axes.fill_between(t, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
