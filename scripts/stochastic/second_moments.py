@@ -4,7 +4,7 @@ With z = (θ, 1) the gradients of the examples are B_i z, and Z = E zzᵀ obeys 
 noise is additive or multiplicative. With B = mean B_i and D(Z) = mean (B_i − B) Z (B_i − B)ᵀ, both padded by zeros,
 
     θ' = θ − ηĝ, Cov ĝ = cD:            Z' = (I − ηB) Z (I − ηB)ᵀ + η²c D(Z)       SGD: η = h;  SVAG: η = h/l, c ↦ lc
-    dX = −∇f dt + √(hc) D^{1/2} dW:     dZ/dt = −BZ − ZBᵀ + hc D(Z)
+    dX = −∇f dt + √(hc) D^{1/2} dW:     dZ/dt = −BZ − ZBᵀ + hc D(Z);  order 2: (I + (h/2)H)B for B in the drift
 
 where c is the variance factor of the sampling. Loss, ‖∇f‖² and ‖θ − θ*‖² are linear in Z.
 """
@@ -65,11 +65,12 @@ class SecondMoments:
             moments.append(step @ before @ step.mT + rate**2 * factor * self.noise(before))
         return torch.stack(moments)
 
-    def equation(self, theta0: Tensor, h: float, factor: float, times: Tensor) -> Tensor:
-        """Z of dX = −∇f dt + √(h·factor) D^{1/2} dW at the times (T,) after the start, (T, d + 1, d + 1)."""
+    def equation(self, theta0: Tensor, h: float, factor: float, times: Tensor, order: int = 1) -> Tensor:
+        """Z of SGD's equation of that order, σσᵀ = h·factor·D, at the times (T,) after the start, (T, d + 1, d + 1)."""
         first = start(theta0)
         size = len(first)
-        drift = -pad(self.mean, (0, 0, 0, 1))
+        pull = self.mean if order == 1 else self.mean + h / 2 * self.mean[:, :-1] @ self.mean
+        drift = -pad(pull, (0, 0, 0, 1))
         basis = torch.eye(size**2, dtype=torch.float64).reshape(-1, size, size)
         images = [drift @ e + e @ drift.mT + h * factor * self.noise(e) for e in basis]
         generator = torch.stack([image.reshape(-1) for image in images], dim=-1)

@@ -51,8 +51,10 @@ class Svag(Stochastic):
     """l on the toys."""
     network_levels: Ladder = (1, 2, 4, 8, 16, 32)
     """l on the network."""
+    toy_scaled: float = 0.3
+    """hλ of SGD on the toys, λ the largest curvature; h is rounded to two digits."""
     scaled: float = 0.5
-    """hλ of SGD on toys and network, λ the largest curvature at the start; h is rounded to two digits."""
+    """hλ of SGD on the network, λ the largest curvature at the start; h is rounded to two digits."""
     batch_size: int = 1
     """Examples in a mini-batch on the toys."""
     network_batch_size: int = 4
@@ -64,19 +66,29 @@ class Svag(Stochastic):
     """Steps of SGD on the toys."""
     network_steps: int = 24
     """Steps of SGD on the network."""
-    paths: int = 100_000
+    paths: int = 200_000
     """Paths of a toy."""
     runs: int = 100
-    """Runs of the network."""
+    """Runs of the network at each level."""
+    equation_runs: int = 200
+    """Runs of the network's equation."""
     substeps: int = 8
     """Euler steps of the network's equation in one of SGD, and twice as many, from which it is extrapolated."""
 
     def run(self) -> None:
         """Run, compare, print, draw."""
         ladders = [check_levels(name, getattr(self, name)) for name in ("levels", "network_levels")]
-        for name, minimum in (("steps", 1), ("network_steps", 1), ("paths", 100), ("runs", 3), ("substeps", 1)):
+        for name, minimum in (
+            ("steps", 1),
+            ("network_steps", 1),
+            ("paths", 100),
+            ("runs", 3),
+            ("equation_runs", 3),
+            ("substeps", 1),
+        ):
             check_count(name, getattr(self, name), minimum=minimum)
-        check_positive("scaled", self.scaled)
+        for name in ("toy_scaled", "scaled"):
+            check_positive(name, getattr(self, name))
         check_device(self.device)
         store = self.open()
         toys = [self.toy(store, name, ladders[0]) for name in TOYS]
@@ -88,14 +100,18 @@ class Svag(Stochastic):
         """Without what can be added to: levels and runs."""
         said = super().configuration() | {"ground": asdict(self.ground) | {"chosen": asdict(self.ground.chosen)}}
         cast(dict[str, object], said["ground"]).pop("root")
-        return {key: value for key, value in said.items() if key not in {"levels", "network_levels", "runs"}}
+        return {
+            key: value
+            for key, value in said.items()
+            if key not in {"levels", "network_levels", "runs", "equation_runs"}
+        }
 
     def toy(self, store: Store, name: str, levels: Ladder) -> ToyLadder:
         """The ladder on a toy, exact and from paths."""
         landscape = FINITE_SUMS[name]()
         assert isinstance(landscape, QuadraticExamples)  # those of TOYS are
         moments = SecondMoments(landscape)
-        h = scaled_rate(self.scaled, moments.sharpness)
+        h = scaled_rate(self.toy_scaled, moments.sharpness)
         c = check_sampling(landscape.size, self.batch_size, self.sampling).variance_factor()
         theta0 = moments.minimum + 1
         time = torch.tensor([self.steps * h], dtype=torch.float64)
@@ -144,11 +160,13 @@ class Svag(Stochastic):
         if self.network_steps % 2:
             times.append(self.network_steps * h)
         dt = h / self.substeps
-        equation, left = sde_runs(network, store, "network-sde", flow, times, dt, runs=self.runs, seed=self.seed)
+        equation, left = sde_runs(
+            network, store, "network-sde", flow, times, dt, runs=self.equation_runs, seed=self.seed
+        )
         heading = (
             f"{self.ground.architecture} ({network.landscape.dimension:,} weights), {network.landscape.size} examples "
             f"of {self.ground.chosen.data}: h = {h:g}, hλ = {h * sharpness:.3g} at the start, b = {b}, "
-            f"t = {self.network_steps} h, {self.runs} runs"
+            f"t = {self.network_steps} h, {self.runs} runs at each l, {self.equation_runs} of the SDE"
         )
         return NetworkLadder(heading, curves, equation, left)
 
@@ -172,12 +190,16 @@ class ToyLadder:
         parts = [self.found[level] for level in self.levels]
         return [(float(part[name] - self.equation[name]), float(part[f"{name} error"])) for part in parts]
 
-    def slope(self, name: str) -> WeakOrder:
-        """Of |measured| in 1/l, from the levels that can be told from zero."""
-        measured = zip(self.levels, self.measured(name), strict=True)
-        seen = [(1 / level, abs(x), s) for level, (x, s) in measured if abs(x) > 2 * s]
-        rates, errors, bars = ([row[i] for row in seen] for i in range(3))
-        return fitted(rates, errors, bars, CONFIDENCE)
+    def slopes(self, name: str) -> tuple[WeakOrder, WeakOrder]:
+        """Of |measured| in 1/l, and of the exact errors at the same levels with the same weights.
+
+        From the levels above 1, which is SGD, where the error can be told from zero.
+        """
+        rows = zip(self.levels, self.measured(name), self.away(name), strict=True)
+        seen = [(1 / level, abs(x), s, abs(e)) for level, (x, s), e in rows if level > 1 and abs(x) > 2 * s]
+        rates, errors, bars, exact = ([row[i] for row in seen] for i in range(4))
+        same = [bar * e / x for bar, e, x in zip(bars, exact, errors, strict=True)]
+        return fitted(rates, errors, bars, CONFIDENCE), fitted(rates, exact, same, CONFIDENCE)
 
     def exact_slope(self, name: str) -> float:
         """Between the two largest levels; NaN for one."""
@@ -196,14 +218,14 @@ class ToyLadder:
             rows.append([f"{name}, from paths", *found, ""])
             rows.append([f"{name}, exact", *exact])
             rows.append([f"{name}, exact − SDE", *(f"{away:.2e}" for away in self.away(name)), ""])
-        slopes = [
-            f"{name}: {self.exact_slope(name):.3f}, from {self.slope(name).rungs} levels of paths {self.slope(name)}"
-            for name in ON_TOYS
-        ]
+        slopes = [["slope in 1/l", "from paths, 95 % interval", "levels", "exact, same levels", "exact, last two"]]
+        for name in ON_TOYS:
+            measured, same = self.slopes(name)
+            beside = [f"{same.order:.3f}" if same.rungs > 1 else "–", f"{self.exact_slope(name):.3f}"]
+            slopes.append([name, str(measured), str(measured.rungs), *beside])
         lost = sum(int(part["lost"]) for part in self.found.values())
         note = [f"{lost} paths diverged and stay at their last finite position"] if lost else []
-        says = "slope in 1/l, exactly between the last two and fitted, 95 % interval: " + "; ".join(slopes)
-        return "\n".join([self.heading, aligned(rows), says, *note])
+        return "\n".join([self.heading, aligned(rows), aligned(slopes), *note])
 
 
 @dataclass(frozen=True, eq=False)

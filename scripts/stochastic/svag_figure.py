@@ -44,7 +44,7 @@ def svag_figure(toys: Sequence[ToyLadder], ladder: NetworkLadder) -> Figure:
         powers_of_two(axes, toy.levels)
         axes.legend(fontsize="small", frameon=False, loc="lower left")
     draw_along(panels[0, 2], ladder)
-    label(panels[0, 2], "time t = kh", "mean loss", "network: loss along t", log="y")
+    label(panels[0, 2], "time t = kh", "mean loss", "network: loss along t")
     panels[0, 2].legend(fontsize="small", frameon=False, loc="upper right")
     for i, (axes, name) in enumerate(zip(panels[1], ladder.names, strict=True)):
         draw_ends(axes, ladder, name, i)
@@ -65,6 +65,7 @@ def draw_toy(axes: Axes, toy: ToyLadder) -> None:
         bars = np.stack([np.minimum(measured[:, 1], 0.9 * size), measured[:, 1]])  # a logarithm has no zero
         axes.errorbar(levels, size, yerr=bars, linestyle="", label=f"φ = {name}", **dots(i))
         if i == 0:
+            axes.set_ylim(bottom=exact[-1] / 8)
             axes.plot(levels, exact[-1] * levels[-1] / levels / 4, label="∝ 1/l", **GUIDE)
 
 

@@ -20,11 +20,13 @@ from flows.ensembles import WeakErrors, WeakOrderStudy, weak_errors
 from flows.ensembles.blocks import Function, block_seed
 from flows.ensembles.weak_plots import plot_weak_orders
 from flows.orders import check_ladder, whole_steps
+from flows.weak_errors import LOSS
 from landscapes import QuadraticSum
 from landscapes.errors import check_count, check_seed
 from landscapes.noise import MinibatchNoise
+from scripts.principal_flow.common import aligned
 from scripts.stochastic.common import Stochastic
-from scripts.stochastic.exact_moments import ExactMoments
+from scripts.stochastic.second_moments import SecondMoments
 from scripts.store import Store, Tensors
 
 PARTS = ("mean", "difference", "standard_error", "integration", "integration_error")
@@ -68,8 +70,11 @@ class WeakOrder(Stochastic):
             for noise in self.noises
             for order in self.orders
         }
-        exact = [self.exact_line(name, study) for name, study in studies.items()]
-        store.table("\n\n".join([*map(str, studies.values()), "\n".join(["closed forms:", *exact])]))
+        rows = [["closed form", "φ", *(f"h = {h:g}" for h in ladder), "last slope", "paths off by, s.e."]]
+        for noise in self.noises:
+            for order in self.orders:
+                rows += self.exact_rows(studies[f"{noise}, order {order}"], noise, order)
+        store.table("\n\n".join([*map(str, studies.values()), aligned(rows)]))
         names = next(iter(studies.values())).observables
         for path in [store.folder / "figure.png", *([] if self.figure is None else [self.figure])]:
             print(f"figure: {plot_weak_orders(studies, names, path)}", flush=True)
@@ -91,7 +96,7 @@ class WeakOrder(Stochastic):
     def study(self, store: Store, noise: Noise, order: int, ladder: list[float]) -> WeakOrderStudy:
         """The ladder of one equation, every rung on disk as soon as it is there."""
         landscape = self.landscape(noise)
-        observables: dict[str, Function] = {"loss": landscape.loss, "θ₁": partial(component, 0), "θ₁²": square}
+        observables: dict[str, Function] = {LOSS: landscape.loss, "θ₁": partial(component, 0), "θ₁²": square}
         source = MinibatchNoise(landscape, self.batch_size)
 
         def rung(h: float) -> Tensors:
@@ -116,28 +121,25 @@ class WeakOrder(Stochastic):
         settings = {"coupled": True, "time": self.time, "substeps": 2 * order}
         return WeakOrderStudy(name, tuple(ladder), tuple(rungs), tuple(observables), settings=settings)
 
-    def exact_line(self, name: str, study: WeakOrderStudy) -> str:
-        """The closed form's largest errors beside, and by how many standard errors the paths are off at most."""
-        noise, order = name.split(", order ")
-        landscape = self.landscape(noise)  # type: ignore[arg-type]
-        moments = ExactMoments(landscape, self.batch_size)
+    def exact_rows(self, study: WeakOrderStudy, noise: Noise, order: int) -> list[list[str]]:
+        """The closed form's largest errors, the slope of their last pair, and how far the paths are off them."""
+        landscape = self.landscape(noise)
+        moments, factor = SecondMoments(landscape), 1 / self.batch_size
         sizes: dict[str, list[float]] = {phi: [] for phi in study.observables}
-        off = 0.0
+        off = dict.fromkeys(sizes, 0.0)
         for h, rung in zip(study.ladder, study.rungs, strict=True):
-            steps = whole_steps(self.time, h)
-            ours = observed(landscape, *moments.series(moments.flow(h, int(order)), self.start(), steps))
-            theirs = observed(landscape, *moments.series(moments.step(h), self.start(), steps))
+            ours = observed(landscape, moments.equation(self.start(), h, factor, rung.times, order))
+            theirs = observed(landscape, moments.descent(self.start(), h, factor, len(rung.times) - 1))
             for phi, errors in sizes.items():
                 exact = ours[phi] - theirs[phi]
                 errors.append(float(exact.abs().max()))
                 gap = (rung.difference[phi][1:, 0].cpu() - exact[1:]).abs()
-                off = max(off, float((gap / rung.standard_error[phi][1:, 0].cpu()).max()))
-        last = {
-            phi: math.log(e[-2] / e[-1]) / math.log(study.ladder[-2] / study.ladder[-1]) for phi, e in sizes.items()
-        }
-        shown = "; ".join(f"{phi}: {', '.join(f'{x:.3e}' for x in errors)}" for phi, errors in sizes.items())
-        slopes = ", ".join(f"{slope:.3f}" for slope in last.values())
-        return f"{name}: {shown}; slopes of the last pair {slopes}; paths off by at most {off:.1f} standard errors"
+                off[phi] = max(off[phi], float((gap / rung.standard_error[phi][1:, 0].cpu()).max()))
+        finest = math.log(study.ladder[-2] / study.ladder[-1])
+        return [
+            [study.name, phi, *(f"{x:.3e}" for x in e), f"{math.log(e[-2] / e[-1]) / finest:.3f}", f"{off[phi]:.1f}"]
+            for phi, e in sizes.items()
+        ]
 
 
 def component(i: int, theta: Tensor) -> Tensor:
@@ -150,12 +152,10 @@ def square(theta: Tensor) -> Tensor:
     return theta[..., 0].square()
 
 
-def observed(landscape: QuadraticSum, mean: Tensor, second: Tensor) -> dict[str, Tensor]:
-    """E φ of E θ (T, d) and E θθᵀ (T, d, d)."""
-    origin = torch.zeros(landscape.dimension, dtype=torch.float64)
-    exact = QuadraticSum(landscape.hessians.double().cpu(), landscape.minima.double().cpu())
-    energy = 0.5 * (exact.hessian(origin) * second).sum(dim=(-2, -1)) + mean @ exact.grad(origin)
-    return {"loss": exact.loss(origin) + energy, "θ₁": mean[:, 0], "θ₁²": second[:, 0, 0]}
+def observed(landscape: QuadraticSum, moments: Tensor) -> dict[str, Tensor]:
+    """E φ of the second moments Z (T, d + 1, d + 1) of (θ, 1)."""
+    loss = SecondMoments(landscape).observed(moments)[LOSS]
+    return {LOSS: loss, "θ₁": moments[:, 0, -1], "θ₁²": moments[:, 0, 0]}
 
 
 def tensors_of(found: WeakErrors) -> Tensors:
