@@ -56,7 +56,8 @@ class Well:
     def axes(self) -> Tensor:
         """The directions of x, y, … as rows, (d, d)."""
         turned, phi = torch.eye(self.dimension, dtype=torch.float64), math.radians(self.angle)
-        turned[:2, :2] = torch.tensor([[math.cos(phi), math.sin(phi)], [-math.sin(phi), math.cos(phi)]])
+        turned[0, 0] = turned[1, 1] = math.cos(phi)
+        turned[0, 1], turned[1, 0] = math.sin(phi), -math.sin(phi)
         return turned
 
     @cached_property
