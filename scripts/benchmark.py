@@ -8,68 +8,45 @@ from __future__ import annotations
 
 import copy
 import functools
-import multiprocessing
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from multiprocessing.queues import SimpleQueue
+from typing import Literal, get_args
 
-import psutil
 import torch
 import tyro
 
 from flows import GradientDescent, GradientFlow, ModifiedFlow, descend, integrate
 from landscapes import Counted, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
-from scripts.net_ground import LossFunction, NetGround
+from scripts.benchmark_noise import NOISE_BENCHMARKS, NoiseSettings
+from scripts.demo_network import bare_gradients, demo_network
+from scripts.measuring import growth, in_its_own_process, ratio
+from scripts.net_ground import NetGround
 
-Program = Callable[[], object]
-Name = Literal["integrate", "sympy", "descend", "memory", "norms", "check", "modified"]
+Name = Literal[
+    "integrate",
+    "sympy",
+    "descend",
+    "memory",
+    "norms",
+    "check",
+    "modified",
+    "sde-step",
+    "paths",
+    "noise-memory",
+    "noise-costs",
+]
 Examples = int | Literal["all"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(NoiseSettings):
     """What to measure."""
 
-    only: tuple[Name, ...] = ("integrate", "sympy", "descend", "memory", "norms", "check", "modified")
+    only: tuple[Name, ...] = get_args(Name)
     """Benchmarks to run."""
-    repeats: int = 15
-    """Interleaved repeats of each pair of programs."""
-    device: str = "cpu"
-    """Where to run the networks and toys."""
-    threads: int = 2
-    """Threads torch may use on the CPU."""
-
-
-def seconds(program: Program, device: str) -> float:
-    """Wall time of one run."""
-    start = time.perf_counter()
-    program()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def ratio(name: str, ours: Program, theirs: Program, settings: Settings, target: str) -> None:
-    """Print the median ratio of interleaved repeats, and the spread."""
-    for program in (ours, theirs):
-        program()
-    ratios = [seconds(ours, settings.device) / seconds(theirs, settings.device) for _ in range(settings.repeats)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    print(f"{name}: {statistics.median(ratios):.3f} (quartiles {low:.3f} … {high:.3f}); target {target}", flush=True)
-
-
-def demo_network(
-    device: str, chunk_size: int | None = None, width: float = 1.0, examples: Examples = 300
-) -> NetworkLandscape:
-    """The demo's tanh CNN on digits, float32."""
-    ground = NetGround(examples=examples, width=width, chunk_size=chunk_size)
-    landscape, _ = ground.build(0, torch.float32, device)
-    assert isinstance(landscape, NetworkLandscape)
-    return landscape
 
 
 def bench_integrate(settings: Settings) -> None:
@@ -88,14 +65,6 @@ def bench_integrate(settings: Settings) -> None:
         ours = functools.partial(integrate, GradientFlow(landscape), theta0, times)
         name = f"integrate(GradientFlow) on the CNN, {len(targets)} digits / bare forward+backward, {evaluations} each"
         ratio(name, ours, bare, settings, "≤ 1.15")
-
-
-def bare_gradients(
-    module: torch.nn.Module, loss: LossFunction, inputs: torch.Tensor, targets: torch.Tensor, count: int
-) -> None:
-    """Forward and backward as a training loop writes them, ``count`` times."""
-    for _ in range(count):
-        torch.autograd.grad(loss(module(inputs), targets).mean(), list(module.parameters()))
 
 
 def bench_sympy(settings: Settings) -> None:
@@ -131,37 +100,21 @@ def bench_descend(settings: Settings) -> None:
     ratio(name, lambda: descend(descent, points, 1000, keep="last"), plain, settings, "≤ 1.25")
 
 
-def peak(chunk_size: int | None, device: str, queue: multiprocessing.Queue) -> None:
+def peak(chunk_size: int | None, device: str, queue: SimpleQueue) -> None:
     """Put the growth of peak memory by one full-batch HVP, in MiB, on the queue."""
     landscape = demo_network(device, chunk_size, width=8.0, examples=1200)
     theta = landscape.theta0
     few = landscape.restrict(torch.arange(4))
     few.hvp(theta, theta)  # libraries and thread pools take their memory before the measurement
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        landscape.hvp(theta, theta)
-        queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    import resource
-
-    before = psutil.Process().memory_info().rss
-    landscape.hvp(theta, theta)
-    scale = 1 if sys.platform == "darwin" else 1024
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale - before) / 2**20)
+    queue.put(growth(lambda: landscape.hvp(theta, theta), device))
 
 
 def bench_memory(settings: Settings) -> None:
     """Peak memory of a full-batch HVP at four chunks over one chunk, median of processes of their own."""
-    context = multiprocessing.get_context("spawn")
     peaks: dict[int | None, list[float]] = {None: [], 300: []}
     for _ in range(3):
         for chunk_size, found in peaks.items():
-            queue = context.Queue()
-            process = context.Process(target=peak, args=(chunk_size, settings.device, queue))
-            process.start()
-            found.append(queue.get(timeout=300))
-            process.join()
+            found.append(in_its_own_process(peak, chunk_size, settings.device))
     whole, quarter = (statistics.median(found) for found in peaks.values())
     print(
         f"peak memory of a full-batch HVP, 4 chunks / 1 chunk: {quarter / whole:.3f} "
@@ -218,7 +171,7 @@ def bench_modified(settings: Settings) -> None:
         ratio(f"modified field of order {order} on the CNN ({products}) / gradient", field, gradient, settings, target)
 
 
-BENCHMARKS: dict[Name, Callable[[Settings], None]] = {
+BENCHMARKS: dict[str, Callable[[Settings], None]] = {
     "integrate": bench_integrate,
     "sympy": bench_sympy,
     "descend": bench_descend,
@@ -226,6 +179,7 @@ BENCHMARKS: dict[Name, Callable[[Settings], None]] = {
     "norms": bench_norms,
     "check": bench_check,
     "modified": bench_modified,
+    **NOISE_BENCHMARKS,
 }
 
 

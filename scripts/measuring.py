@@ -1,0 +1,83 @@
+r"""How benchmarks measure: ratios of neighbouring runs, and the growth of the peak of a process's memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+Program = Callable[[], object]
+LONGEST_WAIT = 3600  # seconds for a process of its own
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How to measure."""
+
+    repeats: int = 15
+    """Interleaved repeats of each pair of programs."""
+    device: str = "cpu"
+    """Where to run the networks and toys."""
+    threads: int = 2
+    """Threads torch may use on the CPU."""
+
+
+def seconds(program: Program, device: str) -> float:
+    """Wall time of one run."""
+    start = time.perf_counter()
+    program()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def ratio(name: str, ours: Program, theirs: Program, settings: Measuring, target: str) -> None:
+    """Print the median ratio of interleaved repeats, and the spread."""
+    for program in (ours, theirs):
+        program()
+    ratios = [seconds(ours, settings.device) / seconds(theirs, settings.device) for _ in range(settings.repeats)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    print(f"{name}: {statistics.median(ratios):.3f} (quartiles {low:.3f} … {high:.3f}); target {target}", flush=True)
+
+
+def in_its_own_process(function: Callable[..., None], *arguments: Any) -> Any:
+    """What ``function(*arguments, queue)`` puts on the queue in a fresh process; raise where that ends without it."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=function, args=(*arguments, queue))
+    process.start()
+    process.join(LONGEST_WAIT)
+    if process.exitcode != 0 or queue.empty():
+        process.kill()
+        raise RuntimeError(f"the measuring process ended without a result, exit code {process.exitcode}")
+    return queue.get()
+
+
+def growth(program: Program, device: str) -> float:
+    """By how much the peak of this process's memory exceeds what it holds now while ``program`` runs, in MiB."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        program()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = psutil.Process().memory_info().rss
+    program()
+    return (peak_bytes() - before) / 2**20
+
+
+def peak_bytes() -> int:
+    """The most that this process has held of the machine's memory."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's peak is that of the parent where the parent held more
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

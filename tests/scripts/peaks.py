@@ -1,0 +1,7 @@
+"""What a process of its own runs in the tests: a module that is quick to import."""
+
+from scripts.measuring import peak_bytes
+
+
+def put_peak(queue):
+    queue.put(peak_bytes())
