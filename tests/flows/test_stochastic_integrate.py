@@ -59,6 +59,53 @@ class Turning(StochasticFlow):
         return torch.stack([torch.sin(y) * a + 0.3 * c, 0.5 * x * a + torch.cos(x) * b], dim=-1)
 
 
+@dataclass(frozen=True)
+class TurningByHand(Turning):
+    """With its correction in closed form, of which Turning's own takes products."""
+
+    def ito_correction(self, t, state):
+        x, y = state.unbind(-1)
+        return torch.stack([x * torch.cos(y), torch.sin(y)], dim=-1) / 4
+
+
+@dataclass(frozen=True)
+class Heisenberg(StochasticFlow):
+    """dX = dW₁, dY = dW₂, dZ = ½(X dW₂ − Y dW₁): Z is the Lévy area, which increments do not tell."""
+
+    noise_size = 2
+
+    def velocity(self, t, state):
+        return torch.zeros_like(state)
+
+    def diffusion(self, t, state, dw):
+        x, y, _ = state.unbind(-1)
+        a, b = dw.unbind(-1)
+        return torch.stack([a, b, (x * b - y * a) / 2], dim=-1)
+
+    def ito_correction(self, t, state):
+        return torch.zeros_like(state)
+
+
+@dataclass(frozen=True)
+class Rotations(StochasticFlow):
+    """Turns and stretches of the plane, which commute: X exp(sJW₁ + rW₂) if meant in Stratonovich's sense."""
+
+    s: float = 0.6
+    r: float = 0.4
+    noise_size = 2
+
+    def velocity(self, t, state):
+        return torch.zeros_like(state)
+
+    def diffusion(self, t, state, dw):
+        x, y = state.unbind(-1)
+        turn, stretch = self.s * dw[..., 0], self.r * dw[..., 1]
+        return torch.stack([stretch * x - turn * y, stretch * y + turn * x], dim=-1)
+
+    def ito_correction(self, t, state):
+        return (self.r**2 - self.s**2) / 2 * state
+
+
 class Increments(torchsde.BaseBrownian):
     """A path of ours as torchsde asks for it."""
 
@@ -180,6 +227,50 @@ def test_every_method_solves_the_same_ito_equation(method):
         for k in (4, 8)
     ]
     assert errors[0] / errors[1] > 2**1.5  # order ½ gives 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_levy_areas_are_missed_by_every_method_as_much_as_is_known(method):
+    """Over steps of dt all of them leave Var Z = T dt/4 out; of two steps the difference is what they differ by."""
+    theta, T = torch.zeros(20_000, 3, dtype=torch.float64), 1.0
+    path = BrownianPath(13, 0.0, T, 2**-6, (len(theta), 2))
+    ends = {k: integrate(Heisenberg(), theta, [0.0, T], dt=2.0**-k, path=path, method=method).theta[-1] for k in (3, 6)}
+    away = (ends[3] - ends[6]).square()
+    expected = T * (2**-3 - 2**-6) / 4
+    assert float(away[:, :2].max()) < 1e-24
+    error = float(away[:, 2].std()) / len(theta) ** 0.5
+    assert abs(float(away[:, 2].mean()) - expected) < 4 * error
+    assert error < 0.02 * expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strong_order_half_for_noise_that_does_not_commute(method):
+    """Root mean square distance to the finest step, over √(dt − its dt): what finer steps add is uncorrelated."""
+    flow, theta = TurningByHand(), torch.full((500, 2), 0.7, dtype=torch.float64)
+    path = BrownianPath(9, 0.0, 1.0, 2**-9, (500, 3))
+    fine = integrate(flow, theta, [0.0, 1.0], dt=2.0**-9, path=path, method=method).theta[-1]
+    scaled = []
+    for k in (3, 5, 7):
+        end = integrate(flow, theta, [0.0, 1.0], dt=2.0**-k, path=path, method=method).theta[-1]
+        scaled.append(float((end - fine).square().sum(dim=-1).mean().sqrt()) / math.sqrt(2.0**-k - 2.0**-9))
+    assert max(scaled) / min(scaled) < 1.25  # order 1 would give 4
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 0.5), ("heun2", 1.0), ("midpoint", 1.0)])
+def test_strong_orders_for_general_noise_that_commutes(method, order):
+    flow, theta = Rotations(), torch.tensor([1.0, 0.5], dtype=torch.float64).expand(2000, 2)
+    path = BrownianPath(17, 0.0, 1.0, 2**-8, (2000, 2))
+    assert_close(
+        flow.ito_correction(0.0, theta[:2].clone()), StochasticFlow.ito_correction(flow, 0.0, theta[:2].clone())
+    )
+    turn, stretch = (torch.tensor([flow.s, flow.r], dtype=torch.float64) * path(0.0, 1.0)).unbind(-1)
+    z = torch.polar(stretch.exp(), turn) * torch.complex(theta[:, 0], theta[:, 1])
+    exact = torch.view_as_real(z)
+    errors = []
+    for k in (4, 8):
+        end = integrate(Stratonovich(flow), theta, [0.0, 1.0], dt=2.0**-k, path=path, method=method).theta[-1]
+        errors.append(float((end - exact).norm(dim=-1).mean()))
+    assert math.log2(errors[0] / errors[1]) / 4 == pytest.approx(order, abs=0.08)
 
 
 def test_stratonovich_sense_is_the_ito_equation_with_its_correction():
