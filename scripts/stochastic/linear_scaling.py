@@ -54,7 +54,9 @@ class LinearScaling(Stochastic):
     looks: int = 8
     """Times that are looked at."""
     runs: int = 100
-    """Runs of each factor and sampling, and of the equation."""
+    """Runs of each factor and sampling."""
+    equation_runs: int = 200
+    """Runs of the equation."""
     coarse: int = 2
     """Euler steps of the equation, in units of h, and half of that; it is extrapolated from both."""
     toy_factors: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -109,7 +111,7 @@ class LinearScaling(Stochastic):
         """Without what can be added to: factors and runs."""
         ground = asdict(self.ground) | {"chosen": asdict(self.ground.chosen)}
         ground.pop("root")
-        added = {"factors", "toy_factors", "runs"}
+        added = {"factors", "toy_factors", "runs", "equation_runs"}
         return {key: value for key, value in (super().configuration() | {"ground": ground}).items() if key not in added}
 
     def toy(self, store: Store, factors: Sequence[int]) -> list[ToyRow]:
@@ -159,11 +161,14 @@ class LinearScaling(Stochastic):
         flow = StochasticModifiedEquation(network.landscape, h, self.batch_size)
         times = [self.steps // self.looks * h * j for j in range(self.looks + 1)]
         dt = self.coarse * h
-        equation, left = sde_runs(network, store, "sde", flow, times, dt, runs=self.runs, seed=self.seed, states=[-1])
+        equation, left = sde_runs(
+            network, store, "sde", flow, times, dt, runs=self.equation_runs, seed=self.seed, states=[-1]
+        )
         drift = self._drift(store, network, times)
         heading = (
             f"{self.ground.architecture} ({network.landscape.dimension:,} weights), {network.landscape.size} examples "
-            f"of {self.ground.chosen.data}: h = {h:g}, b = {self.batch_size}, t = {times[-1]:.4g}, {self.runs} runs; "
+            f"of {self.ground.chosen.data}: h = {h:g}, b = {self.batch_size}, t = {times[-1]:.4g}, {self.runs} runs "
+            f"each, {self.equation_runs} of the SDE; "
             f"λ = {sharpness:.3g} at the start, {float(drift['sharpness']):.3g} at the end of gradient flow"
         )
         setting = Setting(h, self.batch_size, network.landscape.size, max(sharpness, float(drift["sharpness"])))

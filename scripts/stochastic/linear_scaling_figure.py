@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from flows.plots import COLOURS, DASHES
 from flows.weak_errors import LOSS, SQUARED_NORM
 from scripts.principal_flow.common import label
-from scripts.stochastic.runs import ACCURACY
+from scripts.stochastic.runs import ACCURACY, NOTHING
 from scripts.stochastic.svag_figure import EQUATION, dots, powers_of_two
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAMES = {"replacement": "with replacement", "subset": "subsets"}
 DRIFT: dict[str, Any] = {"color": "0.45", "linestyle": (0, (1, 1)), "linewidth": 1.4}
 CURVES = 4  # factors that are drawn along t
-BEYOND = 30  # times the equation's value: what is larger lies outside of the axes
+BEYOND = 8  # distances from gradient flow to the equation: means that are farther off are told in words
 
 
 def linear_scaling_figure(toy: Toy, study: Study) -> Figure:
@@ -29,11 +29,11 @@ def linear_scaling_figure(toy: Toy, study: Study) -> Figure:
     panels = drawn.subplots(2, 3)
     draw_toy(panels[0, 0], toy)
     draw_along(panels[0, 1], study)
-    log = {LOSS: "xy", SQUARED_NORM: "xy", ACCURACY: "x", "scatter": "xy"}
+    log = {"scatter": "xy"}
     for axes, name in zip((panels[0, 2], *panels[1]), ("scatter", LOSS, SQUARED_NORM, ACCURACY), strict=True):
         draw_ends(axes, study, name)
         says = "Σ Var θ over runs" if name == "scatter" else f"mean {name}"
-        label(axes, "s: rate sh, mini-batch sb", f"{says} at the end", f"network: {name}", log=log[name])
+        label(axes, "s: rate sh, mini-batch sb", f"{says} at the end", f"network: {name}", log=log.get(name, "x"))
         powers_of_two(axes, study.factors)
     panels[0, 2].legend(fontsize="small", frameon=False)
     return drawn
@@ -45,7 +45,7 @@ def draw_toy(axes: Axes, toy: Toy) -> None:
         rows = [row for row in toy.rows if row.sampling == sampling]
         factors = [row.factor for row in rows]
         found = np.array([row.found for row in rows])
-        shown = found[:, 0] > 0  # a full batch has none
+        shown = found[:, 0] > NOTHING  # a full batch has none but rounding
         exact = [row.exact if row.exact > 0 else np.nan for row in rows]
         axes.plot(factors, exact, color=COLOURS[i], linestyle=DASHES[i], linewidth=1.1)
         places = np.array(factors)[shown]
@@ -81,24 +81,27 @@ def draw_ends(axes: Axes, study: Study, name: str) -> None:
     mean, error = study.end(study.equation, name)
     axes.axhline(mean, label="SDE", **EQUATION)
     axes.axhspan(mean - error, mean + error, color="0.85")
+    reach = np.inf
     if name in study.drift:
-        axes.axhline(float(study.drift[name][-1]), label="gradient flow", **DRIFT)
+        drift = float(study.drift[name][-1])
+        axes.axhline(drift, label="gradient flow", **DRIFT)
+        reach = BEYOND * max(abs(drift - mean), error)
+    outside: dict[int, list[str]] = {}
     for i, (sampling, says) in enumerate(NAMES.items()):
         ends = np.array([study.end(study.found[factor, sampling], name) for factor in study.factors])
-        seen = ends[:, 0] < BEYOND * mean
+        seen = np.abs(ends[:, 0] - mean) <= reach
         places = np.array(study.factors) * (0.97, 1.03)[i]
         axes.errorbar(places[seen], ends[seen, 0], yerr=ends[seen, 1], linestyle="", label=says, **dots(i))
+        for j in np.flatnonzero(~seen):
+            outside.setdefault(study.factors[j], []).append(f"{ends[j, 0]:.2f}")
     edge = 2 / (study.setting.h * study.setting.sharpness)
     if study.factors[0] < edge < study.factors[-1]:
         axes.axvline(edge, color="0.6", linewidth=0.8)
-        axes.annotate(
-            "hλ = 2",
-            (edge, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-2, -2),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize="small",
-            color="0.4",
-        )
+        how: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "rotation": 90}
+        axes.annotate("hλ = 2", (edge, 0.6), xycoords=("data", "axes fraction"), fontsize="small", color="0.35", **how)
+    says = "\n".join(f"s = {factor}: {' and '.join(values)}" for factor, values in outside.items())
+    bottom = name == ACCURACY
+    axes.annotate(
+        says, (0.03, 0.03 if bottom else 0.97), xycoords="axes fraction", va="bottom" if bottom else "top", color="0.35"
+    )
+    axes.set_xlim(study.factors[0] / 1.3, study.factors[-1] * 1.3)

@@ -66,7 +66,7 @@ class Svag(Stochastic):
     """Steps of SGD on the toys."""
     network_steps: int = 24
     """Steps of SGD on the network."""
-    paths: int = 200_000
+    paths: int = 400_000
     """Paths of a toy."""
     runs: int = 100
     """Runs of the network at each level."""
@@ -193,10 +193,10 @@ class ToyLadder:
     def slopes(self, name: str) -> tuple[WeakOrder, WeakOrder]:
         """Of |measured| in 1/l, and of the exact errors at the same levels with the same weights.
 
-        From the levels above 1, which is SGD, where the error can be told from zero.
+        From the levels above 1, which is SGD, whose exact error is more than two standard errors of the paths.
         """
         rows = zip(self.levels, self.measured(name), self.away(name), strict=True)
-        seen = [(1 / level, abs(x), s, abs(e)) for level, (x, s), e in rows if level > 1 and abs(x) > 2 * s]
+        seen = [(1 / level, abs(x), s, abs(e)) for level, (x, s), e in rows if level > 1 and abs(e) > 2 * s]
         rates, errors, bars, exact = ([row[i] for row in seen] for i in range(4))
         same = [bar * e / x for bar, e, x in zip(bars, exact, errors, strict=True)]
         return fitted(rates, errors, bars, CONFIDENCE), fitted(rates, exact, same, CONFIDENCE)

@@ -65,8 +65,8 @@ def draw_toy(axes: Axes, toy: ToyLadder) -> None:
         bars = np.stack([np.minimum(measured[:, 1], 0.9 * size), measured[:, 1]])  # a logarithm has no zero
         axes.errorbar(levels, size, yerr=bars, linestyle="", label=f"φ = {name}", **dots(i))
         if i == 0:
-            axes.set_ylim(bottom=exact[-1] / 8)
             axes.plot(levels, exact[-1] * levels[-1] / levels / 4, label="∝ 1/l", **GUIDE)
+    axes.set_ylim(bottom=abs(toy.away(LOSS)[-1]) / 8)
 
 
 def draw_along(axes: Axes, ladder: NetworkLadder) -> None:
