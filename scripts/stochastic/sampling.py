@@ -202,7 +202,7 @@ class ToyRow:
         found = [cell(float(part["mean"][j]), float(part["error"][j])) for part in (self.descent, self.equation)]
         exact = self.law.descent(k), self.law.equation(k * self.law.h)
         off = self.law.euler(k, self.substeps) - exact[1]
-        return [found[0], f"{exact[0]:.5f}", found[1], f"{exact[1]:.5f}", f"{off:.1e}"]
+        return [found[0], f"{exact[0]:.4g}", found[1], f"{exact[1]:.4g}", f"{off:.1e}"]
 
 
 @dataclass(frozen=True)

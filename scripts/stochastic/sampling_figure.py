@@ -76,8 +76,9 @@ def circles(i: int) -> dict[str, Any]:
 
 
 def draw_epoch(axes: Axes, toy: Toy) -> None:
-    """E f within a late epoch at the smallest b: SGD's steps as points, the equations as lines."""
-    b = min(row.law.batch_size for row in toy.rows)
+    """E f within a late epoch at a middling b: SGD's steps as points, the equations as lines."""
+    sizes = sorted({row.law.batch_size for row in toy.rows})
+    b = sizes[len(sizes) // 2]
     for i, row in enumerate(row for row in toy.rows if row.law.batch_size == b):
         law: AdditiveLaw = row.law
         steps = np.arange(law.epoch + 1)
