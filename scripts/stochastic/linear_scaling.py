@@ -261,17 +261,13 @@ class Study:
         mean, error = curves.scatter() if name == SCATTER else curves.mean(name)
         return float(mean[-1]), float(error[-1])
 
-    def away(self, factor: int, sampling: str, name: str) -> tuple[float, float]:
-        """The end less the equation's, and its standard error."""
-        (mine, error), (theirs, bar) = (self.end(c, name) for c in (self.found[factor, sampling], self.equation))
-        return mine - theirs, math.hypot(error, bar)
-
-    def holds(self, sampling: str, name: str) -> int | None:
-        """The largest factor up to which all are within three standard errors of the equation, or None."""
+    def holds(self, sampling: str, name: str, reference: Curves) -> int | None:
+        """The largest factor up to which all are within three standard errors of a reference, or None."""
+        theirs, bar = self.end(reference, name)
         largest = None
         for factor in self.factors:
-            away, error = self.away(factor, sampling, name)
-            if not abs(away) <= TOLD * error:
+            mine, error = self.end(self.found[factor, sampling], name)
+            if not abs(mine - theirs) <= TOLD * math.hypot(error, bar):
                 break
             largest = factor
         return largest
@@ -286,9 +282,11 @@ class Study:
             rows.append([*row, *(cell(*self.end(curves, name)) for name in ROWS)])
         rows.append(["SDE", "", "", "", "", "1.000", *(cell(*self.end(self.equation, name)) for name in ROWS)])
         rows.append(["gradient flow", *[""] * 4, "0.000", *(f"{float(self.drift[n][-1]):.4f}" for n in SHOWN), "0"])
+        first = self.found[self.factors[0], SAMPLINGS[0]]
         said = [
-            f"{sampling}: within three standard errors of the SDE up to s: "
-            + "; ".join(f"{name} {self.holds(sampling, name) or 'none'}" for name in ROWS)
+            f"{sampling}: within three standard errors of {says} up to s: "
+            + "; ".join(f"{name} {self.holds(sampling, name, reference) or 'none'}" for name in ROWS)
+            for says, reference in ((f"s = {self.factors[0]} with replacement", first), ("the SDE", self.equation))
             for sampling in SAMPLINGS
         ]
         gaps = [f"{name} {cell(*(float(x[-1]) for x in self.left[name]))}" for name in SHOWN]

@@ -97,7 +97,7 @@ def draw_ends(axes: Axes, study: Study, name: str) -> None:
     edge = 2 / (study.setting.h * study.setting.sharpness)
     if study.factors[0] < edge < study.factors[-1]:
         axes.axvline(edge, color="0.6", linewidth=0.8)
-        how: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "rotation": 90}
+        how: dict[str, Any] = {"xytext": (-11, 0), "textcoords": "offset points", "rotation": 90}
         axes.annotate("hλ = 2", (edge, 0.6), xycoords=("data", "axes fraction"), fontsize="small", color="0.35", **how)
     says = "\n".join(f"s = {factor}: {' and '.join(values)}" for factor, values in outside.items())
     bottom = name == ACCURACY

@@ -96,11 +96,10 @@ def test_rule_is_said_to_hold_up_to_the_first_factor_that_is_told_apart():
     means = {1: 1.0, 2: 1.05, 4: 2.0, 8: 1.0}
     found = {(s, sampling): curves(mean, 0.1) for s, mean in means.items() for sampling in ("replacement", "subset")}
     study = Study("", Setting(0.1, 4, 32, 1.0), found, curves(1.0, 0.1), {}, {})
-    assert study.holds("replacement", "loss") == 2
-    assert study.holds("subset", SCATTER) == 8
+    assert study.holds("replacement", "loss", study.equation) == 2
+    assert study.holds("subset", SCATTER, study.equation) == 8
+    assert study.holds("replacement", "loss", curves(3.0, 0.1)) is None
     assert study.end(curves(1.0, 0.1), SCATTER)[0] == pytest.approx(2 * 4 / 3)  # unbiased
-    far = Study("", Setting(0.1, 4, 32, 1.0), found, curves(3.0, 0.1), {}, {})
-    assert far.holds("replacement", "loss") is None
     assert study.setting.noise(2, "replacement") == 1.0
     assert study.setting.noise(8, "subset") == 0.0
 
