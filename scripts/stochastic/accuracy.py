@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -133,10 +134,19 @@ class Accuracy(Stochastic):
         said = super().configuration() | {"ground": ground}
         return {key: value for key, value in said.items() if key != "seeds"}
 
-    def build(self, seed: int) -> tuple[NetworkLandscape, Tensor, Evaluation]:
-        """The training loss on images chosen by the experiment's seed, the weights of a run's, and the test's eye."""
-        landscape, _ = self.ground.build(self.seed, self.real, self.device)
-        theta0 = landscape.theta0 if not seed else self.ground.build(self.seed + seed, self.real, self.device)[1]
+    @cached_property
+    def landscape(self) -> NetworkLandscape:
+        """The training loss, on images chosen by the experiment's seed."""
+        return self.ground.build(self.seed, self.real, self.device)[0]
+
+    def weights(self, seed: int) -> Tensor:
+        """The initial weights of a run, (d,)."""
+        module = self.ground.parts(self.seed + seed, self.real, self.device)[0]
+        return torch.nn.utils.parameters_to_vector(module.parameters()).detach()
+
+    @cached_property
+    def test(self) -> Evaluation:
+        """What sees loss and accuracy on the test images."""
         preset = self.ground.chosen
         data = load_data(preset.data, root=self.ground.root, train=False)
         if preset.classes is not None:
@@ -144,18 +154,21 @@ class Accuracy(Stochastic):
         module, loss, _, _ = self.ground.parts(self.seed, self.real, self.device)
         targets = data.targets.to(self.device)
         test = NetworkLandscape(module, loss, data.inputs.to(self.device, self.real), targets)
-        return landscape, theta0, Evaluation(test, test.outputs, targets, every=self.steps // self.looks)
+        return Evaluation(test, test.outputs, targets, every=self.steps // self.looks)
+
+    @property
+    def noise(self) -> MinibatchNoise:
+        """The noise of a mini-batch's gradient."""
+        return MinibatchNoise(self.landscape, self.batch_size, self.sampling)
 
     def trained(self, store: Store, name: str, seed: int) -> Tensors:
         """One run: its times and what was seen, "finished" whether it stayed finite."""
 
         def compute() -> Tensors:
-            landscape, theta0, test = self.build(seed)
-            noise = MinibatchNoise(landscape, self.batch_size, self.sampling)
-            every = self.steps // self.looks
-            watch: list[Observer] = [Loss(landscape, every), test, GradientNorm(landscape, every)]
+            landscape, noise, every = self.landscape, self.noise, self.steps // self.looks
+            watch: list[Observer] = [Loss(landscape, every), self.test, GradientNorm(landscape, every)]
             watch += [Sharpness(landscape, every=every), NoiseTrace(noise, every)]
-            run = self.advanced(MODELS[name](landscape, self.h, noise), theta0, seed, watch)
+            run = self.advanced(MODELS[name](landscape, self.h, noise), self.weights(seed), seed, watch)
             seen = {key: run.observations[key][1].double().cpu() for key in QUANTITIES}
             return {
                 "times": run.observations["loss"][0],
@@ -181,10 +194,11 @@ class Accuracy(Stochastic):
 
     def says(self) -> str:
         """What is trained, on one line."""
-        landscape, _, test = self.build(0)
+        tested = self.test.landscape
+        assert isinstance(tested, FiniteSum)
         return (
-            f"{self.ground.architecture} ({landscape.dimension:,} weights) on {landscape.size} of "
-            f"{self.ground.chosen.data}, {test.landscape.size} to test: h = {self.h:g}, b = {self.batch_size} "  # type: ignore[attr-defined]
+            f"{self.ground.architecture} ({self.landscape.dimension:,} weights) on {self.landscape.size} of "
+            f"{self.ground.chosen.data}, {tested.size} to test: h = {self.h:g}, b = {self.batch_size} "
             f"({self.sampling}), {self.steps} steps to t = {self.steps * self.h:g}, SDEs with dt = "
             f"{self.h / self.substeps:g}, {self.seeds} runs each"
         )
