@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
-import torch
 from torch import Tensor
 
 from landscapes.autodiff import release
@@ -125,10 +124,6 @@ class ConstantNoise(GradientNoise):
     def columns(self, theta: Tensor) -> Tensor:
         """The columns of σ as rows, (..., m, d)."""
         return cast(self.root, self.check_theta(theta)).mT.expand(*theta.shape[:-1], self.size, self.dimension)
-
-    def trace_gradient(self, theta: Tensor) -> Tensor:
-        """Zero."""
-        return torch.zeros_like(self.check_theta(theta))
 
 
 def check_matrix(name: str, matrix: Tensor, theta: Tensor, columns: int) -> Tensor:

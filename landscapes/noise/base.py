@@ -50,6 +50,7 @@ class GradientNoise(ABC):
 
     def columns(self, theta: Tensor) -> Tensor:
         """The columns of σ as rows, (..., m, d)."""
+        self.check_theta(theta)
         return self.factor(theta[..., None, :], torch.eye(self.size, dtype=theta.dtype, device=theta.device))
 
     def covariance(self, theta: Tensor) -> Tensor:
@@ -66,12 +67,14 @@ class GradientNoise(ABC):
         return self.diagonal(theta).sum(dim=-1)
 
     def trace_gradient(self, theta: Tensor) -> Tensor:
-        """∇ tr C(θ), shape (..., d): by a backward pass through ``trace`` unless overridden."""
-        return gradient(self.trace, theta)
+        """∇ tr C(θ), shape (..., d): zero where the noise is additive, else by a backward pass through ``trace``."""
+        if self.kind == "additive":
+            return torch.zeros_like(self.check_theta(theta))
+        return gradient(self.trace, self.check_theta(theta))
 
     def ito_correction(self, theta: Tensor) -> Tensor:
         """½ Σ_j (∂σ_j) σ_j, shape (..., d): by how much the Itô drift exceeds Stratonovich's for the noise σ dW."""
-        return ito_correction(self.factor, theta, self.size, self.kind)
+        return ito_correction(self.factor, self.check_theta(theta), self.size, self.kind)
 
     def check_theta(self, theta: Tensor) -> Tensor:
         """Return θ; raise unless it is a floating tensor of shape (..., d)."""
@@ -100,6 +103,7 @@ def ito_correction(diffusion: Diffusion, state: Tensor, size: int, kind: Kind) -
         return torch.zeros_like(state)
     unit = torch.eye(size, dtype=state.dtype, device=state.device)
     directions = unit.sum(dim=0, keepdim=True) if kind == "diagonal" else unit
+    state = state.contiguous()  # forward mode refuses expanded tensors, such as one start for a batch of paths
     total = torch.zeros_like(state)
     for direction in directions:
         xi = direction.expand(*state.shape[:-1], size)
@@ -107,5 +111,5 @@ def ito_correction(diffusion: Diffusion, state: Tensor, size: int, kind: Kind) -
         def column(x: Tensor, xi: Tensor = xi) -> Tensor:
             return diffusion(x, xi)
 
-        total = total + torch.func.jvp(column, (state,), (column(state).detach(),))[1]
+        total = total + torch.func.jvp(column, (state,), (column(state).detach().contiguous(),))[1]
     return total.detach() / 2

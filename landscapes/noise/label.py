@@ -81,7 +81,7 @@ class LabelNoise(GradientNoise):
 
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
         """−(s/√(bN)) Σ_i J_iᵀ ξ_i, shape (..., d), by one backward pass."""
-        return self._labels.label_product(theta, self._scale() * self.check_noise(theta, xi))
+        return self._labels.label_product(theta, self._scale() * self.check_noise(self.check_theta(theta), xi))
 
     def columns(self, theta: Tensor) -> Tensor:
         """The columns of σ as rows, (..., N·C, d): C gradients an example."""
@@ -89,7 +89,7 @@ class LabelNoise(GradientNoise):
 
     def covariance(self, theta: Tensor) -> Tensor:
         """(s²/bN) Σ_i J_iᵀJ_i, dense, shape (..., d, d)."""
-        total = torch.zeros(*theta.shape, theta.shape[-1], dtype=theta.dtype, device=theta.device)
+        total = torch.zeros(*self.check_theta(theta).shape, theta.shape[-1], dtype=theta.dtype, device=theta.device)
         for index in self._blocks(theta):
             rows = self._labels.label_grads(theta, index).flatten(-3, -2)
             total = total + rows.mT @ rows
@@ -97,14 +97,14 @@ class LabelNoise(GradientNoise):
 
     def diagonal(self, theta: Tensor) -> Tensor:
         """(s²/bN) Σ_i diag J_iᵀJ_i, shape (..., d)."""
-        total = torch.zeros_like(theta)
+        total = torch.zeros_like(self.check_theta(theta))
         for index in self._blocks(theta):
             total = total + self._labels.label_grads(theta, index).square().sum(dim=(-3, -2))
         return self._scale() ** 2 * total
 
     def trace_gradient(self, theta: Tensor) -> Tensor:
         r"""(s²/bN) ∇ Σ_i ‖J_i‖², shape (..., d), a block's graph at a time."""
-        total = torch.zeros_like(theta)
+        total = torch.zeros_like(self.check_theta(theta))
         for index in self._blocks(theta):
             total = total + gradient(partial(self._square, index), theta)
         return self._scale() ** 2 * total

@@ -70,26 +70,26 @@ class MinibatchNoise(GradientNoise):
 
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
         """√c G(θ)ξ, shape (..., d), by one backward pass."""
-        return self.landscape.weighted_grad(theta, self.weights(self.check_noise(theta, xi)))
+        return self.landscape.weighted_grad(theta, self.weights(self.check_noise(self.check_theta(theta), xi)))
 
     def covariance(self, theta: Tensor) -> Tensor:
         """cD(θ), dense, shape (..., d, d)."""
-        return self.sampler.variance_factor() * covariance_matrix(self.landscape, theta)
+        return self.sampler.variance_factor() * covariance_matrix(self.landscape, self.check_theta(theta))
 
     def diagonal(self, theta: Tensor) -> Tensor:
         """c·diag D(θ), shape (..., d)."""
-        return self.sampler.variance_factor() * covariance_diagonal(self.landscape, theta)
+        return self.sampler.variance_factor() * covariance_diagonal(self.landscape, self.check_theta(theta))
 
     def trace(self, theta: Tensor) -> Tensor:
         """c·tr D(θ), shape (...,)."""
-        return self.sampler.variance_factor() * covariance_trace(self.landscape, theta)
+        return self.sampler.variance_factor() * covariance_trace(self.landscape, self.check_theta(theta))
 
     def trace_gradient(self, theta: Tensor) -> Tensor:
         r"""c∇tr D(θ) = (2c/N) Σ_j (H_j − H)(g_j − g), shape (..., d).
 
         One gradient and one Hessian-vector product an example, by blocks.
         """
-        mean = self.landscape.grad(theta)[..., None, :].detach()
+        mean = self.landscape.grad(self.check_theta(theta))[..., None, :].detach()
         total = torch.zeros_like(theta)
         for index in torch.arange(self.size, device=theta.device).split(BLOCK):
             total = total + self._pulled(theta, index, mean)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from landscapes.autodiff import release, transposed_product
 from landscapes.closed_form import cast, check_real_tensor
-from landscapes.errors import check_count, check_nonnegative
+from landscapes.errors import UnsupportedError, check_count, check_nonnegative
 from landscapes.landscape import spread
 from landscapes.noise.analytic import ConstantNoise, SizedNoise
 from landscapes.noise.base import GradientNoise, Kind
@@ -55,10 +55,6 @@ class IsotropicNoise(SizedNoise):
     def diagonal(self, theta: Tensor) -> Tensor:
         """v in every place, shape (..., d)."""
         return torch.full_like(self.check_theta(theta).detach(), self.variance)
-
-    def trace_gradient(self, theta: Tensor) -> Tensor:
-        """Zero."""
-        return torch.zeros_like(self.check_theta(theta))
 
 
 @final
@@ -103,24 +99,43 @@ class DiagonalNoise(GradientNoise):
         """v, shape (..., d)."""
         return cast(self.variances, self.check_theta(theta)).expand(theta.shape)
 
-    def trace_gradient(self, theta: Tensor) -> Tensor:
-        """Zero."""
-        return torch.zeros_like(self.check_theta(theta))
 
-
-@final
 @dataclass(frozen=True)
-class IsotropicSurrogate(GradientNoise):
-    r"""σ(θ)ξ = √(tr C(θ)/d) ξ, ξ in R^d: as strong as ``noise`` at every θ, of covariance C, and without a direction.
-
-    An evaluation costs a trace of the noise's, for mini-batches one gradient an example; ``frozen`` pays it once.
-    Its Itô correction is ¼ ∇tr C/d. Raises TypeError unless ``noise`` is a GradientNoise.
-    """
+class Surrogate(GradientNoise):
+    """Noise with d normals whose trace is that of ``noise`` at every θ."""
 
     noise: GradientNoise
 
     def __post_init__(self) -> None:
         check_gradient_noise(self.noise)
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.noise.dimension
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self.dimension
+
+    def trace(self, theta: Tensor) -> Tensor:
+        """tr C, shape (...,)."""
+        return self.noise.trace(theta)
+
+    def trace_gradient(self, theta: Tensor) -> Tensor:
+        """∇tr C, shape (..., d)."""
+        return self.noise.trace_gradient(theta)
+
+
+@final
+@dataclass(frozen=True)
+class IsotropicSurrogate(Surrogate):
+    r"""σ(θ)ξ = √(tr C(θ)/d) ξ, ξ in R^d: as strong as ``noise`` at every θ, of covariance C, and without a direction.
+
+    An evaluation costs a trace of the noise's, for mini-batches one gradient an example; ``frozen`` pays it once.
+    Its Itô correction is ¼ ∇tr C/d. Raises TypeError unless ``noise`` is a GradientNoise.
+    """
 
     @property
     def kind(self) -> Kind:
@@ -129,32 +144,14 @@ class IsotropicSurrogate(GradientNoise):
             return "additive"
         return "diagonal" if self.dimension == 1 else "general"
 
-    @property
-    def dimension(self) -> int:
-        """d."""
-        return self.noise.dimension
-
-    @property
-    def size(self) -> int:
-        """d."""
-        return self.dimension
-
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
         """√(tr C/d) ξ, shape (..., d)."""
-        self.check_noise(theta, xi)
+        self.check_noise(self.check_theta(theta), xi)
         return release(root(self.noise.trace(theta) / self.dimension)[..., None] * xi, theta)
 
     def diagonal(self, theta: Tensor) -> Tensor:
         """tr C/d in every place, shape (..., d)."""
         return (self.noise.trace(theta) / self.dimension)[..., None].expand(theta.shape)
-
-    def trace(self, theta: Tensor) -> Tensor:
-        """tr C, shape (...,)."""
-        return self.noise.trace(theta)
-
-    def trace_gradient(self, theta: Tensor) -> Tensor:
-        """∇tr C, shape (..., d)."""
-        return self.noise.trace_gradient(theta)
 
     def ito_correction(self, theta: Tensor) -> Tensor:
         """½ Σ_j (∂σ_j)σ_j = ½ s∇s for s² = tr C/d: ¼ ∇tr C/d, shape (..., d)."""
@@ -163,53 +160,32 @@ class IsotropicSurrogate(GradientNoise):
 
 @final
 @dataclass(frozen=True)
-class DiagonalSurrogate(GradientNoise):
+class DiagonalSurrogate(Surrogate):
     r"""σ(θ)ξ = √(diag C(θ)) ∘ ξ, ξ in R^d: the variances of ``noise``, of covariance C, without its correlations.
 
     An evaluation costs a diagonal of the noise's, for mini-batches one gradient an example. Its Itô correction is
-    ¼ ∂_i C_ii, by d backward passes through that diagonal (one where the noise is diagonal): for small d. Raises
-    TypeError unless ``noise`` is a GradientNoise.
+    ¼ ∂_i C_ii, by d backward passes through that diagonal (one where the noise is diagonal): for small d. For
+    mini-batches it is (c/2N) Σ_j (g_j − g)_i (H_j − H)_ii, whose diagonals of every example's Hessian no fewer passes
+    give. Raises TypeError unless ``noise`` is a GradientNoise.
     """
-
-    noise: GradientNoise
-
-    def __post_init__(self) -> None:
-        check_gradient_noise(self.noise)
 
     @property
     def kind(self) -> Kind:
         """The noise's own: C_ii depends on what its row of σ depends on."""
         return self.noise.kind
 
-    @property
-    def dimension(self) -> int:
-        """d."""
-        return self.noise.dimension
-
-    @property
-    def size(self) -> int:
-        """d."""
-        return self.dimension
-
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
         """√(diag C) ∘ ξ, shape (..., d)."""
-        self.check_noise(theta, xi)
+        self.check_noise(self.check_theta(theta), xi)
         return release(root(self.noise.diagonal(theta)) * xi, theta)
 
     def diagonal(self, theta: Tensor) -> Tensor:
         """diag C, shape (..., d)."""
         return self.noise.diagonal(theta)
 
-    def trace(self, theta: Tensor) -> Tensor:
-        """tr C, shape (...,)."""
-        return self.noise.trace(theta)
-
-    def trace_gradient(self, theta: Tensor) -> Tensor:
-        """∇tr C, shape (..., d)."""
-        return self.noise.trace_gradient(theta)
-
     def ito_correction(self, theta: Tensor) -> Tensor:
         """½ s_i ∂_i s_i for s_i² = C_ii: ¼ ∂_i C_ii, shape (..., d), finite where C_ii is zero."""
+        self.check_theta(theta)
         if self.kind == "additive":
             return torch.zeros_like(theta)
         with torch.enable_grad():
@@ -277,10 +253,6 @@ class FrozenNoise(GradientNoise):
         """tr C(θ*), shape (...,)."""
         return self.noise.trace(self._point(theta)).expand(theta.shape[:-1])
 
-    def trace_gradient(self, theta: Tensor) -> Tensor:
-        """Zero."""
-        return torch.zeros_like(self.check_theta(theta))
-
 
 def frozen(noise: GradientNoise, theta: Tensor, dense: bool = False) -> GradientNoise:
     r"""The additive noise that ``noise`` is at one θ (d,), with the same covariance C(θ) everywhere.
@@ -304,8 +276,10 @@ def frozen(noise: GradientNoise, theta: Tensor, dense: bool = False) -> Gradient
 
 
 def root(square: Tensor) -> Tensor:
-    """√x, with the derivative zero at x = 0."""
-    positive = square > 0
+    """√x, with the derivative zero at x = 0; NaN stays NaN. Raises UnsupportedError for complex x."""
+    if square.is_complex():
+        raise UnsupportedError(f"variances are roots of real numbers: theta must be real, got {square.dtype}")
+    positive = ~(square <= 0)
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
 
 
