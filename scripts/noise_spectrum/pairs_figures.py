@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from flows.plots import COLOURS, MARKERS
 from scripts.noise_spectrum.cells import Cell
@@ -44,10 +44,11 @@ def above(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def readable(axis: Axis) -> None:
-    """Few numbers on a logarithmic axis: at 1, 2 and 5 where it has at most a decade and a half."""
+    """Few numbers on a logarithmic axis: at 1, 2 and 5 where it is narrow, evenly spaced where it is very narrow."""
     low, high = axis.get_view_interval()
-    if low > 0 and math.log10(high / low) <= NARROW:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    decades = math.log10(high / low) if low > 0 else math.inf
+    if decades <= NARROW:
+        axis.set_major_locator(MaxNLocator(6) if decades < NARROW / 3 else LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

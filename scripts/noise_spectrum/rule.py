@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from scripts.noise_spectrum.cells import Cell, OnPairs, Run
 from scripts.noise_spectrum.common import Architecture, shown, shown_statistic, whole_epochs
@@ -81,6 +81,10 @@ class Rule(OnPairs):
         )
         store.table("\n\n".join([heading, cell_table(arms, self.batch_size), self.summary(arms)]))
         self.draw(store, rule_figure(arms, self.batch_size))
+
+    def configuration(self) -> dict[str, Any]:
+        """Without what the rule is kept over: parts on disk are kept by h."""
+        return {key: value for key, value in super().configuration().items() if key != "over"}
 
     def arm(self, store: Store, cell: Cell, h: float, epochs: Sequence[int]) -> Arm:
         """A cell trained at h with every seed."""

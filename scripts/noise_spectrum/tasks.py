@@ -27,7 +27,9 @@ PREDICTORS: dict[str, Callable[[Look], float]] = {
     "λ mean": lambda look: look.spectrum.mean,
     "λ_max": lambda look: look.largest,
     "tr D": lambda look: look.spectrum.trace,
+    "training error": lambda look: look.measured["training error"],
 }
+"""What is correlated with the outcomes; the training error is there as what one knows without a spectrum."""
 OUTCOMES: dict[str, Callable[[Look], float]] = {
     "test error": lambda look: look.measured["test error"],
     "gap": lambda look: look.measured["test error"] - look.measured["training error"],
@@ -64,7 +66,7 @@ class Tasks(OnPairs):
         return torch.tensor(rows, dtype=torch.float64)
 
     def correlations(self, found: Found) -> str:
-        """A row for each number of the spectrum: with each outcome over all cells, and within architectures."""
+        """A row for each predictor: with each outcome over all cells, and within architectures."""
         ways = {"all cells": False, "within an architecture": True}
         rows = [["rank correlation", *(f"{outcome}, {way}" for outcome in OUTCOMES for way in ways)]]
         for name, predictor in PREDICTORS.items():

@@ -223,13 +223,14 @@ def test_the_score_is_rank_fraction_and_clipped_variance(tmp_path, capsys):
     value, error = (float(number) for number in shown[4].split(" ± "))
     assert value == pytest.approx(np.mean(scores), rel=1e-2)
     assert error == pytest.approx(np.std(scores, ddof=1) / math.sqrt(2), rel=0.06)  # two digits of it
-    assert [row[0] for row in rows(out, "rank correlation")[:6]] == [
+    assert [row[0] for row in rows(out, "rank correlation")[:7]] == [
         "score",
         "rank/d",
         "var λ",
         "λ mean",
         "λ_max",
         "tr D",
+        "training error",
     ]
 
 
