@@ -217,6 +217,12 @@ class MinibatchPath(NoisePath):
     the examples, which G does not see, its covariance hI, as a Brownian motion's. Below h the path is refined by
     Brownian bridges. Euler's method with dt = h then IS the descent; a smaller dt follows the SDE along the same noise.
 
+    Its third moments are the mini-batches' own and not zero. So the law of an SDE along this path is off its law along
+    a Brownian motion by O(h²), as SGD's is: order 2's own error, seen by φ that are not quadratic. Where f_i =
+    ½λ(θ − c_i)² with κ₃ = mean (c_i − c̄)³ the third central moment is h²λ²κ₃(1 − e^{−3λt})/(3b²) in place of 0, up to
+    O(h³); from h = 1/4 to 1/8 its slope was measured as 1.99 ± 0.03, and where curvatures differ between the examples
+    as 2.33 ± 0.36, from 1/2 to 1/4 as 2.45 ± 0.11.
+
     ``sampling``, ``h``, ``steps`` and the descent's ``seed`` are those of ``descend``, ``batch`` the leading shape of
     its θ0; ``device`` must be θ0's, as generators differ between devices. The finest step is h/2^``halvings``.
     ``minibatch_path`` reads all this off a descent.
