@@ -47,7 +47,8 @@ class Largest:
     """A weak error where it is largest in k (and over members and components), with what is known of it.
 
     ``low`` and ``high``: an interval that holds sup_k |E φ(X) − E φ(θ)| with the confidence asked for, Bonferroni's
-    over all k. ``share``: the integration error where the weak error is largest, over that.
+    over all k. ``share``: what integration has left where the weak error is largest, and twice the standard
+    error of that more, over the weak error.
     """
 
     error: float
@@ -87,13 +88,14 @@ class WeakErrors:
         place = int(error.abs().argmax())
         size = float(error.abs().reshape(-1)[place])
         steps = error[0].numel()
+        left = self.integration[name][1:].abs() + 2 * self.integration_error[name][1:]
         return Largest(
             error=size,
             standard_error=float(bar.reshape(-1)[place]),
             time=float(self.times[1 + place // steps]),
             low=max(0.0, float((error.abs() - width * bar).max())),
             high=float((error.abs() + width * bar).max()),
-            share=float(self.integration[name][1:].abs().reshape(-1)[place]) / size if size else math.inf,
+            share=float(left.reshape(-1)[place]) / size if size else math.inf,
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter
 
 from flows.plots import Style, style
 from flows.trajectory import FolderError, writable_folder
@@ -21,12 +21,19 @@ if TYPE_CHECKING:
     from flows.ensembles.weak_order import WeakOrder, WeakOrderStudy
 
 INTEGRATION: Style = {"linestyle": ":", "linewidth": 1.0}
+EXACT: Style = {"color": "black", "marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": "none"}
 
 
 def plot_weak_orders(
-    studies: Mapping[str, WeakOrderStudy], observables: Sequence[str], path: str | os.PathLike[str]
+    studies: Mapping[str, WeakOrderStudy],
+    observables: Sequence[str],
+    path: str | os.PathLike[str],
+    exact: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> Path:
-    """Write a figure with a panel for each observable, a line for each study in it. Raises FolderError."""
+    """Write a figure with a panel for each observable, a line for each study in it. Raises FolderError.
+
+    ``exact``: study → observable → the errors of its rungs, where they are known; drawn as circles.
+    """
     if not studies or not observables:
         raise ValueError("studies and observables must not be empty: there is nothing to draw")
     target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
@@ -35,8 +42,11 @@ def plot_weak_orders(
     looks = {name: {**style(i), "markersize": 4} for i, name in enumerate(studies)}
     for axes, phi in zip(figure.subplots(1, len(observables), squeeze=False)[0], observables, strict=True):
         draw_errors(axes, studies, phi, looks)
+        for name, errors in (exact or {}).items():
+            axes.plot(studies[name].ladder, errors[phi], **EXACT)
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    handles.append(Line2D([], [], color="0.4", label="integration error", **INTEGRATION))
+    handles.append(Line2D([], [], color="0.4", label="integration error, at most", **INTEGRATION))
+    handles += [Line2D([], [], label="closed form", **EXACT)] if exact else []
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize="small", frameon=False)
     try:
         figure.savefig(target, dpi=200)
@@ -56,8 +66,7 @@ def draw_errors(axes: Axes, studies: Mapping[str, WeakOrderStudy], phi: str, loo
         axes.plot(h, np.where(share > 0, share, np.nan), color=looks[name]["color"], **INTEGRATION)
     axes.set(xscale="log", yscale="log", xlabel="learning rate h", ylabel=f"sup |E φ(X) − E φ(θ)|, φ = {phi}")
     ticks = sorted({h for study in studies.values() for h in study.ladder})
-    axes.set_xticks(ticks)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xticks(ticks, [f"{h:g}" for h in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelrotation=45)
     show_slopes(axes, {name: study.order(phi) for name, study in studies.items()}, looks)

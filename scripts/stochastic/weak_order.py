@@ -18,6 +18,7 @@ from torch import Tensor
 from flows import NoisyGradientDescent, NoisyModifiedEquation
 from flows.ensembles import WeakErrors, WeakOrderStudy, weak_errors
 from flows.ensembles.blocks import Function, block_seed
+from flows.ensembles.weak_order import fitted
 from flows.ensembles.weak_plots import plot_weak_orders
 from flows.orders import check_ladder, whole_steps
 from flows.weak_errors import LOSS
@@ -70,14 +71,17 @@ class WeakOrder(Stochastic):
             for noise in self.noises
             for order in self.orders
         }
-        rows = [["closed form", "φ", *(f"h = {h:g}" for h in ladder), "last slope", "paths off by, s.e."]]
+        rows = [["closed form", "φ", *(f"h = {h:g}" for h in ladder), "slope", "last slope", "paths off by, s.e."]]
+        exact = {}
         for noise in self.noises:
             for order in self.orders:
-                rows += self.exact_rows(studies[f"{noise}, order {order}"], noise, order)
+                name = f"{noise}, order {order}"
+                exact[name], off = self.exact(studies[name], noise, order)
+                rows += exact_rows(studies[name], exact[name], off)
         store.table("\n\n".join([*map(str, studies.values()), aligned(rows)]))
         names = next(iter(studies.values())).observables
         for path in [store.folder / "figure.png", *([] if self.figure is None else [self.figure])]:
-            print(f"figure: {plot_weak_orders(studies, names, path)}", flush=True)
+            print(f"figure: {plot_weak_orders(studies, names, path, exact)}", flush=True)
 
     def landscape(self, noise: Noise) -> QuadraticSum:
         """The examples: A_i = I + a_i a_iᵀ/5 or their mean, with minima at normal places."""
@@ -121,8 +125,8 @@ class WeakOrder(Stochastic):
         settings = {"coupled": True, "time": self.time, "substeps": 2 * order}
         return WeakOrderStudy(name, tuple(ladder), tuple(rungs), tuple(observables), settings=settings)
 
-    def exact_rows(self, study: WeakOrderStudy, noise: Noise, order: int) -> list[list[str]]:
-        """The closed form's largest errors, the slope of their last pair, and how far the paths are off them."""
+    def exact(self, study: WeakOrderStudy, noise: Noise, order: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """The closed form's largest errors at every rung, and by how many standard errors the paths are off at most."""
         landscape = self.landscape(noise)
         moments, factor = SecondMoments(landscape), 1 / self.batch_size
         sizes: dict[str, list[float]] = {phi: [] for phi in study.observables}
@@ -135,11 +139,19 @@ class WeakOrder(Stochastic):
                 errors.append(float(exact.abs().max()))
                 gap = (rung.difference[phi][1:, 0].cpu() - exact[1:]).abs()
                 off[phi] = max(off[phi], float((gap / rung.standard_error[phi][1:, 0].cpu()).max()))
-        finest = math.log(study.ladder[-2] / study.ladder[-1])
-        return [
-            [study.name, phi, *(f"{x:.3e}" for x in e), f"{math.log(e[-2] / e[-1]) / finest:.3f}", f"{off[phi]:.1f}"]
-            for phi, e in sizes.items()
-        ]
+        return sizes, off
+
+
+def exact_rows(study: WeakOrderStudy, exact: dict[str, list[float]], off: dict[str, float]) -> list[list[str]]:
+    """A row for each observable; the slope is fitted as the paths' is, with their weights."""
+    rows, finest = [], math.log(study.ladder[-2] / study.ladder[-1])
+    for phi, errors in exact.items():
+        bars = [e * x.standard_error / x.error for e, x in zip(errors, study.largest(phi), strict=True)]
+        slope = fitted(study.ladder, errors, bars, study.confidence).order
+        last = math.log(errors[-2] / errors[-1]) / finest
+        sizes = [f"{error:.3e}" for error in errors]
+        rows.append([study.name, phi, *sizes, f"{slope:.3f}", f"{last:.3f}", f"{off[phi]:.1f}"])
+    return rows
 
 
 def component(i: int, theta: Tensor) -> Tensor:

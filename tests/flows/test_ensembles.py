@@ -250,6 +250,8 @@ def test_default_blocks_bound_memory():
     # d·N of examples and N of noise; each of three members of a batch of starts; and what is held of every path
     flow = StochasticModifiedEquation(wide, 0.1, 2)
     assert block_size(None, 100_000, torch.zeros(100), [flow]) == 2**22 // (100 * 1000 + 1000)
+    few = StochasticModifiedEquation(NOISY, 0.1, 2)
+    assert block_size(None, 300_000, START, [few]) == 2**22 // (2 * 8 + 8)
     assert block_size(None, 100_000, torch.zeros(3, 100), [flow]) == 2**22 // (3 * (100 * 1000 + 1000))
     assert block_size(None, 100_000, START, [OU], held=2**20) == 3
 

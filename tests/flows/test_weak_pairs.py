@@ -1,12 +1,13 @@
 """Which flows and descents have weak errors against each other: one learning rate, one clock, one noise."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from flows import (
     SVAG,
+    GradientDescent,
     NoisyGradientDescent,
     NoisyModifiedEquation,
     ScheduledStochasticGradientDescent,
@@ -48,6 +49,19 @@ def test_rates_that_change_have_no_clock_in_common():
     descent = ScheduledStochasticGradientDescent(BOWL, H, B, falling)
     with pytest.raises(UnsupportedError, match="constant rate"):
         weak_errors(replace(SDE, schedule=falling), descent, START, 2, **GOOD)
+
+
+@dataclass(frozen=True)
+class Late(GradientDescent):
+    """Gradient descent whose rate doubles after two steps."""
+
+    def elapsed(self, k, state):
+        return self.h * (k + max(0, k - 2))
+
+
+def test_rates_that_change_later_are_seen_in_the_run():
+    with pytest.raises(UnsupportedError, match="not constant"):
+        weak_errors(SDE, Late(BOWL, H), START, 4, **GOOD)
 
 
 def test_coupled_noise_must_be_one():
