@@ -26,7 +26,7 @@ from torch import Tensor
 from flows.descents.stochastic import StochasticGradientDescent
 from flows.descents.stochastic_momentum import ScaledStochasticHeavyBall
 from flows.flow import StochasticDescent
-from landscapes.errors import check_count, check_positive, check_real, check_seed
+from landscapes.errors import check_count, check_float_tensor, check_positive, check_real, check_seed
 from landscapes.sampling import Sampling
 
 MANY = 4096  # doubles drawn at once from which vectors pay
@@ -176,6 +176,7 @@ class BrownianPath(NoisePath):
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_drawn(self.dtype, self.device)
         check_positive("finest_dt", self.finest_dt)
         if not check_real("t1", self.t1) > check_real("t0", self.t0):
             raise ValueError(f"t1 must be after t0, got t0 = {self.t0!r} and t1 = {self.t1!r}")
@@ -238,9 +239,19 @@ class MinibatchPath(NoisePath):
     device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sampling, Sampling):
+            raise TypeError(
+                f"sampling must be a Sampling, the sampler of a descent, got {type(self.sampling).__name__}; "
+                "minibatch_path takes the descent"
+            )
         check_positive("h", self.h)
         check_seed(self.seed)
+        check_drawn(self.dtype, self.device)
         check_count("steps", self.steps)
+        if not isinstance(self.batch, tuple):
+            raise TypeError(f"batch must be a tuple, theta0's leading shape, got {self.batch!r}")
+        for n in self.batch:
+            check_count("batch", n)
         check_count("halvings", self.halvings, minimum=0)
 
     @property
@@ -302,7 +313,7 @@ def minibatch_path(
             "descent must follow one mini-batch a step at a constant rate: StochasticGradientDescent or "
             f"ScaledStochasticHeavyBall, got {type(descent).__name__}"
         )
-    batch = tuple(theta0.shape[:-1])
+    batch = tuple(check_float_tensor("theta0", theta0).shape[:-1])
     return MinibatchPath(descent.sampler, descent.h, steps, seed, batch, halvings, theta0.dtype, theta0.device)
 
 
@@ -319,6 +330,18 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtyp
     torch.cos(angle, out=pairs[0]).mul_(radius)
     torch.sin(angle, out=pairs[1]).mul_(radius)
     return pairs.view(-1)[:n].view(shape)
+
+
+def check_drawn(dtype: torch.dtype, device: str | torch.device) -> None:
+    """Raise unless normals can be drawn in that dtype, and the device is one."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a real floating torch.dtype, got {dtype!r}")
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device must be a name or a torch.device, got {device!r}")
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one that torch knows, such as 'cpu' or 'cuda', got {device!r}") from error
 
 
 def centred(increments: Iterator[Tensor], steps: int) -> Iterator[Tensor]:

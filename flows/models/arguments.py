@@ -6,11 +6,11 @@ from landscapes import Landscape
 from landscapes.errors import check_positive, check_real
 
 
-def check_model(landscape: Landscape, h: float | None = None) -> None:
-    """Raise unless ``landscape`` is a Landscape and the learning rate h, where there is one, is positive and finite."""
+def check_model(landscape: Landscape, *learning_rate: float) -> None:
+    """Raise unless ``landscape`` is a Landscape and the learning rate h of a model that has one positive and finite."""
     if not isinstance(landscape, Landscape):
         raise TypeError(f"landscape must be a Landscape, got {type(landscape).__name__}")
-    if h is not None:
+    for h in learning_rate:
         check_positive("h", h)
 
 
