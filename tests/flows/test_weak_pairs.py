@@ -13,8 +13,10 @@ from flows import (
     ScheduledStochasticGradientDescent,
     StochasticGradientDescent,
     StochasticModifiedEquation,
+    descend,
 )
-from flows.ensembles import weak_errors
+from flows.ensembles import expectation, weak_errors
+from flows.ensembles.blocks import block_seed
 from landscapes import NoisyQuadratic, UnsupportedError
 from landscapes.noise import IsotropicNoise, MinibatchNoise
 
@@ -83,3 +85,17 @@ def test_coupled_with_gaussian_noise_is_one_brownian_path(substeps):
     apart = weak_errors(flow, descent, START, 8, **options)
     # A path of the equation is off its Euler path by about hλ/2 of its noise, here a quarter at λ = 2.
     assert bool((together.standard_error["θ"][1:] < 0.45 * apart.standard_error["θ"][1:]).all())
+
+
+def test_runs_of_the_descents_own_are_those_of_another_seed():
+    """Not the flow's, block by block: two sides that share draws would not be as far apart as their bars say."""
+    found = weak_errors(SDE, SGD, START, 3, block=3, **{**GOOD, "paths": 5})
+    runs = [
+        descend(SGD, START.expand(n, 2), 3, seed=block_seed(GOOD["seed"], number, 1)).theta
+        for number, n in enumerate((3, 2))
+    ]
+    theirs = torch.cat(runs, dim=1)
+    torch.testing.assert_close(found.mean["θ"] - found.difference["θ"], theirs.mean(dim=1))
+    own = expectation(SDE, START, found.times, paths=5, seed=0, observables=GOOD["observables"], dt=H, block=3)
+    bar = (own.standard_error["θ"].square() + theirs.var(dim=1) / 5).sqrt()
+    torch.testing.assert_close(found.standard_error["θ"], bar)
