@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
-from flows import StochasticGradientDescent, StochasticModifiedEquation
+from flows import GradientFlow, StochasticGradientDescent, StochasticModifiedEquation, integrate
 from flows.ensembles import ensemble
 from flows.flow import StochasticFlow
 from flows.weak_errors import LOSS, SQUARED_NORM
@@ -29,7 +29,7 @@ from scripts.stochastic.additive_laws import AdditiveLaw
 from scripts.stochastic.common import Stochastic
 from scripts.stochastic.runs import ACCURACY, Curves, Network, Pair, cell, scaled_rate, sde_runs
 from scripts.stochastic.sampling_figure import sampling_figure
-from scripts.store import Store, Tensors
+from scripts.store import Store, Tensors, uninterrupted
 
 MLP = NetGround("mlp")
 HESSIAN = ((2.0, 0.5), (0.5, 1.0))
@@ -164,7 +164,15 @@ class Sampling(Stochastic):
             f"{self.ground.chosen.data}: h = {h:g}, hλ = {h * sharpness:.3g} at the start, t = {self.steps} h, "
             f"{self.runs} runs"
         )
-        return Study(heading, size, found, b, equations, left)
+        compute = partial(self._drift, network, self.steps * h)
+        drift = float(store.part("gradient-flow", compute)["loss"])
+        return Study(heading, size, found, b, equations, left, drift)
+
+    def _drift(self, network: Network, time: float) -> Tensors:
+        run = uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, [0.0, time]))
+        if run.status != "finished":
+            raise ArithmeticError(f"gradient flow: {run.status.sentence}")
+        return {"loss": network.landscape.loss(run.theta[-1])}
 
 
 def middle(k: int, epoch: int) -> int:
@@ -231,6 +239,8 @@ class Study:
     equation_batch_size: int
     equations: Mapping[str, Curves]
     left: Mapping[str, Mapping[str, Pair]]
+    drift: float
+    """The loss of gradient flow at the end."""
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -261,4 +271,5 @@ class Study:
         lost = sum(curves.lost for curves in (*self.found.values(), *self.equations.values()))
         more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
         says = "scatter: Σ Var θ over the runs; bc: variance of one step over that with replacement; SDEs extrapolated"
+        says += f"\nwithout noise the SDEs are gradient flow, whose loss is {self.drift:.4f} at the end"
         return "\n".join([self.heading, aligned(rows), says, f"integration was off by: {' | '.join(gaps)}", *more])

@@ -7,7 +7,7 @@ import zlib
 import pytest
 import torch
 
-from flows import StochasticGradientDescent, descend
+from flows import GradientFlow, StochasticGradientDescent, descend, integrate
 from flows.ensembles.blocks import block_seed
 from landscapes import NoisyQuadratic
 from scripts.net_ground import NetGround
@@ -125,6 +125,8 @@ def test_network_rows_are_those_of_runs_by_hand(results):
     losses = landscape.loss(states[4])
     assert float(line[12]) == pytest.approx(float(losses.mean()), abs=float(losses.std()) / math.sqrt(3) / 10)
     assert [line[3] for line in (*rows(out, "20", "subset"), *rows(out, "20", "epoch"))] == ["0", "0"]
+    flow = landscape.loss(integrate(GradientFlow(landscape), theta, [0.0, 4 * h]).theta[-1])
+    assert f"whose loss is {float(flow):.4f}" in out
     assert float(rows(out, "5", "subset")[0][2]) == pytest.approx(15 / 19, abs=1e-3)
 
 
