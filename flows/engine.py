@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from flows.flow import Descent, Flow, StochasticFlow
+from flows.flow import Descent, Flow, SameNoise, StochasticFlow
 from landscapes import Counted, Landscape
 from landscapes.errors import check_float_tensor
 from landscapes.krylov import matrix_function
 from landscapes.noise import GradientNoise
-from landscapes.noise.base import Kind
 from landscapes.wrappers import Counts, no_counts
 
 Model = TypeVar("Model", Flow, Descent)
@@ -117,50 +116,23 @@ class Resumed(Flow):
 
 
 @dataclass(frozen=True)
-class ResumedEquation(StochasticFlow):
+class ResumedEquation(SameNoise):
     """A stochastic flow that starts from states (..., s) given, whatever θ0 is."""
 
     flow: StochasticFlow
     states: Tensor
 
-    @property
-    def noise_kind(self) -> Kind:
-        """The flow's own."""
-        return self.flow.noise_kind
-
-    @property
-    def noise_period(self) -> float | None:
-        """The flow's own."""
-        return self.flow.noise_period
-
-    @property
-    def noise_size(self) -> int:
-        """The flow's own."""
-        return self.flow.noise_size
-
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The flow's own."""
         return self.flow.velocity(t, state)
-
-    def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
-        """The flow's own."""
-        return self.flow.diffusion(t, state, dw)
 
     def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
         """The flow's own."""
         return self.flow.rate(t, state, dw_over_dt)
 
-    def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
-        """The flow's own."""
-        return self.flow.ito_correction(t, state)
-
     def start(self, theta0: Tensor) -> Tensor:
         """The states given."""
         return self.states
-
-    def position(self, state: Tensor) -> Tensor:
-        """The flow's own."""
-        return self.flow.position(state)
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,43 @@ class StochasticFlow(Flow):
         return ito_correction(lambda x, dw: self.diffusion(t, x, dw), state, self.noise_size, self.noise_kind)
 
 
+class SameNoise(StochasticFlow):
+    """A stochastic flow made of another one, ``flow``, whose states and noise it has; a subclass says its velocity."""
+
+    flow: StochasticFlow
+
+    @property
+    def noise_kind(self) -> Kind:
+        """The flow's own."""
+        return self.flow.noise_kind
+
+    @property
+    def noise_period(self) -> float | None:
+        """The flow's own."""
+        return self.flow.noise_period
+
+    @property
+    def noise_size(self) -> int:
+        """The flow's own."""
+        return self.flow.noise_size
+
+    def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.diffusion(t, state, dw)
+
+    def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.ito_correction(t, state)
+
+    def start(self, theta0: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.start(theta0)
+
+    def position(self, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.position(state)
+
+
 class Descent(ABC):
     r"""A discrete optimiser as a map state → state, pure parameters.
 

@@ -16,7 +16,7 @@ from typing import final
 
 from torch import Tensor
 
-from flows.flow import StochasticFlow
+from flows.flow import SameNoise, StochasticFlow
 from flows.models.arguments import check_model
 from flows.schedules import Schedule, check_callable, multiple_at
 from landscapes import FiniteSum, Landscape, UnsupportedError
@@ -175,7 +175,7 @@ class NoisyModifiedEquation(GradientEquation):
 
 @final
 @dataclass(frozen=True)
-class Stratonovich(StochasticFlow):
+class Stratonovich(SameNoise):
     r"""A stochastic flow whose equation is meant in Stratonovich's sense, as the Itô equation that it is.
 
     dX = a dt + σ ∘ dW is dX = (a + ½ Σ_j (∂σ_j)σ_j) dt + σ dW. For additive noise they are the same.
@@ -192,40 +192,9 @@ class Stratonovich(StochasticFlow):
         """The flow's own."""
         return self.flow.landscape
 
-    @property
-    def noise_kind(self) -> Kind:
-        """The flow's own."""
-        return self.flow.noise_kind
-
-    @property
-    def noise_period(self) -> float | None:
-        """The flow's own."""
-        return self.flow.noise_period
-
-    @property
-    def noise_size(self) -> int:
-        """The flow's own."""
-        return self.flow.noise_size
-
-    def start(self, theta0: Tensor) -> Tensor:
-        """The flow's own."""
-        return self.flow.start(theta0)
-
-    def position(self, state: Tensor) -> Tensor:
-        """The flow's own."""
-        return self.flow.position(state)
-
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """Itô's drift a + ½ Σ_j (∂σ_j)σ_j."""
         return self.flow.velocity(t, state) + self.flow.ito_correction(t, state)
-
-    def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
-        """The flow's own."""
-        return self.flow.diffusion(t, state, dw)
-
-    def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
-        """The flow's own."""
-        return self.flow.ito_correction(t, state)
 
 
 def check_order(order: int, landscape: Landscape, who: str) -> None:

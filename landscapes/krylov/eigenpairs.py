@@ -50,17 +50,38 @@ def random_block(like: Tensor, rows: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
-class RitzBasis:
-    """Orthonormal rows Q (m, d) with their images HQ, and the Ritz pairs of QHQᵀ, most wanted first."""
+class RitzSpace:
+    """Orthonormal rows Q (m, d) with their images QH, and the Ritz pairs of QHQᵀ in the order that a subclass gives."""
 
-    def __init__(self, product: Product, start: Tensor, which: str):
-        self._product = product
-        self._which = which
+    def __init__(self, start: Tensor):
         self.products = 0
         self.rows = start[:0]
         self.images = start[:0]
         self.values = torch.zeros(0, dtype=torch.float64)
         self._mixing = torch.zeros(0, 0, dtype=torch.float64)
+
+    def vectors(self, count: int) -> Tensor:
+        """The first ``count`` Ritz vectors (count, d)."""
+        return self._mixing[:, :count].mT.to(self.rows) @ self.rows
+
+    def residuals(self, count: int) -> Tensor:
+        """Hu − λu of the first ``count`` Ritz pairs (count, d)."""
+        mixing = self._mixing[:, :count].mT.to(self.rows)
+        return mixing @ self.images - self.values[:count, None].to(self.rows) * (mixing @ self.rows)
+
+    def compress(self, count: int) -> None:
+        """Keep the first ``count`` Ritz vectors, whose images need no product."""
+        mixing = self._mixing[:, :count].mT.to(self.rows)
+        self.rows, self.images = mixing @ self.rows, mixing @ self.images
+
+
+class RitzBasis(RitzSpace):
+    """Orthonormal rows Q (m, d) with their images HQ, and the Ritz pairs of QHQᵀ, most wanted first."""
+
+    def __init__(self, product: Product, start: Tensor, which: str):
+        super().__init__(start)
+        self._product = product
+        self._which = which
 
     def extend(self, directions: Tensor, room: int) -> int:
         """Add what is new in ``directions`` (n, d), at most ``room`` rows, a product each; how many were added."""
@@ -98,19 +119,9 @@ class RitzBasis:
         """Whether every product was finite."""
         return bool(self.values.isfinite().all())
 
-    def vectors(self, count: int) -> Tensor:
-        """The first ``count`` Ritz vectors (count, d)."""
-        return self._mixing[:, :count].mT.to(self.rows) @ self.rows
-
-    def residuals(self, count: int) -> Tensor:
-        """Hu − λu of the first ``count`` Ritz pairs (count, d)."""
-        mixing = self._mixing[:, :count].mT.to(self.rows)
-        return mixing @ self.images - self.values[:count, None].to(self.rows) * (mixing @ self.rows)
-
     def compress(self, count: int) -> None:
         """Keep the first ``count`` Ritz vectors, whose images need no product."""
-        mixing = self._mixing[:, :count].mT.to(self.rows)
-        self.rows, self.images = mixing @ self.rows, mixing @ self.images
+        super().compress(count)
         self._solve()
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from landscapes.krylov import random_block
-from landscapes.krylov.eigenpairs import NEGLIGIBLE, carried_shortfalls
+from landscapes.krylov.eigenpairs import NEGLIGIBLE, RitzSpace, carried_shortfalls
 from landscapes.noise.covariance import wide_product
 
 BlockProduct = Callable[[Tensor], Tensor]
@@ -35,17 +35,13 @@ class RitzPairs:
     products: int  # of blocks
 
 
-class BlockRitz:
+class BlockRitz(RitzSpace):
     """Orthonormal rows Q (m, n), their images QC and the Ritz pairs of QCQᵀ, largest first."""
 
     def __init__(self, product: BlockProduct, start: Tensor):
+        super().__init__(start)
         self._product = product
-        self.rows = start[:0]
-        self.images = start[:0]
-        self.values = torch.zeros(0, dtype=torch.float64)
-        self._mixing = torch.zeros(0, 0, dtype=torch.float64)
         self._projection = torch.zeros(0, 0, dtype=torch.float64)
-        self.products = 0
 
     def extend(self, directions: Tensor) -> bool:
         """Add what is new in ``directions`` (k, n) by one product with a block; False where there is nothing new."""
@@ -69,19 +65,9 @@ class BlockRitz:
         values, mixing = torch.linalg.eigh(projection)
         self.values, self._mixing = values.flip(0), mixing.flip(1)
 
-    def vectors(self, count: int) -> Tensor:
-        """The first ``count`` Ritz vectors (count, n)."""
-        return self._mixing[:, :count].mT.to(self.rows) @ self.rows
-
-    def residuals(self, count: int) -> Tensor:
-        """Cu − λu of the first ``count`` Ritz pairs (count, n)."""
-        mixing = self._mixing[:, :count].mT.to(self.rows)
-        return mixing @ self.images - self.values[:count, None].to(self.rows) * (mixing @ self.rows)
-
     def compress(self, count: int) -> None:
         """Keep the first ``count`` Ritz vectors, whose images need no product."""
-        mixing = self._mixing[:, :count].mT.to(self.rows)
-        self.rows, self.images = mixing @ self.rows, mixing @ self.images
+        super().compress(count)
         self._solve(torch.diag(self.values[:count]))
 
 
