@@ -55,15 +55,15 @@ class Validity(Stochastic):
     """Steps of the largest rate to the time T; the other rates must divide it into whole ones."""
     sampling: str = "replacement"
     """replacement or subset."""
-    seeds: int = 5
+    seeds: int = 3
     """SGD runs whose mini-batches drive the order-1 equation, in every cell."""
-    second_seeds: int = 3
+    second_seeds: int = 2
     """Those that drive the order-2 equation, whose step costs five times as much; 0 leaves it out."""
     second_above: float = 0.15
     """The smallest hλ for which order 2 is run."""
-    runs: int = 16
+    runs: int = 8
     """Independent runs of the order-1 equation, in every cell."""
-    sgd_runs: int = 64
+    sgd_runs: int = 24
     """Independent runs of SGD."""
     halvings: int = 2
     """dt = h/2^halvings at most for laws, once more halved along paths."""
@@ -280,7 +280,7 @@ class Grid:
         for order in (1, 2):
             found = [self.coupled(cell, order) for cell in self.cells]
             values = [math.nan if x is None else float(x.error.mean()) for x in found]
-            errors = [math.nan if x is None else float(x.error.std() / len(x.error) ** 0.5) for x in found]
+            errors = [math.nan if x is None else mean_error(x.error) for x in found]
             left = [math.nan if x is None else float(x.integration.mean()) for x in found]
             title = f"order {order} along SGD's mini-batches: ‖X − θ‖/‖θ − θ$_0$‖"
             shown.append(self._panel(title, values, errors, left))
@@ -313,7 +313,12 @@ def first(found: Coupled | None) -> Coupled:
 
 def averaged(values: Tensor) -> str:
     """Mean with its standard error; the mean alone of one run."""
-    return with_error(float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan)
+    return with_error(float(values.mean()), mean_error(values))
+
+
+def mean_error(values: Tensor) -> float:
+    """The standard error of a mean; NaN of one run."""
+    return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else math.nan
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float:
