@@ -101,7 +101,7 @@ class Accuracy(Stochastic):
     """Steps of h."""
     substeps: int = 1
     """Steps of the SDEs in h: with one, Euler's method is descent with Gaussian noise of the given covariance."""
-    seeds: int = 8
+    seeds: int = 6
     """Runs of each, from as many initial weights."""
     looks: int = 20
     """How often a run is looked at; must divide the steps."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 KRAMERS: Style = {"color": "0.35", "linestyle": ":", "linewidth": 1.2}
 INTEGRAL: Style = {"color": "0.35", "linestyle": "-", "linewidth": 1.0}
+CHAIN: Style = {"color": "black", "linestyle": (0, (8, 3)), "linewidth": 1.0}
+SURE = 0.05  # relative standard error up to which a measured time is set against the exact one
 HIGHEST = 100.0  # times the longest mean that was measured: what is above is not drawn
 
 Place = Callable[["Escapes"], float]
@@ -37,15 +39,17 @@ def escape_figure(found: Sequence[Escapes], barrier: float) -> Figure:
         draw_times(trace, rows, lambda e: barrier / e.temperature, style, top)
         draw_times(across, rows, lambda e: barrier / e.along, style, top, laws=False)
         draw_bias(bias, rows, lambda e: barrier / e.along, style)
-    draw_law(across, sorted(found, key=lambda e: e.along), barrier, top)
-    label(trace, "barrier over temperature, ΔV/T", "mean escape time", "equal trace of the noise", log="y")
-    label(across, "ΔV/T_x, noise across the barrier", "mean escape time", "equal noise across the barrier", log="y")
-    label(bias, "ΔV/T_x, noise across the barrier", "mean time over the integral", "measured over exact")
-    bias.axhline(1, color="black", linewidth=0.7)
-    others = {"integral for the SDE": INTEGRAL, "Kramers": KRAMERS}
+    ordered = sorted(found, key=lambda e: e.along)
+    draw_law(across, ordered, barrier, top)
+    draw_chain(bias, [e for e in ordered if sure(e.runs[1])], barrier)
+    by_noise = "$ΔV/T_x$, by the noise across the barrier"
+    label(trace, "$ΔV/T$, by the trace of the noise", "mean escape time t", "equal trace", log="y")
+    label(across, by_noise, "mean escape time t", "equal noise across the barrier", log="y")
+    label(bias, by_noise, "mean time over the integral", "measured over exact")
+    others = {"integral for the SDE": INTEGRAL, "Kramers": KRAMERS, "exact for the descent": CHAIN}
     kinds = {"SDE (full marks)": {"color": "0.35", "marker": "o", "markersize": 4.5, "linestyle": "none"}}
     kinds["noisy descent (open marks)"] = {**kinds["SDE (full marks)"], "markerfacecolor": "none"}
-    above(drawn, {**looks, **others, **kinds}, 4)
+    above(drawn, {**looks, **others, **kinds}, 5)
     return drawn
 
 
@@ -82,23 +86,23 @@ def draw_law(axes: Axes, rows: Sequence[Escapes], barrier: float, top: float) ->
         axes.plot(x[y < top], y[y < top], **line)
 
 
+def sure(mean: MeanTime) -> bool:
+    """Whether a mean is known well enough to be set against the exact one."""
+    return not math.isnan(mean.value) and mean.error < SURE * mean.value
+
+
 def draw_bias(axes: Axes, rows: Sequence[Escapes], place: Place, style: Style) -> None:
     """Measured over exact times: the SDE's full, the descent's open, both over the integral for the SDE."""
-    known = [e for e in rows if not math.isnan(e.runs[1].value)]
-    for e in known:
-        axes.errorbar(place(e), e.runs[1].value / e.exact, yerr=bars(e.runs[1], e.exact), **capped(style))
-        if not math.isnan(e.runs[2].value):
-            open_mark = {**capped(style), "markerfacecolor": "none"}
-            axes.errorbar(place(e), e.runs[2].value / e.exact, yerr=bars(e.runs[2], e.exact), **open_mark)
-    axes.plot([place(e) for e in known], [e.chain / e.exact for e in known], color=style["color"], linewidth=0.8)
+    for e in rows:
+        for mean, face in ((e.runs[1], style["color"]), (e.runs[2], "none")):
+            if sure(mean):
+                low, high = (end / e.exact for end in mean.interval)
+                value = mean.value / e.exact
+                look = {**style, "capsize": 2, "elinewidth": 0.8, "markerfacecolor": face}
+                axes.errorbar(place(e), value, yerr=[[value - low], [high - value]], **look)
 
 
-def bars(mean: MeanTime, exact: float) -> list[list[float]]:
-    """Ends of the interval at 95 % below and above a mean, over the exact value."""
-    low, high = mean.interval
-    return [[(mean.value - low) / exact], [(high - mean.value) / exact]]
-
-
-def capped(style: Style) -> Style:
-    """With small caps on thin bars."""
-    return {**style, "capsize": 2, "elinewidth": 0.8}
+def draw_chain(axes: Axes, rows: Sequence[Escapes], barrier: float) -> None:
+    """One, for the SDE, and the exact mean times of the descent over the integral."""
+    axes.axhline(1, **INTEGRAL)
+    axes.plot([barrier / e.along for e in rows], [e.chain / e.exact for e in rows], **CHAIN)

@@ -18,6 +18,7 @@ Profile = Callable[[Values], Values]
 NODES = 8001  # of Simpson's rule on each side
 ORDER = 16  # of Gauss's rule on each interval of the chain's
 NEGLIGIBLE = 60.0  # e⁻⁶⁰ of the density at the bottom: what lies higher is left out
+SIEGMUND = 0.5825971579390107  # −ζ(½)/√(2π)
 SAFE = 1e-4  # relative rounding beyond which a chain's time is not given
 
 
@@ -48,6 +49,15 @@ def passage_integral(potential: Profile, temperature: float, start: float, targe
     density = np.exp(-(v - floor) / T)
     inner = beyond + cumulative_simpson(density[::-1], dx=(start - target) / (NODES - 1), initial=0)[::-1]
     return math.exp((top - floor) / T) / T * float(simpson(np.exp((v - top) / T) * inner, x=below))
+
+
+def seen_target(target: float, temperature: float, step: float) -> float:
+    r"""Where a target approached from above seems to lie if paths are seen at the ends of steps h = ``step`` only.
+
+    target − 0.5826 √(2Th): mean passage times are those of the diffusion to there, up to O(h). Siegmund 1979, Adv.
+    Appl. Probab. 11, 701.
+    """
+    return target - SIEGMUND * math.sqrt(2 * check_positive("temperature", temperature) * check_positive("step", step))
 
 
 def kramers_time(barrier: float, temperature: float, minimum: Values, saddle: Values) -> float:

@@ -16,7 +16,7 @@ from landscapes.noise import IsotropicNoise
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.escape import NOISES, Well
 from scripts.stochastic.passage import MeanTime, mean_time, passage_times
-from scripts.stochastic.passage_laws import chain_time, kramers_time, passage_integral
+from scripts.stochastic.passage_laws import chain_time, kramers_time, passage_integral, seen_target
 from tests.scripts import running
 
 WELL = Well(2.0, 0.5, 3, 30.0)
@@ -63,7 +63,8 @@ def test_chain_is_the_mean_of_plain_simulated_chains():
     assert abs(h * steps.mean() - expected) < 4 * h * steps.std() / math.sqrt(20_000)
     # Siegmund 1979: seen at the ends of steps only, a target lies 0.5826 deviations of a step further off, up to O(h)
     for h in (1.6e-2, 4e-3):
-        shifted = -1 - 0.5825971579 * math.sqrt(2 * T * h)
+        shifted = seen_target(-1.0, T, h)
+        assert shifted == pytest.approx(-1 - 0.5826 * math.sqrt(2 * T * h), rel=1e-5)
         seen = chain_time(WELL.potential, WELL.slope, T, h, 1.0, -1.0)
         assert seen == pytest.approx(passage_integral(WELL.potential, T, 1.0, shifted), rel=h)
 
@@ -172,6 +173,11 @@ def test_table_figure_and_data(tmp_path, capsys):
     assert float(cells[-5]) == pytest.approx(found.value, rel=0.02)
     assert float(cells[-3]) == pytest.approx(found.error, rel=0.1)
     assert float(cells[-2]) == pytest.approx(100 * found.arrived / 200, rel=1e-3)
+    for noise in NOISES:  # what was measured is what is exact, in every row
+        row = next(line for line in out.splitlines() if line.startswith(f"{noise}  ")).replace("%", "").split()
+        at = row.index("±", row.index("±", row.index("±") + 1) + 1)
+        assert abs(float(row[at - 1]) - float(row[at - 2])) < 4.5 * float(row[at + 1])
+        assert abs(float(row[5]) - float(row[4])) < 4.5 * float(row[7])
     before = {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     (tmp_path / "aligned-0.2-descent.json").unlink()
     assert run(f"{TINY} --out {tmp_path}", capsys)[1] == out
