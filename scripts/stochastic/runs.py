@@ -166,7 +166,7 @@ class Network:
             states_seen = torch.stack(thetas, dim=1) if thetas else torch.zeros(count, 0, len(self.theta0))
             if len(times) < len(way.kept):
                 raise ArithmeticError(
-                    f"{type(model).__name__}: every run diverged by t = {times[-1]:.4g}: smaller rates"
+                    f"{type(model).__name__}: all {count} runs of a part diverged by t = {times[-1]:.4g}"
                 )
             clock = torch.tensor(times, dtype=torch.float64)
             return {"times": clock, "theta": states_seen, "lost": lost(run.alive), **found}
