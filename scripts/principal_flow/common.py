@@ -28,8 +28,8 @@ class Common:
     """Options of every experiment."""
 
     out: Path | None = None
-    """Folder of results, figure.png and table.txt among them; by default results/principal_flow/EXPERIMENT. A run that
-    was stopped goes on there."""
+    """Folder of results, figure.png and table.txt among them; by default results/PACKAGE/EXPERIMENT. A run that was
+    stopped goes on there."""
     figure: Path | None = None
     """Where else to write the figure."""
     device: str = "cpu"
