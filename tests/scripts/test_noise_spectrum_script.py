@@ -20,6 +20,7 @@ from scripts.noise_spectrum.common import whole_epochs
 from scripts.noise_spectrum.correlation import correlate, spearman
 from scripts.noise_spectrum.looks import packed, unpacked
 from scripts.noise_spectrum.networks_figure import bins, counted
+from scripts.noise_spectrum.networks_report import SPECTRUM
 from scripts.noise_spectrum.rule import Rule, geometric_mean, mean_difference, powers
 from scripts.noise_spectrum.tasks import Tasks
 from scripts.noise_spectrum.training import Network, Task, average_statistics, load_images
@@ -314,6 +315,14 @@ def test_histograms_count_every_eigenvalue_in_their_range():
     counts = counted(spectrum, edges)
     assert counts[-1] == 2
     assert counts.sum() == 3  # one lies below the bins and one is zero; the threshold is not what ends them
+
+
+def test_columns_tell_clipped_from_exact():
+    values = np.array([2.0, 1.0, 0.05, 0, 0])
+    spectrum = NoiseSpectrum(torch.from_numpy(values[:3]), 5, 4, 3.05, 0.3, True, 0.0, True, "gram", 1.0, 1)
+    clipped = np.maximum(values, 0.3)
+    expected = [values.mean(), values.std(), 0.3, clipped.mean(), clipped.std(), 2, 40]
+    assert [read(spectrum) for read in SPECTRUM.values()] == pytest.approx(expected)
 
 
 def test_spectra_come_back_from_tensors():
