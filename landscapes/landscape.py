@@ -37,6 +37,8 @@ def basis_products(product: Field, theta: Tensor) -> Tensor:
 
 def spread(theta: Tensor, rows: Tensor) -> Tensor:
     """θ (..., d) with the leading dimensions of ``rows`` (..., m) broadcast in: a row for each member."""
+    if theta.shape[:-1] == rows.shape[:-1]:  # torch's broadcast_shapes takes longer than a product of small tensors
+        return theta
     return theta.expand(*torch.broadcast_shapes(theta.shape[:-1], rows.shape[:-1]), theta.shape[-1])
 
 

@@ -73,6 +73,12 @@ class GradientEquation(StochasticFlow):
         """√h σ(X) dw, shape (..., d)."""
         return math.sqrt(self.learning_rate(t)) * self.noise.factor(state, dw)
 
+    def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
+        """Drift and noise; at order 1 without a negated copy of the gradient, which many paths of few numbers feel."""
+        if self.order > 1:
+            return super().rate(t, state, dw_over_dt)
+        return self.diffusion(t, state, dw_over_dt) - self.landscape.grad(state)
+
     def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
         """h times the gradient noise's own, shape (..., d)."""
         return self.learning_rate(t) * self.noise.ito_correction(state)
