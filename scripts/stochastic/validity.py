@@ -219,7 +219,7 @@ class Grid:
                 f"{relative:.2g}",
                 f"{float(bars[-1]):.1f}",
             ]
-            more = [f"{float(before):.1f}", f"{-end[4]:.1e}", self.verdict(cell, name)]
+            more = [f"{float(before):.1f}", f"{end[4]:.1e}", self.verdict(cell, name)]
             rows.append([f"{cell.h * self.sharpness:.3g}", str(cell.batch_size), *shown, *more])
         counts = f"{self.options.sgd_runs} runs of SGD, {self.options.runs} of the equation"
         return f"law of {name} at T: {counts}; holds: within {100 * self.options.tolerance:g} %\n{aligned(rows)}"
@@ -303,6 +303,11 @@ class Grid:
 
     def _table(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64).reshape(-1, len(self.options.batches))
+
+
+def two_digits(value: float) -> str:
+    """Two digits, and all those before the point."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
 def first(found: Coupled | None) -> Coupled:

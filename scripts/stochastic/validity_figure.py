@@ -23,12 +23,12 @@ def validity_figure(
     panels: Sequence[Mapping[str, Any]], batches: Sequence[int], rates: Sequence[float], rising: Tensor
 ) -> Figure:
     """Four maps with one scale of colours; a cell tells its value and standard error in per cent."""
-    drawn = Figure(figsize=(10, 8.4), layout="constrained")
+    drawn = Figure(figsize=(7.6, 6.4), layout="constrained")
     axes = drawn.subplots(2, 2).flat
     norm = LogNorm(LOWEST, HIGHEST)
     for place, panel in zip(axes, panels, strict=True):
         heat(place, panel, norm, rising)
-        place.set_title(panel["title"], fontsize="medium")
+        place.set_title(panel["title"], fontsize="x-small")
         place.set_xticks(range(len(batches)), [str(b) for b in batches])
         place.set_yticks(range(len(rates)), [f"{x:.2g}" for x in rates])
         place.set(xlabel="batch size b", ylabel="hλ, λ at the start")
@@ -36,7 +36,7 @@ def validity_figure(
     bar = drawn.colorbar(image, ax=list(drawn.axes), shrink=0.7, extend="both")
     bar.set_label("relative difference at T")
     marks = [
-        Patch(facecolor="white", edgecolor="0.3", hatch="////", label=f"integration error above {SHARE:.0%} of it"),
+        Patch(facecolor="white", edgecolor="0.3", hatch="//", label=f"integration error above {SHARE:.0%} of it"),
         Patch(facecolor="white", edgecolor="#D55E00", linewidth=2, label="SGD's mean loss at T above its start"),
         Patch(facecolor="0.9", edgecolor="0.7", label="not run"),
     ]
@@ -55,16 +55,16 @@ def heat(axes: Axes, panel: Mapping[str, Any], norm: LogNorm, rising: Tensor) ->
             continue
         colour = "white" if value < DARK else "black"
         error = f"\n± {percent(errors[i, j])}" if math.isfinite(errors[i, j]) else ""
-        axes.text(j, i, f"{percent(value)} %{error}", ha="center", va="center", fontsize="small", color=colour)
+        axes.text(j, i, f"{percent(value)} %{error}", ha="center", va="center", fontsize="x-small", color=colour)
         noise = errors[i, j] if math.isfinite(errors[i, j]) else 0.0
         if left[i, j] > SHARE * max(value, noise):
             corner = (j - 0.5, i - 0.5)
-            axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor=colour, linewidth=0, alpha=0.35))
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="//", edgecolor=colour, linewidth=0, alpha=0.25))
         if bool(rising[i, j]):
             frame = Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2)
             axes.add_patch(frame)
 
 
 def percent(value: float) -> str:
-    """A share in per cent, to two digits; whole above a hundred."""
-    return f"{100 * value:.0f}" if abs(value) >= 1 else f"{100 * value:.2g}"
+    """A share in per cent, to two digits and all those before the point."""
+    return f"{100 * value:.0f}" if abs(value) >= 0.0995 else f"{100 * value:.2g}"
