@@ -21,6 +21,9 @@ demo: $(VENV)/installed
 		--dtype float32 --threads 1 --out $(OUT)/shwartz-ziv
 	$(BIN)/python -m scripts.compare net --architecture resnet-20 --data digits --width 0.125 --steps 2 \
 		--dtype float32 --threads 1 --out $(OUT)/resnet-20
+	$(BIN)/python -m scripts.compare net --architecture lenet --data digits --examples 300 --h 0.2 --steps 8 \
+		--descent sgd --sampling subset --batch-size 20 --runs 3 --coupled --flows gradient sde-1 sde-2 \
+		--dtype float32 --threads 1 --out $(OUT)/sde
 	$(BIN)/python -m scripts.principal_flow quadratics --threads 1 --out $(OUT)/principal-flow
 	$(BIN)/python -m scripts.modified_equation --method euler --order 4 --out $(OUT)/modified-equation
 	$(BIN)/python -m scripts.orders rosenbrock --b 5 --flows gradient modified-2 modified-3 modified-4 --threads 1 \
