@@ -96,6 +96,26 @@ def test_tables_hold_the_differences_of_what_is_on_disk(made):
             assert_close(losses[..., 0, :], landscape.loss(theta0).expand(losses[..., 0, :].shape))
 
 
+def test_laws_are_extrapolated_and_their_errors_those_of_independent_runs(made):
+    folder, out = made
+    block = out.split("law of loss at T")[1].split("law of")[0].splitlines()[2:]
+    rows = [line.split() for line in block if line.strip()]
+    largest = max(float(name.split("-")[3]) for name in parts(folder) if name.startswith("law-sde-"))
+    assert len(rows) == 4
+    for name in parts(folder):
+        if not name.startswith("law-sde-"):
+            continue
+        _, _, _, h, batch_size, *_ = name.split("-")
+        fine, coarse = load_tensors(folder, name)[0]["loss"][:, -1]
+        sgd = load_tensors(folder, f"law-sgd-{h}-{batch_size}-0000-3")[0]["loss"][-1]
+        extrapolated = 2 * fine - coarse
+        expected = float(extrapolated.mean() - sgd.mean())
+        error = float((extrapolated.var() / 3 + sgd.var() / 3).sqrt())
+        place = (2 if float(h) < 0.75 * largest else 0) + (batch_size == "10")
+        assert float(rows[place][5]) == pytest.approx(expected, abs=0.06 * error + 1e-9)
+        assert float(rows[place][7]) == pytest.approx(error, rel=0.06)
+
+
 def test_a_run_goes_on_and_takes_more_seeds(made, capsys):
     folder, _ = made
     before = parts(folder)
