@@ -118,6 +118,16 @@ class NetGround:
         )
         return module.to(device, dtype), LOSSES[self.loss], data.inputs.to(device, dtype), data.targets.to(device)
 
+    def test_part(self, seed: int, dtype: torch.dtype, device: str) -> tuple[NetworkLandscape, Tensor]:
+        """The loss on the data's test part, and its classes: what ``Evaluation`` takes."""
+        preset = self.chosen
+        data = load_data(preset.data, root=self.root, train=False)
+        if preset.classes is not None:
+            data = only_classes(data, preset.classes)
+        module, loss, _, _ = self.parts(seed, dtype, device)
+        targets = data.targets.to(device)
+        return NetworkLandscape(module, loss, data.inputs.to(device, dtype), targets), targets
+
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[NetworkLandscape, Tensor]:
         """Start: the network's own random weights, drawn with the seed."""
         landscape = self.landscape(*self.parts(seed, dtype, device), seed=seed)

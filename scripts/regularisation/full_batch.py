@@ -17,7 +17,7 @@ from flows.orders import MAX_STEPS, Integration
 from landscapes import FiniteSum
 from landscapes.errors import check_count
 from landscapes.regularisers import GradientPenalty
-from nets import NetworkLandscape, load_data, only_classes
+from nets import NetworkLandscape
 from scripts.command_line import check_device
 from scripts.principal_flow.common import aligned
 from scripts.regularisation.common import (
@@ -74,16 +74,6 @@ class FullBatch(OnNetwork):
                 raise ValueError(f"--ladder must divide --steps {self.steps} into whole steps, {factor:g} does not")
         return counts
 
-    def test_part(self) -> tuple[NetworkLandscape, Tensor]:
-        """The loss on the data's test part, and its classes."""
-        preset = self.ground.chosen
-        data = load_data(preset.data, root=self.ground.root, train=False)
-        if preset.classes is not None:
-            data = only_classes(data, preset.classes)
-        module, loss, _, _ = self.ground.parts(self.seed, self.real, self.device)
-        inputs, targets = data.inputs.to(self.device, self.real), data.targets.to(self.device)
-        return NetworkLandscape(module, loss, inputs, targets), targets
-
 
 class Runs:
     """The runs of one configuration: along t at the rate H, and their ends for every rung of the ladder."""
@@ -117,7 +107,8 @@ class Runs:
 
     @cached_property
     def _test(self) -> tuple[NetworkLandscape, Tensor]:
-        return self.options.test_part()
+        options = self.options
+        return options.ground.test_part(options.seed, options.real, options.device)
 
     def _descended(
         self, name: str, rate: float, steps: int, part: str, *, every: int, observers: Sequence[Observer] = ()

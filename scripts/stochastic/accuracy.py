@@ -39,7 +39,7 @@ from landscapes import FiniteSum
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from landscapes.noise import DiagonalSurrogate, IsotropicSurrogate, MinibatchNoise
 from landscapes.sampling import SAMPLINGS
-from nets import NetworkLandscape, load_data, only_classes
+from nets import NetworkLandscape
 from scripts.command_line import check_device
 from scripts.net_ground import NetGround
 from scripts.principal_flow.common import aligned
@@ -147,13 +147,7 @@ class Accuracy(Stochastic):
     @cached_property
     def test(self) -> Evaluation:
         """What sees loss and accuracy on the test images."""
-        preset = self.ground.chosen
-        data = load_data(preset.data, root=self.ground.root, train=False)
-        if preset.classes is not None:
-            data = only_classes(data, preset.classes)
-        module, loss, _, _ = self.ground.parts(self.seed, self.real, self.device)
-        targets = data.targets.to(self.device)
-        test = NetworkLandscape(module, loss, data.inputs.to(self.device, self.real), targets)
+        test, targets = self.ground.test_part(self.seed, self.real, self.device)
         return Evaluation(test, test.outputs, targets, every=self.steps // self.looks)
 
     @property

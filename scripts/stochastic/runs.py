@@ -16,7 +16,7 @@ from flows.observers import Evaluation
 from flows.orders import sharpness_at
 from flows.weak_errors import LOSS, SQUARED_NORM
 from landscapes.errors import check_positive
-from nets import NetworkLandscape, load_data, only_classes
+from nets import NetworkLandscape
 from scripts.net_ground import NetGround
 from scripts.stochastic.common import Stochastic, with_error
 from scripts.store import Store, Tensors, uninterrupted
@@ -90,13 +90,7 @@ class Network:
     def of(cls, ground: NetGround, options: Stochastic) -> Network:
         """The network of a script's options; accuracy is that on the data's test part."""
         landscape, theta0 = ground.build(options.seed, options.real, options.device)
-        preset = ground.chosen
-        data = load_data(preset.data, root=ground.root, train=False)
-        if preset.classes is not None:
-            data = only_classes(data, preset.classes)
-        module, loss, _, _ = ground.parts(options.seed, options.real, options.device)
-        targets = data.targets.to(options.device)
-        test = NetworkLandscape(module, loss, data.inputs.to(options.device, options.real), targets)
+        test, targets = ground.test_part(options.seed, options.real, options.device)
         evaluation = Evaluation(test, test.outputs, targets)
         functions: dict[str, Function] = {
             LOSS: landscape.loss,

@@ -28,7 +28,6 @@ from flows.orders import sharpness_at
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from landscapes.noise import MinibatchNoise
 from landscapes.sampling import SAMPLINGS
-from nets import NetworkLandscape, load_data, only_classes
 from scripts.net_ground import NetGround
 from scripts.principal_flow.common import aligned
 from scripts.stochastic.common import Stochastic, with_error
@@ -128,13 +127,7 @@ class Validity(Stochastic):
 
     def test_accuracy(self) -> Callable[[Tensor], Tensor]:
         """θ (..., d) ↦ the share of the data's test part that is predicted right, (...,)."""
-        preset = self.ground.chosen
-        data = load_data(preset.data, root=self.ground.root, train=False)
-        if preset.classes is not None:
-            data = only_classes(data, preset.classes)
-        module, loss, _, _ = self.ground.parts(self.seed, self.real, self.device)
-        inputs, targets = data.inputs.to(self.device, self.real), data.targets.to(self.device)
-        test = NetworkLandscape(module, loss, inputs, targets)
+        test, targets = self.ground.test_part(self.seed, self.real, self.device)
         seen = Evaluation(test, test.outputs, targets)
         return lambda theta: seen(0, 0.0, theta)["test accuracy"]
 
