@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flows.comparison import Comparison, Row, slug
+from flows.comparison import CUT_SHORT, Comparison, Row, slug
 from flows.engine import Resumed, check_theta0
 from flows.flow import BranchError, Descent, Flow, StochasticDescent, StochasticFlow
 from flows.integrate import integrate
@@ -81,17 +82,17 @@ def compare(
     if len(run.times) < 2:
         raise ValueError(f"nothing to compare: {run.status.sentence}")
     name = unique_name(type(descent).__name__, named)
-    keep(run, store, name)
+    keep(store, name, run)
     laws = None if drive is None and observables is None else Laws.of(observables, against)
     settings: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "dt": dt, "max_steps": MAX_STEPS}
     rows: dict[str, Row] = {}
     for label, flow in named.items():
+        save = partial(keep, store, label)
         if isinstance(flow, StochasticFlow):
-            rows[label] = noisy_row(flow, theta0, against, drive, laws, progress)
+            rows[label] = noisy_row(flow, against, drive, laws, progress, save)
         else:
-            rows[label] = make_row(flow, theta0, against, theirs(settings, drive), laws, progress)
-        keep(rows[label].trajectory, store, label)
-        if rows[label].trajectory is not None and rows[label].trajectory.status == "interrupted":  # type: ignore[union-attr]
+            rows[label] = make_row(flow, theta0, against, theirs(settings, drive), laws, progress, save)
+        if rows[label].interrupted:
             break
     return Comparison(
         name=name,
@@ -119,17 +120,17 @@ def theirs(settings: dict[str, Any], drive: Drive | None) -> dict[str, Any]:
 
 def noisy_row(
     flow: StochasticFlow,
-    theta0: Tensor,
     against: Reference,
     drive: Drive | None,
     laws: Laws | None,
     progress: bool,
+    save: Callable[[Trajectory], None],
 ) -> Row:
     """The row of a stochastic flow, without a trajectory where it cannot run here."""
     assert drive is not None
     assert laws is not None
     try:
-        return stochastic_row(flow, theta0, against, drive, laws, progress)
+        return stochastic_row(flow, against, drive, laws, progress, save)
     except UnsupportedError as error:
         return cannot_run(error, against)
 
@@ -170,9 +171,9 @@ def unique_name(name: str, taken: Mapping[str, object]) -> str:
     return name
 
 
-def keep(run: Trajectory | None, store: Path | None, name: str) -> None:
+def keep(store: Path | None, name: str, run: Trajectory) -> None:
     """Put a finished trajectory on disk where a folder was given."""
-    if run is not None and store is not None:
+    if store is not None:
         run.save(store / slug(name))
 
 
@@ -188,32 +189,42 @@ def tighter(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def make_row(
-    flow: Flow, theta0: Tensor, against: Reference, settings: dict[str, Any], laws: Laws | None, progress: bool
+    flow: Flow,
+    theta0: Tensor,
+    against: Reference,
+    settings: dict[str, Any],
+    laws: Laws | None,
+    progress: bool,
+    save: Callable[[Trajectory], None],
 ) -> Row:
     """Everything about one flow; a row without a trajectory where it cannot run on this landscape."""
     try:
         run = integrate(flow, theta0, against.times, progress=progress, **settings)
     except (UnsupportedError, BranchError) as error:
         return cannot_run(error, against)
+    save(run)
     nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.abs().dtype, device=theta0.device)
     if run.status == "interrupted":
         errors = padded(distance(run.theta, against.mean[: len(run.theta)]), nothing)
-        return Row(run, errors, nothing[1:], nothing, nothing, mean=run.theta)
+        return Row(run, errors, nothing[1:], nothing, nothing, mean=run.theta, interrupted=True)
     fine_settings = tighter(settings, theta0.abs().dtype)
     fine = integrate(flow, theta0, against.times, progress=progress, **fine_settings)
+    one_step, whole = one_step_errors(flow, against, fine_settings, begin=fine.status != "interrupted")
+    notes = ("no one-step errors: the descent carries no velocity to start from",) if silent(flow, against) else ()
     both = min(len(run.theta), len(fine.theta))
     gone = lost(run) | against.lost[: len(run.theta)]
     return Row(
         trajectory=run,
         errors=padded(distance(run.theta, against.mean[: len(run.theta)]).masked_fill(gone, math.nan), nothing),
-        one_step=one_step_errors(flow, against, fine_settings),
+        one_step=one_step,
         integration=padded(distance(run.theta[:both], fine.theta[:both]), nothing),
         losses=padded(real_loss(against.landscape, run.theta), nothing),
         imaginary=padded(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
         outside=outside_series(flow, against),
         mean=run.theta,
         weak=weak_errors(run, fine, gone, laws, nothing),
-        notes=("no one-step errors: the descent carries no velocity to start from",) if silent(flow, against) else (),
+        notes=notes if whole else (*notes, CUT_SHORT),
+        interrupted=not whole,
     )
 
 
@@ -227,12 +238,17 @@ def weak_errors(
     return {name: error.on_clock(nothing) for name, error in found.items()}
 
 
-def one_step_errors(flow: Flow, against: Reference, settings: dict[str, Any]) -> Tensor:
-    """‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...): one batch of starts for each length of step; NaN where a run failed."""
+def one_step_errors(
+    flow: Flow, against: Reference, settings: dict[str, Any], *, begin: bool = True
+) -> tuple[Tensor, bool]:
+    """‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...): one batch of starts for each length of step; NaN where a run failed.
+
+    Also whether no interrupt came; NaN where one did before, and everywhere unless they ``begin``.
+    """
     lengths, velocities = against.times.diff(), against.first_velocities
     errors = torch.full(against.starts.shape[:-1], math.nan, dtype=against.starts.abs().dtype).to(against.starts.device)
-    if silent(flow, against):
-        return errors
+    if silent(flow, against) or not begin:
+        return errors, begin
     remaining = torch.ones(len(lengths), dtype=torch.bool)
     while bool(remaining.any()):
         length = float(lengths[remaining][0])
@@ -246,9 +262,11 @@ def one_step_errors(flow: Flow, against: Reference, settings: dict[str, Any]) ->
         if carries_velocity(flow) and velocities is not None:
             model = Resumed(flow, flow.resume(starts, velocities[where]))
         run = integrate(model, starts, [0.0, length], keep="last", first_step=first_step, **settings)
+        if run.status == "interrupted":
+            return errors, False
         gap = distance(run.theta[-1], against.ends[where])
         errors[where] = torch.where(run.alive, gap, math.nan)
-    return errors
+    return errors, True
 
 
 def carries_velocity(flow: Flow) -> bool:

@@ -15,6 +15,8 @@ from flows.trajectory import Trajectory, save_tensors, writable_folder
 from flows.weak_errors import WeakError
 from landscapes import Landscape
 
+CUT_SHORT = "interrupted in the study of its errors, of which what is missing is NaN; flows after it were not run"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,7 +27,8 @@ class Row:
     run at tighter tolerance. ``losses`` (T, ...). ``imaginary`` (T, ...): max |Im θ|, None for real flows.
     ``outside``: the largest |hλ| along the descent where it leaves the flow's series, None where it does not. ``mean``
     (T', ..., d): θ of the flow, of a stochastic one its mean over the runs. ``weak``: φ → E φ(X) − E φ(θ), where laws
-    were compared. A flow that could not run has no trajectory, and its notes say why.
+    were compared. A flow that could not run has no trajectory, and its notes say why. ``interrupted``: a
+    KeyboardInterrupt came in its run or in the study of its errors, and ended the comparison with this row.
 
     Stochastic flows: ``errors`` are the mean over runs of ‖X(t_k) − θ_k‖ where they are coupled to the descent's
     mini-batches, else ‖mean X(t_k) − mean θ_k‖, NaN for one run; ``one_step`` is pathwise with the mini-batch of the
@@ -43,6 +46,7 @@ class Row:
     notes: tuple[str, ...] = ()
     mean: Tensor | None = None
     weak: Mapping[str, WeakError] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 @dataclass(frozen=True)

@@ -69,17 +69,17 @@ class Reference:
     """A descent's run with what flows are held against; ``members`` (T, runs, ..., d) are its runs."""
 
     def __init__(self, descent: Descent, theta0: Tensor, steps: int, runs: int, seed: int, progress: bool):
-        start = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
+        self.theta0 = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
         seen = Steps(descent, runs)
         self.descent = descent
         self.runs = runs
         self.seed = seed
-        self.run: Trajectory = descend_seen(descent, start, steps, seen, seed, progress=progress)
+        self.run: Trajectory = descend_seen(descent, self.theta0, steps, seen, seed, progress=progress)
         self.h = descent.h
         self.landscape: Landscape = descent.landscape
         self.times = self.run.times
-        self.members = self.run.theta if runs > 1 else self.run.theta[:, None]
-        self.members_lost = lost(self.run) if runs > 1 else lost(self.run)[:, None]
+        self.members = self.by_runs(self.run.theta)
+        self.members_lost = self.by_runs(lost(self.run))
         self.mean = self.members.mean(dim=1) if runs > 1 else self.run.theta
         self.lost = self.members_lost.any(dim=1)
         self.losses = real_loss(self.landscape, self.members).mean(dim=1)
@@ -91,6 +91,10 @@ class Reference:
         self.noise_floor = seen.noise(last)
         self.velocities = seen.velocities(last)
         self._curvature: float | None = None
+
+    def by_runs(self, values: Tensor) -> Tensor:
+        """Values (T, [runs,] ...) of a run from ``theta0`` as (T, runs, ...)."""
+        return values if self.runs > 1 else values[:, None]
 
     @property
     def first_velocities(self) -> Tensor | None:

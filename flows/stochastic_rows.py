@@ -3,8 +3,8 @@ r"""Rows of a comparison for stochastic flows: by means over runs or, driven by 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from flows.brownian import NoisePath, minibatch_path
-from flows.comparison import Row
+from flows.comparison import CUT_SHORT, Row
 from flows.engine import ResumedEquation
 from flows.flow import Descent, Flow, StochasticFlow
 from flows.integrate import integrate
 from flows.reference import Reference, distance, lost, padded
 from flows.stochastic_solvers import STOCHASTIC
+from flows.trajectory import Trajectory
 from flows.weak_errors import LOSS, Laws
 from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_positive, check_seed
@@ -106,17 +107,22 @@ def check_coupled(flow: StochasticFlow, path: NoisePath) -> None:
 
 
 def stochastic_row(
-    flow: StochasticFlow, theta0: Tensor, against: Reference, along: Drive, laws: Laws, progress: bool
+    flow: StochasticFlow,
+    against: Reference,
+    along: Drive,
+    laws: Laws,
+    progress: bool,
+    save: Callable[[Trajectory], None],
 ) -> Row:
     """Everything about one stochastic flow, from as many runs as the descent has."""
     if along.path is not None:
         check_coupled(flow, along.path)
-    start = theta0.expand(against.runs, *theta0.shape) if against.runs > 1 else theta0
-    run = along.run(flow, start, against.times, along.dt, progress=progress)
-    nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.dtype, device=theta0.device)
-    members = run.theta if against.runs > 1 else run.theta[:, None]
+    run = along.run(flow, against.theta0, against.times, along.dt, progress=progress)
+    save(run)
+    nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.dtype, device=run.theta.device)
+    members = against.by_runs(run.theta)
     theirs = against.members[: len(members)]
-    gone = (lost(run) if against.runs > 1 else lost(run)[:, None]).any(dim=1) | against.lost[: len(members)]
+    gone = against.by_runs(lost(run)).any(dim=1) | against.lost[: len(members)]
     notes: tuple[str, ...] = ()
     if along.coupled:
         errors = distance(members, theirs).mean(dim=1)
@@ -125,22 +131,46 @@ def stochastic_row(
     else:
         errors = nothing[: len(members)]
         notes = ("no distance: one run of each says nothing of their laws; give runs, or coupled=True",)
-    row = Row(run, padded(errors.masked_fill(gone, math.nan), nothing), nothing[1:], nothing, nothing, notes=notes)
-    if run.status == "interrupted":
-        return row
-    fine = along.run(flow, start, against.times, along.dt / 2, progress=progress)
-    finer = fine.theta if against.runs > 1 else fine.theta[:, None]
+    row = Row(
+        trajectory=run,
+        errors=padded(errors.masked_fill(gone, math.nan), nothing),
+        one_step=nothing[1:],
+        integration=nothing,
+        losses=nothing,
+        mean=members.mean(dim=1),
+        notes=notes,
+        interrupted=run.status == "interrupted",
+    )
+    return row if row.interrupted else studied(flow, row, members, gone, against, along, laws, progress)
+
+
+def studied(
+    flow: StochasticFlow,
+    row: Row,
+    members: Tensor,
+    gone: Tensor,
+    against: Reference,
+    along: Drive,
+    laws: Laws,
+    progress: bool,
+) -> Row:
+    """The row of a run (T', runs, ..., d) with its laws, its integration error, and where coupled its single steps."""
+    nothing = row.losses
+    fine = along.run(flow, against.theta0, against.times, along.dt / 2, progress=progress)
+    finer = against.by_runs(fine.theta)
     both = min(len(members), len(finer))
     weak = laws.against(members, finer, gone, coupled=along.coupled)
-    return Row(
-        trajectory=run,
-        errors=row.errors,
-        one_step=one_step_errors(flow, against, along) if along.coupled else nothing[1:],
+    one_step, whole = nothing[1:], fine.status != "interrupted"
+    if along.coupled and whole:
+        one_step, whole = one_step_errors(flow, against, along)
+    return replace(
+        row,
+        one_step=one_step,
         integration=padded(distance(members[:both], finer[:both]).mean(dim=1), nothing),
         losses=padded(weak[LOSS].mean, nothing),
-        mean=members.mean(dim=1),
         weak={name: error.on_clock(nothing) for name, error in weak.items()},
-        notes=notes,
+        notes=row.notes if whole else (*row.notes, CUT_SHORT),
+        interrupted=not whole,
     )
 
 
@@ -170,20 +200,25 @@ class OneStep(NoisePath):
         return iter(self._increments)
 
 
-def one_step_errors(flow: StochasticFlow, against: Reference, along: Drive) -> Tensor:
-    r"""Mean over the runs of ‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...) with the mini-batch of step k, at dt/2."""
+def one_step_errors(flow: StochasticFlow, against: Reference, along: Drive) -> tuple[Tensor, bool]:
+    r"""Mean over the runs of ‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...) with the mini-batch of step k, at dt/2.
+
+    Also whether no interrupt came; NaN from the step on in which one did.
+    """
     assert along.path is not None
     steps, h, dt = len(against.times) - 1, against.h, along.dt / 2
     each = round(h / dt)
     increments = along.path.increments(0.0, dt, steps * each)
-    errors = []
+    errors = torch.full(against.mean[1:].shape[:-1], math.nan, dtype=against.mean.dtype, device=against.mean.device)
     for k in range(steps):
         path = OneStep(along.path, list(islice(increments, each)), h)
         start = against.members[k] if against.runs > 1 else against.members[k, 0]
         velocity = None if against.velocities is None else against.velocities[k]
         model = flow if velocity is None else ResumedEquation(flow, flow.resume(start, velocity))
         run = integrate(model, start, [0.0, h], method=along.method, dt=dt, path=path, keep="last")
+        if run.status == "interrupted":
+            return errors, False
         gap = distance(run.theta[-1], against.run.theta[k + 1])
         gap = torch.where(run.alive, gap, math.nan)
-        errors.append(gap.mean(dim=0) if against.runs > 1 else gap)
-    return torch.stack(errors)
+        errors[k] = gap.mean(dim=0) if against.runs > 1 else gap
+    return errors, True
