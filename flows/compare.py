@@ -19,9 +19,9 @@ from torch import Tensor
 
 from flows.comparison import CUT_SHORT, Comparison, Row, slug
 from flows.engine import Resumed, check_theta0
-from flows.flow import BranchError, Descent, Flow, StochasticDescent, StochasticFlow
+from flows.flow import BranchError, Descent, Flow, StochasticDescent, StochasticFlow, unwrapped
 from flows.integrate import integrate
-from flows.reference import Reference, distance, lost, padded, real_loss
+from flows.reference import SILENT, Reference, carries_velocity, distance, lost, padded, real_loss, silent
 from flows.solvers import ADAPTIVE, EXPONENTIAL, FIXED
 from flows.stochastic_rows import Drive, check_drive, stochastic_row
 from flows.stochastic_solvers import STOCHASTIC
@@ -151,7 +151,7 @@ def check_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) ->
     for flow in members:
         if not isinstance(flow, Flow):
             raise TypeError(f"flows must hold Flows, got {type(flow).__name__}")
-        h = getattr(flow, "h", descent.h)
+        h = getattr(unwrapped(flow), "h", descent.h)
         if not math.isclose(h, descent.h, rel_tol=1e-12):
             raise ValueError(f"h of {flow.name} is {h!r}, of the descent {descent.h!r}: they must agree")
     names = list(flows) if isinstance(flows, Mapping) else [flow.name for flow in members]
@@ -210,7 +210,7 @@ def make_row(
     fine_settings = tighter(settings, theta0.abs().dtype)
     fine = integrate(flow, theta0, against.times, progress=progress, **fine_settings)
     one_step, whole = one_step_errors(flow, against, fine_settings, begin=fine.status != "interrupted")
-    notes = ("no one-step errors: the descent carries no velocity to start from",) if silent(flow, against) else ()
+    notes = (SILENT,) if silent(flow, against) else ()
     both = min(len(run.theta), len(fine.theta))
     gone = lost(run) | against.lost[: len(run.theta)]
     return Row(
@@ -267,16 +267,6 @@ def one_step_errors(
         gap = distance(run.theta[-1], against.ends[where])
         errors[where] = torch.where(run.alive, gap, math.nan)
     return errors, True
-
-
-def carries_velocity(flow: Flow) -> bool:
-    """Whether the flow's state holds more than θ, so that θ alone does not say how it goes on."""
-    return type(flow).resume is not Flow.resume
-
-
-def silent(flow: Flow, against: Reference) -> bool:
-    """Whether one-step errors cannot be had: the flow needs a velocity that the descent does not carry."""
-    return carries_velocity(flow) and against.velocities is None
 
 
 def outside_series(flow: Flow, against: Reference) -> float | None:

@@ -189,9 +189,18 @@ class SameNoise(StochasticFlow):
         """The flow's own."""
         return self.flow.start(theta0)
 
+    def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.resume(theta, velocity)
+
     def position(self, state: Tensor) -> Tensor:
         """The flow's own."""
         return self.flow.position(state)
+
+
+def unwrapped(flow: Flow) -> Flow:
+    """The flow, or the one that it is made of."""
+    return unwrapped(flow.flow) if isinstance(flow, SameNoise) else flow
 
 
 class Descent(ABC):

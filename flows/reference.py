@@ -10,11 +10,13 @@ from torch import Tensor
 
 from flows.descend import descend_seen
 from flows.engine import extreme_eigenvalue
-from flows.flow import Descent, StochasticDescent
+from flows.flow import Descent, Flow, StochasticDescent, unwrapped
 from flows.trajectory import Trajectory
 from landscapes import Landscape
 
 CURVATURE_SAMPLES = 5  # iterates at which max |hλ| is estimated where a flow's series has a radius
+
+SILENT = "no one-step errors: the descent carries no velocity to start from"
 
 
 class Steps:
@@ -109,6 +111,16 @@ class Reference:
             eigenvalues = [extreme_eigenvalue(self.landscape, theta) for theta in members]
             self._curvature = self.h * max(abs(0.0 if e is None else e) for e in eigenvalues)
         return self._curvature
+
+
+def carries_velocity(flow: Flow) -> bool:
+    """Whether the flow's state holds more than θ, so that θ alone does not say how it goes on."""
+    return type(unwrapped(flow)).resume is not Flow.resume
+
+
+def silent(flow: Flow, against: Reference) -> bool:
+    """Whether one-step errors cannot be had: the flow needs a velocity that the descent does not carry."""
+    return carries_velocity(flow) and against.velocities is None
 
 
 def real_loss(landscape: Landscape, theta: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows.brownian import NoisePath, minibatch_path
+from flows.brownian import MinibatchPath, NoisePath, minibatch_path
 from flows.comparison import CUT_SHORT, Row
 from flows.engine import ResumedEquation
-from flows.flow import Descent, Flow, StochasticFlow
+from flows.flow import Descent, Flow, StochasticFlow, unwrapped
 from flows.integrate import integrate
-from flows.reference import Reference, distance, lost, padded
+from flows.reference import SILENT, Reference, distance, lost, padded, silent
 from flows.stochastic_solvers import STOCHASTIC
 from flows.trajectory import Trajectory
 from flows.weak_errors import LOSS, Laws
@@ -34,7 +34,7 @@ class Drive:
     method: str | None
     dt: float
     seed: int
-    path: NoisePath | None = None
+    path: MinibatchPath | None = None
 
     @property
     def coupled(self) -> bool:
@@ -82,7 +82,7 @@ def check_drive(
 
 def gradient_noise(flow: StochasticFlow) -> object:
     """The ``noise`` of a flow, or of the flow that it wraps; None where it has none by that name."""
-    return getattr(getattr(flow, "flow", flow), "noise", None)
+    return getattr(unwrapped(flow), "noise", None)
 
 
 def check_shared(flow: StochasticFlow, descent: Descent) -> None:
@@ -96,13 +96,19 @@ def check_shared(flow: StochasticFlow, descent: Descent) -> None:
             )
 
 
-def check_coupled(flow: StochasticFlow, path: NoisePath) -> None:
-    """Raise UnsupportedError unless the flow's noise can be that of mini-batches."""
-    noise, size = gradient_noise(flow), path.shape[-1]
-    if flow.noise_size != size or not (noise is None or isinstance(noise, MinibatchNoise)):
+def check_coupled(flow: StochasticFlow, path: MinibatchPath) -> None:
+    """Raise UnsupportedError unless the flow's noise can be that of the path's mini-batches, of its epochs included."""
+    size, sampling = path.shape[-1], path.sampling
+    if flow.noise_size != size or not isinstance(gradient_noise(flow), MinibatchNoise):
         raise UnsupportedError(
             f"coupled flows are driven by the weights of the {size} examples in each mini-batch, and the noise of "
-            f"{flow.name} is another, of size {flow.noise_size}: compare it with coupled=False"
+            f"{flow.name} is another, of size {flow.noise_size}: compare it with coupled=False (a flow of your own "
+            "says that it is driven so by a ``noise`` that is MinibatchNoise)"
+        )
+    if flow.noise_period is None and sampling.diffusion_factor() != sampling.variance_factor():
+        raise UnsupportedError(
+            f"the noise of {flow.name} is that of single steps, and coupled to reshuffled epochs it would be of "
+            "another size: use StochasticModifiedEquation with sampling='epoch', whose noise sums to zero over them"
         )
 
 
@@ -160,8 +166,10 @@ def studied(
     finer = against.by_runs(fine.theta)
     both = min(len(members), len(finer))
     weak = laws.against(members, finer, gone, coupled=along.coupled)
-    one_step, whole = nothing[1:], fine.status != "interrupted"
-    if along.coupled and whole:
+    one_step, whole, notes = nothing[1:], fine.status != "interrupted", row.notes
+    if along.coupled and silent(flow, against):
+        notes = (*notes, SILENT)
+    elif along.coupled and whole:
         one_step, whole = one_step_errors(flow, against, along)
     return replace(
         row,
@@ -169,16 +177,16 @@ def studied(
         integration=padded(distance(members[:both], finer[:both]).mean(dim=1), nothing),
         losses=padded(weak[LOSS].mean, nothing),
         weak={name: error.on_clock(nothing) for name, error in weak.items()},
-        notes=row.notes if whole else (*row.notes, CUT_SHORT),
+        notes=notes if whole else (*notes, CUT_SHORT),
         interrupted=not whole,
     )
 
 
 class OneStep(NoisePath):
-    """The increments of one step of the descent, from t = 0."""
+    """The increments of one step of the descent, from t0."""
 
-    def __init__(self, path: NoisePath, increments: list[Tensor], h: float):
-        self.t0, self.t1, self.finest_dt = 0.0, h, h / len(increments)
+    def __init__(self, path: NoisePath, increments: list[Tensor], t0: float, h: float):
+        self.t0, self.t1, self.finest_dt = t0, t0 + h, h / len(increments)
         self._shape, self._increments = path.shape, increments
 
     @property
@@ -211,11 +219,11 @@ def one_step_errors(flow: StochasticFlow, against: Reference, along: Drive) -> t
     increments = along.path.increments(0.0, dt, steps * each)
     errors = torch.full(against.mean[1:].shape[:-1], math.nan, dtype=against.mean.dtype, device=against.mean.device)
     for k in range(steps):
-        path = OneStep(along.path, list(islice(increments, each)), h)
+        path = OneStep(along.path, list(islice(increments, each)), float(against.times[k]), h)
         start = against.members[k] if against.runs > 1 else against.members[k, 0]
         velocity = None if against.velocities is None else against.velocities[k]
         model = flow if velocity is None else ResumedEquation(flow, flow.resume(start, velocity))
-        run = integrate(model, start, [0.0, h], method=along.method, dt=dt, path=path, keep="last")
+        run = integrate(model, start, against.times[k : k + 2], method=along.method, dt=dt, path=path, keep="last")
         if run.status == "interrupted":
             return errors, False
         gap = distance(run.theta[-1], against.run.theta[k + 1])
