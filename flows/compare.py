@@ -26,7 +26,7 @@ from flows.solvers import ADAPTIVE, EXPONENTIAL, FIXED
 from flows.stochastic_rows import Drive, check_drive, stochastic_row
 from flows.stochastic_solvers import STOCHASTIC
 from flows.trajectory import Trajectory, writable_folder
-from flows.weak_errors import Laws, Observables, WeakError, check_observables
+from flows.weak_errors import LOSS, Laws, Observables, WeakError, check_observables
 from landscapes import UnsupportedError
 from landscapes.errors import check_count
 
@@ -212,29 +212,36 @@ def make_row(
     one_step, whole = one_step_errors(flow, against, fine_settings, begin=fine.status != "interrupted")
     notes = (SILENT,) if silent(flow, against) else ()
     both = min(len(run.theta), len(fine.theta))
-    gone = lost(run) | against.lost[: len(run.theta)]
+    own = lost(run, settings["dt"])
+    gone = own | against.lost[: len(run.theta)]
+    weak = weak_errors(run, fine, own, laws, nothing)
     return Row(
         trajectory=run,
         errors=padded(distance(run.theta, against.mean[: len(run.theta)]).masked_fill(gone, math.nan), nothing),
         one_step=one_step,
         integration=padded(distance(run.theta[:both], fine.theta[:both]), nothing),
-        losses=padded(real_loss(against.landscape, run.theta), nothing),
+        losses=weak[LOSS].mean if weak else padded(losses_of(run, own, against), nothing),
         imaginary=padded(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
         outside=outside_series(flow, against),
         mean=run.theta,
-        weak=weak_errors(run, fine, gone, laws, nothing),
+        weak=weak,
         notes=notes if whole else (*notes, CUT_SHORT),
         interrupted=not whole,
     )
 
 
+def losses_of(run: Trajectory, own: Tensor, against: Reference) -> Tensor:
+    """f along a run without noise, NaN where it is lost."""
+    return real_loss(against.landscape, run.theta).masked_fill(own, math.nan)
+
+
 def weak_errors(
-    run: Trajectory, fine: Trajectory, gone: Tensor, laws: Laws | None, nothing: Tensor
+    run: Trajectory, fine: Trajectory, own: Tensor, laws: Laws | None, nothing: Tensor
 ) -> dict[str, WeakError]:
     """φ(X) − E φ(θ) for a flow without noise, where laws are compared and it is real."""
     if laws is None or run.theta.is_complex():
         return {}
-    found = laws.against(run.theta[:, None], fine.theta[:, None], gone)
+    found = laws.against(run.theta[:, None], fine.theta[:, None], own)
     return {name: error.on_clock(nothing) for name, error in found.items()}
 
 

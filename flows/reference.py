@@ -84,7 +84,9 @@ class Reference:
         self.members_lost = self.by_runs(lost(self.run))
         self.mean = self.members.mean(dim=1) if runs > 1 else self.run.theta
         self.lost = self.members_lost.any(dim=1)
-        self.losses = real_loss(self.landscape, self.members).mean(dim=1)
+        self.member_losses = real_loss(self.landscape, self.members)
+        mean_loss = self.member_losses.mean(dim=1)
+        self.losses = mean_loss.masked_fill(self.lost, torch.nan) if runs > 1 else mean_loss
         self.standard_error = self.members.var(dim=1).sum(dim=-1).div(runs).sqrt() if runs > 1 else None
         last = len(self.times) - 1
         self.starts = self.members[:-1, 0]
@@ -124,9 +126,9 @@ def silent(flow: Flow, against: Reference) -> bool:
 
 
 def real_loss(landscape: Landscape, theta: Tensor) -> Tensor:
-    """f(θ), the real part where θ is complex."""
+    """f(θ) (T, ...) of θ (T, ..., d), the real part where θ is complex; one time after the other, as N may be large."""
     with torch.no_grad():
-        loss = landscape.loss(theta)
+        loss = torch.stack([landscape.loss(at) for at in theta])
     return loss.real if loss.is_complex() else loss
 
 
@@ -135,9 +137,14 @@ def distance(left: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.vector_norm(left - right, dim=-1)
 
 
-def lost(run: Trajectory) -> Tensor:
-    """Where a state (T, ...) only repeats the last finite one of a member that has left the run."""
-    stays = (run.theta[1:] == run.theta[:-1]).all(dim=-1).flip(0).long().cumprod(0).flip(0).bool()
+def lost(run: Trajectory, dt: float | None = None) -> Tensor:
+    """Where a state (T, ...) only repeats the last finite one of a member that has left the run.
+
+    With steps ``dt`` between the times the first of these is one from before its time.
+    """
+    same = (run.theta == run.theta[-1]).all(dim=-1).flip(0).long().cumprod(0).flip(0).bool()
+    between = dt is not None and dt < 0.999 * float(run.times.diff().max()) if len(run.times) > 1 else False
+    stays = same[1:] if between else same[:-1]
     return torch.cat([torch.zeros_like(run.alive)[None], stays & ~run.alive])
 
 

@@ -128,7 +128,8 @@ def stochastic_row(
     nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.dtype, device=run.theta.device)
     members = against.by_runs(run.theta)
     theirs = against.members[: len(members)]
-    gone = against.by_runs(lost(run)).any(dim=1) | against.lost[: len(members)]
+    own = against.by_runs(lost(run, along.dt)).any(dim=1)
+    gone = own | against.lost[: len(members)]
     notes: tuple[str, ...] = ()
     if along.coupled:
         errors = distance(members, theirs).mean(dim=1)
@@ -147,25 +148,25 @@ def stochastic_row(
         notes=notes,
         interrupted=run.status == "interrupted",
     )
-    return row if row.interrupted else studied(flow, row, members, gone, against, along, laws, progress)
+    return row if row.interrupted else studied(flow, row, members, own, against, along, laws, progress)
 
 
 def studied(
     flow: StochasticFlow,
     row: Row,
     members: Tensor,
-    gone: Tensor,
+    own: Tensor,
     against: Reference,
     along: Drive,
     laws: Laws,
     progress: bool,
 ) -> Row:
-    """The row of a run (T', runs, ..., d) with its laws, its integration error, and where coupled its single steps."""
+    """The row of a run (T', runs, ..., d), lost at ``own``, with laws, integration error and, coupled, single steps."""
     nothing = row.losses
     fine = along.run(flow, against.theta0, against.times, along.dt / 2, progress=progress)
     finer = against.by_runs(fine.theta)
     both = min(len(members), len(finer))
-    weak = laws.against(members, finer, gone, coupled=along.coupled)
+    weak = laws.against(members, finer, own, coupled=along.coupled)
     one_step, whole, notes = nothing[1:], fine.status != "interrupted", row.notes
     if along.coupled and silent(flow, against):
         notes = (*notes, SILENT)
@@ -174,7 +175,9 @@ def studied(
     return replace(
         row,
         one_step=one_step,
-        integration=padded(distance(members[:both], finer[:both]).mean(dim=1), nothing),
+        integration=padded(
+            distance(members[:both], finer[:both]).mean(dim=1).masked_fill(own[:both], math.nan), nothing
+        ),
         losses=padded(weak[LOSS].mean, nothing),
         weak={name: error.on_clock(nothing) for name, error in weak.items()},
         notes=notes if whole else (*notes, CUT_SHORT),

@@ -94,28 +94,36 @@ def weak_error(flow: Tensor, tighter: Tensor, descent: Tensor, *, coupled: bool)
 
 @dataclass(frozen=True)
 class Laws:
-    """Observables with their values (T, runs, ...) along a descent."""
+    """Observables with their values (T, runs, ...) along a descent, and where a run of it is ``lost`` (T, ...)."""
 
     observables: Observables
     values: Mapping[str, Tensor]
+    lost: Tensor
 
     @classmethod
     def of(cls, observables: Observables | None, against: Reference) -> Laws:
         """Loss, ‖∇f‖² and the user's φ along the descent's runs."""
         functions = check_observables(observables, against.landscape)
-        return cls(functions, observe(functions, against.members))
+        others = {name: phi for name, phi in functions.items() if name != LOSS}
+        return cls(functions, {LOSS: against.member_losses, **observe(others, against.members)}, against.lost)
 
-    def against(self, members: Tensor, tighter: Tensor, gone: Tensor, *, coupled: bool = False) -> dict[str, WeakError]:
-        """φ → the weak error of states (T', runs, ..., d), and of their tighter runs; NaN where ``gone`` (T', ...)."""
+    def against(self, members: Tensor, tighter: Tensor, own: Tensor, *, coupled: bool = False) -> dict[str, WeakError]:
+        """φ → the weak error of states (T', runs, ..., d), and of their tighter runs.
+
+        NaN where a run is lost: of the flow at ``own`` (T', ...), of the descent for what is held against it.
+        """
         ours, finer = observe(self.observables, members), observe(self.observables, tighter)
+        gone = own | self.lost[: len(own)]
         found = {}
         for name, theirs in self.values.items():
             error = weak_error(ours[name], finer[name], theirs, coupled=coupled)
+            mean, integration = (x.masked_fill(own, torch.nan) for x in (error.mean, error.integration))
             difference, bar = (x.masked_fill(gone, torch.nan) for x in (error.difference, error.standard_error))
-            found[name] = WeakError(error.mean, difference, bar, error.integration)
+            found[name] = WeakError(mean, difference, bar, integration)
         return found
 
     @property
     def means(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """φ → its mean over the descent's runs and the standard error, both (T, ...)."""
-        return {name: mean_with_error(values) for name, values in self.values.items()}
+        """φ → its mean over the descent's runs and the standard error, both (T, ...); NaN where a run is lost."""
+        pairs = {name: mean_with_error(values) for name, values in self.values.items()}
+        return {name: tuple(x.masked_fill(self.lost, torch.nan) for x in pair) for name, pair in pairs.items()}  # type: ignore[misc]
