@@ -20,7 +20,7 @@ from torch import Tensor
 from flows.comparison import CUT_SHORT, Comparison, Row, slug
 from flows.engine import Resumed, check_theta0
 from flows.flow import BranchError, Descent, Flow, StochasticDescent, StochasticFlow, unwrapped
-from flows.integrate import integrate
+from flows.integrate import METHODS, integrate
 from flows.reference import SILENT, Reference, carries_velocity, distance, lost, padded, real_loss, silent
 from flows.solvers import ADAPTIVE, EXPONENTIAL, FIXED
 from flows.stochastic_rows import Drive, check_drive, stochastic_row
@@ -28,7 +28,7 @@ from flows.stochastic_solvers import STOCHASTIC
 from flows.trajectory import Trajectory, writable_folder
 from flows.weak_errors import LOSS, Laws, Observables, WeakError, check_observables
 from landscapes import UnsupportedError
-from landscapes.errors import check_count
+from landscapes.errors import check_choice, check_count, check_positive
 
 MAX_STEPS = 2_000  # of an adaptive method from one output time to the next: beyond, |hλ| is in the thousands
 TIGHTER = 10  # by how much the second run's tolerances are smaller
@@ -71,20 +71,24 @@ def compare(
     """
     named = check_flows(flows, descent)
     theta0 = check_theta0(theta0)
-    check_count("runs", runs)
+    runs = check_count("runs", runs)
     if runs > 1 and not isinstance(descent, StochasticDescent):
         raise ValueError(f"runs is for stochastic descents, got {runs} with {type(descent).__name__}; leave it at 1")
+    noisy = [isinstance(flow, StochasticFlow) for flow in named.values()]
+    settings = check_settings(method, rtol, atol, dt, noisy=any(noisy))
     drive = check_drive(named, descent, theta0, steps, method=method, dt=dt, seed=seed, runs=runs, coupled=coupled)
-    check_observables(observables, descent.landscape)
+    check_observables(observables, descent.landscape, theta0)
     store = None if folder is None else writable_folder(folder)
-    against = Reference(descent, theta0, steps, runs, seed, progress)
+    against = Reference(descent, theta0, steps, runs, seed, progress, mean_steps=not all(noisy))
     run = against.run
     if len(run.times) < 2:
         raise ValueError(f"nothing to compare: {run.status.sentence}")
+    if drive is not None:
+        drive = drive.on_clock(run.times, descent.h, chosen=dt is not None)
     name = unique_name(type(descent).__name__, named)
     keep(store, name, run)
-    laws = None if drive is None and observables is None else Laws.of(observables, against)
-    settings: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "dt": dt, "max_steps": MAX_STEPS}
+    silent_laws = theta0.is_complex() or (drive is None and observables is None)
+    laws = None if silent_laws else Laws.of(observables, against)
     rows: dict[str, Row] = {}
     for label, flow in named.items():
         save = partial(keep, store, label)
@@ -106,8 +110,19 @@ def compare(
         landscape=descent.landscape,
         observed={} if laws is None else laws.means,
         coupled=coupled,
-        settings={**settings, "seed": seed, "h": float(descent.h), **({} if drive is None else {"dt": drive.dt})},
+        settings={**settings, "seed": int(seed), "h": float(descent.h), **({} if drive is None else {"dt": drive.dt})},
     )
+
+
+def check_settings(
+    method: str | None, rtol: float | None, atol: float | None, dt: float | None, *, noisy: bool
+) -> dict[str, Any]:
+    """What ``integrate`` is given; raise for a method that there is not, also where no flow would take it."""
+    if method is not None:
+        check_choice("method", method, tuple(dict.fromkeys((*METHODS, *STOCHASTIC))) if noisy else METHODS)
+    numbers = {"rtol": rtol, "atol": atol, "dt": dt}
+    given = {name: None if value is None else check_positive(name, value) for name, value in numbers.items()}
+    return {"method": method, **given, "max_steps": MAX_STEPS}
 
 
 def theirs(settings: dict[str, Any], drive: Drive | None) -> dict[str, Any]:
@@ -128,7 +143,9 @@ def noisy_row(
 ) -> Row:
     """The row of a stochastic flow, without a trajectory where it cannot run here."""
     assert drive is not None
-    assert laws is not None
+    if laws is None:
+        given = against.theta0.dtype
+        return cannot_run(UnsupportedError(f"a stochastic flow has real states only, got theta0 of {given}"), against)
     try:
         return stochastic_row(flow, against, drive, laws, progress, save)
     except UnsupportedError as error:
@@ -219,7 +236,7 @@ def make_row(
         trajectory=run,
         errors=padded(distance(run.theta, against.mean[: len(run.theta)]).masked_fill(gone, math.nan), nothing),
         one_step=one_step,
-        integration=padded(distance(run.theta[:both], fine.theta[:both]), nothing),
+        integration=padded(distance(run.theta[:both], fine.theta[:both]).masked_fill(own[:both], math.nan), nothing),
         losses=weak[LOSS].mean if weak else padded(losses_of(run, own, against), nothing),
         imaginary=padded(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
         outside=outside_series(flow, against),

@@ -22,11 +22,12 @@ SILENT = "no one-step errors: the descent carries no velocity to start from"
 class Steps:
     """What is read off every state of a descent as it runs: velocities and, with noise, what its mean step would be.
 
-    With ``runs`` the mean step and its noise are the first run's.
+    With ``runs`` the mean step and its noise are the first run's. ``mean_steps``: whether they are wanted.
     """
 
-    def __init__(self, descent: Descent, runs: int):
+    def __init__(self, descent: Descent, runs: int, mean_steps: bool):
         self._descent = descent
+        self._mean_steps = mean_steps
         self._runs = runs
         self._velocities: list[Tensor] = []
         self._ends: list[Tensor] = []
@@ -39,7 +40,8 @@ class Steps:
             self._velocities.append(velocity)
         if isinstance(self._descent, StochasticDescent):
             first = member(state, 0) if self._runs > 1 else state
-            self._ends.append(self._descent.mean_step(first, k))
+            if self._mean_steps:
+                self._ends.append(self._descent.mean_step(first, k))
             self._noise.append(self._descent.noise_of_step(first, k))
 
     def velocities(self, steps: int) -> Tensor | None:
@@ -59,8 +61,12 @@ def member(state: Any, i: int) -> Any:
     """The i-th run of a descent's state: of every tensor in it the i-th row."""
     if isinstance(state, Tensor):
         return state[i]
-    if isinstance(state, tuple):
-        return tuple(member(part, i) for part in state)
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*(member(part, i) for part in state))
+    if isinstance(state, (tuple, list)):
+        return type(state)(member(part, i) for part in state)
+    if isinstance(state, dict):
+        return {name: member(part, i) for name, part in state.items()}
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
         parts = {f.name: member(getattr(state, f.name), i) for f in dataclasses.fields(state)}
         return dataclasses.replace(state, **parts)
@@ -70,9 +76,19 @@ def member(state: Any, i: int) -> Any:
 class Reference:
     """A descent's run with what flows are held against; ``members`` (T, runs, ..., d) are its runs."""
 
-    def __init__(self, descent: Descent, theta0: Tensor, steps: int, runs: int, seed: int, progress: bool):
+    def __init__(
+        self,
+        descent: Descent,
+        theta0: Tensor,
+        steps: int,
+        runs: int,
+        seed: int,
+        progress: bool,
+        *,
+        mean_steps: bool = True,
+    ):
         self.theta0 = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
-        seen = Steps(descent, runs)
+        seen = Steps(descent, runs, mean_steps)
         self.descent = descent
         self.runs = runs
         self.seed = seed

@@ -15,7 +15,7 @@ from flows.brownian import MinibatchPath, NoisePath, minibatch_path
 from flows.comparison import CUT_SHORT, Row
 from flows.engine import ResumedEquation
 from flows.flow import Descent, Flow, StochasticFlow, unwrapped
-from flows.integrate import integrate
+from flows.integrate import integrate, step_grid
 from flows.reference import SILENT, Reference, distance, lost, padded, silent
 from flows.stochastic_solvers import STOCHASTIC
 from flows.trajectory import Trajectory
@@ -41,6 +41,20 @@ class Drive:
         """Whether the noise is the descent's."""
         return self.path is not None
 
+    def on_clock(self, times: Tensor, h: float, *, chosen: bool) -> Drive:
+        """The same on a descent's clock: dt divides its shortest step unless it was ``chosen``; raise where it cannot.
+
+        The clock of a descent that models the rate h by shorter steps, as SVAG does, is not k·h.
+        """
+        if chosen or self.coupled:
+            dt = self.dt
+        else:
+            shortest = float(times.diff().min())
+            parts = max(round(h / shortest), 1)
+            dt = (h / parts if math.isclose(h, parts * shortest, rel_tol=1e-9) else shortest) / SUBSTEPS
+        check_divides(dt, times.tolist())
+        return replace(self, dt=dt)
+
     def run(self, flow: Flow, start: Tensor, times: Any, dt: float, **more: Any) -> Any:
         """``integrate`` along the noise."""
         source: Mapping[str, Any] = {"seed": self.seed} if self.path is None else {"path": self.path}
@@ -65,19 +79,32 @@ def check_drive(
         if coupled:
             raise ValueError("coupled is for stochastic flows, none was given; leave it out")
         return None
-    dt = descent.h / SUBSTEPS if dt is None else dt
-    check_positive("dt", dt)
+    check_count("steps", steps)
+    dt = check_positive("dt", descent.h / SUBSTEPS if dt is None else dt)
     used = method if method in STOCHASTIC else None
     if not coupled:
+        if type(descent).elapsed is Descent.elapsed:  # the clock is known before the descent has run
+            check_divides(dt, [0.0, descent.h])
         return Drive(used, dt, check_seed(seed))
     halvings = round(math.log2(descent.h / dt))
     if halvings < 0 or not math.isclose(dt * 2**halvings, descent.h, rel_tol=1e-12):
         raise ValueError(f"dt of coupled flows must be h over a power of two, h = {descent.h!r}, got {dt!r}")
     start = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
-    path = minibatch_path(descent, start, check_count("steps", steps), seed, halvings + 1)  # type: ignore[arg-type]
+    path = minibatch_path(descent, start, steps, seed, halvings + 1)  # type: ignore[arg-type]
     for flow in noisy:
         check_shared(flow, descent)
     return Drive(used, dt, seed, path)  # finer by a halving: for the runs at dt/2
+
+
+def check_divides(dt: float, times: list[float]) -> None:
+    """Raise ValueError unless dt divides every step of a clock."""
+    try:
+        step_grid(times, dt)
+    except ValueError as error:
+        raise ValueError(
+            f"dt must divide every step of the descent, whose clock has {error}; stochastic flows take steps of one "
+            "length, which rates that change little by little do not have in common: StepSchedule's do"
+        ) from error
 
 
 def gradient_noise(flow: StochasticFlow) -> object:

@@ -35,19 +35,28 @@ class WeakError:
         return WeakError(*(padded(values, nothing) for values in parts))
 
 
-def check_observables(observables: Observables | None, landscape: Landscape) -> Observables:
-    """Loss, ‖∇f‖² and the user's φ by name; raise where one is no function or takes a name that is given."""
+def all_observables(observables: Observables | None, landscape: Landscape) -> Observables:
+    """Loss, ‖∇f‖² and the user's φ by name."""
     own: Observables = {LOSS: landscape.loss, SQUARED_NORM: lambda theta: landscape.grad(theta).square().sum(dim=-1)}
+    return {**own, **(observables or {})}
+
+
+def check_observables(observables: Observables | None, landscape: Landscape, theta0: Tensor) -> None:
+    """Raise where one is no function of θ that is a real number, takes a name that is given, or θ0 is complex."""
     if observables is None:
-        return own
+        return
     if not isinstance(observables, Mapping):
         raise TypeError(f"observables must be a mapping name -> function of theta, got {type(observables).__name__}")
+    if theta0.is_complex():
+        raise ValueError(f"observables are for real theta0, got {theta0.dtype}; leave them out, or give theta0.real")
     for name, function in observables.items():
         if not isinstance(name, str) or not callable(function):
             raise TypeError(f"observables must map strings to functions of theta, got {name!r}: {function!r}")
-        if name in own:
-            raise ValueError(f"observables must not be called {', '.join(own)}: these are always there, got {name!r}")
-    return {**own, **observables}
+        if name in (LOSS, SQUARED_NORM):
+            raise ValueError(
+                f"observables must not be called {LOSS} or {SQUARED_NORM}: these are always there, got {name!r}"
+            )
+        number(name, function, theta0.expand(2, *theta0.shape))
 
 
 def observe(observables: Observables, theta: Tensor) -> dict[str, Tensor]:
@@ -56,7 +65,7 @@ def observe(observables: Observables, theta: Tensor) -> dict[str, Tensor]:
 
 
 def number(name: str, phi: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
-    """φ(θ) (...,) of θ (..., d); raise unless it is one real number for each."""
+    """φ(θ) (...,) of θ (..., d), truth values and whole numbers as floats; raise unless it is one real number each."""
     with torch.no_grad():
         value = phi(theta)
     if not isinstance(value, Tensor) or value.is_complex() or value.shape != theta.shape[:-1]:
@@ -65,7 +74,7 @@ def number(name: str, phi: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
             f"observable {name!r} must give a real tensor of shape {tuple(theta.shape[:-1])} for theta "
             f"{tuple(theta.shape)}, got {given}"
         )
-    return value.detach()
+    return value.detach() if value.is_floating_point() else value.to(theta.dtype)
 
 
 def mean_with_error(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +112,7 @@ class Laws:
     @classmethod
     def of(cls, observables: Observables | None, against: Reference) -> Laws:
         """Loss, ‖∇f‖² and the user's φ along the descent's runs."""
-        functions = check_observables(observables, against.landscape)
+        functions = all_observables(observables, against.landscape)
         others = {name: phi for name, phi in functions.items() if name != LOSS}
         return cls(functions, {LOSS: against.member_losses, **observe(others, against.members)}, against.lost)
 
