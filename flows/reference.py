@@ -99,6 +99,7 @@ class Reference:
         self.members = self.by_runs(self.run.theta)
         self.members_lost = self.by_runs(lost(self.run))
         self.mean = self.members.mean(dim=1) if runs > 1 else self.run.theta
+        self.mean[0] = theta0  # which the mean over runs is but for rounding
         self.lost = self.members_lost.any(dim=1)
         self.member_losses = real_loss(self.landscape, self.members)
         mean_loss = self.member_losses.mean(dim=1)

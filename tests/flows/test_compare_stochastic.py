@@ -60,6 +60,15 @@ def test_the_mean_over_runs_and_its_standard_error(sampling, batch, regression, 
     assert f"the mean of {RUNS} runs of StochasticGradientDescent" in str(result)
 
 
+def test_no_rounding_of_the_mean_over_runs_at_the_start(regression, normal):
+    """On the figure's logarithmic axis it would be sixteen decades below the rest."""
+    sgd = StochasticGradientDescent(regression, RATE, 2)
+    theta0 = normal(2, 8, 2)
+    result = compare(sgd, {"GF": GradientFlow(regression)}, theta0, 1, runs=7)
+    assert bool((result.errors["GF"][0] == 0).all())
+    assert torch.equal(result.mean[0], theta0)
+
+
 @pytest.mark.parametrize("runs", [1, RUNS])
 def test_single_steps_are_held_against_the_full_batch(runs, regression):
     sgd = StochasticGradientDescent(regression, RATE, 2)
