@@ -41,6 +41,8 @@ class ModuleFunction:
         self._shapes = [p.shape for p in parameters.values()]
         self._names = list(parameters)
         self._buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        places = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        self._tied = len(places) > len(parameters) + len(self._buffers)
         self._modules = list(module.modules())
         self._dropouts = [(n, m) for n, m in module.named_modules() if isinstance(m, _DropoutNd)]
         self._batch_norms = [(n, m) for n, m in module.named_modules() if isinstance(m, (_BatchNorm, BatchNorm))]
@@ -56,7 +58,8 @@ class ModuleFunction:
         if theta.is_complex():
             inputs = tuple(x.to(theta.dtype) if x.is_floating_point() else x for x in inputs)
         with self.kernels():
-            return torch.func.functional_call(self.module, tensors, inputs)
+            # torch looks for shared tensors anew at every call
+            return torch.func.functional_call(self.module, tensors, inputs, tie_weights=self._tied)
 
     def _fresh_buffers(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Copies of the buffers, in θ's precision where they have the module's."""
