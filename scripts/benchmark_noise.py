@@ -58,8 +58,8 @@ def all_digits(device: str) -> tuple[NetworkLandscape, Callable[[int], None]]:
 def bench_sde_step(settings: NoiseSettings) -> None:
     """Euler's steps of the order-1 equation with dt = h, noise included, over as many gradients, bare and ours.
 
-    Where glibc hands freed memory back to the kernel, page faults move the ratio by a tenth either way; it keeps it with
-    MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 in the environment.
+    Where glibc hands freed memory back to the kernel, page faults move the ratio by a tenth either way; it keeps
+    it with MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 in the environment.
     """
     landscape, bare = all_digits(settings.device)
     theta0, h, steps = landscape.theta0, 0.1, settings.steps
