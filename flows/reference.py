@@ -3,6 +3,7 @@ r"""What flows are held against: a descent's iterates or their mean over runs, i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -145,8 +146,23 @@ def silent(flow: Flow, against: Reference) -> bool:
 def real_loss(landscape: Landscape, theta: Tensor) -> Tensor:
     """f(θ) (T, ...) of θ (T, ..., d), the real part where θ is complex; one time after the other, as N may be large."""
     with torch.no_grad():
-        loss = torch.stack([landscape.loss(at) for at in theta])
+        loss = at_each_time(landscape.loss, theta)
     return loss.real if loss.is_complex() else loss
+
+
+def at_each_time(phi: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """φ (T, ...) of θ (T, ..., d), one time after the other.
+
+    Into one tensor: small results that are held one by one sit between what a large φ frees, which is then not used
+    again, and memory grows as if all times had been taken at once.
+    """
+    first = phi(theta[0])
+    values = first.new_empty(len(theta), *first.shape)
+    values[0] = first
+    del first
+    for k in range(1, len(theta)):
+        values[k] = phi(theta[k])
+    return values
 
 
 def distance(left: Tensor, right: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from flows.reference import Reference, padded
+from flows.reference import Reference, at_each_time, padded
 from landscapes import Landscape
 
 LOSS, SQUARED_NORM = "loss", "‖∇f‖²"
@@ -61,7 +62,7 @@ def check_observables(observables: Observables | None, landscape: Landscape, the
 
 def observe(observables: Observables, theta: Tensor) -> dict[str, Tensor]:
     """φ of states (T, runs, ..., d), each (T, runs, ...), one time after the other."""
-    return {name: torch.stack([number(name, phi, at) for at in theta]) for name, phi in observables.items()}
+    return {name: at_each_time(partial(number, name, phi), theta) for name, phi in observables.items()}
 
 
 def number(name: str, phi: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """compare where runs or batch members leave the finite numbers: no mean, loss or bar is made of what is frozen."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -117,3 +119,22 @@ def test_losses_are_taken_once_and_one_time_after_the_other(normal):
     compare(sgd, flows, START, STEPS, runs=RUNS, dt=RATE)
     assert max(landscape.asked) == RUNS
     assert sum(landscape.asked) == (STEPS + 1) * (RUNS + 2 * RUNS + 2)  # descent, equation and flow, each also tighter
+
+
+def test_a_large_observable_does_not_leave_its_memory_behind():
+    """Small results held between large freed pieces would pin them, N numbers for every run and time."""
+    script = """
+import resource, torch
+from flows.reference import real_loss
+from landscapes import LinearRegression
+
+draw = torch.Generator().manual_seed(0)
+landscape = LinearRegression(*(torch.randn(4000, *s, generator=draw, dtype=torch.float64) for s in ((2,), ())))
+theta = torch.ones(100, 100, 2, dtype=torch.float64)
+real_loss(landscape, theta[:2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+real_loss(landscape, theta)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    grown = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert float(grown.stdout) < 100  # MiB; all times at once are 305
