@@ -54,11 +54,13 @@ def compare(
     r"""Run the descent for ``steps`` steps and every flow along its clock, from θ0 (..., d).
 
     ``flows``: name → Flow, or flows with names of their own. ``runs`` repeats a stochastic descent; flows are then
-    held against its mean, and one-step errors are taken against the full-batch step from the first run's iterates.
+    held against its mean, and one-step errors are taken against the full-batch step from the first run's iterates (from
+    time zero each: for velocities that do not depend on t).
     ``method``, ``rtol``, ``atol`` and ``dt`` are those of ``integrate``. With ``folder`` every trajectory is on disk as
     soon as it is finished.
 
-    Stochastic flows take steps of ``dt``, h/8 by default, and are run as often as the descent. Their laws are compared:
+    Stochastic flows take steps of ``dt``, by default an eighth of the descent's shortest step (h/8 at a constant rate),
+    and are run as often as the descent. Their laws are compared:
     E f, E‖∇f‖² and the user's ``observables`` (name → φ, θ (n, ..., d) ↦ (n, ...)), each with standard error and
     integration error; so are the other flows beside them, and without them where ``observables`` are given. ``coupled``
     drives them by the very mini-batches of the descent, so that paths can be compared; dt is then h over a power of two
