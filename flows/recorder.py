@@ -14,6 +14,8 @@ from landscapes import Counted, Landscape
 from landscapes.errors import check_choice, check_count
 from landscapes.wrappers import Counts, check_landscape
 
+BLOCK, NUMBERS = 64, 2**20  # states that are held together
+
 
 class Observer(Protocol):
     """Sees every ``every``-th state of a run: returns named tensors, which the trajectory keeps with their times."""
@@ -51,6 +53,31 @@ class LandscapeObserver(ABC):
         """What is seen at state k, time t, of θ (..., d)."""
 
 
+class States:
+    r"""States of one shape in order, in blocks of ``BLOCK`` of them or of ``NUMBERS`` numbers, whichever is less.
+
+    One small tensor a state, kept between what a step allocates and frees, would hold that memory too: the process
+    would grow by a step's work each time.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._filled = 0  # states in the last block
+
+    def append(self, theta: Tensor) -> None:
+        """One state more, copied."""
+        if not self._blocks or self._filled == len(self._blocks[-1]):
+            rows = max(1, min(BLOCK, NUMBERS // max(theta.numel(), 1)))
+            self._blocks.append(torch.empty(rows, *theta.shape, dtype=theta.dtype, device=theta.device))
+            self._filled = 0
+        self._blocks[-1][self._filled] = theta.detach()
+        self._filled += 1
+
+    def stacked(self) -> Tensor:
+        """All of them, (T, ...)."""
+        return torch.cat([*self._blocks[:-1], self._blocks[-1][: self._filled]])
+
+
 class Recorder:
     """Keeps states and observations of one run in order of time, and what the observers asked in it."""
 
@@ -62,7 +89,8 @@ class Recorder:
         self._counted_before = observer_counts(self._observers)
         self._last = last
         self._times: list[float] = []
-        self._states: list[Tensor] = []
+        self._states = States()
+        self._end = torch.zeros(())
         self._seen: dict[str, tuple[Observer, list[float], list[Tensor]]] = {}
 
     def record(self, k: int, t: float, theta: Tensor) -> None:
@@ -71,7 +99,7 @@ class Recorder:
             self._times.append(t)
             self._states.append(theta)
         elif not self._all:
-            self._times, self._states = [t], [theta]
+            self._times, self._end = [t], theta
         for observer in self._observers:
             if k % observer.every == 0:
                 self._observe(observer, k, t, theta)
@@ -94,8 +122,8 @@ class Recorder:
             values.append(shown)
 
     def keep_end(self, t: float, theta: Tensor) -> None:
-        """Keep the state a run stopped at, where ``every`` passed it over."""
-        if self._times[-1] != t:
+        """Keep the state a run stopped at, where ``every`` passed it over; the last one is there anyway."""
+        if self._all and self._times[-1] != t:
             self._times.append(t)
             self._states.append(theta)
 
@@ -106,7 +134,7 @@ class Recorder:
             for name, (_, times, values) in self._seen.items()
         }
         times = torch.tensor(self._times, dtype=torch.float64)
-        states = torch.stack(self._states)
+        states = self._states.stacked() if self._all else torch.stack([self._end])
         return Trajectory(times, states, status, alive, cost, observations, tuple(notes), self._observer_costs())
 
     def _observer_costs(self) -> dict[str, Counts]:

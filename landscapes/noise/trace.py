@@ -1,4 +1,7 @@
-r"""Trace and diagonal of D(θ) = (1/N) Σ_i g_i g_iᵀ − g gᵀ, g_i = ∇f_i, one gradient an example, by blocks."""
+r"""Trace and diagonal of D(θ) = (1/N) Σ_i g_i g_iᵀ − g gᵀ, g_i = ∇f_i, one gradient an example, by blocks.
+
+At complex θ variances are those of the modulus, and D is Hermitian.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,24 @@ def centred_blocks(landscape: FiniteSum, theta: Tensor) -> Iterator[Tensor]:
         yield landscape.example_grads(theta, index) - mean
 
 
+def squares(rows: Tensor) -> Tensor:
+    """|x|², real; differentiable at zero where x is real."""
+    return rows.abs().square() if rows.is_complex() else rows.square()
+
+
 def covariance_trace(landscape: FiniteSum, theta: Tensor) -> Tensor:
     r"""tr D(θ) = (1/N) Σ_i ‖g_i − g‖², shape (...,); one gradient an example, ``BLOCK`` held at a time."""
-    total = torch.zeros(theta.shape[:-1], dtype=theta.dtype, device=theta.device)
+    total = torch.zeros(theta.shape[:-1], dtype=theta.dtype.to_real(), device=theta.device)
     for rows in centred_blocks(landscape, theta):
-        total = total + rows.square().sum(dim=(-2, -1))
+        total = total + squares(rows).sum(dim=(-2, -1))
     return total / landscape.size
 
 
 def covariance_diagonal(landscape: FiniteSum, theta: Tensor) -> Tensor:
     r"""diag D(θ) = (1/N) Σ_i (g_i − g)², shape (..., d); one gradient an example, ``BLOCK`` held at a time."""
-    total = torch.zeros_like(theta)
+    total = torch.zeros_like(theta, dtype=theta.dtype.to_real())
     for rows in centred_blocks(landscape, theta):
-        total = total + rows.square().sum(dim=-2)
+        total = total + squares(rows).sum(dim=-2)
     return total / landscape.size
 
 
@@ -39,5 +47,5 @@ def covariance_matrix(landscape: FiniteSum, theta: Tensor) -> Tensor:
     r"""D(θ), dense, shape (..., d, d), for small d; one gradient an example, ``BLOCK`` held at a time."""
     total = torch.zeros(*theta.shape, theta.shape[-1], dtype=theta.dtype, device=theta.device)
     for rows in centred_blocks(landscape, theta):
-        total = total + rows.mT @ rows
+        total = total + rows.mT @ rows.conj()
     return total / landscape.size

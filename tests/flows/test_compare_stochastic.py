@@ -186,3 +186,10 @@ def test_controlled_descents_take_mean_steps_with_their_controls(regression):
         assert_close(result.one_step["GF"][k], (end - mean).norm(), rtol=1e-5, atol=1e-9)
         state = descent.step(state, k, generator)
     assert float(state.control.min()) < 1  # the controls had something to say
+
+
+def test_a_complex_start_has_a_real_noise_floor(regression):
+    start = torch.complex(START, 0.1 * START)
+    result = compare(StochasticGradientDescent(regression, RATE, 2), all_flows(regression), start, 2)
+    assert result.noise_floor.dtype == torch.float64
+    assert "noise floor" in str(result)

@@ -208,3 +208,21 @@ def test_a_status_is_its_kind_with_a_sentence(kind):
 def test_unknown_kinds_are_refused(kind):
     with pytest.raises(ValueError, match="kind must be one of finished, diverged"):
         Status(kind, "what happened")
+
+
+def test_states_in_blocks_are_those_that_came(monkeypatch):
+    from flows import recorder
+
+    monkeypatch.setattr(recorder, "BLOCK", 3)
+    for count, shape in ((1, (2,)), (3, ()), (7, (2, 5))):
+        came = [torch.full(shape, float(i)) for i in range(count)]
+        states = recorder.States()
+        for state in came:
+            states.append(state)
+            state.add_(100)  # what the engine does with its own afterwards
+        assert torch.equal(states.stacked(), torch.stack(came) - 100)
+    monkeypatch.setattr(recorder, "NUMBERS", 4)
+    wide = recorder.States()
+    for _ in range(2):
+        wide.append(torch.ones(10))  # wider than a block is meant for: one each
+    assert wide.stacked().shape == (2, 10)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from landscapes import LinearRegression, NoisyQuadratic, Regularised, TwoQuadratics
-from landscapes.noise import covariance_trace, trace
+from landscapes.noise import covariance_diagonal, covariance_matrix, covariance_trace, trace
 from nets import MLP, NetworkLandscape
 
 
@@ -87,3 +87,13 @@ def test_one_example_makes_no_noise(normal):
 def test_dtype_and_device_of_theta(normal, dtype, device):
     trace = covariance_trace(regression(normal), normal(8, 2, 3, dtype=dtype).to(device))
     assert (trace.dtype, trace.device.type, trace.shape) == (dtype, device.type, (2,))
+
+
+def test_at_complex_theta_variances_are_those_of_the_modulus(normal):
+    landscape = LinearRegression(normal(0, 5, 3), normal(1, 5))
+    theta = torch.complex(normal(2, 2, 3), normal(3, 2, 3))
+    rows = landscape.example_grads(theta) - landscape.grad(theta)[:, None]
+    expected = torch.einsum("bni,bnj->bij", rows, rows.conj()) / 5
+    assert_close(covariance_matrix(landscape, theta), expected)
+    assert_close(covariance_diagonal(landscape, theta), expected.diagonal(dim1=-2, dim2=-1).real)
+    assert_close(covariance_trace(landscape, theta), expected.diagonal(dim1=-2, dim2=-1).real.sum(-1))
