@@ -119,6 +119,14 @@ class Surrogate(GradientNoise):
         """d."""
         return self.dimension
 
+    def check_theta(self, theta: Tensor) -> Tensor:
+        """Return θ (..., d); raise where it is complex: noise has a phase there that no trace tells."""
+        if super().check_theta(theta).is_complex():
+            raise UnsupportedError(
+                f"a surrogate has the variances of real noise: theta must be real, got {theta.dtype}"
+            )
+        return theta
+
     def trace(self, theta: Tensor) -> Tensor:
         """tr C, shape (...,)."""
         return self.noise.trace(theta)
@@ -276,9 +284,7 @@ def frozen(noise: GradientNoise, theta: Tensor, dense: bool = False) -> Gradient
 
 
 def root(square: Tensor) -> Tensor:
-    """√x, with the derivative zero at x = 0; NaN stays NaN. Raises UnsupportedError for complex x."""
-    if square.is_complex():
-        raise UnsupportedError(f"variances are roots of real numbers: theta must be real, got {square.dtype}")
+    """√x, with the derivative zero at x = 0; NaN stays NaN."""
     positive = ~(square <= 0)
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
 
