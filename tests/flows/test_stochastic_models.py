@@ -7,8 +7,6 @@ import torch
 from hypothesis import given
 
 from flows import (
-    Flow,
-    GradientFlow,
     LangevinFlow,
     MomentumModifiedEquation,
     MomentumOrnsteinUhlenbeck,
@@ -155,5 +153,3 @@ def test_all_of_them_are_here():
     public = {kind for name in flows.__all__ if isinstance(kind := getattr(flows, name), type)}
     stochastic = {kind for kind in public if issubclass(kind, StochasticFlow)} - {StochasticFlow}
     assert {type(flow) for flow in EQUATIONS.values()} == stochastic
-    assert not issubclass(GradientFlow, StochasticFlow)
-    assert issubclass(GradientFlow, Flow)
