@@ -34,8 +34,9 @@ from flows.ensembles.blocks import (
 )
 from flows.ensembles.expectation import LEVELS, Levels
 from flows.ensembles.statistics import CONFIDENCE, Moments, check_confidence
-from flows.flow import Descent, StochasticFlow
+from flows.flow import Descent, StochasticFlow, unwrapped
 from flows.models.stochastic import NoisyModifiedEquation
+from flows.stochastic_rows import check_coupled, check_shared
 from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_seed
 
@@ -65,9 +66,9 @@ class WeakErrors:
 
     ``times`` (T,); observable → (T, ..., q) for all of: ``mean``, E φ(X); ``difference``, that less the descent's;
     ``standard_error`` of the difference; ``integration``, an estimate of what integration has left in it (see above),
-    and its ``integration_error``, a standard error. ``diverged``: how many runs, of a path's three
-    and the descent's, left the finite numbers; they are in every mean with their last finite position. ``cost`` of
-    everything that was run.
+    and its ``integration_error``, a standard error. ``diverged``: how many runs, of a path's three and the descent's,
+    left the finite numbers; they are in every mean with their last finite position. ``cost`` of everything that was
+    run.
     """
 
     times: Tensor
@@ -130,6 +131,10 @@ def weak_errors(
     check_count("paths", paths, minimum=2)
     check_functions(observables)
     check_pair(flow, descent, coupled)
+    if coupled and not isinstance(descent, NoisyGradientDescent):
+        batches = minibatch_path(descent, theta0, check_count("steps", steps), seed)  # type: ignore[arg-type]
+        check_shared(flow, descent)
+        check_coupled(flow, batches)
     if reference is not None and coupled:
         raise ValueError("give either a reference or coupled=True: a descent that is known is not run")
     check_count("substeps", substeps)
@@ -166,7 +171,7 @@ def check_pair(flow: StochasticFlow, descent: Descent, coupled: bool) -> None:
         raise TypeError(f"flow must be a StochasticFlow, got {type(flow).__name__}")
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
-    rate = getattr(flow, "h", descent.h)
+    rate = getattr(unwrapped(flow), "h", descent.h)
     if not math.isclose(rate, descent.h, rel_tol=1e-12):
         raise ValueError(f"h of {flow.name} is {rate!r}, of the descent {descent.h!r}: they must agree")
     if coupled and isinstance(descent, NoisyGradientDescent) and descent.noise.size != flow.noise_size:
