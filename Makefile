@@ -33,7 +33,7 @@ demo: $(VENV)/installed
 		--descent gd sgd --rtol 1e-4 --atol 1e-6 --krylov 12 --krylov-tolerance 1e-4 --dtype float32 --threads 1 --out $(OUT)/cnn
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -1,9 +1,7 @@
 """Flows, descents, the engines that run them, and their comparison."""
 
-from flows.brownian import BrownianPath, MinibatchPath, NoisePath, PathError, minibatch_path
-from flows.compare import compare
-from flows.comparison import Comparison
-from flows.descend import descend
+from flows.comparison.result import Comparison
+from flows.comparison.rows import compare
 from flows.descents.controlled import ControlledGradientDescent, ControlledMomentumDescent, MeanSquare, SquaredMean
 from flows.descents.drift_adjusted import DriftAdjustedDescent, StochasticDriftAdjustedDescent
 from flows.descents.gradient import GradientDescent, HeavyBall
@@ -16,6 +14,10 @@ from flows.descents.stochastic import StochasticGradientDescent
 from flows.descents.stochastic_momentum import ScaledStochasticHeavyBall, StochasticHeavyBall
 from flows.descents.svag import SVAG
 from flows.descents.svrg import SVRG
+from flows.engines.descend import descend
+from flows.engines.integrate import integrate
+from flows.engines.noise_paths import BrownianPath, MinibatchPath, NoisePath, PathError, minibatch_path
+from flows.engines.trajectory import Status, Trajectory
 from flows.flow import (
     BranchError,
     Descent,
@@ -26,33 +28,21 @@ from flows.flow import (
     StochasticFlow,
     UnconvergedWarning,
 )
-from flows.integrate import integrate
 from flows.models.epoch import EpochFlow
 from flows.models.gradient import GradientFlow
 from flows.models.langevin import LangevinFlow, UnderdampedLangevinFlow
-from flows.models.linear_laws import LinearChain, NoStationaryLawError
 from flows.models.modified import ModifiedFlow, ModifiedRungeKuttaFlow, RungeKuttaDescent
-from flows.models.momentum import HeavyBallPrincipalFlow, NesterovPrincipalFlow
-from flows.models.momentum_series import (
+from flows.models.momentum_modified import (
     ModifiedHeavyBallFlow,
     ModifiedNesterovFlow,
     ReducedHeavyBallFlow,
     ReducedNesterovFlow,
 )
-from flows.models.ornstein_uhlenbeck import (
-    MomentumOrnsteinUhlenbeck,
-    NotAMinimumError,
-    OrnsteinUhlenbeck,
-    linear_momentum_at,
-    linear_sgd_at,
-    momentum_ornstein_uhlenbeck_at,
-    ornstein_uhlenbeck_at,
-)
+from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrincipalFlow
 from flows.models.principal import PrincipalFlow
 from flows.models.stochastic import NoisyModifiedEquation, StochasticModifiedEquation, Stratonovich
 from flows.models.stochastic_momentum import MomentumModifiedEquation, NoisyMomentumEquation
 from flows.models.truncated import TruncatedPrincipalFlow
-from flows.schedulers import DriftAdjustedRate
 from flows.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -61,7 +51,17 @@ from flows.schedules import (
     StepSchedule,
     WarmUp,
 )
-from flows.trajectory import Status, Trajectory
+from flows.steady.linear_laws import LinearChain, NoStationaryLawError
+from flows.steady.ornstein_uhlenbeck import (
+    MomentumOrnsteinUhlenbeck,
+    NotAMinimumError,
+    OrnsteinUhlenbeck,
+    linear_momentum_at,
+    linear_sgd_at,
+    momentum_ornstein_uhlenbeck_at,
+    ornstein_uhlenbeck_at,
+)
+from flows.training.drift_adjusted_rate import DriftAdjustedRate
 from landscapes.noise import MinibatchNoise
 
 __all__ = [

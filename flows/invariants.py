@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from flows.brownian import BrownianPath, steps_of
-from flows.descend import descend
+from flows.engines.descend import descend
+from flows.engines.integrate import integrate
+from flows.engines.noise_paths import BrownianPath, steps_of
 from flows.flow import Descent, Flow, StochasticFlow
-from flows.integrate import integrate
-from flows.orders import OrderStudy, one_step_order
+from flows.orders.ladder import OrderStudy, one_step_order
 from landscapes import Landscape
 from landscapes.noise import ito_correction
-from landscapes.wrappers import Rotated
+from landscapes.wrappers.base import Rotated
 
 
 class InvariantError(AssertionError):

@@ -1,26 +1,26 @@
 """Landscapes: what is descended, a loss and its derivatives."""
 
-from landscapes.analytic import Product, Quadratic, Rosenbrock
-from landscapes.closed_form import CriticalPoint, Toy
 from landscapes.errors import NotHolomorphicError, SmoothnessWarning, UnsupportedError
-from landscapes.finite_sums import LinearRegression, NoisyQuadratic, QuadraticSum, TwoQuadratics
 from landscapes.landscape import Expansion, FiniteSum, Landscape
-from landscapes.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation
-from landscapes.modified_losses import (
+from landscapes.toys.closed_form import CriticalPoint, Toy
+from landscapes.toys.finite_sums import LinearRegression, NoisyQuadratic, QuadraticSum, TwoQuadratics
+from landscapes.toys.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation
+from landscapes.toys.quadratic import Product, Quadratic, Rosenbrock
+from landscapes.toys.registry import LANDSCAPES
+from landscapes.toys.separable import Cosine, DoubleWell, QuarticWell, Saddle, StyblinskiTang
+from landscapes.toys.spherical import SphericalQuotient
+from landscapes.toys.surfaces import Beale, Himmelblau, MonkeySaddle, MuellerBrown
+from landscapes.toys.symbolic import from_sympy
+from landscapes.toys.valleys import BarrierValley, BumpyBasin, SharpFlatWells
+from landscapes.wrappers.base import Counted, Regularised
+from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePenalty
+from landscapes.wrappers.modified_losses import (
     LandscapeSum,
     modified_loss,
     random_partition_loss,
     replacement_loss,
     reshuffling_loss,
 )
-from landscapes.registry import LANDSCAPES
-from landscapes.regularisers import GradientPenalty, VariancePenalty
-from landscapes.separable import Cosine, DoubleWell, QuarticWell, Saddle, StyblinskiTang
-from landscapes.spherical import SphericalQuotient
-from landscapes.surfaces import Beale, Himmelblau, MonkeySaddle, MuellerBrown
-from landscapes.symbolic import from_sympy
-from landscapes.valleys import BarrierValley, BumpyBasin, SharpFlatWells
-from landscapes.wrappers import Counted, Regularised
 
 __all__ = [
     "LANDSCAPES",

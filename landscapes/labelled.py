@@ -13,7 +13,7 @@ from torch import Tensor
 
 from landscapes.errors import UnsupportedError, check_count, check_float_tensor
 from landscapes.landscape import FiniteSum, Landscape
-from landscapes.wrappers import CountedSum, RegularisedSum
+from landscapes.wrappers.base import CountedSum, RegularisedSum
 
 
 class LabelledSum(FiniteSum):

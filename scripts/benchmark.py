@@ -21,9 +21,9 @@ from flows import GradientDescent, GradientFlow, ModifiedFlow, descend, integrat
 from landscapes import Counted, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
 from scripts.benchmark_noise import NOISE_BENCHMARKS, NoiseSettings
-from scripts.demo_network import bare_gradients, demo_network
-from scripts.measuring import growth, in_its_own_process, ratio
-from scripts.net_ground import NetGround
+from scripts.lab.demo_network import bare_gradients, demo_network
+from scripts.lab.measuring import growth, in_its_own_process, ratio
+from scripts.lab.network import NetGround
 
 Name = Literal[
     "integrate",

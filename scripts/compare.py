@@ -15,13 +15,13 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from flows import Descent, Flow, PrincipalFlow, StochasticDescent, compare
-from flows.comparison import slug
+from flows.comparison.result import slug
 from landscapes import FiniteSum, Landscape, Toy
 from nets import GhostBatchLandscape
-from scripts.command_line import DTYPES, check_device, guarded, parse, use_threads
-from scripts.ground import AnyGround, Ground
-from scripts.models_by_name import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
-from scripts.net_ground import NetGround
+from scripts.lab.command_line import DTYPES, check_device, guarded, parse, use_threads
+from scripts.lab.grounds import AnyGround, Ground
+from scripts.lab.models import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
+from scripts.lab.network import NetGround
 
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from flows import ModifiedFlow
 from flows.invariants import asymmetry
 from landscapes import Rosenbrock
-from scripts.command_line import guarded, parse
+from scripts.lab.command_line import guarded, parse
 
 
 @dataclass(frozen=True)

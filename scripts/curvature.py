@@ -21,9 +21,9 @@ from flows import GradientDescent, descend
 from flows.models.principal import principal_coefficient
 from landscapes import Landscape
 from landscapes.krylov import EigenpairTracker, eigenpairs, matrix_function, random_block, spectral_action
-from scripts.command_line import guarded, parse, use_threads
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import aligned
+from scripts.lab.command_line import guarded, parse, use_threads
+from scripts.lab.experiment import aligned
+from scripts.lab.network import NetGround
 
 Product = Callable[[Tensor], Tensor]
 

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from flows import GradientDescent, GradientFlow, descend, integrate
-from flows.trajectory import FolderError, writable_folder
+from flows.engines.trajectory import FolderError, writable_folder
 from landscapes import LANDSCAPES, Toy
 
 # Step size and number of steps that show what each toy is for; gradient flow runs for as long.

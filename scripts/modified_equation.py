@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import sympy
 
+from flows.engines.trajectory import writable_folder
 from flows.series import (
     EULER,
     HEAVY_BALL,
@@ -44,9 +45,8 @@ from flows.series.latex import (
     plain_landscape,
 )
 from flows.series.methods import Exact
-from flows.trajectory import writable_folder
 from landscapes.errors import check_count
-from scripts.command_line import guarded, parse
+from scripts.lab.command_line import guarded, parse
 from scripts.tree_figure import draw_trees
 
 HALF = Fraction(1, 2)

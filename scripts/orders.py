@@ -19,9 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flows.order_plots import plot_orders
-from flows.order_study import OrderStudy
-from flows.orders import (
+from flows.engines.solvers import FIXED
+from flows.orders.figure import plot_orders
+from flows.orders.fit import OrderStudy
+from flows.orders.ladder import (
     STATUSES,
     Integration,
     Rung,
@@ -32,15 +33,14 @@ from flows.orders import (
     sharpness_at,
     study_of,
 )
-from flows.solvers import FIXED
 from landscapes.errors import check_count, check_positive
-from scripts.command_line import DTYPES, check_device, guarded, parse, use_threads
 from scripts.compare import build_start, describe
-from scripts.ground import AnyGround
-from scripts.models_by_name import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import aligned
-from scripts.store import Store, Tensors
+from scripts.lab.command_line import DTYPES, check_device, guarded, parse, use_threads
+from scripts.lab.experiment import aligned
+from scripts.lab.grounds import AnyGround
+from scripts.lab.models import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
+from scripts.lab.network import NetGround
+from scripts.lab.store import Store, Tensors
 
 BANNER = f"""Observed orders of flows against a discrete optimiser, along a ladder of learning rates.
 

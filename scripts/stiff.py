@@ -18,9 +18,9 @@ import tyro
 from torch import Tensor
 
 from flows import GradientDescent, GradientFlow, Trajectory, descend, integrate
-from flows.engine import extreme_eigenvalue
+from flows.engines.counting import extreme_eigenvalue
 from landscapes import Landscape, Rosenbrock
-from scripts.net_ground import NetGround
+from scripts.lab.network import NetGround
 
 HVP = 2.2  # gradients
 RK4 = 2.785  # |hλ| up to which rk4 is stable on the negative real axis

@@ -1,8 +1,14 @@
 """What every test shares: devices, dtypes, seeded draws and the hypothesis profile."""
 
-import hypothesis
-import pytest
-import torch
+import os
+
+THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))  # a worker's, and those of the processes that tests start
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(THREADS)
 
 hypothesis.settings.register_profile("thalweg", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("thalweg")

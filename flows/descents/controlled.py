@@ -38,14 +38,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model, check_momentum
 from flows.descents.gradient import GradientDescent, HeavyBall
 from flows.flow import StochasticDescent
-from flows.models.arguments import check_model, check_momentum
 from landscapes import FiniteSum, UnsupportedError
 from landscapes.errors import check_real
 from landscapes.noise import covariance_diagonal
-from landscapes.regularisers import check_finite_sum
 from landscapes.sampling import Sampling, check_sampling
+from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 DECAYS = (0.9, 0.99)  # the authors' defaults for cSGD
 

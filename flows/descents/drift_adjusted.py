@@ -26,9 +26,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.descents.stochastic import StochasticGradientDescent
 from flows.flow import Descent, StochasticDescent
-from flows.models.arguments import check_model
 from landscapes import Expansion, FiniteSum, Landscape, UnsupportedError
 from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_real
 

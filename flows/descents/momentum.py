@@ -13,8 +13,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_friction, check_model, check_momentum
 from flows.flow import Descent
-from flows.models.arguments import check_friction, check_model, check_momentum
 from landscapes import Landscape
 
 

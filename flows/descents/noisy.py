@@ -8,9 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.descents.gradient import GradientDescent
 from flows.flow import StochasticDescent
-from flows.models.arguments import check_model
 from flows.models.stochastic import check_noise
 from landscapes import Landscape
 from landscapes.noise import GradientNoise, MinibatchNoise

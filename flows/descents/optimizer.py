@@ -11,8 +11,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.flow import Descent
-from flows.models.arguments import check_model
 from landscapes import Landscape
 
 Factory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]

@@ -8,13 +8,13 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.flow import Descent, StochasticDescent
-from flows.models.arguments import check_model
 from flows.schedules import Schedule, check_callable, multiple_at
 from landscapes import FiniteSum, Landscape, UnsupportedError
 from landscapes.noise import covariance_trace
-from landscapes.regularisers import check_finite_sum
 from landscapes.sampling import Sampling, check_sampling
+from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @dataclass(frozen=True)

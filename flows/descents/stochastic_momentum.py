@@ -8,14 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_friction, check_model, check_momentum
 from flows.descents.gradient import HeavyBall
 from flows.descents.momentum import ScaledHeavyBall
 from flows.flow import StochasticDescent
-from flows.models.arguments import check_friction, check_model, check_momentum
 from landscapes import FiniteSum
 from landscapes.noise import covariance_trace
-from landscapes.regularisers import check_finite_sum
 from landscapes.sampling import Sampling, check_sampling
+from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.descents.gradient import GradientDescent
 from flows.flow import StochasticDescent
-from flows.models.arguments import check_model
 from landscapes import FiniteSum, UnsupportedError
 from landscapes.errors import check_count
 from landscapes.noise.trace import BLOCK
-from landscapes.regularisers import check_finite_sum
 from landscapes.sampling import Sampling, check_sampling
+from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @dataclass(frozen=True)

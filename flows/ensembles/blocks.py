@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flows.brownian import NoisePath
-from flows.descend import descend
-from flows.engine import check_theta0
+from flows.engines.counting import check_theta0
+from flows.engines.descend import descend
+from flows.engines.integrate import check_times, integrate
+from flows.engines.noise_paths import NoisePath
+from flows.engines.trajectory import Trajectory
 from flows.flow import Descent, Flow, StochasticFlow
-from flows.integrate import check_times, integrate
-from flows.trajectory import Trajectory
 from landscapes import FiniteSum, UnsupportedError
 from landscapes.errors import check_count, check_seed
 

@@ -20,8 +20,9 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
-from flows.brownian import NoisePath, minibatch_path
+from flows.comparison.stochastic_rows import check_coupled, check_shared
 from flows.descents.noisy import NoisyGradientDescent
+from flows.engines.noise_paths import NoisePath, minibatch_path
 from flows.ensembles.blocks import (
     Block,
     Course,
@@ -32,11 +33,10 @@ from flows.ensembles.blocks import (
     check_functions,
     check_start,
 )
-from flows.ensembles.expectation import LEVELS, Levels
+from flows.ensembles.extrapolation import LEVELS, Levels
 from flows.ensembles.statistics import CONFIDENCE, Moments, check_confidence
 from flows.flow import Descent, StochasticFlow, unwrapped
 from flows.models.stochastic import NoisyModifiedEquation
-from flows.stochastic_rows import check_coupled, check_shared
 from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_seed
 

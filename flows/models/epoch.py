@@ -22,10 +22,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.flow import Flow
-from flows.models.arguments import check_model
 from landscapes import FiniteSum
-from landscapes.regularisers import Batches, check_batches, check_finite_sum
+from landscapes.wrappers.gradient_penalties import Batches, check_batches, check_finite_sum
 
 
 @final

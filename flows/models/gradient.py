@@ -7,8 +7,8 @@ from typing import final
 
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.flow import Flow, Linearisation
-from flows.models.arguments import check_model
 from landscapes import Landscape
 
 

@@ -13,8 +13,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.flow import StochasticFlow
-from flows.models.arguments import check_model
 from landscapes import Landscape
 from landscapes.errors import check_positive
 from landscapes.noise.base import Kind

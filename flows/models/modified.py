@@ -15,8 +15,8 @@ import sympy
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.flow import Descent, Flow
-from flows.models.arguments import check_model
 from flows.series import EULER, ExplicitMethod, stability_function
 from flows.series.landscape import landscape_program
 from landscapes import Landscape

@@ -14,8 +14,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.flow import BranchError, Flow, SingularModeError, flag_unconverged
-from flows.models.arguments import check_model
 from flows.models.modified import non_principal_term
 from landscapes import Landscape
 from landscapes.errors import check_choice, check_count, check_positive

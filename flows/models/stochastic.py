@@ -16,8 +16,8 @@ from typing import final
 
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.flow import SameNoise, StochasticFlow
-from flows.models.arguments import check_model
 from flows.schedules import Schedule, check_callable, multiple_at
 from landscapes import FiniteSum, Landscape, UnsupportedError
 from landscapes.errors import check_count, warn_smoothness

@@ -23,9 +23,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_friction, check_model
 from flows.flow import StochasticFlow
-from flows.models.arguments import check_friction, check_model
-from flows.models.momentum_series import ScaledMomentumFlow
+from flows.models.momentum_modified import ScaledMomentumFlow
 from flows.models.stochastic import check_noise, check_order
 from flows.series import HEAVY_BALL
 from landscapes import FiniteSum, Landscape

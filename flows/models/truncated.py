@@ -9,8 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_model
 from flows.flow import BranchError, Flow, flag_unconverged
-from flows.models.arguments import check_model
 from flows.models.principal import check_singular, each_member, real_coefficient
 from landscapes import Landscape
 from landscapes.errors import check_count, check_positive

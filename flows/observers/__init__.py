@@ -14,12 +14,12 @@ Curvature is that of real θ: at complex θ (``PrincipalFlow`` on its complex br
 UnsupportedError. A NaN in θ or in a product gives NaN.
 """
 
+from flows.engines.recorder import LandscapeObserver, Observer
 from flows.observers.basic import Checkpoint, GradientNorm, Loss
 from flows.observers.curvature import REGIMES, GradientCurvature, Sharpness, StabilityCoefficients, TopEigenpairs
 from flows.observers.drift import Drift
 from flows.observers.evaluation import Evaluation
 from flows.observers.predictions import FROZEN_MODELS, GradientPredictions
-from flows.recorder import LandscapeObserver, Observer
 
 __all__ = [
     "FROZEN_MODELS",

@@ -10,8 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.recorder import LandscapeObserver
-from flows.trajectory import save_tensors, writable_folder
+from flows.engines.recorder import LandscapeObserver
+from flows.engines.trajectory import save_tensors, writable_folder
 from landscapes import Landscape
 
 

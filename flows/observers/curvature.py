@@ -10,9 +10,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.engines.recorder import LandscapeObserver
 from flows.models.principal import SINGULAR, real_coefficient
 from flows.observers.modes import ModeFollower, Modes, check_real_theta, each_member
-from flows.recorder import LandscapeObserver
 from landscapes import Landscape
 from landscapes.errors import check_positive
 

@@ -7,13 +7,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.integrate import integrate
+from flows.engines.integrate import integrate
+from flows.engines.recorder import LandscapeObserver
 from flows.models.gradient import GradientFlow
 from flows.observers.modes import each_member
-from flows.recorder import LandscapeObserver
 from landscapes import Landscape
 from landscapes.errors import check_positive
-from landscapes.wrappers import Wrapper
+from landscapes.wrappers.base import Wrapper
 
 
 @final

@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.engines.recorder import LandscapeObserver
 from flows.observers.modes import each_member
-from flows.recorder import LandscapeObserver
 from landscapes import Landscape, UnsupportedError
 
 Outputs = Callable[[Tensor], Tensor]

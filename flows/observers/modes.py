@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flows.engines.recorder import LandscapeObserver
 from flows.flow import flag_unconverged
-from flows.recorder import LandscapeObserver
 from landscapes import Counted, UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive
 from landscapes.krylov import EigenpairTracker, FollowedPairs
-from landscapes.krylov.eigenpairs import WHICH
+from landscapes.krylov.ritz_pairs import WHICH
 
 
 def check_real_theta(observer: LandscapeObserver, theta: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.engines.recorder import LandscapeObserver
 from flows.models.principal import real_coefficient
 from flows.observers.curvature import TopEigenpairs, check_pairs
 from flows.observers.modes import Modes, check_real_theta, each_member, same_kind
-from flows.recorder import LandscapeObserver
 from landscapes import Counted
 from landscapes.errors import check_positive
 

@@ -20,7 +20,7 @@ from flows.series.methods import EULER, Exact, ExplicitMethod, Row
 from flows.series.modified import Multistep, Series, modified_equation, recursion_of
 from flows.series.trees import FIELD, Tree, tree
 from landscapes.errors import UnsupportedError, check_count
-from landscapes.symbolic import check_symbols
+from landscapes.toys.symbolic import check_symbols
 
 Vector = tuple[sympy.Expr, ...]
 Field = Sequence[sympy.Expr] | Mapping[str, Sequence[sympy.Expr]]

@@ -6,9 +6,9 @@ are solved on the CPU in float64.
 """
 
 from landscapes.krylov.blocks import block_product
-from landscapes.krylov.eigenpairs import Eigenpairs, eigenpairs, random_block
 from landscapes.krylov.functions import KrylovResult, matrix_function, spectral_action
 from landscapes.krylov.probes import Estimate, SpectralDensity, layer_traces, spectral_density, trace
+from landscapes.krylov.ritz_pairs import Eigenpairs, eigenpairs, random_block
 from landscapes.krylov.space import KrylovSpace, Product
 from landscapes.krylov.tracking import EigenpairTracker, FollowedPairs
 

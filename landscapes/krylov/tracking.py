@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_seed
-from landscapes.krylov.eigenpairs import SCOUTS, WHICH, Eigenpairs, eigenpairs, random_block
+from landscapes.krylov.ritz_pairs import SCOUTS, WHICH, Eigenpairs, eigenpairs, random_block
 from landscapes.krylov.space import Product
 
 GUARDS = 1  # rows carried beyond those wanted

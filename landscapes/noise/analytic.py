@@ -9,11 +9,11 @@ from typing import final
 from torch import Tensor
 
 from landscapes.autodiff import release
-from landscapes.closed_form import cast, check_real_tensor
 from landscapes.errors import check_choice, check_count, check_float_tensor
 from landscapes.landscape import spread
 from landscapes.noise.base import GradientNoise, Kind
 from landscapes.noise.roots import square_root
+from landscapes.toys.closed_form import cast, check_real_tensor
 
 KINDS: tuple[Kind, ...] = ("additive", "diagonal", "general")
 

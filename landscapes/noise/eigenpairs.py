@@ -9,7 +9,7 @@ from torch import Tensor
 
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from landscapes.krylov import random_block
-from landscapes.krylov.eigenpairs import NEGLIGIBLE, carried_shortfalls
+from landscapes.krylov.ritz_pairs import NEGLIGIBLE, carried_shortfalls
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.plans import METHODS, Plan, choose, guarded
 from landscapes.noise.ritz import BlockRitz, RitzPairs, check_finite, top_pairs

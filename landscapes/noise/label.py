@@ -23,7 +23,7 @@ from landscapes.labelled import LabelledSum, labelled
 from landscapes.landscape import FiniteSum
 from landscapes.noise.base import GradientNoise, Kind
 from landscapes.noise.trace import BLOCK
-from landscapes.regularisers import check_finite_sum
+from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @final

@@ -23,8 +23,8 @@ from landscapes.autodiff import gradient
 from landscapes.landscape import FiniteSum
 from landscapes.noise.base import GradientNoise
 from landscapes.noise.trace import BLOCK, covariance_diagonal, covariance_matrix, covariance_trace
-from landscapes.regularisers import check_finite_sum
 from landscapes.sampling import Sampling, check_sampling
+from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @final

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from landscapes.krylov import random_block
-from landscapes.krylov.eigenpairs import NEGLIGIBLE, RitzSpace, carried_shortfalls
+from landscapes.krylov.ritz_pairs import NEGLIGIBLE, RitzSpace, carried_shortfalls
 from landscapes.noise.covariance import wide_product
 
 BlockProduct = Callable[[Tensor], Tensor]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscapes.closed_form import symmetric_matrix
 from landscapes.errors import UnsupportedError
+from landscapes.toys.closed_form import symmetric_matrix
 
 
 class IndefiniteCovarianceError(ValueError):

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import release, transposed_product
-from landscapes.closed_form import cast, check_real_tensor
 from landscapes.errors import UnsupportedError, check_count, check_nonnegative
 from landscapes.landscape import spread
 from landscapes.noise.analytic import ConstantNoise, SizedNoise
 from landscapes.noise.base import GradientNoise, Kind
 from landscapes.noise.roots import square_root
+from landscapes.toys.closed_form import cast, check_real_tensor
 
 
 @final

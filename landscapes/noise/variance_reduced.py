@@ -14,12 +14,12 @@ from typing import final
 from torch import Tensor
 
 from landscapes.autodiff import release
-from landscapes.closed_form import cast, check_real_tensor
 from landscapes.landscape import FiniteSum
 from landscapes.noise.base import GradientNoise
 from landscapes.noise.minibatch import MinibatchNoise
-from landscapes.regularisers import check_finite_sum
-from landscapes.wrappers import Wrapper
+from landscapes.toys.closed_form import cast, check_real_tensor
+from landscapes.wrappers.base import Wrapper
+from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @final

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from scripts.command_line import guarded, parse
+from scripts.lab.command_line import guarded, parse
 from scripts.noise_spectrum.networks import Networks
 from scripts.noise_spectrum.rule import Rule
 from scripts.noise_spectrum.tasks import Tasks

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from landscapes.errors import check_count, check_positive, check_seed
 from nets import Data, limited
-from scripts.command_line import check_device
+from scripts.lab.command_line import check_device
+from scripts.lab.experiment import Common
+from scripts.lab.store import Store
 from scripts.noise_spectrum.looks import Statistic, over_seeds
 from scripts.noise_spectrum.training import Network, Task, load_images
-from scripts.principal_flow.common import Common
 from scripts.stochastic.common import with_error
-from scripts.store import Store
 
 Architecture = Literal["small-lenet", "small-fc", "tiny-fc", "small-allcnn"]
 All = Literal["all"]

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flows.plots import COLOURS, DASHES, MARKERS
+from flows.comparison.figure import COLOURS, DASHES, MARKERS
 from landscapes.noise import NoiseSpectrum
+from scripts.lab.experiment import label
 from scripts.noise_spectrum.looks import Look
-from scripts.principal_flow.common import label
 
 PER_DECADE = 4  # bins of a histogram
 DECADES = 9  # below the largest eigenvalue that are drawn: below, float32 gradients leave rounding

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from landscapes.noise import NoiseSpectrum
+from scripts.lab.experiment import aligned
 from scripts.noise_spectrum.common import shown
 from scripts.noise_spectrum.looks import Look
-from scripts.principal_flow.common import aligned
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from flows.plots import COLOURS, MARKERS
+from flows.comparison.figure import COLOURS, MARKERS
+from scripts.lab.experiment import label
 from scripts.noise_spectrum.cells import Cell
 from scripts.noise_spectrum.looks import Look, Statistic, over_seeds
-from scripts.principal_flow.common import label
 
 if TYPE_CHECKING:
     from scripts.noise_spectrum.rule import Arms

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 import tyro
 
-from scripts.command_line import guarded, parse
-from scripts.principal_flow.common import Common
+from scripts.lab.command_line import guarded, parse
+from scripts.lab.experiment import Common
 from scripts.principal_flow.drift import Drift
 from scripts.principal_flow.edge import Edge
 from scripts.principal_flow.learning_rates import LearningRates

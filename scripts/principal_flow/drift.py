@@ -9,12 +9,12 @@ import torch
 from matplotlib.figure import Figure
 
 from flows import GradientDescent
+from flows.comparison.figure import COLOURS
 from flows.observers import Drift as DriftObserver
 from flows.observers import GradientCurvature, GradientNorm, Loss
-from flows.plots import COLOURS
-from scripts.principal_flow.common import aligned, label
+from scripts.lab.experiment import aligned, label
+from scripts.lab.store import Tensors, trained
 from scripts.principal_flow.networks import OnNetworks, Plan
-from scripts.store import Tensors, trained
 
 
 @dataclass(frozen=True)

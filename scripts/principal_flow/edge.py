@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, integrate
+from flows.comparison.figure import COLOURS
 from flows.observers import GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
-from flows.plots import COLOURS
 from nets import NetworkLandscape
-from scripts.principal_flow.common import aligned, label, legend, look
+from scripts.lab.experiment import aligned, label, legend, look
+from scripts.lab.store import Tensors, trained
 from scripts.principal_flow.networks import OnNetworks, Plan
-from scripts.store import Tensors, trained
 
 SUBSTEPS = 8  # of rk4 in one of h for flows of a product at most: IGR's rate (1 + hλ/2)hλ is 7 at hλ = 3
 TOLERANCE = 1e-3  # of the principal flow's Krylov space: far below the model's error at the edge

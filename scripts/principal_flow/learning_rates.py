@@ -17,13 +17,13 @@ from flows.descents.drift_adjusted import check_adjustment
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from nets import ARCHITECTURES, BatchNorm, Data, build_network, limited, load_data
 from nets.data import DATA_SETS, WHOLE_SETS
-from scripts.command_line import check_device
-from scripts.net_ground import Size
-from scripts.presets import PRESETS
-from scripts.principal_flow.common import Common
+from scripts.lab.command_line import check_device
+from scripts.lab.experiment import Common
+from scripts.lab.network import Size
+from scripts.lab.presets import PRESETS
+from scripts.lab.store import Store
 from scripts.principal_flow.rate_report import Cell, figure, table
 from scripts.principal_flow.rate_runs import Rule, Training, trained_at
-from scripts.store import Store
 
 All = Literal["all"]
 GIVEN = ("width", "examples", "test_examples", "batch_sizes", "epochs", "sharpness_every", "drift", "chunk_size")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nets import NetworkLandscape
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import Common
+from scripts.lab.experiment import Common
+from scripts.lab.network import NetGround
 
 Size = Literal["laptop", "paper"]
 Network = Literal["mlp", "vgg-11", "resnet"]

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from flows.plots import COLOURS, DASHES, MARKERS
-from scripts.principal_flow.common import aligned, label
+from flows.comparison.figure import COLOURS, DASHES, MARKERS
+from scripts.lab.experiment import aligned, label
+from scripts.lab.store import Tensors
 from scripts.principal_flow.rate_runs import Rule, Training
-from scripts.store import Tensors
 
 EDGE = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
 DODGE = 1.045  # rules of one batch size side by side, on a logarithmic axis

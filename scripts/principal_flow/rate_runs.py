@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from flows.flow import collect_flags
 from flows.observers import Evaluation, Loss, Sharpness
-from flows.schedulers import DriftAdjustedRate
+from flows.training.drift_adjusted_rate import DriftAdjustedRate
 from nets import Data, NetworkLandscape, cross_entropy
-from scripts.store import Tensors
+from scripts.lab.store import Tensors
 
 TOLERANCE = 1e-3  # of the sharpness, far below its changes
 

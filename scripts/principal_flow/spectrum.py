@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flows import Comparison, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, compare
+from flows.comparison.figure import COLOURS, positive
 from flows.observers import REGIMES, GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
-from flows.plots import COLOURS, positive
 from landscapes import Landscape
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import Common, aligned, label, legend, look
+from scripts.lab.experiment import Common, aligned, label, legend, look
+from scripts.lab.network import NetGround
+from scripts.lab.store import Tensors, trained
 from scripts.principal_flow.edge import NAMES, SEEN
-from scripts.store import Tensors, trained
 
 SHADES = ("#999999", COLOURS[0], "black", COLOURS[2], COLOURS[1])  # of the regimes
 

@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from flows import Comparison, Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, compare
-from flows.plots import DESCENT, contour_levels, positive, worst_member
+from flows.comparison.figure import DESCENT, contour_levels, positive, worst_member
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, Rosenbrock, Saddle, SharpFlatWells
-from scripts.principal_flow.common import Common, aligned, label, legend, look
+from scripts.lab.experiment import Common, aligned, label, legend, look
 
 PAPER_START = (-0.35, -0.2)
 

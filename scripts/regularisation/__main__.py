@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from scripts.command_line import guarded, parse
+from scripts.lab.command_line import guarded, parse
 from scripts.regularisation.full_batch import FullBatch
 from scripts.regularisation.mini_batch import MiniBatch
 

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from flows import Descent, descend
-from flows.order_study import OrderStudy
-from flows.orders import Rung, check_ladder, sharpness_at, study_of
-from flows.recorder import Observer
+from flows.engines.recorder import Observer
+from flows.orders.fit import OrderStudy
+from flows.orders.ladder import Rung, check_ladder, sharpness_at, study_of
 from landscapes import Counted, FiniteSum
 from landscapes.errors import check_count, check_positive, check_seed
 from nets import NetworkLandscape
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import Common, aligned
-from scripts.store import Store, Tensors, uninterrupted
+from scripts.lab.experiment import Common, aligned
+from scripts.lab.network import NetGround
+from scripts.lab.store import Store, Tensors, uninterrupted
 
 MLP = NetGround("mlp")
 DIGITS = 2  # of a learning rate that is found from the curvature: it should be the same on every machine

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from flows.order_study import OrderStudy
-from flows.plots import COLOURS, DASHES, MARKERS, Style, marked
-from scripts.principal_flow.common import label
+from flows.comparison.figure import COLOURS, DASHES, MARKERS, Style, marked
+from flows.orders.fit import OrderStudy
+from scripts.lab.experiment import label
 from scripts.regularisation.kinds import PAIRS, PREDICTIONS, SAMPLINGS, Pair, label_of
 
 if TYPE_CHECKING:

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from flows import Descent, GradientDescent, GradientFlow, integrate
 from flows.observers import Evaluation, GradientNorm, Loss, Observer, Sharpness
-from flows.order_study import OrderStudy
-from flows.orders import MAX_STEPS, Integration
+from flows.orders.fit import OrderStudy
+from flows.orders.ladder import MAX_STEPS, Integration
 from landscapes import FiniteSum
 from landscapes.errors import check_count
-from landscapes.regularisers import GradientPenalty
+from landscapes.wrappers.gradient_penalties import GradientPenalty
 from nets import NetworkLandscape
-from scripts.command_line import check_device
-from scripts.principal_flow.common import aligned
+from scripts.lab.command_line import check_device
+from scripts.lab.experiment import aligned
+from scripts.lab.store import Store, Tensors, uninterrupted
 from scripts.regularisation.common import (
     OnNetwork,
     curvature,
@@ -31,7 +32,6 @@ from scripts.regularisation.common import (
 )
 from scripts.regularisation.figures import full_batch_figure
 from scripts.regularisation.kinds import FLOWS, KINDS, PAIRS, Pair, label_of, pair_label
-from scripts.store import Store, Tensors, uninterrupted
 
 SEEN = ("loss", "gradient norm", "test loss", "test accuracy")
 LOOKS = 16  # at the sharpness along the run

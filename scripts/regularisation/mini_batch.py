@@ -21,19 +21,19 @@ import torch
 from torch import Tensor
 
 from flows import GradientDescent, StochasticGradientDescent, descend, integrate
-from flows.order_study import OrderStudy
+from flows.orders.fit import OrderStudy
 from landscapes import FiniteSum
 from landscapes.errors import check_count
-from landscapes.modified_losses import LandscapeSum
-from landscapes.regularisers import GradientPenalty, VariancePenalty
-from scripts.command_line import check_device
-from scripts.principal_flow.common import aligned
+from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePenalty
+from landscapes.wrappers.modified_losses import LandscapeSum
+from scripts.lab.command_line import check_device
+from scripts.lab.experiment import aligned
+from scripts.lab.store import Store, Tensors, uninterrupted
 from scripts.regularisation.common import OnNetwork, curvature, descended, distance, ladder_table, study
 from scripts.regularisation.exact_means import MOST_SEQUENCES, mean_over_draws, mean_over_orders
 from scripts.regularisation.figures import mini_batch_figure
 from scripts.regularisation.kinds import OWN, PREDICTIONS, SAMPLINGS
 from scripts.regularisation.scatter import ScatteredFlow, scatter_drift
-from scripts.store import Store, Tensors, uninterrupted
 
 GROUP = 25  # runs in a part on disk
 APART = 10**6  # between the seeds of the two samplings: no run of one shares its draws with one of the other

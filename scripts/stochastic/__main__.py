@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from scripts.command_line import guarded, parse
+from scripts.lab.command_line import guarded, parse
 from scripts.stochastic.accuracy import Accuracy
 from scripts.stochastic.escape import Escape
 from scripts.stochastic.linear_scaling import LinearScaling

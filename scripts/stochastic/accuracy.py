@@ -33,19 +33,19 @@ from flows import (
     descend,
     integrate,
 )
+from flows.engines.recorder import Observer
 from flows.observers import Evaluation, GradientNorm, Loss, Sharpness
-from flows.recorder import Observer
 from landscapes import FiniteSum
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from landscapes.noise import DiagonalSurrogate, IsotropicSurrogate, MinibatchNoise
 from landscapes.sampling import SAMPLINGS
 from nets import NetworkLandscape
-from scripts.command_line import check_device
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import aligned
+from scripts.lab.command_line import check_device
+from scripts.lab.experiment import aligned
+from scripts.lab.network import NetGround
+from scripts.lab.store import Store, Tensors, uninterrupted
 from scripts.stochastic.accuracy_figure import accuracy_figure
 from scripts.stochastic.common import Stochastic, with_error
-from scripts.store import Store, Tensors, uninterrupted
 
 GROUND = NetGround("lenet", examples=200)
 SGD = "SGD"

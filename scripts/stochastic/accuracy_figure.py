@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flows.plots import Style, marked
-from scripts.principal_flow.common import label
+from flows.comparison.figure import Style, marked
+from scripts.lab.experiment import label
 from scripts.regularisation.figures import above, look, readable
 
 PANELS = {"test accuracy": "", "loss": "y", "test loss": "y", "sharpness": "y", "noise trace": "y"}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scripts.principal_flow.common import Common
-from scripts.store import Store
+from scripts.lab.experiment import Common
+from scripts.lab.store import Store
 
 
 @dataclass(frozen=True)

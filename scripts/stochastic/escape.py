@@ -27,16 +27,16 @@ from torch import Tensor
 
 from flows import Descent, Flow, NoisyGradientDescent, NoisyModifiedEquation
 from flows.ensembles.blocks import block_seed
+from flows.steady.passage_laws import Values, chain_time, kramers_time, passage_integral, seen_target
 from landscapes import Landscape, from_sympy
 from landscapes.errors import check_count, check_positive, check_real, check_seed
 from landscapes.noise import ConstantNoise, DiagonalNoise, GradientNoise, IsotropicNoise
-from scripts.command_line import check_device
-from scripts.principal_flow.common import aligned
+from scripts.lab.command_line import check_device
+from scripts.lab.experiment import aligned
+from scripts.lab.store import Store
 from scripts.stochastic.common import Stochastic, with_error
 from scripts.stochastic.escape_figure import escape_figure
 from scripts.stochastic.passage import MeanTime, mean_time, passage_times
-from scripts.stochastic.passage_laws import Values, chain_time, kramers_time, passage_integral, seen_target
-from scripts.store import Store
 
 NOISES = ("isotropic", "aligned", "diagonal", "anti-aligned")
 METHOD = "heun2"  # of weak order 2 where the noise is additive

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flows.plots import Style
-from scripts.principal_flow.common import label
+from flows.comparison.figure import Style
+from scripts.lab.experiment import label
 from scripts.regularisation.figures import above, look
 
 if TYPE_CHECKING:

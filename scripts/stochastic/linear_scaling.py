@@ -17,17 +17,17 @@ import torch
 
 from flows import GradientFlow, StochasticGradientDescent, StochasticModifiedEquation, integrate
 from flows.ensembles import ensemble
-from flows.orders import sharpness_at
+from flows.orders.ladder import sharpness_at
 from landscapes import NoisyQuadratic
 from landscapes.errors import check_count, check_positive
 from landscapes.sampling import check_sampling
-from scripts.command_line import check_device
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import aligned
+from scripts.lab.command_line import check_device
+from scripts.lab.experiment import aligned
+from scripts.lab.network import NetGround
+from scripts.lab.store import Store, Tensors, uninterrupted
 from scripts.stochastic.common import Stochastic
 from scripts.stochastic.linear_scaling_figure import linear_scaling_figure
 from scripts.stochastic.runs import SHOWN, TOLD, Curves, Network, Pair, cell, scaled_rate, sde_runs
-from scripts.store import Store, Tensors, uninterrupted
 
 MLP = NetGround("mlp")
 SAMPLINGS = ("replacement", "subset")

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flows.plots import COLOURS, DASHES
-from flows.weak_errors import LOSS, SQUARED_NORM
-from scripts.principal_flow.common import label
+from flows.comparison.figure import COLOURS, DASHES
+from flows.comparison.laws import LOSS, SQUARED_NORM
+from scripts.lab.experiment import label
 from scripts.stochastic.runs import ACCURACY, NOTHING
 from scripts.stochastic.svag_figure import EQUATION, dots, powers_of_two
 

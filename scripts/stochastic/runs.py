@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from flows import Descent, Flow, StochasticFlow
+from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.ensembles.blocks import Block, Function, block_seed, course, lost
 from flows.observers import Evaluation
-from flows.orders import sharpness_at
-from flows.weak_errors import LOSS, SQUARED_NORM
+from flows.orders.ladder import sharpness_at
 from landscapes.errors import check_positive
 from nets import NetworkLandscape
-from scripts.net_ground import NetGround
+from scripts.lab.network import NetGround
+from scripts.lab.store import Store, Tensors, uninterrupted
 from scripts.stochastic.common import Stochastic, with_error
-from scripts.store import Store, Tensors, uninterrupted
 
 GROUP = 25  # runs in a part on disk
 ROUNDING, NOTHING = 1e-12, 1e-24  # of a number; of a variance

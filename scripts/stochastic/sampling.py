@@ -16,20 +16,20 @@ from typing import Any
 import torch
 
 from flows import GradientFlow, StochasticGradientDescent, StochasticModifiedEquation, integrate
+from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.ensembles import ensemble
 from flows.flow import StochasticFlow
-from flows.weak_errors import LOSS, SQUARED_NORM
+from flows.steady.additive_laws import AdditiveLaw
 from landscapes import NoisyQuadratic
 from landscapes.errors import check_count
 from landscapes.sampling import SAMPLINGS, check_sampling
-from scripts.command_line import check_device
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import aligned
-from scripts.stochastic.additive_laws import AdditiveLaw
+from scripts.lab.command_line import check_device
+from scripts.lab.experiment import aligned
+from scripts.lab.network import NetGround
+from scripts.lab.store import Store, Tensors, uninterrupted
 from scripts.stochastic.common import Stochastic
 from scripts.stochastic.runs import ACCURACY, Curves, Network, Pair, cell, scaled_rate, sde_runs
 from scripts.stochastic.sampling_figure import sampling_figure
-from scripts.store import Store, Tensors, uninterrupted
 
 MLP = NetGround("mlp")
 HESSIAN = ((2.0, 0.5), (0.5, 1.0))

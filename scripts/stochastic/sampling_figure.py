@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flows.plots import COLOURS, DASHES
-from flows.weak_errors import LOSS
+from flows.comparison.figure import COLOURS, DASHES
+from flows.comparison.laws import LOSS
+from flows.steady.additive_laws import AdditiveLaw
 from landscapes.sampling import SAMPLINGS
-from scripts.principal_flow.common import label
-from scripts.stochastic.additive_laws import AdditiveLaw
+from scripts.lab.experiment import label
 from scripts.stochastic.svag_figure import dots, powers_of_two
 
 if TYPE_CHECKING:

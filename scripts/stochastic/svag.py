@@ -18,21 +18,21 @@ import tyro
 from torch import Tensor
 
 from flows import SVAG, StochasticModifiedEquation
+from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.ensembles import ensemble
 from flows.ensembles.statistics import CONFIDENCE
-from flows.ensembles.weak_order import WeakOrder, fitted
-from flows.weak_errors import LOSS, SQUARED_NORM
+from flows.ensembles.weak_study import WeakOrder, fitted
+from flows.steady.second_moments import OFFSET, SecondMoments
 from landscapes.errors import check_count, check_positive
-from landscapes.finite_sums import FINITE_SUMS, QuadraticExamples
 from landscapes.sampling import check_sampling
-from scripts.command_line import check_device
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import aligned
+from landscapes.toys.finite_sums import FINITE_SUMS, QuadraticExamples
+from scripts.lab.command_line import check_device
+from scripts.lab.experiment import aligned
+from scripts.lab.network import NetGround
+from scripts.lab.store import Store, Tensors
 from scripts.stochastic.common import Stochastic
 from scripts.stochastic.runs import ACCURACY, TOLD, Curves, Network, Pair, cell, scaled_rate, sde_runs
-from scripts.stochastic.second_moments import OFFSET, SecondMoments
 from scripts.stochastic.svag_figure import svag_figure
-from scripts.store import Store, Tensors
 
 TOYS = ("noisy-quadratic", "linear-regression")
 MLP = NetGround("mlp")

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from flows.plots import COLOURS, DASHES, MARKERS
-from flows.weak_errors import LOSS, SQUARED_NORM
-from scripts.principal_flow.common import label
+from flows.comparison.figure import COLOURS, DASHES, MARKERS
+from flows.comparison.laws import LOSS, SQUARED_NORM
+from scripts.lab.experiment import label
 
 if TYPE_CHECKING:
     from scripts.stochastic.svag import NetworkLadder, ToyLadder

@@ -24,12 +24,12 @@ from scipy import stats
 from torch import Tensor
 
 from flows.observers import Evaluation
-from flows.orders import sharpness_at
+from flows.orders.ladder import sharpness_at
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from landscapes.noise import MinibatchNoise
 from landscapes.sampling import SAMPLINGS
-from scripts.net_ground import NetGround
-from scripts.principal_flow.common import aligned
+from scripts.lab.experiment import aligned
+from scripts.lab.network import NetGround
 from scripts.stochastic.common import Stochastic, with_error
 from scripts.stochastic.validity_figure import validity_figure
 from scripts.stochastic.validity_runs import Cell, CellRuns, Coupled, Law

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from flows import GradientFlow, StochasticGradientDescent, StochasticModifiedEquation, descend, integrate
-from flows.brownian import minibatch_path
+from flows.engines.noise_paths import minibatch_path
+from flows.engines.trajectory import Trajectory
 from flows.ensembles.blocks import block_seed
-from flows.trajectory import Trajectory
 from landscapes import FiniteSum
 from landscapes.noise import covariance_trace
-from scripts.store import Store, Tensors, uninterrupted
+from scripts.lab.store import Store, Tensors, uninterrupted
 
 GROUP = 4  # runs in a part on disk
 PATHS, SGD_LAW, SDE_LAW = range(3)  # kinds of runs, whose seeds do not meet

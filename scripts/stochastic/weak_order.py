@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from flows import NoisyGradientDescent, NoisyModifiedEquation
+from flows.comparison.laws import LOSS
 from flows.ensembles import WeakErrors, WeakOrderStudy, weak_errors
 from flows.ensembles.blocks import Function, block_seed
-from flows.ensembles.weak_order import fitted
-from flows.ensembles.weak_plots import plot_weak_orders
-from flows.orders import check_ladder, whole_steps
-from flows.weak_errors import LOSS
+from flows.ensembles.weak_figure import plot_weak_orders
+from flows.ensembles.weak_study import fitted
+from flows.orders.ladder import check_ladder, whole_steps
+from flows.steady.second_moments import SecondMoments
 from landscapes import QuadraticSum
 from landscapes.errors import check_count, check_seed
 from landscapes.noise import MinibatchNoise
-from scripts.principal_flow.common import aligned
+from scripts.lab.experiment import aligned
+from scripts.lab.store import Store, Tensors
 from scripts.stochastic.common import Stochastic
-from scripts.stochastic.second_moments import SecondMoments
-from scripts.store import Store, Tensors
 
 PARTS = ("mean", "difference", "standard_error", "integration", "integration_error")
 Noise = Literal["additive", "multiplicative"]

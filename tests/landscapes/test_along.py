@@ -15,9 +15,9 @@ from torch.testing import assert_close
 from flows import ModifiedFlow
 from landscapes import LANDSCAPES, Counted, Expansion, FiniteSum, Landscape, Regularised, UnsupportedError, from_sympy
 from landscapes.errors import SmoothnessWarning, warn_smoothness
-from landscapes.finite_sums import FINITE_SUMS
 from landscapes.landscape import AutogradExpansion, along_each
-from landscapes.wrappers import Rotated
+from landscapes.toys.finite_sums import FINITE_SUMS
+from landscapes.wrappers.base import Rotated
 
 every = pytest.mark.parametrize("name", LANDSCAPES)
 seeds = st.integers(0, 2**31)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from landscapes import LANDSCAPES, FiniteSum, Landscape, NotHolomorphicError, UnsupportedError
-from landscapes.finite_sums import FINITE_SUMS
+from landscapes.toys.finite_sums import FINITE_SUMS
 
 toys = pytest.mark.parametrize("name", LANDSCAPES)
 sums = pytest.mark.parametrize("name", FINITE_SUMS)

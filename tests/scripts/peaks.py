@@ -1,6 +1,6 @@
 """What a process of its own runs in the tests: a module that is quick to import."""
 
-from scripts.measuring import peak_bytes
+from scripts.lab.measuring import peak_bytes
 
 
 def put_peak(queue):

@@ -2,7 +2,7 @@
 
 import torch
 
-from flows.trajectory import load_tensors
+from flows.engines.trajectory import load_tensors
 from tests.scripts.running import run, says_in_one_line
 
 NET = "net --architecture mlp --examples 20 --width 0.1 --h 0.125 --steps 3 --batch-size 5 --sampling subset"

@@ -6,9 +6,9 @@ import torch
 from flows import Trajectory
 from landscapes import LANDSCAPES
 from scripts.benchmark import BENCHMARKS, Settings, peak
-from scripts.command_line import one_line
-from scripts.ground import GROUNDS
-from scripts.net_ground import NetGround
+from scripts.lab.command_line import one_line
+from scripts.lab.grounds import GROUNDS
+from scripts.lab.network import NetGround
 from tests.scripts.running import run, says_in_one_line
 
 

@@ -10,9 +10,9 @@ from landscapes import DeepLinearChain, FiniteSum, LinearRegression, QuadraticSu
 from nets import ARCHITECTURES, GhostBatchLandscape, HolomorphicNetworkLandscape, NetworkLandscape, WrongDerivativeError
 from nets.data import DATA_SETS
 from scripts.compare import gentle, largest_curvature
-from scripts.ground import RegressionGround
-from scripts.net_ground import NetGround
-from scripts.presets import LAPTOP, PAPER, PRESETS
+from scripts.lab.grounds import RegressionGround
+from scripts.lab.network import NetGround
+from scripts.lab.presets import LAPTOP, PAPER, PRESETS
 from tests.nets.data_files import real_root, write_idx
 from tests.scripts.running import run
 

@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from flows.trajectory import load_tensors
-from scripts.models_by_name import DESCENTS, FLOWS, NUMBERED, Options, descent_by_name, flow_by_name
+from flows.engines.trajectory import load_tensors
+from scripts.lab.models import DESCENTS, FLOWS, NUMBERED, Options, descent_by_name, flow_by_name
 from scripts.orders import main
 from tests.scripts import running
 

@@ -9,9 +9,9 @@ import torch
 from flows import GradientDescent, descend
 from flows.observers import Loss
 from landscapes import Quadratic
+from scripts.lab.store import Store, trained
 from scripts.principal_flow import one_step, toys
 from scripts.principal_flow.__main__ import EXPERIMENTS, main
-from scripts.store import Store, trained
 from tests.scripts import running
 
 EDGE = "--network mlp --data digits --examples 60 --width 0.02 --h 0.5 --steps 20 --every 2 --threads 1"

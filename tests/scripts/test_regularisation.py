@@ -10,16 +10,16 @@ import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, integrate
-from flows.trajectory import load_tensors
+from flows.engines.trajectory import load_tensors
 from landscapes import TwoQuadratics, from_sympy
-from landscapes.regularisers import GradientPenalty
-from scripts.net_ground import NetGround
+from landscapes.wrappers.gradient_penalties import GradientPenalty
+from scripts.lab.network import NetGround
+from scripts.lab.store import Store
 from scripts.regularisation.__main__ import main
 from scripts.regularisation.common import descended, ladder_table, study
 from scripts.regularisation.exact_means import mean_over_draws, mean_over_orders
 from scripts.regularisation.mini_batch import in_batches
 from scripts.regularisation.scatter import ScatteredFlow, scatter_drift
-from scripts.store import Store
 from tests.scripts import running
 
 NET = "--architecture mlp --examples 20 --width 0.1 --threads 1"

@@ -7,9 +7,9 @@ import torch
 from scipy import stats
 from torch.testing import assert_close
 
-from flows.trajectory import load_tensors
+from flows.engines.trajectory import load_tensors
 from nets import load_data
-from scripts.net_ground import NetGround
+from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.accuracy import MODELS, Accuracy, chance, gathered, late
 from tests.scripts import running

@@ -10,13 +10,13 @@ from scipy.integrate import quad
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, NoisyGradientDescent, NoisyModifiedEquation
-from flows.trajectory import load_tensors
+from flows.engines.trajectory import load_tensors
+from flows.steady.passage_laws import chain_time, kramers_time, passage_integral, seen_target
 from landscapes import DoubleWell, Quadratic
 from landscapes.noise import IsotropicNoise
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.escape import NOISES, Well
 from scripts.stochastic.passage import MeanTime, mean_time, passage_times
-from scripts.stochastic.passage_laws import chain_time, kramers_time, passage_integral, seen_target
 from tests.scripts import running
 
 WELL = Well(2.0, 0.5, 3, 30.0)

@@ -9,10 +9,10 @@ import torch
 
 from flows import GradientFlow, StochasticGradientDescent, descend, integrate
 from flows.ensembles.blocks import block_seed
+from flows.steady.additive_laws import AdditiveLaw
 from landscapes import NoisyQuadratic
-from scripts.net_ground import NetGround
+from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
-from scripts.stochastic.additive_laws import AdditiveLaw
 from scripts.stochastic.runs import scaled_rate
 from scripts.stochastic.sampling import HESSIAN, middle
 from tests.scripts import running

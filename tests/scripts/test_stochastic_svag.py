@@ -10,11 +10,11 @@ from torch.testing import assert_close
 
 from flows import SVAG, StochasticModifiedEquation, descend, integrate
 from flows.ensembles.blocks import block_seed
-from landscapes.finite_sums import FINITE_SUMS
-from scripts.net_ground import NetGround
+from flows.steady.second_moments import OFFSET, SecondMoments
+from landscapes.toys.finite_sums import FINITE_SUMS
+from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.runs import cell, scaled_rate
-from scripts.stochastic.second_moments import OFFSET, SecondMoments
 from tests.scripts import running
 
 TINY = "--architecture mlp --examples 20 --width 0.1 --threads 1"

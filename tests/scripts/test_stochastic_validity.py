@@ -7,11 +7,11 @@ import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, descend
+from flows.engines.trajectory import load_tensors
 from flows.ensembles.blocks import block_seed
-from flows.trajectory import load_tensors
 from landscapes import Quadratic
 from landscapes.sampling import check_sampling
-from scripts.net_ground import NetGround
+from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.validity import correlation
 from scripts.stochastic.validity_runs import PATHS, Cell, whole

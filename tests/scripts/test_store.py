@@ -6,7 +6,7 @@ import torch
 from flows import GradientDescent
 from flows.observers import Loss
 from landscapes import Rosenbrock
-from scripts.store import Store, trained
+from scripts.lab.store import Store, trained
 
 VALLEY = Rosenbrock(b=5.0)
 START = torch.tensor([-0.4, 0.6], dtype=torch.float64)

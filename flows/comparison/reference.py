@@ -1,0 +1,186 @@
+r"""What flows are held against: a descent's iterates or their mean over runs, its single steps, and its curvature."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows.engines.counting import extreme_eigenvalue
+from flows.engines.descend import descend_seen
+from flows.engines.trajectory import Trajectory
+from flows.flow import Descent, Flow, StochasticDescent, unwrapped
+from landscapes import Landscape
+
+CURVATURE_SAMPLES = 5  # iterates at which max |hλ| is estimated where a flow's series has a radius
+
+SILENT = "no one-step errors: the descent carries no velocity to start from"
+
+
+class Steps:
+    """What is read off every state of a descent as it runs: velocities and, with noise, what its mean step would be.
+
+    With ``runs`` the mean step and its noise are the first run's. ``mean_steps``: whether they are wanted.
+    """
+
+    def __init__(self, descent: Descent, runs: int, mean_steps: bool):
+        self._descent = descent
+        self._mean_steps = mean_steps
+        self._runs = runs
+        self._velocities: list[Tensor] = []
+        self._ends: list[Tensor] = []
+        self._noise: list[Tensor] = []
+
+    def __call__(self, k: int, state: Any) -> None:
+        """Look at the state before step k."""
+        velocity = self._descent.velocity(state)
+        if velocity is not None:
+            self._velocities.append(velocity)
+        if isinstance(self._descent, StochasticDescent):
+            first = member(state, 0) if self._runs > 1 else state
+            if self._mean_steps:
+                self._ends.append(self._descent.mean_step(first, k))
+            self._noise.append(self._descent.noise_of_step(first, k))
+
+    def velocities(self, steps: int) -> Tensor | None:
+        """v (steps, [runs,] ..., d) at the starts of the steps; None for a descent that carries none."""
+        return torch.stack(self._velocities[:steps]) if self._velocities else None
+
+    def mean_ends(self, steps: int) -> Tensor | None:
+        """Where full-batch steps lead, (steps, ..., d); None without noise."""
+        return torch.stack(self._ends[:steps]) if self._ends else None
+
+    def noise(self, steps: int) -> Tensor | None:
+        """Their noise, (steps, ...); None without any."""
+        return torch.stack(self._noise[:steps]) if self._noise else None
+
+
+def member(state: Any, i: int) -> Any:
+    """The i-th run of a descent's state: of every tensor in it the i-th row."""
+    if isinstance(state, Tensor):
+        return state[i]
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*(member(part, i) for part in state))
+    if isinstance(state, (tuple, list)):
+        return type(state)(member(part, i) for part in state)
+    if isinstance(state, dict):
+        return {name: member(part, i) for name, part in state.items()}
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        parts = {f.name: member(getattr(state, f.name), i) for f in dataclasses.fields(state)}
+        return dataclasses.replace(state, **parts)
+    return state
+
+
+class Reference:
+    """A descent's run with what flows are held against; ``members`` (T, runs, ..., d) are its runs."""
+
+    def __init__(
+        self,
+        descent: Descent,
+        theta0: Tensor,
+        steps: int,
+        runs: int,
+        seed: int,
+        progress: bool,
+        *,
+        mean_steps: bool = True,
+    ):
+        self.theta0 = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
+        seen = Steps(descent, runs, mean_steps)
+        self.descent = descent
+        self.runs = runs
+        self.seed = seed
+        self.run: Trajectory = descend_seen(descent, self.theta0, steps, seen, seed, progress=progress)
+        self.h = descent.h
+        self.landscape: Landscape = descent.landscape
+        self.times = self.run.times
+        self.members = self.by_runs(self.run.theta)
+        self.members_lost = self.by_runs(lost(self.run))
+        self.mean = self.members.mean(dim=1) if runs > 1 else self.run.theta
+        self.mean[0] = theta0  # which the mean over runs is but for rounding
+        self.lost = self.members_lost.any(dim=1)
+        self.member_losses = real_loss(self.landscape, self.members)
+        mean_loss = self.member_losses.mean(dim=1)
+        self.losses = mean_loss.masked_fill(self.lost, torch.nan) if runs > 1 else mean_loss
+        self.standard_error = self.members.var(dim=1).sum(dim=-1).div(runs).sqrt() if runs > 1 else None
+        last = len(self.times) - 1
+        self.starts = self.members[:-1, 0]
+        mean_ends = seen.mean_ends(last)
+        self.ends = self.members[1:, 0] if mean_ends is None else mean_ends
+        self.noise_floor = seen.noise(last)
+        self.velocities = seen.velocities(last)
+        self._curvature: float | None = None
+
+    def by_runs(self, values: Tensor) -> Tensor:
+        """Values (T, [runs,] ...) of a run from ``theta0`` as (T, runs, ...)."""
+        return values if self.runs > 1 else values[:, None]
+
+    @property
+    def first_velocities(self) -> Tensor | None:
+        """v (T−1, ..., d) at ``starts``; None for a descent that carries none."""
+        return self.velocities if self.velocities is None or self.runs == 1 else self.velocities[:, 0]
+
+    def curvature(self) -> float:
+        """The largest |hλ| seen at a few iterates along the descent."""
+        if self._curvature is None:
+            places = torch.linspace(0, len(self.mean) - 1, min(CURVATURE_SAMPLES, len(self.mean))).round().long()
+            members = self.mean[places].reshape(-1, self.mean.shape[-1])
+            eigenvalues = [extreme_eigenvalue(self.landscape, theta) for theta in members]
+            self._curvature = self.h * max(abs(0.0 if e is None else e) for e in eigenvalues)
+        return self._curvature
+
+
+def carries_velocity(flow: Flow) -> bool:
+    """Whether the flow's state holds more than θ, so that θ alone does not say how it goes on."""
+    return type(unwrapped(flow)).resume is not Flow.resume
+
+
+def silent(flow: Flow, against: Reference) -> bool:
+    """Whether one-step errors cannot be had: the flow needs a velocity that the descent does not carry."""
+    return carries_velocity(flow) and against.velocities is None
+
+
+def real_loss(landscape: Landscape, theta: Tensor) -> Tensor:
+    """f(θ) (T, ...) of θ (T, ..., d), the real part where θ is complex; one time after the other, as N may be large."""
+    with torch.no_grad():
+        loss = at_each_time(landscape.loss, theta)
+    return loss.real if loss.is_complex() else loss
+
+
+def at_each_time(phi: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """φ (T, ...) of θ (T, ..., d), one time after the other.
+
+    Into one tensor: small results that are held one by one sit between what a large φ frees, which is then not used
+    again, and memory grows as if all times had been taken at once.
+    """
+    first = phi(theta[0])
+    values = first.new_empty(len(theta), *first.shape)
+    values[0] = first
+    del first
+    for k in range(1, len(theta)):
+        values[k] = phi(theta[k])
+    return values
+
+
+def distance(left: Tensor, right: Tensor) -> Tensor:
+    """‖left − right‖ over the last dimension, by modulus."""
+    return torch.linalg.vector_norm(left - right, dim=-1)
+
+
+def lost(run: Trajectory, dt: float | None = None) -> Tensor:
+    """Where a state (T, ...) only repeats the last finite one of a member that has left the run.
+
+    With steps ``dt`` between the times the first of these is one from before its time.
+    """
+    same = (run.theta == run.theta[-1]).all(dim=-1).flip(0).long().cumprod(0).flip(0).bool()
+    between = dt is not None and dt < 0.999 * float(run.times.diff().max()) if len(run.times) > 1 else False
+    stays = same[1:] if between else same[:-1]
+    return torch.cat([torch.zeros_like(run.alive)[None], stays & ~run.alive])
+
+
+def padded(values: Tensor, nothing: Tensor) -> Tensor:
+    """Values (T', ...) of a run that may have ended early on the full clock (T, ...), NaN past its end."""
+    return torch.cat([values, nothing[len(values) :]])

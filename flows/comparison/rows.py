@@ -1,0 +1,301 @@
+r"""``compare``: flows beside a descent on one clock, the model's error told apart from the integrator's.
+
+Three runs a flow: along the descent's times as asked; again at tighter tolerance, whose distance to the first is the
+integration error; and over single steps from every iterate of the descent, at the tighter tolerance, whose distance to
+the next iterate is the model's one-step error.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows.comparison.laws import LOSS, Laws, Observables, WeakError, check_observables
+from flows.comparison.reference import SILENT, Reference, carries_velocity, distance, lost, padded, real_loss, silent
+from flows.comparison.result import CUT_SHORT, Comparison, Row, slug
+from flows.comparison.stochastic_rows import Drive, check_drive, stochastic_row
+from flows.engines.counting import Resumed, check_theta0
+from flows.engines.integrate import METHODS, integrate
+from flows.engines.solvers import ADAPTIVE, EXPONENTIAL, FIXED
+from flows.engines.stochastic import STOCHASTIC
+from flows.engines.trajectory import Trajectory, writable_folder
+from flows.flow import BranchError, Descent, Flow, StochasticDescent, StochasticFlow, unwrapped
+from landscapes import UnsupportedError
+from landscapes.errors import check_choice, check_count, check_positive
+
+MAX_STEPS = 2_000  # of an adaptive method from one output time to the next: beyond, |hλ| is in the thousands
+TIGHTER = 10  # by how much the second run's tolerances are smaller
+
+
+def compare(
+    descent: Descent,
+    flows: Mapping[str, Flow] | Sequence[Flow],
+    theta0: Tensor,
+    steps: int,
+    *,
+    runs: int = 1,
+    coupled: bool = False,
+    observables: Observables | None = None,
+    seed: int = 0,
+    method: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    dt: float | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Comparison:
+    r"""Run the descent for ``steps`` steps and every flow along its clock, from θ0 (..., d).
+
+    ``flows``: name → Flow, or flows with names of their own. ``runs`` repeats a stochastic descent; flows are then
+    held against its mean, and one-step errors are taken against the full-batch step from the first run's iterates (from
+    time zero each: for velocities that do not depend on t).
+    ``method``, ``rtol``, ``atol`` and ``dt`` are those of ``integrate``. With ``folder`` every trajectory is on disk as
+    soon as it is finished.
+
+    Stochastic flows take steps of ``dt``, by default an eighth of the descent's shortest step (h/8 at a constant rate),
+    and are run as often as the descent. Their laws are compared:
+    E f, E‖∇f‖² and the user's ``observables`` (name → φ, θ (n, ..., d) ↦ (n, ...)), each with standard error and
+    integration error; so are the other flows beside them, and without them where ``observables`` are given. ``coupled``
+    drives them by the very mini-batches of the descent, so that paths can be compared; dt is then h over a power of two
+    and the descent StochasticGradientDescent or ScaledStochasticHeavyBall. Where there are stochastic flows, a method
+    that solves SDEs is theirs alone; another one is for the other flows, which take ``dt`` only where it has fixed
+    steps.
+
+    A flow's h must be the descent's. A flow that cannot run here (complex θ on a loss that is not holomorphic, say) is
+    a row that says why. Raises ValueError or TypeError for arguments out of place.
+    """
+    named = check_flows(flows, descent)
+    theta0 = check_theta0(theta0)
+    runs = check_count("runs", runs)
+    if runs > 1 and not isinstance(descent, StochasticDescent):
+        raise ValueError(f"runs is for stochastic descents, got {runs} with {type(descent).__name__}; leave it at 1")
+    noisy = [isinstance(flow, StochasticFlow) for flow in named.values()]
+    settings = check_settings(method, rtol, atol, dt, noisy=any(noisy))
+    drive = check_drive(named, descent, theta0, steps, method=method, dt=dt, seed=seed, runs=runs, coupled=coupled)
+    check_observables(observables, descent.landscape, theta0)
+    store = None if folder is None else writable_folder(folder)
+    against = Reference(descent, theta0, steps, runs, seed, progress, mean_steps=not all(noisy))
+    run = against.run
+    if len(run.times) < 2:
+        raise ValueError(f"nothing to compare: {run.status.sentence}")
+    if drive is not None:
+        drive = drive.on_clock(run.times, descent.h, chosen=dt is not None)
+    name = unique_name(type(descent).__name__, named)
+    keep(store, name, run)
+    silent_laws = theta0.is_complex() or (drive is None and observables is None)
+    laws = None if silent_laws else Laws.of(observables, against)
+    rows: dict[str, Row] = {}
+    for label, flow in named.items():
+        save = partial(keep, store, label)
+        if isinstance(flow, StochasticFlow):
+            rows[label] = noisy_row(flow, against, drive, laws, progress, save)
+        else:
+            rows[label] = make_row(flow, theta0, against, theirs(settings, drive), laws, progress, save)
+        if rows[label].interrupted:
+            break
+    return Comparison(
+        name=name,
+        descent=run,
+        mean=against.mean,
+        descent_losses=against.losses,
+        rows=rows,
+        runs=runs,
+        standard_error=against.standard_error,
+        noise_floor=against.noise_floor,
+        landscape=descent.landscape,
+        observed={} if laws is None else laws.means,
+        coupled=coupled,
+        settings={**settings, "seed": int(seed), "h": float(descent.h), **({} if drive is None else {"dt": drive.dt})},
+    )
+
+
+def check_settings(
+    method: str | None, rtol: float | None, atol: float | None, dt: float | None, *, noisy: bool
+) -> dict[str, Any]:
+    """What ``integrate`` is given; raise for a method that there is not, also where no flow would take it."""
+    if method is not None:
+        check_choice("method", method, tuple(dict.fromkeys((*METHODS, *STOCHASTIC))) if noisy else METHODS)
+    numbers = {"rtol": rtol, "atol": atol, "dt": dt}
+    given = {name: None if value is None else check_positive(name, value) for name, value in numbers.items()}
+    return {"method": method, **given, "max_steps": MAX_STEPS}
+
+
+def theirs(settings: dict[str, Any], drive: Drive | None) -> dict[str, Any]:
+    """The settings of flows without noise: in a comparison with noisy ones, less what is for those."""
+    if drive is None:
+        return settings
+    method = None if settings["method"] in STOCHASTIC else settings["method"]
+    return {**settings, "dt": settings["dt"] if method in FIXED else None, "method": method}
+
+
+def noisy_row(
+    flow: StochasticFlow,
+    against: Reference,
+    drive: Drive | None,
+    laws: Laws | None,
+    progress: bool,
+    save: Callable[[Trajectory], None],
+) -> Row:
+    """The row of a stochastic flow, without a trajectory where it cannot run here."""
+    assert drive is not None
+    if laws is None:
+        given = against.theta0.dtype
+        return cannot_run(UnsupportedError(f"a stochastic flow has real states only, got theta0 of {given}"), against)
+    try:
+        return stochastic_row(flow, against, drive, laws, progress, save)
+    except UnsupportedError as error:
+        return cannot_run(error, against)
+
+
+def cannot_run(error: Exception, against: Reference) -> Row:
+    """A row that says why."""
+    nothing = torch.full(against.mean.shape[:-1], math.nan)
+    return Row(None, nothing, nothing[1:], nothing, nothing, notes=(f"cannot run here: {error}",))
+
+
+def check_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) -> dict[str, Flow]:
+    """The flows by name; raise where names clash, something is no flow, or a learning rate is not the descent's."""
+    if not isinstance(descent, Descent):
+        raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
+    if isinstance(flows, Flow) or not isinstance(flows, (Mapping, Sequence)) or not flows:
+        raise TypeError(f"flows must be a non-empty mapping name -> Flow or a sequence of Flows, got {flows!r}")
+    members = list(flows.values() if isinstance(flows, Mapping) else flows)
+    for flow in members:
+        if not isinstance(flow, Flow):
+            raise TypeError(f"flows must hold Flows, got {type(flow).__name__}")
+        h = getattr(unwrapped(flow), "h", descent.h)
+        if not math.isclose(h, descent.h, rel_tol=1e-12):
+            raise ValueError(f"h of {flow.name} is {h!r}, of the descent {descent.h!r}: they must agree")
+    names = list(flows) if isinstance(flows, Mapping) else [flow.name for flow in members]
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"flows must have strings for names, got {name!r}")
+    if len(set(map(slug, names))) < len(names):
+        raise ValueError(f"flows must have unique names, got {names}; give a mapping name -> Flow")
+    return dict(zip(names, members, strict=True))
+
+
+def unique_name(name: str, taken: Mapping[str, object]) -> str:
+    """The descent's name, set apart from the flows'."""
+    slugs = set(map(slug, taken))
+    while slug(name) in slugs:
+        name = f"{name} (descent)"
+    return name
+
+
+def keep(store: Path | None, name: str, run: Trajectory) -> None:
+    """Put a finished trajectory on disk where a folder was given."""
+    if store is not None:
+        run.save(store / slug(name))
+
+
+def tighter(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The same run with a smaller integration error: tolerances down by TIGHTER, or half the step."""
+    if settings["dt"] is not None:
+        return {**settings, "dt": settings["dt"] / 2}
+    floor = 50 * torch.finfo(dtype).eps  # below it an adaptive method fights rounding
+    rtol, atol = (settings["rtol"], settings["atol"])
+    loose = (1e-7, 1e-9) if dtype == torch.float64 else (1e-4, 1e-6)
+    rtol, atol = loose[0] if rtol is None else rtol, loose[1] if atol is None else atol
+    return {**settings, "rtol": max(rtol / TIGHTER, min(rtol, floor)), "atol": atol / TIGHTER}
+
+
+def make_row(
+    flow: Flow,
+    theta0: Tensor,
+    against: Reference,
+    settings: dict[str, Any],
+    laws: Laws | None,
+    progress: bool,
+    save: Callable[[Trajectory], None],
+) -> Row:
+    """Everything about one flow; a row without a trajectory where it cannot run on this landscape."""
+    try:
+        run = integrate(flow, theta0, against.times, progress=progress, **settings)
+    except (UnsupportedError, BranchError) as error:
+        return cannot_run(error, against)
+    save(run)
+    nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.abs().dtype, device=theta0.device)
+    if run.status == "interrupted":
+        errors = padded(distance(run.theta, against.mean[: len(run.theta)]), nothing)
+        return Row(run, errors, nothing[1:], nothing, nothing, mean=run.theta, interrupted=True)
+    fine_settings = tighter(settings, theta0.abs().dtype)
+    fine = integrate(flow, theta0, against.times, progress=progress, **fine_settings)
+    one_step, whole = one_step_errors(flow, against, fine_settings, begin=fine.status != "interrupted")
+    notes = (SILENT,) if silent(flow, against) else ()
+    both = min(len(run.theta), len(fine.theta))
+    own = lost(run, settings["dt"])
+    gone = own | against.lost[: len(run.theta)]
+    weak = weak_errors(run, fine, own, laws, nothing)
+    return Row(
+        trajectory=run,
+        errors=padded(distance(run.theta, against.mean[: len(run.theta)]).masked_fill(gone, math.nan), nothing),
+        one_step=one_step,
+        integration=padded(distance(run.theta[:both], fine.theta[:both]).masked_fill(own[:both], math.nan), nothing),
+        losses=weak[LOSS].mean if weak else padded(losses_of(run, own, against), nothing),
+        imaginary=padded(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
+        outside=outside_series(flow, against),
+        mean=run.theta,
+        weak=weak,
+        notes=notes if whole else (*notes, CUT_SHORT),
+        interrupted=not whole,
+    )
+
+
+def losses_of(run: Trajectory, own: Tensor, against: Reference) -> Tensor:
+    """f along a run without noise, NaN where it is lost."""
+    return real_loss(against.landscape, run.theta).masked_fill(own, math.nan)
+
+
+def weak_errors(
+    run: Trajectory, fine: Trajectory, own: Tensor, laws: Laws | None, nothing: Tensor
+) -> dict[str, WeakError]:
+    """φ(X) − E φ(θ) for a flow without noise, where laws are compared and it is real."""
+    if laws is None or run.theta.is_complex():
+        return {}
+    found = laws.against(run.theta[:, None], fine.theta[:, None], own)
+    return {name: error.on_clock(nothing) for name, error in found.items()}
+
+
+def one_step_errors(
+    flow: Flow, against: Reference, settings: dict[str, Any], *, begin: bool = True
+) -> tuple[Tensor, bool]:
+    """‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...): one batch of starts for each length of step; NaN where a run failed.
+
+    Also whether no interrupt came; NaN where one did before, and everywhere unless they ``begin``.
+    """
+    lengths, velocities = against.times.diff(), against.first_velocities
+    errors = torch.full(against.starts.shape[:-1], math.nan, dtype=against.starts.abs().dtype).to(against.starts.device)
+    if silent(flow, against) or not begin:
+        return errors, begin
+    remaining = torch.ones(len(lengths), dtype=torch.bool)
+    while bool(remaining.any()):
+        length = float(lengths[remaining][0])
+        chosen = remaining & ((lengths - length).abs() <= 1e-9 * length)
+        remaining &= ~chosen
+        where = chosen.to(against.starts.device)
+        # One step is about as far as an adaptive method goes at once: try it whole.
+        first_step = length if settings["dt"] is None and settings["method"] in (None, *ADAPTIVE, EXPONENTIAL) else None
+        starts = against.starts[where]
+        model = flow
+        if carries_velocity(flow) and velocities is not None:
+            model = Resumed(flow, flow.resume(starts, velocities[where]))
+        run = integrate(model, starts, [0.0, length], keep="last", first_step=first_step, **settings)
+        if run.status == "interrupted":
+            return errors, False
+        gap = distance(run.theta[-1], against.ends[where])
+        errors[where] = torch.where(run.alive, gap, math.nan)
+    return errors, True
+
+
+def outside_series(flow: Flow, against: Reference) -> float | None:
+    """The largest |hλ| along the descent where it reaches the radius of the flow's series, else None."""
+    largest = 0.0 if math.isinf(flow.radius) else against.curvature()
+    return largest if largest >= flow.radius else None

@@ -1,0 +1,262 @@
+r"""Rows of a comparison for stochastic flows: by means over runs or, driven by the descent's mini-batches, by paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows.comparison.laws import LOSS, Laws
+from flows.comparison.reference import SILENT, Reference, distance, lost, padded, silent
+from flows.comparison.result import CUT_SHORT, Row
+from flows.engines.counting import ResumedEquation
+from flows.engines.integrate import integrate, step_grid
+from flows.engines.noise_paths import MinibatchPath, NoisePath, minibatch_path
+from flows.engines.stochastic import STOCHASTIC
+from flows.engines.trajectory import Trajectory
+from flows.flow import Descent, Flow, StochasticFlow, unwrapped
+from landscapes import UnsupportedError
+from landscapes.errors import check_count, check_positive, check_seed
+from landscapes.noise import MinibatchNoise
+
+SUBSTEPS = 8  # of a stochastic flow in a step of the descent, by default: a power of two
+
+
+@dataclass(frozen=True)
+class Drive:
+    """How stochastic flows run: their method and dt, and the noise: a seed's, or that of the descent's mini-batches."""
+
+    method: str | None
+    dt: float
+    seed: int
+    path: MinibatchPath | None = None
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the noise is the descent's."""
+        return self.path is not None
+
+    def on_clock(self, times: Tensor, h: float, *, chosen: bool) -> Drive:
+        """The same on a descent's clock: dt divides its shortest step unless it was ``chosen``; raise where it cannot.
+
+        The clock of a descent that models the rate h by shorter steps, as SVAG does, is not k·h.
+        """
+        if chosen or self.coupled:
+            dt = self.dt
+        else:
+            shortest = float(times.diff().min())
+            parts = max(round(h / shortest), 1)
+            dt = (h / parts if math.isclose(h, parts * shortest, rel_tol=1e-9) else shortest) / SUBSTEPS
+        check_divides(dt, times.tolist())
+        return replace(self, dt=dt)
+
+    def run(self, flow: Flow, start: Tensor, times: Any, dt: float, **more: Any) -> Any:
+        """``integrate`` along the noise."""
+        source: Mapping[str, Any] = {"seed": self.seed} if self.path is None else {"path": self.path}
+        return integrate(flow, start, times, method=self.method, dt=dt, **source, **more)
+
+
+def check_drive(
+    flows: Mapping[str, Flow],
+    descent: Descent,
+    theta0: Tensor,
+    steps: int,
+    *,
+    method: str | None,
+    dt: float | None,
+    seed: int,
+    runs: int,
+    coupled: bool,
+) -> Drive | None:
+    """The drive of the stochastic flows among them, None where there are none; raise where something is missing."""
+    noisy = [flow for flow in flows.values() if isinstance(flow, StochasticFlow)]
+    if not noisy:
+        if coupled:
+            raise ValueError("coupled is for stochastic flows, none was given; leave it out")
+        return None
+    check_count("steps", steps)
+    dt = check_positive("dt", descent.h / SUBSTEPS if dt is None else dt)
+    used = method if method in STOCHASTIC else None
+    if not coupled:
+        if type(descent).elapsed is Descent.elapsed:  # the clock is known before the descent has run
+            check_divides(dt, [0.0, descent.h])
+        return Drive(used, dt, check_seed(seed))
+    halvings = round(math.log2(descent.h / dt))
+    if halvings < 0 or not math.isclose(dt * 2**halvings, descent.h, rel_tol=1e-12):
+        raise ValueError(f"dt of coupled flows must be h over a power of two, h = {descent.h!r}, got {dt!r}")
+    start = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
+    path = minibatch_path(descent, start, steps, seed, halvings + 1)  # type: ignore[arg-type]
+    for flow in noisy:
+        check_shared(flow, descent)
+    return Drive(used, dt, seed, path)  # finer by a halving: for the runs at dt/2
+
+
+def check_divides(dt: float, times: list[float]) -> None:
+    """Raise ValueError unless dt divides every step of a clock."""
+    try:
+        step_grid(times, dt)
+    except ValueError as error:
+        raise ValueError(
+            f"dt must divide every step of the descent, whose clock has {error}; stochastic flows take steps of one "
+            "length, which rates that change little by little do not have in common: StepSchedule's do"
+        ) from error
+
+
+def gradient_noise(flow: StochasticFlow) -> object:
+    """The ``noise`` of a flow, or of the flow that it wraps; None where it has none by that name."""
+    return getattr(unwrapped(flow), "noise", None)
+
+
+def check_shared(flow: StochasticFlow, descent: Descent) -> None:
+    """Raise ValueError where flow and descent draw different mini-batches."""
+    noise = gradient_noise(flow)
+    for name in ("batch_size", "sampling"):
+        ours = getattr(descent, name)
+        if getattr(noise, name, ours) != ours:
+            raise ValueError(
+                f"{name} of {flow.name} is {getattr(noise, name)!r}, of the descent {ours!r}: coupled, they must agree"
+            )
+
+
+def check_coupled(flow: StochasticFlow, path: MinibatchPath) -> None:
+    """Raise UnsupportedError unless the flow's noise can be that of the path's mini-batches, of its epochs included."""
+    size, sampling = path.shape[-1], path.sampling
+    if flow.noise_size != size or not isinstance(gradient_noise(flow), MinibatchNoise):
+        raise UnsupportedError(
+            f"coupled flows are driven by the weights of the {size} examples in each mini-batch, and the noise of "
+            f"{flow.name} is another, of size {flow.noise_size}: compare it with coupled=False (a flow of your own "
+            "says that it is driven so by a ``noise`` that is MinibatchNoise)"
+        )
+    if flow.noise_period is None and sampling.diffusion_factor() != sampling.variance_factor():
+        raise UnsupportedError(
+            f"the noise of {flow.name} is that of single steps, and coupled to reshuffled epochs it would be of "
+            "another size: use StochasticModifiedEquation with sampling='epoch', whose noise sums to zero over them"
+        )
+
+
+def stochastic_row(
+    flow: StochasticFlow,
+    against: Reference,
+    along: Drive,
+    laws: Laws,
+    progress: bool,
+    save: Callable[[Trajectory], None],
+) -> Row:
+    """Everything about one stochastic flow, from as many runs as the descent has."""
+    if along.path is not None:
+        check_coupled(flow, along.path)
+    run = along.run(flow, against.theta0, against.times, along.dt, progress=progress)
+    save(run)
+    nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.dtype, device=run.theta.device)
+    members = against.by_runs(run.theta)
+    theirs = against.members[: len(members)]
+    own = against.by_runs(lost(run, along.dt)).any(dim=1)
+    gone = own | against.lost[: len(members)]
+    notes: tuple[str, ...] = ()
+    if along.coupled:
+        errors = distance(members, theirs).mean(dim=1)
+    elif against.runs > 1:
+        errors = distance(members.mean(dim=1), theirs.mean(dim=1))
+    else:
+        errors = nothing[: len(members)]
+        notes = ("no distance: one run of each says nothing of their laws; give runs, or coupled=True",)
+    row = Row(
+        trajectory=run,
+        errors=padded(errors.masked_fill(gone, math.nan), nothing),
+        one_step=nothing[1:],
+        integration=nothing,
+        losses=nothing,
+        mean=members.mean(dim=1),
+        notes=notes,
+        interrupted=run.status == "interrupted",
+    )
+    return row if row.interrupted else studied(flow, row, members, own, against, along, laws, progress)
+
+
+def studied(
+    flow: StochasticFlow,
+    row: Row,
+    members: Tensor,
+    own: Tensor,
+    against: Reference,
+    along: Drive,
+    laws: Laws,
+    progress: bool,
+) -> Row:
+    """The row of a run (T', runs, ..., d), lost at ``own``, with laws, integration error and, coupled, single steps."""
+    nothing = row.losses
+    fine = along.run(flow, against.theta0, against.times, along.dt / 2, progress=progress)
+    finer = against.by_runs(fine.theta)
+    both = min(len(members), len(finer))
+    weak = laws.against(members, finer, own, coupled=along.coupled)
+    one_step, whole, notes = nothing[1:], fine.status != "interrupted", row.notes
+    if along.coupled and silent(flow, against):
+        notes = (*notes, SILENT)
+    elif along.coupled and whole:
+        one_step, whole = one_step_errors(flow, against, along)
+    return replace(
+        row,
+        one_step=one_step,
+        integration=padded(
+            distance(members[:both], finer[:both]).mean(dim=1).masked_fill(own[:both], math.nan), nothing
+        ),
+        losses=padded(weak[LOSS].mean, nothing),
+        weak={name: error.on_clock(nothing) for name, error in weak.items()},
+        notes=notes if whole else (*notes, CUT_SHORT),
+        interrupted=not whole,
+    )
+
+
+class OneStep(NoisePath):
+    """The increments of one step of the descent, from t0."""
+
+    def __init__(self, path: NoisePath, increments: list[Tensor], t0: float, h: float):
+        self.t0, self.t1, self.finest_dt = t0, t0 + h, h / len(increments)
+        self._shape, self._increments = path.shape, increments
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The path's own."""
+        return self._shape
+
+    @property
+    def levels(self) -> int:
+        """None: the increments are there."""
+        return 0
+
+    def roots(self) -> Iterator[Tensor]:
+        """The increments."""
+        return iter(self._increments)
+
+    def increments(self, start: float, dt: float, steps: int, period: float | None = None) -> Iterator[Tensor]:
+        """The increments."""
+        return iter(self._increments)
+
+
+def one_step_errors(flow: StochasticFlow, against: Reference, along: Drive) -> tuple[Tensor, bool]:
+    r"""Mean over the runs of ‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...) with the mini-batch of step k, at dt/2.
+
+    Also whether no interrupt came; NaN from the step on in which one did.
+    """
+    assert along.path is not None
+    steps, h, dt = len(against.times) - 1, against.h, along.dt / 2
+    each = round(h / dt)
+    increments = along.path.increments(0.0, dt, steps * each)
+    errors = torch.full(against.mean[1:].shape[:-1], math.nan, dtype=against.mean.dtype, device=against.mean.device)
+    for k in range(steps):
+        path = OneStep(along.path, list(islice(increments, each)), float(against.times[k]), h)
+        start = against.members[k] if against.runs > 1 else against.members[k, 0]
+        velocity = None if against.velocities is None else against.velocities[k]
+        model = flow if velocity is None else ResumedEquation(flow, flow.resume(start, velocity))
+        run = integrate(model, start, against.times[k : k + 2], method=along.method, dt=dt, path=path, keep="last")
+        if run.status == "interrupted":
+            return errors, False
+        gap = distance(run.theta[-1], against.run.theta[k + 1])
+        gap = torch.where(run.alive, gap, math.nan)
+        errors[k] = gap.mean(dim=0) if against.runs > 1 else gap
+    return errors, True

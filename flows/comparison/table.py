@@ -1,0 +1,137 @@
+r"""A comparison as text: flows under their headings, notes below, and the table of laws where those were compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from flows.comparison.laws import WeakError
+
+if TYPE_CHECKING:
+    from flows.comparison.result import Comparison
+
+
+def worst(values: Tensor) -> float:
+    """The largest entry that is not NaN; NaN where there is none."""
+    values = values[~values.isnan()]
+    return float(values.max()) if values.numel() else float("nan")
+
+
+def at_end(values: Tensor) -> float:
+    """The worst member's value at the last time; NaN where the run ended before, or never began."""
+    return worst(values[-1]) if len(values) else float("nan")
+
+
+KINDS = {"grad": "gradients", "hvp": "HVPs", "third": "thirds", "higher": "higher"}
+"""Oracle calls and their columns; derivatives above the third have one where a flow takes them."""
+
+
+def table(comparison: Comparison) -> str:
+    """Rows aligned under their headings, notes below."""
+    is_complex = comparison.has_complex
+    heading = ["", "error at end", "largest error", "one-step error", "integration", "loss at end"]
+    runs = [comparison.descent, *(row.trajectory for row in comparison.rows.values() if row.trajectory)]
+    shown = {k: v for k, v in KINDS.items() if k != "higher" or any(run.cost.get(k) for run in runs)}
+    heading += ["max |Im θ|"] * is_complex + [*shown.values(), "status"]
+    cost = comparison.descent.cost
+    first = [comparison.name, "", "", "", "", f"{at_end(comparison.descent_losses):.6g}"]
+    lines = [heading, first + [""] * is_complex + [*oracle_calls(cost, shown), str(comparison.descent.status)]]
+    for name, row in comparison.rows.items():
+        if row.trajectory is None:
+            lines.append([name] + [""] * (len(heading) - 2) + ["cannot run here"])
+            continue
+        median = row.one_step[~row.one_step.isnan()]
+        numbers = [at_end(row.errors), worst(row.errors)]
+        numbers += [float(median.median()) if median.numel() else float("nan"), worst(row.integration)]
+        cells = [f"{x:.3e}" for x in numbers] + [f"{at_end(row.losses):.6g}"]
+        cells += [""] * is_complex if row.imaginary is None else [f"{worst(row.imaginary):.1e}"]
+        series = "" if row.outside is None else f", outside its series: |hλ| = {row.outside:.4g}"
+        lines.append([name, *cells, *oracle_calls(row.trajectory.cost, shown), f"{row.trajectory.status}{series}"])
+    text = aligned(lines, left=(0, len(heading) - 1))
+    return "\n".join([caption(comparison), *text, *footnotes(comparison), *laws(comparison)])
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """Rows as lines of columns, those in ``left`` to the left."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return [
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def laws(comparison: Comparison) -> list[str]:
+    """The table of weak errors: a row for each observable and flow; nothing where laws were not compared."""
+    if not comparison.observed:
+        return []
+    lines = [["φ", "", "E φ at end", "± s.e.", "difference", "± s.e.", "largest", "± s.e.", "integration"]]
+    for phi, (mean, error) in comparison.observed.items():
+        lines.append([phi, comparison.name, *shown(at_end(mean), at_end(error)), "", "", "", "", ""])
+        for name, row in comparison.rows.items():
+            if phi in row.weak:
+                lines.append(["", name, *weak_cells(row.weak[phi])])
+    coupled = ", of differences run by run for coupled flows" if comparison.coupled else ""
+    return ["", f"Laws: means over runs, less the descent's; standard errors{coupled}", *aligned(lines, left=(0, 1))]
+
+
+def weak_cells(error: WeakError) -> list[str]:
+    """The mean at the end, the difference there and where it is largest, and the largest integration error."""
+    difference, bar = error.difference.reshape(-1), error.standard_error.reshape(-1)
+    place = int(difference.abs().nan_to_num(-1.0).argmax())
+    at_last = largest_member(error.difference[-1])
+    last, last_bar = (float(x[-1].reshape(-1)[at_last]) for x in (error.difference, error.standard_error))
+    cells = [
+        f"{at_end(error.mean):.4g}",
+        "",
+        *shown(last, last_bar),
+        *shown(float(difference[place]), float(bar[place])),
+    ]
+    return [*cells, f"{worst(error.integration.abs()):.1e}"]
+
+
+def largest_member(values: Tensor) -> int:
+    """The number of the batch member (...) with the largest modulus."""
+    return int(values.reshape(-1).abs().nan_to_num(-1.0).argmax())
+
+
+def shown(value: float, error: float) -> list[str]:
+    """A number and its standard error, left out where there is none."""
+    return [f"{value:.4g}", "" if math.isnan(error) else f"{error:.1e}"]
+
+
+def oracle_calls(cost: Mapping[str, float], kinds: Iterable[str]) -> list[str]:
+    """Gradients, HVPs and higher derivatives of a run."""
+    return [f"{cost.get(kind, 0):.5g}" for kind in kinds]
+
+
+def caption(comparison: Comparison) -> str:
+    """What the table compares."""
+    steps, end = len(comparison.times) - 1, float(comparison.times[-1])
+    against = comparison.name if comparison.runs == 1 else f"the mean of {comparison.runs} runs of {comparison.name}"
+    batch = tuple(comparison.mean.shape[1:-1])
+    members = f", worst member of the batch {batch}" if batch else ""
+    return f"Flows against {against}: {steps} steps, t = 0 … {end:.6g}{members}; one-step errors are medians"
+
+
+def footnotes(comparison: Comparison) -> list[str]:
+    """What the rows have to say beyond their numbers."""
+    lines = []
+    if comparison.standard_error is not None:
+        lines.append(f"standard error of the mean at the end: {at_end(comparison.standard_error):.3e}")
+    if comparison.noise_floor is not None:
+        floor = float(comparison.noise_floor.nanmedian())
+        coupled = ", of coupled flows against the step itself" if comparison.coupled else ""
+        noise = f"noise floor h·sqrt(tr Cov): {floor:.3e} (median)"
+        lines.append(f"one-step errors are against the full-batch step{coupled}; {noise}")
+    if comparison.descent.status != "finished" or not bool(comparison.descent.alive.all()):
+        lines.append(f"{comparison.name}: {comparison.descent.status.sentence}")
+    for name, row in comparison.rows.items():
+        run = row.trajectory
+        said = [] if run is None or (run.status == "finished" and bool(run.alive.all())) else [run.status.sentence]
+        lines += [f"{name}: {note}" for note in (*said, *(run.notes if run else ()), *row.notes)]
+    return lines

@@ -1,0 +1,164 @@
+"""What ``integrate`` and ``descend`` share: checks of θ0, counting, and what can be said of a run that failed."""
+
+from __future__ import annotations
+
+import cmath
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from flows.flow import Descent, Flow, SameNoise, StochasticFlow
+from landscapes import Counted, Landscape
+from landscapes.errors import check_float_tensor
+from landscapes.krylov import matrix_function
+from landscapes.noise import GradientNoise
+from landscapes.wrappers.base import Counts, no_counts
+
+Model = TypeVar("Model", Flow, Descent)
+
+
+def check_theta0(theta0: Tensor) -> Tensor:
+    """θ0 detached; raise unless it is a finite floating tensor of shape (..., d)."""
+    check_float_tensor("theta0", theta0)
+    if theta0.ndim == 0 or theta0.numel() == 0:
+        raise ValueError(f"theta0 must have shape (..., d) with d >= 1, got {tuple(theta0.shape)}")
+    if not bool(theta0.isfinite().all()):
+        raise ValueError(f"theta0 must be finite, got {int((~theta0.isfinite()).sum())} NaN or infinite entries")
+    return theta0.detach()
+
+
+def counted(model: Model) -> tuple[Model, Counts]:
+    """The model on a counted copy of its landscape, and the tally; a model without a landscape field counts nothing."""
+    if not (dataclasses.is_dataclass(model) and any(f.name == "landscape" for f in dataclasses.fields(model))):
+        return model, no_counts()
+    if not isinstance(model.landscape, Landscape):
+        return model, no_counts()
+    wrapped = Counted(model.landscape)
+    fields = {"landscape": wrapped, **counted_noise(model, wrapped)}
+    return dataclasses.replace(model, **fields), wrapped.counts
+
+
+def counted_noise(model: Any, wrapped: Counted) -> dict[str, GradientNoise]:
+    """The model's ``noise`` field with the landscape that it shares with the model counted along, if there is one."""
+    noise = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}.get("noise")
+    return {"noise": on_landscape(noise, wrapped)} if isinstance(noise, GradientNoise) else {}
+
+
+def on_landscape(noise: GradientNoise, wrapped: Counted) -> GradientNoise:
+    """The noise, and noises that it holds, with ``wrapped`` in place of what that wraps."""
+    if not dataclasses.is_dataclass(noise):
+        return noise
+    held = {f.name: getattr(noise, f.name) for f in dataclasses.fields(noise)}
+    ours = {name: wrapped for name, value in held.items() if value is wrapped.landscape}
+    inner = {name: on_landscape(value, wrapped) for name, value in held.items() if isinstance(value, GradientNoise)}
+    return dataclasses.replace(noise, **ours, **inner) if ours or inner else noise
+
+
+def finite_members(state: Tensor) -> Tensor:
+    """Which batch members of a state (..., s) are finite, shape (...,)."""
+    return state.isfinite().all(dim=-1)
+
+
+def all_finite(state: Tensor) -> bool:
+    """Whether every entry is finite; one reduction where it is, which is the case that must be fast."""
+    return cmath.isfinite(state.sum().item()) or bool(state.isfinite().all())
+
+
+def curvature_sentence(model: Any, theta: Tensor, h: float | None) -> str:
+    """The Hessian's eigenvalue of largest magnitude at θ (d,), where the model has a landscape that gives one."""
+    landscape = getattr(model, "landscape", None)
+    if not isinstance(landscape, Landscape) or theta.shape[-1:] != (landscape.dimension,):
+        return ""
+    try:  # on the landscape as the user gave it: a diagnosis is no cost of the run
+        eigenvalue = extreme_eigenvalue(landscape.landscape if isinstance(landscape, Counted) else landscape, theta)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return ""  # a loss without second derivatives: what is lost is a remark, not the run
+    if eigenvalue is None:
+        return ""
+    stability = "" if h is None else f" (hλ = {h * eigenvalue:.4g})"
+    return (
+        f"; the Hessian's eigenvalue of largest magnitude at the last finite state is λ = {eigenvalue:.4g}{stability}"
+    )
+
+
+def extreme_eigenvalue(landscape: Landscape, theta: Tensor, products: int = 20) -> float | None:
+    """The Ritz value of largest magnitude of H(θ) from at most ``products`` HVPs; None where none is finite."""
+    point = landscape.expand(theta)
+    # Any function will do: the Ritz values come along. Drawn, as simple vectors may be orthogonal to an eigenvector.
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(theta.shape[-1], generator=generator, dtype=torch.float64).to(theta)
+    result = matrix_function(point.hvp, start, torch.ones_like, products, 0.0)
+    values = result.ritz.real[result.ritz.isfinite()]
+    return float(values[values.abs().argmax()]) if values.numel() else None
+
+
+@dataclass(frozen=True)
+class Resumed(Flow):
+    """A flow that starts from states (..., s) given, whatever θ0 is."""
+
+    flow: Flow
+    states: Tensor
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.velocity(t, state)
+
+    def start(self, theta0: Tensor) -> Tensor:
+        """The states given."""
+        return self.states
+
+    def position(self, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.position(state)
+
+
+@dataclass(frozen=True)
+class ResumedEquation(SameNoise):
+    """A stochastic flow that starts from states (..., s) given, whatever θ0 is."""
+
+    flow: StochasticFlow
+    states: Tensor
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.velocity(t, state)
+
+    def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
+        """The flow's own."""
+        return self.flow.rate(t, state, dw_over_dt)
+
+    def start(self, theta0: Tensor) -> Tensor:
+        """The states given."""
+        return self.states
+
+
+@dataclass(frozen=True)
+class ResumedDescent(Descent):
+    """A descent that goes on from a state given, whatever θ0 is."""
+
+    descent: Descent
+    state: Any
+
+    @property
+    def h(self) -> float:  # type: ignore[override]
+        """The descent's own."""
+        return self.descent.h
+
+    def step(self, state: Any, k: int, generator: torch.Generator) -> Any:
+        """The descent's own."""
+        return self.descent.step(state, k, generator)
+
+    def start(self, theta0: Tensor) -> Any:
+        """The state given."""
+        return self.state
+
+    def position(self, state: Any) -> Tensor:
+        """The descent's own."""
+        return self.descent.position(state)
+
+    def elapsed(self, k: int, state: Any) -> float:
+        """The descent's own."""
+        return self.descent.elapsed(k, state)

@@ -1,0 +1,166 @@
+"""What both engines do at every state: keep it or not, show it to the observers, assemble the trajectory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flows.engines.trajectory import Observations, Status, Trajectory
+from landscapes import Counted, Landscape
+from landscapes.errors import check_choice, check_count
+from landscapes.wrappers.base import Counts, check_landscape
+
+BLOCK, NUMBERS = 64, 2**20  # states that are held together
+
+
+class Observer(Protocol):
+    """Sees every ``every``-th state of a run: returns named tensors, which the trajectory keeps with their times."""
+
+    name: str
+    every: int
+
+    def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
+        """What is seen at state k, time t."""
+        ...
+
+
+class LandscapeObserver(ABC):
+    r"""An observer that asks a landscape, and counts what it asks: it goes through ``counted`` for every call.
+
+    ``counts`` grow over all runs; ``Trajectory.observer_costs`` shows what one run cost. In one run such observers have
+    different names. Concrete ones are final. Raises TypeError or ValueError for arguments out of place.
+    """
+
+    def __init__(self, landscape: Landscape, every: int, name: str):
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {name!r}")
+        self.landscape = check_landscape(landscape)
+        self.every = check_count("every", every)
+        self.name = name
+        self.counted = Counted(landscape)
+
+    @property
+    def counts(self) -> Counts:
+        """Oracle calls so far, in units of one product over the full sum for one θ."""
+        return self.counted.counts
+
+    @abstractmethod
+    def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
+        """What is seen at state k, time t, of θ (..., d)."""
+
+
+class States:
+    r"""States of one shape in order, in blocks of ``BLOCK`` of them or of ``NUMBERS`` numbers, whichever is less.
+
+    One small tensor a state, kept between what a step allocates and frees, would hold that memory too: the process
+    would grow by a step's work each time.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._filled = 0  # states in the last block
+
+    def append(self, theta: Tensor) -> None:
+        """One state more, copied."""
+        if not self._blocks or self._filled == len(self._blocks[-1]):
+            rows = max(1, min(BLOCK, NUMBERS // max(theta.numel(), 1)))
+            self._blocks.append(torch.empty(rows, *theta.shape, dtype=theta.dtype, device=theta.device))
+            self._filled = 0
+        self._blocks[-1][self._filled] = theta.detach()
+        self._filled += 1
+
+    def stacked(self) -> Tensor:
+        """All of them, (T, ...)."""
+        return torch.cat([*self._blocks[:-1], self._blocks[-1][: self._filled]])
+
+
+class Recorder:
+    """Keeps states and observations of one run in order of time, and what the observers asked in it."""
+
+    def __init__(self, keep: str, every: int, observers: Sequence[Observer], last: int):
+        check_choice("keep", keep, ("all", "last"))
+        self._every = check_count("every", every)
+        self._all = keep == "all"
+        self._observers = check_observers(observers)
+        self._counted_before = observer_counts(self._observers)
+        self._last = last
+        self._times: list[float] = []
+        self._states = States()
+        self._end = torch.zeros(())
+        self._seen: dict[str, tuple[Observer, list[float], list[Tensor]]] = {}
+
+    def record(self, k: int, t: float, theta: Tensor) -> None:
+        """Take state k of the run; the last one is always kept."""
+        if self._all and (k % self._every == 0 or k == self._last):
+            self._times.append(t)
+            self._states.append(theta)
+        elif not self._all:
+            self._times, self._end = [t], theta
+        for observer in self._observers:
+            if k % observer.every == 0:
+                self._observe(observer, k, t, theta)
+
+    def _observe(self, observer: Observer, k: int, t: float, theta: Tensor) -> None:
+        seen = observer(k, t, theta)
+        if not isinstance(seen, Mapping):
+            raise TypeError(f"observer {observer.name!r} must return a dict of tensors, got {type(seen).__name__}")
+        for name, value in seen.items():
+            whose, times, values = self._seen.setdefault(name, (observer, [], []))
+            if whose is not observer:
+                raise ValueError(f"observations must have different names, {name!r} comes from two observers")
+            shown = torch.as_tensor(value).detach()
+            if values and shown.shape != values[0].shape:
+                raise ValueError(
+                    f"observer {observer.name!r} must return tensors of one shape: {name!r} was "
+                    f"{tuple(values[0].shape)} and is {tuple(shown.shape)} at k = {k}"
+                )
+            times.append(t)
+            values.append(shown)
+
+    def keep_end(self, t: float, theta: Tensor) -> None:
+        """Keep the state a run stopped at, where ``every`` passed it over; the last one is there anyway."""
+        if self._all and self._times[-1] != t:
+            self._times.append(t)
+            self._states.append(theta)
+
+    def trajectory(self, status: Status, alive: Tensor, cost: dict[str, float], notes: Sequence[str]) -> Trajectory:
+        """The trajectory of what was recorded."""
+        observations: Observations = {
+            name: (torch.tensor(times, dtype=torch.float64), torch.stack(values))
+            for name, (_, times, values) in self._seen.items()
+        }
+        times = torch.tensor(self._times, dtype=torch.float64)
+        states = self._states.stacked() if self._all else torch.stack([self._end])
+        return Trajectory(times, states, status, alive, cost, observations, tuple(notes), self._observer_costs())
+
+    def _observer_costs(self) -> dict[str, Counts]:
+        """What each observer has asked since the run began."""
+        before, now = self._counted_before, observer_counts(self._observers)
+        return {name: {kind: n - before[name][kind] for kind, n in counts.items()} for name, counts in now.items()}
+
+
+def observer_counts(observers: Sequence[Observer]) -> dict[str, Counts]:
+    """The present tallies of the observers that keep one, by name."""
+    return {observer.name: dict(observer.counts) for observer in observers if isinstance(observer, LandscapeObserver)}
+
+
+def check_observers(observers: Sequence[Observer]) -> tuple[Observer, ...]:
+    """The observers as a tuple; raise unless each is callable, with ``every`` of at least 1 and its own ``name``."""
+    if not isinstance(observers, Sequence):
+        raise TypeError(f"observers must be a sequence of observers, got {type(observers).__name__}; write [observer]")
+    counting: set[str] = set()
+    for observer in observers:
+        if not callable(observer) or not isinstance(getattr(observer, "name", None), str):
+            raise TypeError(f"observers must be callables (k, t, theta) -> dict with a name and an every: {observer!r}")
+        check_count(f"every of observer {observer.name!r}", getattr(observer, "every", 0))
+        if isinstance(observer, LandscapeObserver):
+            if observer.name in counting:
+                raise ValueError(
+                    f"observers must have different names, {observer.name!r} is that of two; give name=..."
+                )
+            counting.add(observer.name)
+    return tuple(observers)

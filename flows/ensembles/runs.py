@@ -1,0 +1,276 @@
+r"""``ensemble``: the law of a stochastic flow or descent at every kept time, from many paths, with error bars.
+
+Paths run in blocks as one batched state; every block's observables go into statistics as they come, so that memory is
+that of one block, whatever the number of paths and of times.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flows.engines.trajectory import Status, save_tensors
+from flows.ensembles.blocks import (
+    Block,
+    Course,
+    Function,
+    add_costs,
+    block_seed,
+    block_size,
+    blocks,
+    check_functions,
+    check_start,
+    course,
+    known_times,
+    lost,
+    observed,
+    stacked,
+)
+from flows.ensembles.quantiles import Quantiles
+from flows.ensembles.statistics import CONFIDENCE, Histogram, Moments, Statistic
+from flows.flow import Descent, Flow
+from landscapes.errors import check_count, check_seed
+
+Statistics = tuple[Statistic, ...]
+Asked = TypeVar("Asked", bound=Statistic)
+
+
+@dataclass(frozen=True)
+class Observable:
+    """φ(θ) with the statistics that are wanted beyond its mean and covariance: empty ``Quantiles``, ``Histogram``, ….
+
+    ``function``: θ (n, ..., d) ↦ (n, ...) or (n, ..., q), real. Raises TypeError for what is neither.
+    """
+
+    function: Function
+    statistics: Sequence[Statistic] = ()
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"function must be a function of theta, got {self.function!r}")
+        for statistic in self.statistics:
+            if not isinstance(statistic, Statistic):
+                raise TypeError(f"statistics must be Statistics such as Quantiles([0.5]), got {statistic!r}")
+            if statistic.count:
+                raise ValueError(f"statistics must be empty to begin with, got one that has seen {statistic.count}")
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """φ(θ)."""
+        return self.function(theta)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    r"""The law of an ensemble along its times.
+
+    ``times`` (T,) float64; ``paths``, how many ran; ``statistics`` name → for each time (Moments, those asked for),
+    over samples (paths, ..., q), where q = 1 for an observable that gives a number a path. ``diverged`` (...): paths
+    that left the finite numbers; they are in all statistics with their last finite position, frozen from then on, so
+    that no mean is one over survivors. ``cost``: summed over the blocks, observables not included. ``status``:
+    finished, diverged (no path was left at some time, ``times`` ends before it) or interrupted (some of the paths are
+    missing, most of them at late times: ``counts``).
+    """
+
+    times: Tensor
+    paths: int
+    statistics: Mapping[str, Sequence[Statistics]]
+    diverged: Tensor
+    status: Status
+    cost: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> Tensor:
+        """Paths seen at each time, (T,)."""
+        first = next(iter(self.statistics.values()))
+        return torch.tensor([row[0].count for row in first])
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """Observable → mean (T, ..., q)."""
+        return self._of_moments(lambda moments: moments.mean)
+
+    @property
+    def standard_error(self) -> dict[str, Tensor]:
+        """Observable → standard error of the mean (T, ..., q)."""
+        return self._of_moments(lambda moments: moments.standard_error)
+
+    @property
+    def covariance(self) -> dict[str, Tensor]:
+        """Observable → covariance (T, ..., q, q)."""
+        return self._of_moments(lambda moments: moments.covariance)
+
+    @property
+    def covariance_error(self) -> dict[str, Tensor]:
+        """Observable → standard error of the covariance (T, ..., q, q)."""
+        return self._of_moments(lambda moments: moments.covariance_error)
+
+    @property
+    def quantiles(self) -> dict[str, Tensor]:
+        """Observable → quantiles (T, ..., q, P), of those that asked for some."""
+        return {name: stacked([q.values for q in rows]) for name, rows in self.series(Quantiles).items()}
+
+    def quantile_intervals(self, confidence: float = CONFIDENCE) -> dict[str, tuple[Tensor, Tensor]]:
+        """Observable → ends of the distribution-free intervals of its quantiles, both (T, ..., q, P)."""
+        ends = {name: [q.interval(confidence) for q in rows] for name, rows in self.series(Quantiles).items()}
+        return {name: (stacked([a for a, _ in rows]), stacked([b for _, b in rows])) for name, rows in ends.items()}
+
+    @property
+    def histograms(self) -> dict[str, list[Histogram]]:
+        """Observable → a histogram for each time, of those that asked for one."""
+        return self.series(Histogram)
+
+    def series(self, kind: type[Asked]) -> dict[str, list[Asked]]:
+        """Observable → its first statistic of that kind at each time, of those that have one."""
+        found = {n: [[s for s in row if isinstance(s, kind)] for row in rows] for n, rows in self.statistics.items()}
+        return {name: [row[0] for row in rows] for name, rows in found.items() if all(rows)}
+
+    def __str__(self) -> str:
+        return table(self)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write means, covariances, quantiles and histograms with their errors into ``folder``. Raises FolderError."""
+        tensors: dict[str, Tensor] = {"times": self.times, "counts": self.counts, "diverged": self.diverged}
+        parts = {name: getattr(self, name) for name in SAVED}
+        for i, name in enumerate(self.statistics):
+            tensors |= {f"{i}.{part}": values[name] for part, values in parts.items()}
+            if name in self.quantiles:
+                low, high = self.quantile_intervals()[name]
+                tensors |= {f"{i}.quantiles": self.quantiles[name], f"{i}.quantiles.low": low}
+                tensors[f"{i}.quantiles.high"] = high
+            if name in self.histograms:
+                rows = self.histograms[name]
+                tensors |= {f"{i}.edges": rows[0].bounds, f"{i}.tallies": stacked([h.seen for h in rows])}
+        text: dict[str, Any] = {"observables": list(self.statistics), "paths": self.paths, "cost": dict(self.cost)}
+        text |= {"status": str(self.status), "sentence": self.status.sentence, "notes": list(self.notes)}
+        text["probabilities"] = {name: list(rows[0].probabilities) for name, rows in self.series(Quantiles).items()}
+        path = save_tensors(folder, "ensemble", tensors, text)
+        (path / "table.txt").write_text(str(self) + "\n")
+        return path
+
+    def _of_moments(self, read: Callable[[Moments], Tensor]) -> dict[str, Tensor]:
+        return {name: stacked([read(m) for m in rows]) for name, rows in self.series(Moments).items()}
+
+
+SHOWN = 4  # notes in a table; an ensemble of many blocks has many
+SAVED = ("mean", "standard_error", "covariance", "covariance_error")
+
+
+def ensemble(
+    model: Flow | Descent,
+    theta0: Tensor,
+    times_or_steps: Tensor | Sequence[float] | int,
+    *,
+    paths: int,
+    seed: int,
+    observables: Mapping[str, Function | Observable],
+    dt: float | None = None,
+    method: str | None = None,
+    every: int = 1,
+    block: int | None = None,
+    progress: bool = False,
+) -> Ensemble:
+    r"""Statistics over ``paths`` runs from θ0 (..., d), of a StochasticFlow along times or a Descent for steps.
+
+    A flow takes ``dt`` and a ``method`` as in ``integrate``; a descent neither. ``observables``: name → θ (n, ..., d) ↦
+    (n, ...) or (n, ..., q), or an ``Observable`` that asks for more than moments; they are read at every ``every``-th
+    output time or step and the last. Paths run ``block`` at a time, by default so many that a block takes some tens of
+    MiB; the same seed and block give the same paths. KeyboardInterrupt ends the run with what was seen.
+
+    Paths that diverge stay in the statistics, see ``Ensemble``. Raises TypeError or ValueError for arguments out of
+    place, KeyboardInterrupt where nothing has been seen yet.
+    """
+    theta0 = check_start(theta0)
+    check_count("paths", paths)
+    check_seed(seed)
+    check_functions(observables)
+    way = course(model, times_or_steps, dt, method, every)
+    run = Run(way, {name: asked(value) for name, value in observables.items()}, theta0)
+    size = block_size(block, paths, theta0, [model])
+    with tqdm(total=paths, unit="path", desc=type(model).__name__, disable=not progress) as bar:
+        for part in blocks(theta0, paths, size):
+            if not run.take(part, block_seed(seed, part.number)):
+                break
+            bar.update(part.paths)
+    return run.result(paths)
+
+
+def asked(observable: Function | Observable) -> Observable:
+    """The observable as one."""
+    return observable if isinstance(observable, Observable) else Observable(observable)
+
+
+class Run:
+    """The state of an ensemble: statistics at every kept time of the blocks so far, and what they cost."""
+
+    def __init__(self, way: Course, observables: Mapping[str, Observable], theta0: Tensor):
+        self._way = way
+        self._observables = observables
+        self._rows = {
+            name: [(Moments(), *observable.statistics) for _ in way.kept] for name, observable in observables.items()
+        }
+        self._clock: list[float] = []
+        self._diverged = torch.zeros(theta0.shape[:-1], dtype=torch.int64, device=theta0.device)
+        self._paths = 0
+        self._cost: dict[str, float] = {}
+        self._notes: dict[str, None] = {}
+        self._interrupted = False
+
+    def take(self, block: Block, seed: int) -> bool:
+        """Run a block; whether to go on with the next."""
+        run, times = self._way.run(block, seed, self._see)
+        self._clock = known_times(self._clock, times)
+        self._diverged = self._diverged + lost(run.alive)
+        self._paths += block.paths
+        add_costs(self._cost, run.cost)
+        said = (run.status.sentence,) if bool(lost(run.alive).any()) else ()
+        self._notes |= dict.fromkeys(f"block {block.number}: {note}" for note in (*said, *run.notes))
+        self._interrupted = run.status == "interrupted"
+        return not self._interrupted
+
+    def _see(self, j: int, t: float, theta: Tensor) -> None:
+        for name, observable in self._observables.items():
+            values = observed(name, observable, theta)
+            self._rows[name][j] = tuple(statistic.add(values) for statistic in self._rows[name][j])
+
+    def result(self, paths: int) -> Ensemble:
+        """The ensemble up to the last time that any path came to."""
+        if not self._clock:
+            raise KeyboardInterrupt
+        rows = {name: series[: len(self._clock)] for name, series in self._rows.items()}
+        times = torch.tensor(self._clock, dtype=torch.float64)
+        status = self._status(paths)
+        return Ensemble(times, self._paths, rows, self._diverged, status, self._cost, tuple(self._notes))
+
+    def _status(self, paths: int) -> Status:
+        end, worst = self._clock[-1], int(self._diverged.max())
+        entered = f"; {worst} of them diverged and are in every statistic with their last finite position" * (worst > 0)
+        if self._interrupted:
+            return Status("interrupted", f"interrupted with {self._paths} of {paths} paths under way{entered}")
+        if len(self._clock) < len(self._way.kept):
+            return Status("diverged", f"no path was left after t = {end:.6g}: all {paths} diverged; use a smaller h")
+        return Status("finished", f"finished {paths} paths at t = {end:.6g}{entered}")
+
+
+def table(found: Ensemble) -> str:
+    """Mean, standard error and standard deviation of every component at the last time."""
+    lines = [f"Ensemble of {found.paths} paths at t = {float(found.times[-1]):.6g} ({len(found.times)} times)"]
+    lines.append(f"{'':<24}  {'mean':>14}  {'error':>10}  {'deviation':>12}")
+    for name, rows in found.series(Moments).items():
+        end = rows[-1]
+        columns = (end.mean, end.standard_error, end.variance.sqrt())
+        triples = zip(*(x.reshape(-1).tolist() for x in columns), strict=True)
+        many = end.mean.numel() > 1
+        for i, (mean, error, deviation) in enumerate(triples):
+            label = f"{name}[{i}]" if many else name
+            lines.append(f"{label:<24}  {mean:>14.6g}  {error:>10.2e}  {deviation:>12.5g}")
+    more = len(found.notes) - SHOWN
+    rest = [f"and {more} notes more, in notes"] if more > 0 else []
+    return "\n".join([*lines, found.status.sentence, *found.notes[:SHOWN], *rest])

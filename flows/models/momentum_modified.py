@@ -1,0 +1,191 @@
+r"""Modified equations of momentum, in two statements that must not be mixed.
+
+Scaled: with learning rate h² and momentum β = 1 − hμ one step moves (x, v) by O(h), and its modified equation is a
+series in h on position and velocity. Reduced: at a fixed β one step on (θ, v) is not near the identity and no such
+series exists; but once the start's transient, of size β^k, has died out, θ alone follows a field that is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flows.arguments import check_friction, check_model, check_momentum
+from flows.flow import Flow
+from flows.models.modified import check_order
+from flows.series import (
+    HEAVY_BALL,
+    NESTEROV,
+    ExplicitMethod,
+    Multistep,
+    Program,
+    heavy_ball_multistep,
+    nesterov_multistep,
+)
+from flows.series.landscape import landscape_program
+from landscapes import Landscape
+
+
+class ScaledMomentumFlow(Flow):
+    """State (x, v) (..., 2d), which starts at rest: (θ0, 0); t = k·h. What the two scaled flows share."""
+
+    h: float
+    friction: float
+    order: int
+    method: ExplicitMethod
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+        check_friction(self.friction, self.h)
+        check_order(self.order, self.landscape, self.name)
+
+    @property
+    def name(self) -> str:
+        """The class with its order."""
+        return f"{type(self).__name__} order {self.order}"
+
+    def start(self, theta0: Tensor) -> Tensor:
+        """(θ0, 0)."""
+        return torch.cat([theta0, torch.zeros_like(theta0)], dim=-1)
+
+    def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
+        """(θ, v)."""
+        return torch.cat([theta, velocity], dim=-1)
+
+    def position(self, state: Tensor) -> Tensor:
+        """x."""
+        return state[..., : self.landscape.dimension]
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """(ẋ, v̇), shape (..., 2d)."""
+        x, v = state.split(self.landscape.dimension, dim=-1)
+        program = landscape_program(self.method, self.order, self.h, self.friction)
+        return torch.cat(program(self.landscape.expand(x), v=v), dim=-1)
+
+
+@final
+@dataclass(frozen=True)
+class ModifiedHeavyBallFlow(ScaledMomentumFlow):
+    r"""Modified flow of order p of scaled heavy ball  v' = v − h(μv + ∇f(x)),  x' = x + hv';  μ = ``friction``.
+
+        ẋ = v − (h/2)(μv + ∇f) + …,      v̇ = −μv − ∇f − (h/2)(μ²v + μ∇f − Hv) + …
+
+    Order 1 is Newton's equation with friction. One-step error against ``ScaledHeavyBall`` O(h^{p+1}), which is
+    torch's heavy ball with learning rate h² and momentum 1 − hμ. The flow's clock is that of the descent, t = k·h.
+
+    Raises ValueError unless 0 ≤ hμ ≤ 1, or for an order above 12. Source: Hairer, Lubich & Wanner, ch. IX.
+    """
+
+    landscape: Landscape
+    h: float
+    friction: float
+    order: int
+    method = HEAVY_BALL
+
+
+@final
+@dataclass(frozen=True)
+class ModifiedNesterovFlow(ScaledMomentumFlow):
+    r"""Modified flow of order p of scaled Nesterov  v' = (1 − hμ)v − h∇f(x + h(1 − hμ)v),  x' = x + hv'.
+
+        ẋ = v − (h/2)(μv + ∇f) + …,      v̇ = −μv − ∇f − (h/2)(μ²v + μ∇f + Hv) + …
+
+    Order 1 is heavy ball's: the look-ahead shows from order 2 on, where it damps what heavy ball excites. One-step
+    error against ``ScaledNesterov`` O(h^{p+1}). Errors and source as ModifiedHeavyBallFlow.
+    """
+
+    landscape: Landscape
+    h: float
+    friction: float
+    order: int
+    method = NESTEROV
+
+
+class ReducedMomentumFlow(Flow):
+    """State θ (..., d); what the two flows at fixed momentum share."""
+
+    h: float
+    momentum: float
+    order: int
+
+    def __post_init__(self) -> None:
+        check_model(self.landscape, self.h)
+        check_momentum(self.momentum)
+        check_order(self.order, self.landscape, self.name)
+
+    @property
+    def name(self) -> str:
+        """The class with its order."""
+        return f"{type(self).__name__} order {self.order}"
+
+
+@final
+@dataclass(frozen=True)
+class ReducedHeavyBallFlow(ReducedMomentumFlow):
+    r"""What heavy ball follows at a fixed momentum β once its start's transient β^k is gone, cut after h^{p−1}:
+
+        θ̇ = −(1/(1 − β)) [∇f + (h_eff/2) ((1 + β)/(1 − β)) H∇f] + …,      h_eff = h/(1 − β),
+
+    at order 2 the gradient flow of f + (h_eff/4)((1 + β)/(1 − β))‖∇f‖², sped up. It is the modified equation of the
+    smooth solution of θ_{k+1} − (1 + β)θ_k + βθ_{k−1} = −h∇f(θ_k), on the clock t = k·h of ``HeavyBall``. One-step
+    error on that solution O(h^{p+1}); from rest, at a distance O(h) from it, O(h). The series converges for
+    |hλ| < (1 − √β)².
+
+    Raises ValueError unless 0 ≤ β < 1, or for an order above 12. Source of order 2: Ghosh et al. 2023, 2302.00849.
+    """
+
+    landscape: Landscape
+    h: float
+    momentum: float
+    order: int = 2
+
+    @property
+    def radius(self) -> float:
+        """(1 − √β)², where mode's two solutions meet; order 1 has one term."""
+        return math.inf if self.order == 1 else (1 - math.sqrt(self.momentum)) ** 2
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """The field at θ, shape (..., d)."""
+        program = reduced_program(heavy_ball_multistep, self.momentum, self.order, self.h)
+        return program(self.landscape.expand(state))[0]
+
+
+@final
+@dataclass(frozen=True)
+class ReducedNesterovFlow(ReducedMomentumFlow):
+    r"""What Nesterov's look-ahead points follow at a fixed momentum β once the start's transient is gone.
+
+        θ̇ = −(1/(1 − β)) [∇f + (h_eff/2) ((1 − β + 2β²)/(1 − β)) H∇f] + …,      h_eff = h/(1 − β)
+
+    It is the modified equation of the smooth solution of
+    y_{k+1} − (1 + β)y_k + βy_{k−1} = −h[(1 + β)∇f(y_k) − β∇f(y_{k−1})]; torch.optim's θ is y. The series converges for
+    |hλ| < ((1 − β)/(1 + β))². Orders, clock and errors as ReducedHeavyBallFlow.
+    """
+
+    landscape: Landscape
+    h: float
+    momentum: float
+    order: int = 2
+
+    @property
+    def radius(self) -> float:
+        """((1 − β)/(1 + β))², where a mode's two solutions meet; order 1 has one term."""
+        return math.inf if self.order == 1 else ((1 - self.momentum) / (1 + self.momentum)) ** 2
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """The field at θ, shape (..., d)."""
+        program = reduced_program(nesterov_multistep, self.momentum, self.order, self.h)
+        return program(self.landscape.expand(state))[0]
+
+
+@lru_cache(maxsize=256)
+def reduced_program(method: Callable[[Fraction], Multistep], momentum: float, order: int, h: float) -> Program:
+    """The reduced field as products, of a momentum that is exactly the float given."""
+    return landscape_program(method(Fraction(momentum)), order, h)

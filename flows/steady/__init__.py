@@ -1,0 +1,1 @@
+"""Laws that are known exactly: linear chains, Ornstein–Uhlenbeck processes, second moments, passage times."""

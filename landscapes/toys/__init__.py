@@ -1,0 +1,1 @@
+"""Landscapes in closed form, with their critical points."""

@@ -1,0 +1,1 @@
+"""Landscapes made of another one: counted, regularised, rotated, penalised."""

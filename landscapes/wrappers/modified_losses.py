@@ -1,0 +1,234 @@
+r"""Modified losses of SGD over one epoch: what the mean iterate of m mini-batch steps descends, to second order in h.
+
+m Euler steps of rate h with batch losses f_1 … f_m, g_k = ∇f_k and H_k at the epoch's start x, give
+
+    x_m = x − h Σ_k g_k + h² Σ_{j<k} H_k g_j + O(h³),
+
+and the flow of f + hR over the time mh gives x − mh ∇f − mh² ∇R + ½(mh)² H∇f + O(h³). Equating the means over what is
+drawn, E Σ_{j<k} H_k g_j = ½ E[(Σ H_k)(Σ g_j) − Σ H_k g_k] wherever the two orders of a pair are equally likely, yields
+
+    R = ¼ ‖∇f‖² + ¼ [(1/m) Σ_k tr Cov(g_k) − m tr Cov(ḡ)],   f = E f_k averaged over k,   ḡ = (1/m) Σ_k g_k :
+
+a step's own variance less what the steps' mean has of it. All statements are about one epoch, m fixed and h → 0: the
+mean of x_m agrees with the flow at t = mh up to O(h³). Over 1/h steps independent draws scatter the iterates by O(√h),
+which moves their mean by a further −½ D³f[Cov] a unit of time: O(h), unless f is quadratic.
+
+Smith, Dherin, Barrett & De 2021, arXiv 2101.12176.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from landscapes.autodiff import release
+from landscapes.errors import check_count, check_index, check_positive
+from landscapes.landscape import Expansion, FiniteSum, Landscape
+from landscapes.wrappers.base import check_landscape
+from landscapes.wrappers.gradient_penalties import (
+    Batches,
+    GradientPenalty,
+    VariancePenalty,
+    check_batches,
+    check_finite_sum,
+    mean,
+)
+
+
+class MeanExpansion(Expansion):
+    """Expansion of (1/m) Σ_k f_k from the expansions of f_k."""
+
+    def __init__(self, theta: Tensor, terms: Sequence[Expansion]):
+        self.theta = theta
+        self._terms = terms
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """(1/m) Σ_k f_k(θ), shape (...,)."""
+        return mean([term.loss for term in self._terms])
+
+    @cached_property
+    def grad(self) -> Tensor:
+        """(1/m) Σ_k ∇f_k, shape (..., d)."""
+        return mean([term.grad for term in self._terms])
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """(1/m) Σ_k H_k v, shape (..., d)."""
+        return mean([term.hvp(v) for term in self._terms])
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """(1/m) Σ_k D³f_k[u, v], shape (..., d)."""
+        return mean([term.third(u, v) for term in self._terms])
+
+    def hessian(self) -> Tensor:
+        """(1/m) Σ_k H_k, shape (..., d, d)."""
+        return mean([term.hessian() for term in self._terms])
+
+    def along(self, w: Tensor) -> MeanExpansion:
+        """The mean of the slopes along w."""
+        return MeanExpansion(self.theta, [term.along(w) for term in self._terms])
+
+
+@final
+class LandscapeSum(FiniteSum):
+    r"""(1/m) Σ_k f_k(θ): any landscapes of one dimension as the examples of a finite sum.
+
+    With ``[f.restrict(batch) for batch in batches]`` its examples are fixed mini-batches of f; SGD with batch_size=1
+    and sampling="epoch" reshuffles those.
+    Raises TypeError or ValueError unless ``landscapes`` holds at least one Landscape, all of the same dimension.
+    """
+
+    def __init__(self, landscapes: Sequence[Landscape]):
+        self.landscapes = tuple(check_landscape(landscape) for landscape in landscapes)
+        if not self.landscapes:
+            raise ValueError("landscapes must hold at least one landscape, got none")
+        dimensions = {landscape.dimension for landscape in self.landscapes}
+        if len(dimensions) > 1:
+            raise ValueError(f"landscapes must have one dimension, got {sorted(dimensions)}")
+
+    @property
+    def holomorphic(self) -> bool:  # type: ignore[override]
+        """Whether every landscape accepts complex θ."""
+        return all(landscape.holomorphic for landscape in self.landscapes)
+
+    @property
+    def smoothness(self) -> float:
+        """How many continuous derivatives all of them have."""
+        return min(landscape.smoothness for landscape in self.landscapes)
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+        return self.landscapes[0].dimension
+
+    @property
+    def size(self) -> int:
+        """m, the number of landscapes."""
+        return len(self.landscapes)
+
+    def check(self, theta: Tensor) -> Tensor:
+        """Every landscape's check."""
+        for landscape in self.landscapes:
+            landscape.check(theta)
+        return theta
+
+    def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """f_k(θ) of the landscapes chosen, shape (..., m)."""
+        return self._chosen(lambda landscape: landscape.loss(theta), self.check(theta), index, 0)
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """(1/m) Σ_k ∇f_k(θ), shape (..., d)."""
+        self.check(theta)
+        return mean([landscape.grad(theta) for landscape in self.landscapes])
+
+    def expand(self, theta: Tensor) -> Expansion:
+        """The mean of the landscapes' expansions."""
+        self.check(theta)
+        return MeanExpansion(theta, [landscape.expand(theta) for landscape in self.landscapes])
+
+    def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
+        """The mean gradient of the landscapes chosen, shape (..., d)."""
+        return self.example_grads(theta, index).mean(dim=-2)
+
+    def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """∇f_k(θ) of the landscapes chosen, shape (..., m, d)."""
+        return self._chosen(lambda landscape: landscape.grad(theta), self.check(theta), index, 1)
+
+    def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Σ_k w_k ∇f_k(θ), shape (..., d), by one gradient of each landscape."""
+        w = self.check_weights(weights).to(theta)
+        return release(torch.einsum("...n,...nd->...d", w, self.example_grads(theta)), theta)
+
+    def restrict(self, index: Tensor) -> LandscapeSum:
+        """The mean over the landscapes named by a 1-D ``index``."""
+        check_index(index, self.size)
+        if index.ndim != 1:
+            raise ValueError(f"index must have shape (m,), got {tuple(index.shape)}")
+        return LandscapeSum([self.landscapes[k] for k in index.tolist()])
+
+    def _chosen(
+        self, function: Callable[[Landscape], Tensor], theta: Tensor, index: Tensor | None, inner: int
+    ) -> Tensor:
+        """``function`` (..., *) of the landscapes in the index (..., m), once each: (..., m, *), * ``inner`` sizes."""
+        if index is None:
+            return torch.stack([function(landscape) for landscape in self.landscapes], dim=-1 - inner)
+        check_index(index, self.size)
+        used, place = index.to(theta.device).unique(return_inverse=True)
+        rows = torch.stack([function(self.landscapes[k]) for k in used.tolist()], dim=-1 - inner)
+        if index.ndim == 1:
+            return rows.index_select(-1 - inner, place)
+        shape = torch.broadcast_shapes(theta.shape[:-1], index.shape[:-1])
+        rows = rows.expand(*shape, *rows.shape[-1 - inner :])
+        place = place.expand(*shape, index.shape[-1])
+        return torch.take_along_dim(rows, place[(...,) + (None,) * inner], dim=-1 - inner)
+
+
+def modified_loss(landscape: Landscape, h: float) -> GradientPenalty:
+    r"""f + (h/4) ‖∇f‖²: what gradient descent of rate h descends, one-step error O(h³); of any landscape.
+
+    Its gradient flow is the modified flow of order 2. There is none of a higher order: that field has curl, except in
+    one dimension and on quadratics. Barrett & Dherin 2021, arXiv 2009.11162, eq. (5). Raises as GradientPenalty does,
+    or for an h that is not positive.
+    """
+    return GradientPenalty(landscape, check_positive("h", h) / 4)
+
+
+def replacement_loss(landscape: FiniteSum, h: float) -> GradientPenalty:
+    r"""f + (h/4) ‖∇f‖²: the modified loss of SGD whose steps draw independently, with replacement or fresh subsets.
+
+    For independent steps m tr Cov(ḡ) is the mean of tr Cov(g_k), so R = ¼‖∇f‖² whatever the batch size: gradient
+    descent's. One-epoch error of the mean over all draws O(h³). Raises TypeError or ValueError for a landscape without
+    examples or an h that is not positive.
+    """
+    return GradientPenalty(check_finite_sum(landscape), check_positive("h", h) / 4)
+
+
+def reshuffling_loss(landscape: FiniteSum, h: float, batches: Batches) -> LandscapeSum:
+    r"""f̄ + (h/4) ‖ḡ‖² + (h/4m) Σ_k ‖∇f_k − ḡ‖², the same as (1/m) Σ_k [f_k + (h/4) ‖∇f_k‖²].
+
+    The modified loss of m fixed batches in a random order, f̄ = (1/m) Σ_k f_k: Σ g_k is fixed, so m tr Cov(ḡ) = 0.
+    One-epoch error of the mean over all orders O(h³). f̄ is f where the batches share out the examples evenly; a short
+    last batch weighs as much as the others, as it does in an epoch. Smith et al. 2021, arXiv 2101.12176, eq. (1).
+
+    Written in the second form: a finite sum of m, the batches, each with the penalty of its own gradient; so its
+    mini-batch gradients take that batch's products alone, and stay unbiased. ``VariancePenalty`` with both coefficients
+    h/4 is the first form, whose examples carry the whole penalty. A gradient costs one gradient and one HVP of every
+    batch. ``batches`` as ``VariancePenalty`` takes them; raises as it does, or for an h that is not positive.
+    """
+    check_positive("h", h)
+    members = [check_finite_sum(landscape).restrict(batch) for batch in check_batches(batches, landscape.size)]
+    return LandscapeSum([GradientPenalty(member, h / 4) for member in members])
+
+
+def random_partition_loss(landscape: FiniteSum, h: float, batch_size: int) -> VariancePenalty:
+    r"""f + (h/4) (‖∇f‖² + κ tr D), κ = (N − b)/(b (N − 1)) where b divides N: epochs of SGD reshuffled anew.
+
+    The mean of ``reshuffling_loss`` over all partitions into batches of b = ``batch_size``. With a short last batch of
+    b' examples, kept at its size, κ is the mean over the m = ⌈N/b⌉ steps less (1 − b'/b)² κ(b')/m: the steps' mean then
+    differs from ∇f from one partition to the next, by (1 − b'/b)/m of the short batch's deviation. One-epoch error of
+    the mean over all permutations O(h³).
+
+    A gradient costs two gradients and an HVP, one example at a time (see ``VariancePenalty``). Raises TypeError or
+    ValueError for a landscape without examples, h ≤ 0 or a batch size outside 1 … N.
+    """
+    size = check_finite_sum(landscape).size
+    check_positive("h", h)
+    if check_count("batch_size", batch_size) > size:
+        raise ValueError(f"batch_size must be at most the number of examples, {size}, got {batch_size}")
+    kappa = epoch_variance(size, batch_size)
+    return VariancePenalty(landscape, torch.arange(size)[:, None], kappa * h / 4, mean_coefficient=h / 4)
+
+
+def epoch_variance(size: int, batch_size: int) -> float:
+    r"""κ in (1/m) Σ_k Cov(g_k) − m Cov(ḡ) = κD over the random partitions of N examples into batches of b."""
+
+    def factor(b: int) -> float:
+        return 0.0 if size == 1 else (size - b) / (b * (size - 1))
+
+    sizes = [min(batch_size, size - start) for start in range(0, size, batch_size)]
+    steps, last = len(sizes), sizes[-1]
+    return sum(map(factor, sizes)) / steps - (1 - last / batch_size) ** 2 * factor(last) / steps

@@ -1,0 +1,1 @@
+"""What the experiments share: command line, store, networks, landscapes and models by name."""

@@ -1,0 +1,26 @@
+r"""The demo's network as benchmarks use it, and its gradients as a training loop writes them."""
+
+from __future__ import annotations
+
+import torch
+
+from nets import NetworkLandscape
+from scripts.lab.network import LossFunction, NetGround
+
+
+def demo_network(
+    device: str, chunk_size: int | None = None, width: float = 1.0, examples: int | str = 300
+) -> NetworkLandscape:
+    """The demo's tanh CNN on digits, float32."""
+    ground = NetGround(examples=examples, width=width, chunk_size=chunk_size)  # type: ignore[arg-type]
+    landscape, _ = ground.build(0, torch.float32, device)
+    assert isinstance(landscape, NetworkLandscape)
+    return landscape
+
+
+def bare_gradients(
+    module: torch.nn.Module, loss: LossFunction, inputs: torch.Tensor, targets: torch.Tensor, count: int
+) -> None:
+    """Forward and backward as a training loop writes them, ``count`` times."""
+    for _ in range(count):
+        torch.autograd.grad(loss(module(inputs), targets).mean(), list(module.parameters()))

@@ -1,0 +1,149 @@
+r"""Networks on data as a script's ground: any architecture on any data set, each option from a preset unless given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from landscapes.errors import check_choice, check_count
+from nets import (
+    ARCHITECTURES,
+    LOSSES,
+    BatchNorm,
+    Data,
+    GhostBatchLandscape,
+    HolomorphicNetworkLandscape,
+    NetworkLandscape,
+    build_network,
+    limited,
+    load_data,
+    noisy_labels,
+    only_classes,
+    random_labels,
+)
+from nets.data import DATA_SETS
+from nets.network import LossFunction
+from scripts.lab.presets import PRESETS, Preset
+
+Size = Literal["laptop", "paper"]
+
+
+@dataclass(frozen=True)
+class NetGround:
+    """A network on real data, full batch or mini-batches of it."""
+
+    architecture: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(ARCHITECTURES)}.")] = "lenet"
+    preset: Size = "laptop"
+    """Where options not given come from: sizes for two cores, or the paper's."""
+    data: Annotated[str | None, tyro.conf.arg(help=f"One of {', '.join(DATA_SETS)}; the preset's by default.")] = None
+    root: Path | None = None
+    """Folder that holds the data's files; by default they are looked for in THALWEG_DATA, or downloaded."""
+    examples: int | Literal["all"] | None = None
+    """Class-balanced training examples."""
+    classes: tuple[int, ...] | None = None
+    """Keep these classes only."""
+    labels: Literal["true", "random"] = "true"
+    """Random: every label drawn anew (Zhang et al. 2017)."""
+    label_noise: float = 0.0
+    """Fraction of examples given another label."""
+    width: float | None = None
+    """Multiplies channels and hidden units."""
+    activation: str | None = None
+    """tanh, relu, gelu, sine, square, …; the architecture's by default."""
+    norm: str | None = None
+    """batch, group or none (vit: layer or none); the architecture's by default."""
+    pooling: str | None = None
+    """max, average or strided, where there is pooling."""
+    loss: Literal["cross-entropy", "square"] = "cross-entropy"
+    chunk_size: int | None = None
+    """Examples, or ghost batches, whose graph is held at once; the preset's by default, all on a laptop's."""
+    ghost_size: int | None = None
+    """Examples that share their batch-norm statistics; a rest of the examples is left out."""
+    holomorphic: bool = False
+    """Accept complex weights (tanh, sine or polynomial activations, no max pooling)."""
+
+    @property
+    def chosen(self) -> Preset:
+        """The preset, with what the user gave in its place."""
+        check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
+        if self.data is not None:
+            check_choice("data", self.data, DATA_SETS)
+        preset = PRESETS[self.preset][self.architecture]
+        given: dict[str, Any] = {
+            name: getattr(self, name) for name in ("data", "classes", "width", "ghost_size", "chunk_size")
+        }
+        if self.data is not None and self.data != preset.data and self.classes is None:
+            preset = replace(preset, classes=None)
+        if self.ghost_size is not None:
+            check_count("ghost_size", self.ghost_size)
+        if self.examples is not None:
+            preset = replace(preset, examples=None if self.examples == "all" else self.examples)
+        return replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def suggested(self) -> dict[str, Any]:
+        """Settings of a comparison that suit the network."""
+        preset = self.chosen
+        return {"h": preset.h, "steps": preset.steps, "batch_size": preset.batch_size, "flows": preset.flows}
+
+    def integration(self, h: float) -> dict[str, Any]:
+        """How to integrate flows over steps of h."""
+        substeps = self.chosen.substeps
+        return {"rtol": 1e-4, "atol": 1e-6} if substeps is None else {"method": "rk4", "dt": h / substeps}
+
+    def load(self, seed: int) -> Data:
+        """The examples, relabelled as asked."""
+        preset = self.chosen
+        whole = preset.classes is not None or self.data is not None
+        data = load_data(preset.data, root=self.root, limit=None if whole else preset.examples, seed=seed)
+        if preset.classes is not None:
+            data = only_classes(data, preset.classes)
+        if whole and preset.examples is not None:  # a preset's number gives way to what there is, the user's does not
+            data = limited(data, min(preset.examples, len(data)) if self.examples is None else preset.examples, seed)
+        if self.labels == "random":
+            data = random_labels(data, seed)
+        return noisy_labels(data, self.label_noise, seed) if self.label_noise else data
+
+    def parts(self, seed: int, dtype: torch.dtype, device: str) -> tuple[nn.Module, LossFunction, Tensor, Tensor]:
+        """Module, loss of each example, inputs and targets."""
+        data = self.load(seed)
+        options = {"activation": self.activation, "norm": self.norm, "pooling": self.pooling}
+        module = build_network(
+            self.architecture, tuple(data.inputs.shape[1:]), data.classes, width=self.chosen.width, seed=seed, **options
+        )
+        return module.to(device, dtype), LOSSES[self.loss], data.inputs.to(device, dtype), data.targets.to(device)
+
+    def test_part(self, seed: int, dtype: torch.dtype, device: str) -> tuple[NetworkLandscape, Tensor]:
+        """The loss on the data's test part, and its classes: what ``Evaluation`` takes."""
+        preset = self.chosen
+        data = load_data(preset.data, root=self.root, train=False)
+        if preset.classes is not None:
+            data = only_classes(data, preset.classes)
+        module, loss, _, _ = self.parts(seed, dtype, device)
+        targets = data.targets.to(device)
+        return NetworkLandscape(module, loss, data.inputs.to(device, dtype), targets), targets
+
+    def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[NetworkLandscape, Tensor]:
+        """Start: the network's own random weights, drawn with the seed."""
+        landscape = self.landscape(*self.parts(seed, dtype, device), seed=seed)
+        return landscape, landscape.theta0
+
+    def landscape(
+        self, module: nn.Module, loss: LossFunction, inputs: Tensor, targets: Tensor, *, seed: int
+    ) -> NetworkLandscape:
+        """The sum over ghost batches where there is batch norm, else over examples."""
+        if not any(isinstance(layer, BatchNorm) for layer in module.modules()):
+            kind = HolomorphicNetworkLandscape if self.holomorphic else NetworkLandscape
+            return kind(module, loss, inputs, targets, self.chosen.chunk_size)
+        if self.holomorphic:
+            raise ValueError("--holomorphic needs a network without batch statistics; add --norm group or --norm none")
+        N = len(targets)
+        asked = self.chosen.ghost_size
+        size = N if asked is None else min(asked, N)
+        kept = N - N % size
+        return GhostBatchLandscape(module, loss, inputs[:kept], targets[:kept], size, self.chosen.chunk_size, seed=seed)

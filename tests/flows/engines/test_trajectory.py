@@ -1,0 +1,228 @@
+"""Trajectory on disk and Status: what is written comes back bit for bit, what is broken says so by FolderError."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows import GradientFlow, PrincipalFlow, Status, Trajectory, integrate
+from flows.engines.trajectory import KINDS, FolderError
+from flows.observers import Loss
+from landscapes import Quadratic
+
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+ODD = [0.0, -0.0, 5e-324, 1e-40, float("nan"), float("inf"), -float("inf"), 1 / 3]
+
+
+def same_bits(one, other):
+    """Equal dtype, shape and bits: NaN equals NaN, −0 is not 0."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if one.is_complex():
+        return same_bits(torch.view_as_real(one), torch.view_as_real(other))
+    return one.contiguous().numpy().tobytes() == other.contiguous().numpy().tobytes()
+
+
+def same(one, other):
+    assert same_bits(one.times, other.times)
+    assert same_bits(one.theta, other.theta)
+    assert same_bits(one.alive, other.alive)
+    assert (one.status, one.status.sentence) == (other.status, other.status.sentence)
+    assert (dict(one.cost), one.notes) == (dict(other.cost), other.notes)
+    assert list(one.observations) == list(other.observations)
+    for name, (times, values) in one.observations.items():
+        assert same_bits(times, other.observations[name][0])
+        assert same_bits(values, other.observations[name][1])
+    return True
+
+
+def example(dtype=torch.float64, batch=(2, 3), kind="diverged", observations=None):
+    generator = torch.Generator().manual_seed(0)
+    times = torch.rand(4, generator=generator, dtype=torch.float64).cumsum(0)
+    theta = torch.randn(4, *batch, 2, generator=generator, dtype=dtype)
+    alive = torch.rand(batch, generator=generator) > 0.4
+    status = Status(kind, "member 3 left — θ₀ = (1, 2); “try” a smaller h\n| and so on")
+    cost = {"evaluations": 7, "grad": 1 / 3, "hvp": 1e300}
+    return Trajectory(times, theta, status, alive, cost, observations or {}, ("first", "θ: second"))
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(tmp_path, dtype, batch, kind):
+    seen = {
+        "loss": (torch.arange(4.0).double(), torch.rand(4, *batch)),
+        "a name/with: everything .times": (torch.zeros(1).double(), torch.rand(1, 2, dtype=dtype)),
+        "counts": (torch.arange(2.0).double(), torch.tensor([1, 2**62])),
+        "never": (torch.zeros(0, dtype=torch.float64), torch.zeros(0, 3)),
+    }
+    run = example(dtype, batch, kind, seen)
+    folder = tmp_path / "deep" / "folder"
+    assert run.save(folder) == folder
+    assert same(run, Trajectory.load(folder))
+    assert same(run, Trajectory.load(str(folder)))
+    example(batch=(), kind="finished").save(folder)  # over it
+    assert Trajectory.load(folder).status == "finished"
+
+
+@given(values=st.lists(st.sampled_from(ODD) | st.floats(), min_size=2, max_size=6))
+def test_round_trip_of_every_number(tmp_path_factory, values):
+    theta = torch.tensor(values, dtype=torch.float64)[:, None]
+    run = Trajectory(torch.arange(len(values)).double(), theta, Status("finished", ""), torch.tensor(True))
+    folder = tmp_path_factory.mktemp("number")
+    assert same(run, Trajectory.load(run.save(folder)))
+
+
+def test_views_conjugates_and_shared_memory(tmp_path):
+    z = torch.randn(6, 2, 4, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
+    part = z.conj()[::2].mT
+    seen = {"imag": (torch.arange(3.0).double(), part.imag), "twice": (torch.arange(3.0).double(), part)}
+    run = Trajectory(
+        torch.arange(3.0).double(), part, Status("finished", ""), torch.ones(4, dtype=torch.bool), {}, seen
+    )
+    back = Trajectory.load(run.save(tmp_path))
+    assert torch.equal(back.theta, part)
+    assert torch.equal(back.observations["imag"][1], part.imag)
+
+
+def test_a_real_run_comes_back(tmp_path, device):
+    quadratic = Quadratic(torch.diag(torch.tensor([2.0, 0.02], dtype=torch.float64)))
+    theta0 = torch.ones(3, 2, dtype=torch.float64, device=device)
+    run = integrate(PrincipalFlow(quadratic, 0.9), theta0, [0.0, 0.9, 1.8], observers=[Loss(quadratic)])
+    back = Trajectory.load(run.save(tmp_path))
+    assert torch.equal(back.theta, run.theta.cpu())
+    assert torch.equal(back.observations["loss"][1], run.observations["loss"][1].cpu())
+    assert (back.status, back.status.sentence, dict(back.cost)) == (run.status, run.status.sentence, dict(run.cost))
+
+
+def test_nothing_is_pickled(tmp_path):
+    example().save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["trajectory.json", "trajectory.safetensors"]
+    for path in tmp_path.iterdir():
+        with pytest.raises(Exception), path.open("rb") as file:  # noqa: B017, PT011  # any failure will do
+            pickle.load(file)
+    text = json.loads((tmp_path / "trajectory.json").read_text())
+    assert text["status"] == "diverged"
+
+
+@pytest.mark.parametrize("below", ["", "further/down"])
+def test_a_file_in_the_way(tmp_path, below):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(FolderError, match=r"taken.*cannot be written.*name another"):
+        example().save(tmp_path / "taken" / below)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["trajectory.safetensors", "trajectory.json", "trajectory.json.part"])
+def test_a_folder_in_the_way(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(FolderError, match="cannot be written"):
+        example().save(tmp_path)
+
+
+def test_folder_errors_are_value_errors(tmp_path):
+    assert issubclass(FolderError, ValueError)
+    with pytest.raises(ValueError, match=r"no readable trajectory.*give a folder"):
+        Trajectory.load(tmp_path / "nowhere")
+
+
+def without(key):
+    return lambda text: {k: v for k, v in text.items() if k != key}
+
+
+EDITS = {
+    "no JSON object": lambda text: [],
+    "other format": lambda text: {**text, "format": 99},
+    "unknown status": lambda text: {**text, "status": "lost"},
+    "observation that is not there": lambda text: {**text, "observations": ["loss", "ghost"]},
+    "complex that is not there": lambda text: {**text, "complex": ["ghost"]},
+    "complex that is real": lambda text: {**text, "complex": ["times"]},
+    **{
+        f"no {key}": without(key)
+        for key in ("format", "complex", "status", "sentence", "cost", "observations", "notes")
+    },
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_an_edited_description(tmp_path, edit):
+    path = example().save(tmp_path) / "trajectory.json"
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+    with pytest.raises(FolderError, match=Path(tmp_path).name):
+        Trajectory.load(tmp_path)
+
+
+BREAKS = {
+    "half a JSON": lambda folder: halve(folder / "trajectory.json"),
+    "half the tensors": lambda folder: halve(folder / "trajectory.safetensors"),
+    "no JSON": lambda folder: (folder / "trajectory.json").unlink(),
+    "no tensors": lambda folder: (folder / "trajectory.safetensors").unlink(),
+    "empty tensors": lambda folder: (folder / "trajectory.safetensors").write_bytes(b""),
+    "pickle": lambda folder: (folder / "trajectory.safetensors").write_bytes(pickle.dumps([1, 2])),
+    "not UTF-8": lambda folder: (folder / "trajectory.json").write_bytes(b"\xff\xfe{}"),
+    "others' tensors": lambda folder: swap(folder / "trajectory.safetensors"),
+}
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def swap(path):
+    from safetensors.torch import save_file
+
+    save_file({"weights": torch.ones(2)}, path)
+
+
+@pytest.mark.parametrize("damage", BREAKS.values(), ids=BREAKS)
+def test_a_damaged_folder(tmp_path, damage):
+    folder = example().save(tmp_path / "run")
+    damage(folder)
+    with pytest.raises(FolderError, match="run"):
+        Trajectory.load(folder)
+
+
+def test_a_trajectory_is_frozen():
+    run = integrate(GradientFlow(Quadratic(torch.eye(2))), torch.ones(2), [0.0, 0.1])
+    with pytest.raises(AttributeError):
+        run.theta = None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_status_is_its_kind_with_a_sentence(kind):
+    status = Status(kind, "what happened")
+    assert status == kind
+    assert isinstance(status, str)
+    assert f"{status}" == kind
+    assert {status: 1}[kind] == 1
+    assert status.sentence == "what happened"
+    assert kind in repr(status)
+    assert "what happened" in repr(status)
+
+
+@pytest.mark.parametrize("kind", ["", "done", "Finished", "finished ", None, 3])
+def test_unknown_kinds_are_refused(kind):
+    with pytest.raises(ValueError, match="kind must be one of finished, diverged"):
+        Status(kind, "what happened")
+
+
+def test_states_in_blocks_are_those_that_came(monkeypatch):
+    from flows.engines import recorder
+
+    monkeypatch.setattr(recorder, "BLOCK", 3)
+    for count, shape in ((1, (2,)), (3, ()), (7, (2, 5))):
+        came = [torch.full(shape, float(i)) for i in range(count)]
+        states = recorder.States()
+        for state in came:
+            states.append(state)
+            state.add_(100)  # what the engine does with its own afterwards
+        assert torch.equal(states.stacked(), torch.stack(came) - 100)
+    monkeypatch.setattr(recorder, "NUMBERS", 4)
+    wide = recorder.States()
+    for _ in range(2):
+        wide.append(torch.ones(10))  # wider than a block is meant for: one each
+    assert wide.stacked().shape == (2, 10)
