@@ -2,6 +2,7 @@
 
 from flows.comparison.result import Comparison
 from flows.comparison.rows import compare
+from flows.descent import Descent, MinibatchDescent, StochasticDescent
 from flows.descents.controlled import ControlledGradientDescent, ControlledMomentumDescent, MeanSquare, SquaredMean
 from flows.descents.drift_adjusted import DriftAdjustedDescent, StochasticDriftAdjustedDescent
 from flows.descents.gradient import GradientDescent, HeavyBall
@@ -9,6 +10,7 @@ from flows.descents.incremental import IncrementalGradientDescent
 from flows.descents.momentum import Nesterov, ScaledHeavyBall, ScaledNesterov
 from flows.descents.noisy import NoisyGradientDescent
 from flows.descents.optimizer import OptimizerDescent
+from flows.descents.runge_kutta import RungeKuttaDescent
 from flows.descents.scheduled import ScheduledGradientDescent, ScheduledStochasticGradientDescent
 from flows.descents.stochastic import StochasticGradientDescent
 from flows.descents.stochastic_momentum import ScaledStochasticHeavyBall, StochasticHeavyBall
@@ -18,20 +20,11 @@ from flows.engines.descend import descend
 from flows.engines.integrate import integrate
 from flows.engines.noise_paths import BrownianPath, MinibatchPath, NoisePath, PathError, minibatch_path
 from flows.engines.trajectory import Status, Trajectory
-from flows.flow import (
-    BranchError,
-    Descent,
-    Flow,
-    Linearisation,
-    SingularModeError,
-    StochasticDescent,
-    StochasticFlow,
-    UnconvergedWarning,
-)
+from flows.flow import BranchError, Flow, Linearisation, SingularModeError, StochasticFlow, UnconvergedWarning
 from flows.models.epoch import EpochFlow
 from flows.models.gradient import GradientFlow
 from flows.models.langevin import LangevinFlow, UnderdampedLangevinFlow
-from flows.models.modified import ModifiedFlow, ModifiedRungeKuttaFlow, RungeKuttaDescent
+from flows.models.modified import ModifiedFlow, ModifiedRungeKuttaFlow
 from flows.models.momentum_modified import (
     ModifiedHeavyBallFlow,
     ModifiedNesterovFlow,
@@ -90,6 +83,7 @@ __all__ = [
     "LinearChain",
     "Linearisation",
     "MeanSquare",
+    "MinibatchDescent",
     "MinibatchNoise",
     "MinibatchPath",
     "ModifiedFlow",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from landscapes import Landscape
 from landscapes.errors import check_positive, check_real
+from landscapes.noise import GradientNoise
 
 
 def check_model(landscape: Landscape, *learning_rate: float) -> None:
@@ -29,3 +30,11 @@ def check_friction(friction: float, h: float) -> None:
             f"friction must be at most 1/h, so that the momentum 1 − h·friction is not negative; "
             f"got friction={friction!r} at h={h!r}: use a smaller friction or a smaller h"
         )
+
+
+def check_noise(noise: GradientNoise, landscape: Landscape) -> None:
+    """Raise unless the noise is one, of the landscape's dimension."""
+    if not isinstance(noise, GradientNoise):
+        raise TypeError(f"noise must be a GradientNoise, got {type(noise).__name__}")
+    if noise.dimension != landscape.dimension:
+        raise ValueError(f"noise must have the landscape's dimension {landscape.dimension}, got {noise.dimension}")

@@ -1,7 +1,6 @@
-r"""Flow and Descent: the two nouns that move on a landscape.
+r"""Flow: a continuous-time model dθ/dt = velocity. It holds parameters only: no loop, no integrator, no cache.
 
-A flow is dθ/dt = velocity, a descent a map state → state. Both hold parameters only: no loop, no integrator, no cache.
-A family file reads like its formula; ``integrate`` and ``descend`` are the engines.
+A family file reads like its formula; ``integrate`` is the engine.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from landscapes import Landscape, UnsupportedError
@@ -201,63 +198,3 @@ class SameNoise(StochasticFlow):
 def unwrapped(flow: Flow) -> Flow:
     """The flow, or the one that it is made of."""
     return unwrapped(flow.flow) if isinstance(flow, SameNoise) else flow
-
-
-class Descent(ABC):
-    r"""A discrete optimiser as a map state → state, pure parameters.
-
-    ``h`` is the learning rate it starts with; ``elapsed(k, state)`` is the time after k steps, the sum of the rates of
-    the steps taken. A state is whatever the descent needs: θ itself for most.
-    """
-
-    landscape: Landscape
-    h: float
-
-    @abstractmethod
-    def step(self, state: Any, k: int, generator: torch.Generator) -> Any:
-        """The state after step k (k = 0 is the first); random numbers come from the generator only."""
-
-    def start(self, theta0: Tensor) -> Any:
-        """The state that the descent starts from at θ0 (..., d)."""
-        return theta0
-
-    def position(self, state: Any) -> Tensor:
-        """θ (..., d) of a state."""
-        return state
-
-    def velocity(self, state: Any) -> Tensor | None:
-        """v (..., d) of a state, in the descent's own unit; None for a descent that does not carry one."""
-        return None
-
-    def elapsed(self, k: int, state: Any) -> float:
-        """The time after k steps: k·h at a constant learning rate."""
-        return k * self.h
-
-
-class StochasticDescent(Descent):
-    r"""A descent that follows a mini-batch gradient in place of the gradient."""
-
-    @abstractmethod
-    def full_batch(self) -> Descent:
-        """The descent that takes the mean of each step: the full-batch gradient in place of the mini-batch one."""
-
-    @abstractmethod
-    def step_noise(self, theta: Tensor) -> Tensor:
-        """Root mean square distance of a step from the full-batch step, h·√tr Cov(g_batch), shape (...,)."""
-
-    def noise_at(self, state: Any) -> Tensor:
-        """``step_noise`` of the step that is next at this state, shape (...,)."""
-        return self.step_noise(self.position(state))
-
-    def noise_of_step(self, state: Any, k: int) -> Tensor:
-        """The same of step k, for descents whose steps are not all alike."""
-        return self.noise_at(state)
-
-    def mean_state(self, state: Any) -> Any:
-        """The state of ``full_batch()`` where this descent has that state."""
-        return self.full_batch().start(self.position(state))
-
-    def mean_step(self, state: Any, k: int) -> Tensor:
-        """θ (..., d) after step k with the full-batch gradient in place of the mini-batch one."""
-        mean = self.full_batch()
-        return mean.position(mean.step(self.mean_state(state), k, torch.Generator()))  # which draws nothing

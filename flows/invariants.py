@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from flows.descent import Descent
 from flows.engines.descend import descend
 from flows.engines.integrate import integrate
 from flows.engines.noise_paths import BrownianPath, steps_of
-from flows.flow import Descent, Flow, StochasticFlow
+from flows.flow import Flow, StochasticFlow
 from flows.orders.ladder import OrderStudy, one_step_order
 from landscapes import Landscape
 from landscapes.noise import ito_correction

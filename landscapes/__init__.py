@@ -1,7 +1,8 @@
 """Landscapes: what is descended, a loss and its derivatives."""
 
 from landscapes.errors import NotHolomorphicError, SmoothnessWarning, UnsupportedError
-from landscapes.landscape import Expansion, FiniteSum, Landscape
+from landscapes.expansion import Expansion
+from landscapes.landscape import FiniteSum, Landscape
 from landscapes.toys.closed_form import CriticalPoint, Toy
 from landscapes.toys.finite_sums import LinearRegression, NoisyQuadratic, QuadraticSum, TwoQuadratics
 from landscapes.toys.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation

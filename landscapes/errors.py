@@ -9,15 +9,10 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-import warnings
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from landscapes.landscape import Landscape
 
 
 class UnsupportedError(TypeError):
@@ -42,23 +37,6 @@ def callers_level() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
         frame, level = frame.f_back, level + 1
     return level
-
-
-def warn_smoothness(landscape: Landscape, order: int, who: str) -> None:
-    """Warn where ``who`` takes derivatives of an order that the landscape's kinks forbid; gradients are always fine.
-
-    Attributed to the line that called into our packages, so that Python shows it once for each such line.
-    """
-    smoothness = landscape.smoothness
-    if order > max(smoothness, 1):
-        known = "jumps" if smoothness < 0 else f"is continuous up to its order-{smoothness} derivative only"
-        warnings.warn(
-            f"{who} takes derivatives of order {order}, and the landscape {known} (kinks): beyond it they are those of "
-            "the smooth piece that theta lies in, and the flow may follow descent no better than gradient flow does; "
-            "use tanh, gelu or softplus and average pooling, or a flow of order 1",
-            SmoothnessWarning,
-            stacklevel=callers_level(),
-        )
 
 
 def check_positive(name: str, value: float) -> float:

@@ -105,7 +105,7 @@ SAMPLINGS: dict[str, type[Sampling]] = {"replacement": Replacement, "subset": Su
 """The three ways of drawing mini-batches, by name."""
 
 
-def check_sampling(size: int, batch_size: int, sampling: str) -> Sampling:
+def sampling_of(size: int, batch_size: int, sampling: str) -> Sampling:
     """The sampling of that name; raise unless 1 ≤ batch_size ≤ size."""
     kind = SAMPLINGS[check_choice("sampling", sampling, tuple(SAMPLINGS))]
     if check_count("batch_size", batch_size) > size:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from landscapes.autodiff import Field, transforming, transposed_product, wants_graph
 from landscapes.errors import UnsupportedError
-from landscapes.landscape import AutogradExpansion, Expansion, SlopeExpansion, along_each
+from landscapes.expansion import AutogradExpansion, Expansion, SlopeExpansion, along_each
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from landscapes.autodiff import wants_graph
 from landscapes.errors import UnsupportedError
-from landscapes.landscape import Expansion
+from landscapes.expansion import Expansion
 from nets.differences import Piece, Verdict, draw, judge, piece_of
 from nets.functional import ModuleFunction
 from nets.observed import Call, Observation, observed

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from landscapes.autodiff import Field, gradient
 from landscapes.errors import UnsupportedError
-from landscapes.landscape import AutogradExpansion, along_each
+from landscapes.expansion import AutogradExpansion, along_each
 from nets.observed import Call, floating
 
 Verdict = Literal["right", "wrong", "unclear"]

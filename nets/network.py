@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from landscapes.autodiff import Field, gradient, transforming, wants_graph
 from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index
-from landscapes.landscape import AutogradExpansion, Expansion
+from landscapes.expansion import AutogradExpansion, Expansion
 from nets.chunked import ChunkedExpansion, each_member, total
 from nets.derivatives import CheckedExpansion, DerivativeCheck
 from nets.differences import smoothness_of

@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
-from flows.comparison.figure import COLOURS
+from flows.figures import COLOURS
 from flows.series import Series, Tree
 from flows.series.latex import oriented
 from flows.series.methods import Exact

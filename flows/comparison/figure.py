@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,27 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from flows.engines.trajectory import FolderError, writable_folder
+from flows.comparison.data import ComparisonData
+from flows.figures import Style, marked, save_figure, style
 from landscapes import Landscape
 
-if TYPE_CHECKING:
-    from flows.comparison.result import Comparison
-
-# Okabe and Ito's colours, which colour-blind readers tell apart; dashes and markers tell them apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
-MARKERS = ("s", "^", "D", "v", "P", "X")
-Style = dict[str, Any]
 LARGEST = 1e100  # what is beyond is not drawn: axes overflow
 # Open circles: a flow that lies on the descent stays visible inside them.
 DESCENT: Style = {"color": "black", "marker": "o", "markersize": 6, "markerfacecolor": "none", "linewidth": 0.6}
 STATISTICAL: Style = {"color": "0.5", "linestyle": (0, (8, 3)), "linewidth": 1}
 
 
-def plot_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
+def plot_comparison(comparison: ComparisonData, path: str | os.PathLike[str]) -> Path:
     """Write the figure of a comparison (format by the ending of ``path``) and return the path. Raises FolderError."""
-    target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
-    writable_folder(target.parent)
     laws = list(comparison.observed)
     rows = 2 + (len(laws) + 1) // 2
     figure = Figure(figsize=(7.2, 3.0 * rows), layout="constrained")
@@ -53,14 +43,10 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Pat
     figure.legend(
         handles=legend(comparison, styles), loc="outside upper center", ncols=3, fontsize="small", frameon=False
     )
-    try:
-        figure.savefig(target, dpi=200)
-    except OSError as error:
-        raise FolderError(f"path {str(target)!r} cannot be written ({error.strerror}); name another one") from error
-    return target
+    return save_figure(figure, path)
 
 
-def legend(comparison: Comparison, styles: dict[str, Style]) -> list[Line2D]:
+def legend(comparison: ComparisonData, styles: dict[str, Style]) -> list[Line2D]:
     """One entry for each kind of line in the figure."""
     handles = [Line2D([], [], label=comparison.name, **DESCENT)]
     handles += [Line2D([], [], label=name, **styles[name]) for name in styles]
@@ -72,12 +58,6 @@ def legend(comparison: Comparison, styles: dict[str, Style]) -> list[Line2D]:
     }
     present = [name for name, drawn in lines.items() if drawn]
     return handles + ([Line2D([], [], label="; ".join(present), **STATISTICAL)] if present else [])
-
-
-def style(i: int) -> Style:
-    """Colour, dashes and marker of the i-th flow."""
-    colour = COLOURS[i % len(COLOURS)]
-    return {"color": colour, "linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
 
 
 def worst_member(values: Tensor) -> np.ndarray:
@@ -93,12 +73,7 @@ def positive(values: Tensor) -> np.ndarray:
     return np.where(numbers > 0, numbers, np.nan)
 
 
-def marked(style: Style, length: int) -> Style:
-    """The style with at most about ten markers on a line."""
-    return {**style, "markevery": max(1, length // 10)}
-
-
-def draw_errors(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> None:
+def draw_errors(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]) -> None:
     """Distance to the descent on its clock, the integrator's share dotted."""
     t = comparison.times.cpu().numpy()
     for name, row in comparison.rows.items():
@@ -109,7 +84,7 @@ def draw_errors(axes: Axes, comparison: Comparison, styles: dict[str, Style]) ->
     label(axes, "‖X(t) − θ‖", "distance to the descent")
 
 
-def draw_one_step(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> None:
+def draw_one_step(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]) -> None:
     """Error of one step from each iterate: the model's own."""
     t = comparison.times[1:].cpu().numpy()
     for name, row in comparison.rows.items():
@@ -119,7 +94,7 @@ def draw_one_step(axes: Axes, comparison: Comparison, styles: dict[str, Style]) 
     label(axes, "‖X(t + h; θ) − θ′‖", "model error of each step")
 
 
-def draw_law(axes: Axes, phi: str, comparison: Comparison, styles: dict[str, Style]) -> None:
+def draw_law(axes: Axes, phi: str, comparison: ComparisonData, styles: dict[str, Style]) -> None:
     """How far the mean of φ is from the descent's; its standard error long dashes, the integrator's share dotted."""
     t = comparison.times[1:].cpu().numpy()  # all start at θ₀, where the mean over runs is off by rounding
     for name, row in comparison.rows.items():
@@ -131,7 +106,7 @@ def draw_law(axes: Axes, phi: str, comparison: Comparison, styles: dict[str, Sty
     label(axes, f"|E φ(X) − E φ(θ)|, φ = {phi}", f"law: {phi}")
 
 
-def draw_losses(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> None:
+def draw_losses(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]) -> None:
     """Loss along the descent and along each flow."""
     t = comparison.times.cpu().numpy()
     curves = {name: worst_member(values) for name, values in comparison.losses.items()}
@@ -143,7 +118,7 @@ def draw_losses(axes: Axes, comparison: Comparison, styles: dict[str, Style]) ->
     label(axes, "loss f", "loss", "log" if decades else "linear")
 
 
-def draw_distances(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> None:
+def draw_distances(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]) -> None:
     """How far descent and flows have come from where they started."""
     t = comparison.times.cpu().numpy()
     runs = {comparison.name: comparison.mean} | {
@@ -156,7 +131,7 @@ def draw_distances(axes: Axes, comparison: Comparison, styles: dict[str, Style])
     label(axes, "‖θ − θ₀‖", "distance from the start", "linear")
 
 
-def draw_paths(axes: Axes, comparison: Comparison, landscape: Landscape, styles: dict[str, Style]) -> None:
+def draw_paths(axes: Axes, comparison: ComparisonData, landscape: Landscape, styles: dict[str, Style]) -> None:
     """Contours of the loss with the paths; the window follows the descent, not a flow that leaves it."""
     points = comparison.mean.detach().cpu().double().reshape(-1, 2)
     low, high = points.amin(dim=0), points.amax(dim=0)

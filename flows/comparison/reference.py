@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flows.descent import Descent, StochasticDescent
 from flows.engines.counting import extreme_eigenvalue
 from flows.engines.descend import descend_seen
 from flows.engines.trajectory import Trajectory
-from flows.flow import Descent, Flow, StochasticDescent, unwrapped
+from flows.flow import Flow, unwrapped
 from landscapes import Landscape
 
 CURVATURE_SAMPLES = 5  # iterates at which max |hλ| is estimated where a flow's series has a radius

@@ -17,16 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flows.comparison.data import CUT_SHORT, Row
 from flows.comparison.laws import LOSS, Laws, Observables, WeakError, check_observables
 from flows.comparison.reference import SILENT, Reference, carries_velocity, distance, lost, padded, real_loss, silent
-from flows.comparison.result import CUT_SHORT, Comparison, Row, slug
+from flows.comparison.result import Comparison, slug
 from flows.comparison.stochastic_rows import Drive, check_drive, stochastic_row
+from flows.descent import Descent, StochasticDescent
 from flows.engines.counting import Resumed, check_theta0
 from flows.engines.integrate import METHODS, integrate
 from flows.engines.solvers import ADAPTIVE, EXPONENTIAL, FIXED
 from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory, writable_folder
-from flows.flow import BranchError, Descent, Flow, StochasticDescent, StochasticFlow, unwrapped
+from flows.flow import BranchError, Flow, StochasticFlow, unwrapped
 from landscapes import UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive
 

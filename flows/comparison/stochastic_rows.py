@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flows.comparison.data import CUT_SHORT, Row
 from flows.comparison.laws import LOSS, Laws
 from flows.comparison.reference import SILENT, Reference, distance, lost, padded, silent
-from flows.comparison.result import CUT_SHORT, Row
+from flows.descent import Descent
 from flows.engines.counting import ResumedEquation
 from flows.engines.integrate import integrate, step_grid
 from flows.engines.noise_paths import MinibatchPath, NoisePath, minibatch_path
 from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory
-from flows.flow import Descent, Flow, StochasticFlow, unwrapped
+from flows.flow import Flow, StochasticFlow, unwrapped
 from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_positive, check_seed
 from landscapes.noise import MinibatchNoise

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from flows.comparison.data import ComparisonData
 from flows.comparison.laws import WeakError
-
-if TYPE_CHECKING:
-    from flows.comparison.result import Comparison
 
 
 def worst(values: Tensor) -> float:
@@ -29,7 +26,7 @@ KINDS = {"grad": "gradients", "hvp": "HVPs", "third": "thirds", "higher": "highe
 """Oracle calls and their columns; derivatives above the third have one where a flow takes them."""
 
 
-def table(comparison: Comparison) -> str:
+def table(comparison: ComparisonData) -> str:
     """Rows aligned under their headings, notes below."""
     is_complex = comparison.has_complex
     heading = ["", "error at end", "largest error", "one-step error", "integration", "loss at end"]
@@ -65,7 +62,7 @@ def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
     ]
 
 
-def laws(comparison: Comparison) -> list[str]:
+def laws(comparison: ComparisonData) -> list[str]:
     """The table of weak errors: a row for each observable and flow; nothing where laws were not compared."""
     if not comparison.observed:
         return []
@@ -109,7 +106,7 @@ def oracle_calls(cost: Mapping[str, float], kinds: Iterable[str]) -> list[str]:
     return [f"{cost.get(kind, 0):.5g}" for kind in kinds]
 
 
-def caption(comparison: Comparison) -> str:
+def caption(comparison: ComparisonData) -> str:
     """What the table compares."""
     steps, end = len(comparison.times) - 1, float(comparison.times[-1])
     against = comparison.name if comparison.runs == 1 else f"the mean of {comparison.runs} runs of {comparison.name}"
@@ -118,7 +115,7 @@ def caption(comparison: Comparison) -> str:
     return f"Flows against {against}: {steps} steps, t = 0 … {end:.6g}{members}; one-step errors are medians"
 
 
-def footnotes(comparison: Comparison) -> list[str]:
+def footnotes(comparison: ComparisonData) -> list[str]:
     """What the rows have to say beyond their numbers."""
     lines = []
     if comparison.standard_error is not None:

@@ -38,14 +38,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model, check_momentum
+from flows.arguments import check_momentum
+from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent, HeavyBall
-from flows.flow import StochasticDescent
 from landscapes import FiniteSum, UnsupportedError
 from landscapes.errors import check_real
 from landscapes.noise import covariance_diagonal
-from landscapes.sampling import Sampling, check_sampling
-from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 DECAYS = (0.9, 0.99)  # the authors' defaults for cSGD
 
@@ -159,7 +157,7 @@ class ControlledState:
     order: Tensor
 
 
-class ControlledDescent(StochasticDescent):
+class ControlledDescent(MinibatchDescent):
     """Mini-batches, averages and a control for each coordinate: what cSGD and cMSGD share."""
 
     landscape: FiniteSum
@@ -170,17 +168,15 @@ class ControlledDescent(StochasticDescent):
     sampling: str
 
     def __post_init__(self) -> None:
-        check_model(self.landscape, self.h)
-        check_finite_sum(self.landscape)
-        check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        self.check_minibatches()
         if not isinstance(self.excess, ExcessLoss):
             raise TypeError(f"excess must be an ExcessLoss, SquaredMean() or MeanSquare(), got {self.excess!r}")
         check_decay(self.decay)
 
     @property
-    def sampler(self) -> Sampling:
-        """How the mini-batches are drawn."""
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+    def couples(self) -> bool:
+        """False: the control varies."""
+        return False
 
     @abstractmethod
     def target(self, averages: Averages) -> Tensor:
@@ -192,9 +188,8 @@ class ControlledDescent(StochasticDescent):
 
     def begin(self, theta0: Tensor, control: float) -> ControlledState:
         """θ0 at rest, nothing seen yet. Raises UnsupportedError for complex θ0."""
-        order = self.sampler.first_order(theta0.shape[:-1], theta0.device)
         controls = torch.full_like(check_real_theta(theta0), control)
-        return ControlledState(theta0, torch.zeros_like(theta0), controls, None, order)
+        return ControlledState(theta0, torch.zeros_like(theta0), controls, None, self.first_order(theta0))
 
     def observed(self, state: ControlledState, grad: Tensor) -> tuple[Averages, Tensor]:
         """The averages and the control with this step's gradient seen."""

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
-from flows.descents.stochastic import StochasticGradientDescent
-from flows.flow import Descent, StochasticDescent
+from flows.descent import Descent, MinibatchDescent
 from landscapes import Expansion, FiniteSum, Landscape, UnsupportedError
 from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_real
 
@@ -205,7 +204,7 @@ class DriftAdjustedDescent(Descent):
 
 @final
 @dataclass(frozen=True)
-class StochasticDriftAdjustedDescent(StochasticDescent):
+class StochasticDriftAdjustedDescent(MinibatchDescent):
     r"""SGD at a drift-adjusted rate  θ_{k+1} = θ_k − h_B g_B(θ_k),  h_B = min(2/vᵖ, cap),  v = ‖H_B g_B‖/‖g_B‖.
 
     g_B and H_B are those of one mini-batch B, drawn as ``StochasticGradientDescent`` draws it (``batch_size`` b,
@@ -226,21 +225,22 @@ class StochasticDriftAdjustedDescent(StochasticDescent):
     drift: str = "exact"
 
     def __post_init__(self) -> None:
-        self._constant()
+        self.check_minibatches()
         check_adjustment(self.power, self.cap, self.window, self.drift)
 
-    def _constant(self) -> StochasticGradientDescent:
-        """SGD at the constant rate h on the same draws; raises for arguments out of place."""
-        return StochasticGradientDescent(self.landscape, self.h, self.batch_size, self.sampling)
+    @property
+    def couples(self) -> bool:
+        """False: the rate varies."""
+        return False
 
     def start(self, theta0: Tensor) -> tuple[DriftState, Tensor]:
         """θ0 with no v seen yet, and the examples in their given order. Raises UnsupportedError for complex θ0."""
-        return start_state(theta0), self._constant().start(theta0)[1]
+        return start_state(theta0), self.first_order(theta0)
 
     def step(self, state: tuple[DriftState, Tensor], k: int, generator: torch.Generator) -> tuple[DriftState, Tensor]:
         """θ − h_B g_B(θ), each member on its own mini-batch at its own rate."""
         before, order = state
-        index, order = self._constant().sampler.draw(order, k, generator)
+        index, order = self.sampler.draw(order, k, generator)
         if self.power == 0:
             return constant_step(before, self.landscape.batch_grad(before.theta, index), self.h), order
         if self.drift == "exact":
@@ -279,4 +279,4 @@ class StochasticDriftAdjustedDescent(StochasticDescent):
                 f"the noise of a step has no closed form at power {self.power:g}, where the rate varies with the "
                 "mini-batch; compare flows with DriftAdjustedDescent, or run this descent by descend"
             )
-        return self._constant().step_noise(theta)
+        return super().step_noise(theta)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
-from flows.flow import Descent
+from flows.descent import Descent
 from landscapes import FiniteSum
-from landscapes.wrappers.gradient_penalties import Batches, check_batches, check_finite_sum
+from landscapes.landscape import check_finite_sum
+from landscapes.wrappers.gradient_penalties import Batches, check_batches
 
 
 @final

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_friction, check_model, check_momentum
-from flows.flow import Descent
+from flows.descent import Descent
 from landscapes import Landscape
 
 

@@ -8,10 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.arguments import check_model, check_noise
+from flows.descent import StochasticDescent
 from flows.descents.gradient import GradientDescent
-from flows.flow import StochasticDescent
-from flows.models.stochastic import check_noise
 from landscapes import Landscape
 from landscapes.noise import GradientNoise, MinibatchNoise
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
-from flows.flow import Descent
+from flows.descent import Descent
 from landscapes import Landscape
 
 Factory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]

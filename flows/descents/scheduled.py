@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
-from flows.flow import Descent, StochasticDescent
+from flows.descent import Descent, MinibatchDescent
 from flows.schedules import Schedule, check_callable, multiple_at
 from landscapes import FiniteSum, Landscape, UnsupportedError
-from landscapes.noise import covariance_trace
-from landscapes.sampling import Sampling, check_sampling
-from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class ScheduledGradientDescent(Descent):
 
 @final
 @dataclass(frozen=True)
-class ScheduledStochasticGradientDescent(StochasticDescent):
+class ScheduledStochasticGradientDescent(MinibatchDescent):
     r"""SGD  θ_{k+1} = θ_k − h_k g_B(θ_k),  h_k = h·schedule(t_k),  t_{k+1} = t_k + h_k.
 
     g_B is a mini-batch gradient drawn as ``StochasticGradientDescent`` draws it; a step costs b/N of a gradient. The
@@ -83,15 +80,13 @@ class ScheduledStochasticGradientDescent(StochasticDescent):
     sampling: str = "replacement"
 
     def __post_init__(self) -> None:
-        check_model(self.landscape, self.h)
-        check_finite_sum(self.landscape)
-        check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        self.check_minibatches()
         check_callable("schedule", self.schedule)
 
     @property
-    def sampler(self) -> Sampling:
-        """How the mini-batches are drawn."""
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+    def couples(self) -> bool:
+        """False: the rate varies."""
+        return False
 
     def rate(self, t: float) -> float:
         """h·schedule(t)."""
@@ -99,7 +94,7 @@ class ScheduledStochasticGradientDescent(StochasticDescent):
 
     def start(self, theta0: Tensor) -> ScheduledState:
         """θ0 and the examples in their given order, at time zero."""
-        return ScheduledState(theta0, self.sampler.first_order(theta0.shape[:-1], theta0.device), 0.0)
+        return ScheduledState(theta0, self.first_order(theta0), 0.0)
 
     def step(self, state: ScheduledState, k: int, generator: torch.Generator) -> ScheduledState:
         """θ − h_k g_B(θ)."""
@@ -126,8 +121,7 @@ class ScheduledStochasticGradientDescent(StochasticDescent):
 
     def noise_at(self, state: ScheduledState) -> Tensor:
         """Root mean square distance of the next step from the full-batch one, h_k·√(c·tr D(θ)), shape (...,)."""
-        variance = self.sampler.variance_factor() * covariance_trace(self.landscape, state.theta)
-        return self.rate(state.time) * variance.sqrt()
+        return self.rate(state.time) * self.gradient_noise(state.theta)
 
     def step_noise(self, theta: Tensor) -> Tensor:
         """Raises UnsupportedError: θ does not tell the time, and with it the rate."""

@@ -8,18 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent
-from flows.flow import StochasticDescent
 from landscapes import FiniteSum
-from landscapes.noise import covariance_trace
-from landscapes.sampling import Sampling, check_sampling
-from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @final
 @dataclass(frozen=True)
-class StochasticGradientDescent(StochasticDescent):
+class StochasticGradientDescent(MinibatchDescent):
     r"""SGD  θ_{k+1} = θ_k − h (1/b) Σ_{i∈B_k} ∇f_i(θ_k); state (θ, order of the examples).
 
     ``sampling``: "replacement" (independent draws), "subset" (b different examples, steps independent) or "epoch" (a
@@ -32,19 +28,9 @@ class StochasticGradientDescent(StochasticDescent):
     batch_size: int
     sampling: str = "replacement"
 
-    def __post_init__(self) -> None:
-        check_model(self.landscape, self.h)
-        check_finite_sum(self.landscape)
-        check_sampling(self.landscape.size, self.batch_size, self.sampling)
-
-    @property
-    def sampler(self) -> Sampling:
-        """How the mini-batches are drawn."""
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
-
     def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
         """θ0 and the examples in their given order."""
-        return theta0, self.sampler.first_order(theta0.shape[:-1], theta0.device)
+        return theta0, self.first_order(theta0)
 
     def step(self, state: tuple[Tensor, Tensor], k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """θ − h g_batch(θ)."""
@@ -59,7 +45,3 @@ class StochasticGradientDescent(StochasticDescent):
     def full_batch(self) -> GradientDescent:
         """Gradient descent at the same learning rate."""
         return GradientDescent(self.landscape, self.h)
-
-    def step_noise(self, theta: Tensor) -> Tensor:
-        """h·√(c·tr D(θ)), shape (...,)."""
-        return self.h * (self.sampler.variance_factor() * covariance_trace(self.landscape, theta)).sqrt()

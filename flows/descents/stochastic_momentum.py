@@ -8,14 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_friction, check_model, check_momentum
+from flows.arguments import check_friction, check_momentum
+from flows.descent import MinibatchDescent
 from flows.descents.gradient import HeavyBall
 from flows.descents.momentum import ScaledHeavyBall
-from flows.flow import StochasticDescent
 from landscapes import FiniteSum
-from landscapes.noise import covariance_trace
-from landscapes.sampling import Sampling, check_sampling
-from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @dataclass(frozen=True)
@@ -27,28 +24,12 @@ class MomentumState:
     order: Tensor
 
 
-class MomentumDescent(StochasticDescent):
+class MomentumDescent(MinibatchDescent):
     """Starts at rest and draws one mini-batch a step: what the two stochastic heavy balls share."""
-
-    landscape: FiniteSum
-    h: float
-    batch_size: int
-    sampling: str
-
-    def _check_sampling(self) -> None:
-        check_model(self.landscape, self.h)
-        check_finite_sum(self.landscape)
-        check_sampling(self.landscape.size, self.batch_size, self.sampling)
-
-    @property
-    def sampler(self) -> Sampling:
-        """How the mini-batches are drawn."""
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
 
     def start(self, theta0: Tensor) -> MomentumState:
         """θ0 at rest, and the examples in their given order."""
-        order = self.sampler.first_order(theta0.shape[:-1], theta0.device)
-        return MomentumState(theta0, torch.zeros_like(theta0), order)
+        return MomentumState(theta0, torch.zeros_like(theta0), self.first_order(theta0))
 
     def gradient(self, state: MomentumState, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """g_B(θ) of the mini-batch of step k, and the order that the next step takes up."""
@@ -58,10 +39,6 @@ class MomentumDescent(StochasticDescent):
     def position(self, state: MomentumState) -> Tensor:
         """θ."""
         return state.theta
-
-    def gradient_noise(self, theta: Tensor) -> Tensor:
-        """√tr Cov(g_B) = √(c·tr D(θ)), shape (...,)."""
-        return (self.sampler.variance_factor() * covariance_trace(self.landscape, theta)).sqrt()
 
 
 @final
@@ -81,8 +58,13 @@ class StochasticHeavyBall(MomentumDescent):
     sampling: str = "replacement"
 
     def __post_init__(self) -> None:
-        self._check_sampling()
+        self.check_minibatches()
         check_momentum(self.momentum)
+
+    @property
+    def couples(self) -> bool:
+        """False: its equation is on the clock of ``ScaledStochasticHeavyBall``."""
+        return False
 
     def step(self, state: MomentumState, k: int, generator: torch.Generator) -> MomentumState:
         """(θ − h p', p') with p' = βp + g_B(θ)."""
@@ -101,10 +83,6 @@ class StochasticHeavyBall(MomentumDescent):
     def mean_state(self, state: MomentumState) -> tuple[Tensor, Tensor]:
         """(θ, p)."""
         return state.theta, state.momentum
-
-    def step_noise(self, theta: Tensor) -> Tensor:
-        """h·√(c·tr D(θ)), whatever the velocity, shape (...,)."""
-        return self.h * self.gradient_noise(theta)
 
 
 @final
@@ -125,7 +103,7 @@ class ScaledStochasticHeavyBall(MomentumDescent):
     sampling: str = "replacement"
 
     def __post_init__(self) -> None:
-        self._check_sampling()
+        self.check_minibatches()
         check_friction(self.friction, self.h)
 
     def step(self, state: MomentumState, k: int, generator: torch.Generator) -> MomentumState:

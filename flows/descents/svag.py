@@ -9,19 +9,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent
-from flows.flow import StochasticDescent
 from landscapes import FiniteSum
 from landscapes.errors import check_count
 from landscapes.noise import covariance_trace
-from landscapes.sampling import Sampling, check_sampling
-from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @final
 @dataclass(frozen=True)
-class SVAG(StochasticDescent):
+class SVAG(MinibatchDescent):
     r"""Stochastic variance amplified gradient  θ_{k+1} = θ_k − (h/l)[c₊ g₁(θ_k) + c₋ g₂(θ_k)],  c± = (1 ± √(2l−1))/2.
 
     g₁ and g₂ are the gradients of two independent mini-batches. c₊ + c₋ = 1 and c₊² + c₋² = l, so that the step's
@@ -43,9 +40,7 @@ class SVAG(StochasticDescent):
     sampling: str = "replacement"
 
     def __post_init__(self) -> None:
-        check_model(self.landscape, self.h)
-        check_finite_sum(self.landscape)
-        check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        self.check_minibatches()
         if check_count("level", self.level) > 1 and self.sampling == "epoch":
             raise ValueError(
                 "sampling must be 'replacement' or 'subset' at level > 1, got 'epoch': the two mini-batches of a step "
@@ -53,9 +48,9 @@ class SVAG(StochasticDescent):
             )
 
     @property
-    def _sampler(self) -> Sampling:
-        # not `sampler`: two mini-batches a step are no path of single ones
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+    def couples(self) -> bool:
+        """False: a step draws two mini-batches, over h/l."""
+        return False
 
     @property
     def rate(self) -> float:
@@ -70,16 +65,16 @@ class SVAG(StochasticDescent):
 
     def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
         """θ0 and the examples in their given order."""
-        return theta0, self._sampler.first_order(theta0.shape[:-1], theta0.device)
+        return theta0, self.first_order(theta0)
 
     def step(self, state: tuple[Tensor, Tensor], k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """θ − (h/l)[c₊ g₁(θ) + c₋ g₂(θ)]; at l = 1, where c₋ = 0, no second batch is drawn."""
         theta, order = state
-        index, order = self._sampler.draw(order, k, generator)
+        index, order = self.sampler.draw(order, k, generator)
         grad = self.landscape.batch_grad(theta, index)
         if self.level > 1:
             plus, minus = self.coefficients
-            index, order = self._sampler.draw(order, k, generator)
+            index, order = self.sampler.draw(order, k, generator)
             grad = torch.add(plus * grad, self.landscape.batch_grad(theta, index), alpha=minus)
         return torch.add(theta, grad, alpha=-self.rate), order
 
@@ -97,5 +92,5 @@ class SVAG(StochasticDescent):
 
     def step_noise(self, theta: Tensor) -> Tensor:
         """(h/l)·√(l·c·tr D(θ)), shape (...,)."""
-        variance = self.level * self._sampler.variance_factor() * covariance_trace(self.landscape, theta)
+        variance = self.level * self.sampler.variance_factor() * covariance_trace(self.landscape, theta)
         return self.rate * variance.sqrt()

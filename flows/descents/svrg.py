@@ -8,14 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent
-from flows.flow import StochasticDescent
 from landscapes import FiniteSum, UnsupportedError
 from landscapes.errors import check_count
 from landscapes.noise.trace import BLOCK
-from landscapes.sampling import Sampling, check_sampling
-from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class SnapshotState:
 
 @final
 @dataclass(frozen=True)
-class SVRG(StochasticDescent):
+class SVRG(MinibatchDescent):
     r"""Stochastic variance reduced gradient  θ_{k+1} = θ_k − h[g_B(θ_k) − g_B(θ̃) + ∇f(θ̃)].
 
     The snapshot θ̃ is θ_k itself in every step k that ``period`` divides, and kept in the others. The gradient's mean
@@ -51,20 +48,18 @@ class SVRG(StochasticDescent):
     sampling: str = "replacement"
 
     def __post_init__(self) -> None:
-        check_model(self.landscape, self.h)
-        check_finite_sum(self.landscape)
-        check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        self.check_minibatches()
         check_count("period", self.period)
 
     @property
-    def sampler(self) -> Sampling:
-        """How the mini-batches are drawn."""
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+    def couples(self) -> bool:
+        """False: the gradient is that of a mini-batch less its snapshot's."""
+        return False
 
     def start(self, theta0: Tensor) -> SnapshotState:
         """θ0; the first step takes the snapshot."""
         nothing = torch.full_like(theta0, torch.nan)
-        return SnapshotState(theta0, nothing, nothing, self.sampler.first_order(theta0.shape[:-1], theta0.device))
+        return SnapshotState(theta0, nothing, nothing, self.first_order(theta0))
 
     def step(self, state: SnapshotState, k: int, generator: torch.Generator) -> SnapshotState:
         """θ − h[g_B(θ) − g_B(θ̃) + ∇f(θ̃)], θ̃ = θ first where the period divides k."""

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from flows.flow import Descent, Flow, SameNoise, StochasticFlow
+from flows.descent import Descent
+from flows.flow import Flow, SameNoise, StochasticFlow
 from landscapes import Counted, Landscape
 from landscapes.errors import check_float_tensor
 from landscapes.krylov import matrix_function

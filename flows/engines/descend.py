@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flows.descent import Descent
 from flows.engines.counting import all_finite, check_theta0, counted, curvature_sentence, finite_members
 from flows.engines.recorder import Observer, Recorder
 from flows.engines.trajectory import Status, Trajectory
-from flows.flow import Descent
 from landscapes.errors import check_count, check_seed
 
 

@@ -31,8 +31,8 @@ from flows.engines.counting import all_finite
 from flows.engines.solvers import EXPONENTIAL, Field, Stop, linearisation_of, velocity_of
 from flows.flow import Flow, SingularModeError
 from landscapes import UnsupportedError
+from landscapes.expansion import basis_products
 from landscapes.krylov import Product, matrix_function, spectral_action
-from landscapes.landscape import basis_products
 
 KRYLOV = 100  # products a Krylov space may take before the step is tried again at half its length
 KRYLOV_SHARE = 0.5  # of the step's tolerance: how far off each of its three Krylov spaces may be; together 0.1 was seen

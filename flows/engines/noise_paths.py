@@ -23,9 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flows.descents.stochastic import StochasticGradientDescent
-from flows.descents.stochastic_momentum import ScaledStochasticHeavyBall
-from flows.flow import StochasticDescent
+from flows.descent import MinibatchDescent, StochasticDescent
 from landscapes.errors import check_count, check_float_tensor, check_positive, check_real, check_seed
 from landscapes.sampling import Sampling
 
@@ -308,10 +306,10 @@ def minibatch_path(
 
     Raises TypeError for a descent that does not follow one mini-batch a step at a constant rate.
     """
-    if not isinstance(descent, (StochasticGradientDescent, ScaledStochasticHeavyBall)):
+    if not (isinstance(descent, MinibatchDescent) and descent.couples):
         raise TypeError(
-            "descent must follow one mini-batch a step at a constant rate: StochasticGradientDescent or "
-            f"ScaledStochasticHeavyBall, got {type(descent).__name__}"
+            "descent must follow one mini-batch a step at a constant rate: StochasticGradientDescent, "
+            f"ScaledStochasticHeavyBall or a MinibatchDescent of your own that couples, got {type(descent).__name__}"
         )
     batch = tuple(check_float_tensor("theta0", theta0).shape[:-1])
     return MinibatchPath(descent.sampler, descent.h, steps, seed, batch, halvings, theta0.dtype, theta0.device)

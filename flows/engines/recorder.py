@@ -12,7 +12,8 @@ from torch import Tensor
 from flows.engines.trajectory import Observations, Status, Trajectory
 from landscapes import Counted, Landscape
 from landscapes.errors import check_choice, check_count
-from landscapes.wrappers.base import Counts, check_landscape
+from landscapes.landscape import check_landscape
+from landscapes.wrappers.base import Counts
 
 BLOCK, NUMBERS = 64, 2**20  # states that are held together
 

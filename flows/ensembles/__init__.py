@@ -5,7 +5,8 @@ from flows.ensembles.quantiles import Quantiles
 from flows.ensembles.runs import Ensemble, Observable, ensemble
 from flows.ensembles.statistics import Histogram, Moments, Statistic
 from flows.ensembles.weak import WeakErrors, weak_errors
-from flows.ensembles.weak_study import WeakOrder, WeakOrderStudy, weak_order
+from flows.ensembles.weak_ladder import WeakOrder
+from flows.ensembles.weak_study import WeakOrderStudy, weak_order
 
 __all__ = [
     "Ensemble",

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flows.descent import Descent
 from flows.engines.counting import check_theta0
 from flows.engines.descend import descend
 from flows.engines.integrate import check_times, integrate
 from flows.engines.noise_paths import NoisePath
 from flows.engines.trajectory import Trajectory
-from flows.flow import Descent, Flow, StochasticFlow
+from flows.flow import Flow, StochasticFlow
 from landscapes import FiniteSum, UnsupportedError
 from landscapes.errors import check_count, check_seed
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flows.descent import Descent
 from flows.engines.trajectory import Status, save_tensors
 from flows.ensembles.blocks import (
     Block,
@@ -35,7 +36,7 @@ from flows.ensembles.blocks import (
 )
 from flows.ensembles.quantiles import Quantiles
 from flows.ensembles.statistics import CONFIDENCE, Histogram, Moments, Statistic
-from flows.flow import Descent, Flow
+from flows.flow import Flow
 from landscapes.errors import check_count, check_seed
 
 Statistics = tuple[Statistic, ...]

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flows.comparison.stochastic_rows import check_coupled, check_shared
+from flows.descent import Descent
 from flows.descents.noisy import NoisyGradientDescent
 from flows.engines.noise_paths import NoisePath, minibatch_path
 from flows.ensembles.blocks import (
@@ -35,7 +36,7 @@ from flows.ensembles.blocks import (
 )
 from flows.ensembles.extrapolation import LEVELS, Levels
 from flows.ensembles.statistics import CONFIDENCE, Moments, check_confidence
-from flows.flow import Descent, StochasticFlow, unwrapped
+from flows.flow import StochasticFlow, unwrapped
 from flows.models.stochastic import NoisyModifiedEquation
 from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_seed

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,18 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from flows.comparison.figure import Style, style
-from flows.engines.trajectory import FolderError, writable_folder
-
-if TYPE_CHECKING:
-    from flows.ensembles.weak_study import WeakOrder, WeakOrderStudy
+from flows.ensembles.weak_ladder import WeakLadder, WeakOrder
+from flows.figures import Style, save_figure, style
 
 INTEGRATION: Style = {"linestyle": ":", "linewidth": 1.0}
 EXACT: Style = {"color": "black", "marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": "none"}
 
 
 def plot_weak_orders(
-    studies: Mapping[str, WeakOrderStudy],
+    studies: Mapping[str, WeakLadder],
     observables: Sequence[str],
     path: str | os.PathLike[str],
     exact: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
@@ -36,8 +32,6 @@ def plot_weak_orders(
     """
     if not studies or not observables:
         raise ValueError("studies and observables must not be empty: there is nothing to draw")
-    target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
-    writable_folder(target.parent)
     figure = Figure(figsize=(max(4.2, 3.4 * len(observables)), 3.9), layout="constrained")
     looks = {name: {**style(i), "markersize": 4} for i, name in enumerate(studies)}
     for axes, phi in zip(figure.subplots(1, len(observables), squeeze=False)[0], observables, strict=True):
@@ -48,14 +42,10 @@ def plot_weak_orders(
     handles.append(Line2D([], [], color="0.4", label="integration error, at most", **INTEGRATION))
     handles += [Line2D([], [], label="closed form", **EXACT)] if exact else []
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize="small", frameon=False)
-    try:
-        figure.savefig(target, dpi=200)
-    except OSError as error:
-        raise FolderError(f"path {str(target)!r} cannot be written ({error.strerror}); name another one") from error
-    return target
+    return save_figure(figure, path)
 
 
-def draw_errors(axes: Axes, studies: Mapping[str, WeakOrderStudy], phi: str, looks: Mapping[str, Style]) -> None:
+def draw_errors(axes: Axes, studies: Mapping[str, WeakLadder], phi: str, looks: Mapping[str, Style]) -> None:
     """One observable: errors with bars, and the slope that was found beside each line."""
     for name, study in studies.items():
         found = study.largest(phi)

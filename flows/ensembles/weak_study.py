@@ -1,76 +1,36 @@
 r"""Weak orders: how sup_k |E φ(X_{kh}) − E φ(θ_k)| falls with h at a fixed time, with Monte-Carlo intervals.
 
-The slope p of log error against log h is fitted by least squares weighted with the errors' own standard errors; its
-interval is the normal one of those, widened by the residuals' scatter where that is larger than they explain.
+The fit is that of ``weak_ladder``.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
+from flows.descent import Descent
 from flows.engines.trajectory import save_tensors
 from flows.ensembles.blocks import Function
-from flows.ensembles.statistics import CONFIDENCE
-from flows.ensembles.weak import Largest, Reference, WeakErrors, weak_errors
+from flows.ensembles.weak import Reference, weak_errors
 from flows.ensembles.weak_figure import plot_weak_orders
-from flows.flow import Descent, StochasticFlow
+from flows.ensembles.weak_ladder import WeakLadder, table
+from flows.flow import StochasticFlow
 from flows.orders.ladder import check_ladder, whole_steps
 
-SMALL = 0.1  # share of the error up to which integration is called a small part of it
-
 
 @dataclass(frozen=True)
-class WeakOrder:
-    """A fitted slope with its interval, from ``rungs`` of the ladder; NaN where fewer than two differ from zero."""
-
-    order: float
-    low: float
-    high: float
-    rungs: int
-
-    def __str__(self) -> str:
-        return f"{self.order:.3f} [{self.low:.3f}, {self.high:.3f}]" if self.rungs > 1 else "–"
-
-
-@dataclass(frozen=True)
-class WeakOrderStudy:
+class WeakOrderStudy(WeakLadder):
     """Weak errors along a ladder of h, which falls; ``str()`` is the table."""
-
-    name: str
-    ladder: tuple[float, ...]
-    rungs: tuple[WeakErrors, ...]
-    observables: tuple[str, ...]
-    confidence: float = CONFIDENCE
-    settings: Mapping[str, object] = field(default_factory=dict)
-
-    def largest(self, name: str) -> list[Largest]:
-        """The largest weak error of an observable at every rung."""
-        return [rung.largest(name, self.confidence) for rung in self.rungs]
-
-    def order(self, name: str) -> WeakOrder:
-        """The slope of an observable's errors; rungs whose error is within two standard errors of zero are left out."""
-        found = [(h, x) for h, x in zip(self.ladder, self.largest(name), strict=True) if seen(x)]
-        h = [step for step, _ in found]
-        return fitted(h, [x.error for _, x in found], [x.standard_error for _, x in found], self.confidence)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Write the figure: a panel for each observable, errors with their intervals against h. Raises FolderError."""
         return plot_weak_orders({self.name: self}, self.observables, path)
-
-    @property
-    def orders(self) -> dict[str, WeakOrder]:
-        """Observable → its slope."""
-        return {name: self.order(name) for name in self.observables}
 
     def __str__(self) -> str:
         return table(self)
@@ -88,31 +48,6 @@ class WeakOrderStudy:
         path = save_tensors(folder, "weak_order", tensors, text)
         (path / "table.txt").write_text(str(self) + "\n")
         return path
-
-
-def seen(x: Largest) -> bool:
-    """Whether an error can be told from zero."""
-    return math.isfinite(x.error) and x.error > 2 * x.standard_error
-
-
-def fitted(h: Sequence[float], errors: Sequence[float], bars: Sequence[float], confidence: float) -> WeakOrder:
-    """The slope of log error against log h, weighted; an exact error (bar 0) weighs as one of a relative 1e-6."""
-    if len(h) < 2:
-        return WeakOrder(math.nan, math.nan, math.nan, len(h))
-    x, y = np.log(h), np.log(errors)
-    sigma = np.maximum(np.asarray(bars) / np.asarray(errors), 1e-6)
-    weights = sigma**-2
-    centre = (weights * x).sum() / weights.sum()
-    spread = (weights * (x - centre) ** 2).sum()
-    slope = (weights * (x - centre) * y).sum() / spread
-    level = (weights * (y - slope * (x - centre))).sum() / weights.sum()
-    free = len(x) - 2
-    chi = float((weights * (y - level - slope * (x - centre)) ** 2).sum())
-    width = float(stats.norm.isf((1 - confidence) / 2))
-    if free and chi > free:
-        width = math.sqrt(chi / free) * float(stats.t.isf((1 - confidence) / 2, free))
-    half = width / math.sqrt(spread)
-    return WeakOrder(float(slope), float(slope - half), float(slope + half), len(x))
 
 
 def weak_order(
@@ -163,25 +98,3 @@ def weak_order(
     settings: dict[str, object] = {"time": time, "paths": paths, "seed": seed, "substeps": substeps, "coupled": coupled}
     settings |= {"extrapolate": extrapolate, "method": method, "against": "reference" if reference else "runs"}
     return WeakOrderStudy(flow(rates[0]).name, tuple(rates), tuple(rungs), tuple(observables), settings=settings)
-
-
-def table(study: WeakOrderStudy) -> str:
-    """A row for each rung and observable, and the orders below."""
-    side = "known exactly" if study.settings.get("against") == "reference" else "from runs"
-    side = "coupled" if study.settings.get("coupled") else side
-    paths = study.rungs[0].paths
-    lines = [
-        f"{study.name}: sup over k of |E φ(X) − E φ(θ)|, {paths} paths, the descent's side {side}",
-        f"{'φ':<12}{'h':>10}{'error':>12}{'± s.e.':>10}{'low':>12}{'high':>12}{'at t':>8}{'integration':>13}",
-    ]
-    for name in study.observables:
-        for h, x in zip(study.ladder, study.largest(name), strict=True):
-            marks = ("" if seen(x) else "  not told from zero") + ("" if x.share <= SMALL else "  integration counts")
-            lines.append(
-                f"{name:<12}{h:>10.5g}{x.error:>12.3e}{x.standard_error:>10.1e}{x.low:>12.3e}{x.high:>12.3e}"
-                f"{x.time:>8.3g}{x.share:>12.1%}{marks}"
-            )
-    orders = [f"{name}: {order}" for name, order in study.orders.items()]
-    lost = sum(rung.diverged for rung in study.rungs)
-    lines.append(f"weak order, {study.confidence:.0%} interval: {'; '.join(orders)}")
-    return "\n".join([*lines, *([f"{lost} runs diverged and stay at their last finite position"] if lost else [])])

@@ -25,7 +25,8 @@ from torch import Tensor
 from flows.arguments import check_model
 from flows.flow import Flow
 from landscapes import FiniteSum
-from landscapes.wrappers.gradient_penalties import Batches, check_batches, check_finite_sum
+from landscapes.landscape import check_finite_sum
+from landscapes.wrappers.gradient_penalties import Batches, check_batches
 
 
 @final

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from typing import final
 
 import sympy
-import torch
 from torch import Tensor
 
 from flows.arguments import check_model
-from flows.flow import Descent, Flow
+from flows.flow import Flow
 from flows.series import EULER, ExplicitMethod, stability_function
 from flows.series.landscape import landscape_program
+from flows.series.methods import check_method
 from landscapes import Landscape
-from landscapes.errors import check_count, warn_smoothness
-from landscapes.landscape import Expansion
+from landscapes.errors import check_count
+from landscapes.expansion import Expansion
+from landscapes.landscape import warn_smoothness
 
 HIGHEST_ORDER = 12
 """There are 7,813 trees of up to 12 vertices; each order more has some three times as many."""
@@ -103,43 +104,6 @@ class ModifiedRungeKuttaFlow(Flow):
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The modified field at θ, shape (..., d)."""
         return landscape_program(self.method, self.order, self.h)(self.landscape.expand(state))[0]
-
-
-@final
-@dataclass(frozen=True)
-class RungeKuttaDescent(Descent):
-    r"""One explicit Runge–Kutta step on gradient flow:  Y_i = θ − h Σ_j A_ij ∇f(Y_j),  θ' = θ − h Σ_i b_i ∇f(Y_i).
-
-    ``method`` from ``flows.series.runge_kutta``; A = [[0, 0], [1, 0]], b = (0, 1) is the extragradient method. State θ
-    (..., d), as many gradients a step as stages. Raises TypeError for a method of another kind.
-    """
-
-    landscape: Landscape
-    h: float
-    method: ExplicitMethod
-
-    def __post_init__(self) -> None:
-        check_model(self.landscape, self.h)
-        check_method(self.method)
-
-    def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        """θ' after one step."""
-        ((_, tableau),) = self.method.tableaux
-        slopes: list[Tensor] = []
-        for row in tableau.stages:
-            stage = state
-            for a, slope in zip(row, slopes, strict=False):
-                stage = torch.add(stage, slope, alpha=-self.h * float(a)) if a else stage
-            slopes.append(self.landscape.grad(stage))
-        for b, slope in zip(tableau.weights, slopes, strict=True):
-            state = torch.add(state, slope, alpha=-self.h * float(b)) if b else state
-        return state
-
-
-def check_method(method: ExplicitMethod) -> None:
-    """Raise unless ``method`` is an explicit Runge–Kutta method on one field."""
-    if not isinstance(method, ExplicitMethod) or len(method.tableaux) != 1:
-        raise TypeError(f"method must come from flows.series.runge_kutta, got {method!r}")
 
 
 def check_order(order: int, landscape: Landscape, name: str) -> None:

@@ -36,9 +36,9 @@ from flows.models.momentum_modes import (
 from flows.models.principal import SINGULAR, each_member
 from landscapes import Landscape
 from landscapes.errors import check_choice, check_count, check_positive
+from landscapes.expansion import Expansion
 from landscapes.krylov import matrix_function
 from landscapes.krylov.functions import Spectral, decompose
-from landscapes.landscape import Expansion
 
 
 class MomentumPrincipalFlow(Flow):

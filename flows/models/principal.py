@@ -19,8 +19,8 @@ from flows.flow import BranchError, Flow, SingularModeError, flag_unconverged
 from flows.models.modified import non_principal_term
 from landscapes import Landscape
 from landscapes.errors import check_choice, check_count, check_positive
+from landscapes.expansion import Expansion
 from landscapes.krylov import matrix_function, spectral_action
-from landscapes.landscape import Expansion
 
 SINGULAR = 1e-6  # within this distance of hλ = 1 the mode counts as singular
 

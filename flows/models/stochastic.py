@@ -16,14 +16,15 @@ from typing import final
 
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.arguments import check_model, check_noise
 from flows.flow import SameNoise, StochasticFlow
 from flows.schedules import Schedule, check_callable, multiple_at
 from landscapes import FiniteSum, Landscape, UnsupportedError
-from landscapes.errors import check_count, warn_smoothness
+from landscapes.errors import check_count
+from landscapes.landscape import warn_smoothness
 from landscapes.noise import GradientNoise, MinibatchNoise
 from landscapes.noise.base import Kind
-from landscapes.sampling import Sampling, check_sampling
+from landscapes.sampling import Sampling, sampling_of
 
 HIGHEST = 2
 
@@ -121,7 +122,7 @@ class StochasticModifiedEquation(GradientEquation):
     @cached_property
     def sampler(self) -> Sampling:
         """How the mini-batches are drawn."""
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        return sampling_of(self.landscape.size, self.batch_size, self.sampling)
 
     @cached_property
     def noise(self) -> MinibatchNoise:  # type: ignore[override]
@@ -210,11 +211,3 @@ def check_order(order: int, landscape: Landscape, who: str) -> None:
             f"order must be at most {HIGHEST}, the highest built, got {order}: at order 3 the noise itself changes"
         )
     warn_smoothness(landscape, order, who)
-
-
-def check_noise(noise: GradientNoise, landscape: Landscape) -> None:
-    """Raise unless the noise is one, of the landscape's dimension."""
-    if not isinstance(noise, GradientNoise):
-        raise TypeError(f"noise must be a GradientNoise, got {type(noise).__name__}")
-    if noise.dimension != landscape.dimension:
-        raise ValueError(f"noise must have the landscape's dimension {landscape.dimension}, got {noise.dimension}")

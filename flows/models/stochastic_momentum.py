@@ -23,10 +23,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_friction, check_model
+from flows.arguments import check_friction, check_model, check_noise
 from flows.flow import StochasticFlow
 from flows.models.momentum_modified import ScaledMomentumFlow
-from flows.models.stochastic import check_noise, check_order
+from flows.models.stochastic import check_order
 from flows.series import HEAVY_BALL
 from landscapes import FiniteSum, Landscape
 from landscapes.noise import GradientNoise, MinibatchNoise

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from flows.comparison.figure import Style, style
-from flows.engines.trajectory import FolderError, writable_folder
+from flows.figures import Style, save_figure, style
 from flows.orders.fit import OrderStudy
 
 MARKER = 5
@@ -28,8 +27,6 @@ def plot_orders(panels: Sequence[Mapping[str, OrderStudy]], path: str | os.PathL
     """Write a figure with a panel for each mapping name → study (the same names in each). Raises FolderError."""
     if not panels or not all(panels):
         raise ValueError("panels must hold at least one mapping name -> OrderStudy, none of them empty")
-    target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
-    writable_folder(target.parent)
     names = list(dict.fromkeys(name for panel in panels for name in panel))
     looks = {name: {**style(i), "markersize": MARKER} for i, name in enumerate(names)}
     figure = Figure(figsize=(max(5.2, 4.6 * len(panels)), 4.6), layout="constrained")
@@ -37,11 +34,7 @@ def plot_orders(panels: Sequence[Mapping[str, OrderStudy]], path: str | os.PathL
         draw_studies(axes, studies, looks)
     columns = 3 if len(panels) == 1 else 5
     figure.legend(handles=legend(looks), loc="outside upper center", ncols=columns, fontsize="small", frameon=False)
-    try:
-        figure.savefig(target, dpi=200)
-    except OSError as error:
-        raise FolderError(f"path {str(target)!r} cannot be written ({error.strerror}); name another one") from error
-    return target
+    return save_figure(figure, path)
 
 
 def legend(looks: Mapping[str, Style]) -> list[Line2D]:

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flows.descent import Descent, StochasticDescent
 from flows.engines.counting import Resumed, ResumedDescent, all_finite, check_theta0, extreme_eigenvalue
 from flows.engines.descend import descend
 from flows.engines.integrate import METHODS, integrate
 from flows.engines.solvers import ADAPTIVE, EXPONENTIAL, FIXED
 from flows.engines.trajectory import KINDS
-from flows.flow import Descent, Flow, StochasticDescent
+from flows.flow import Flow
 from flows.orders.fit import FRACTION, OrderStudy
 from landscapes import Landscape, UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive

@@ -137,3 +137,9 @@ NESTEROV = split_method(
     grammar=MOMENTUM,
 )
 """v' = (1 − hμ)v − h∇f(x + h(1 − hμ)v),  x' = x + h v'."""
+
+
+def check_method(method: ExplicitMethod) -> None:
+    """Raise unless ``method`` is an explicit Runge–Kutta method on one field."""
+    if not isinstance(method, ExplicitMethod) or len(method.tableaux) != 1:
+        raise TypeError(f"method must come from flows.series.runge_kutta, got {method!r}")

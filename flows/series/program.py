@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flows.series.trees import Tree
-from landscapes.landscape import Expansion
+from landscapes.expansion import Expansion
 
 Combination = Mapping[Tree, float]
 Prefix = tuple[Tree, ...]

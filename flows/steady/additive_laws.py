@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from landscapes import NoisyQuadratic
-from landscapes.sampling import Sampling, check_sampling
+from landscapes.sampling import Sampling, sampling_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class AdditiveLaw:
     @cached_property
     def sampler(self) -> Sampling:
         """How the mini-batches are drawn."""
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        return sampling_of(self.landscape.size, self.batch_size, self.sampling)
 
     @property
     def epoch(self) -> int:

@@ -18,11 +18,11 @@ import torch
 from scipy.linalg import solve_continuous_lyapunov
 from torch import Tensor
 
-from flows.arguments import check_friction, check_model
+from flows.arguments import check_friction, check_model, check_noise
 from flows.flow import Flow, StochasticFlow
 from flows.models.modified import ModifiedFlow
 from flows.models.momentum_modified import ModifiedHeavyBallFlow
-from flows.models.stochastic import check_noise, check_order
+from flows.models.stochastic import check_order
 from flows.steady.linear_laws import (
     LinearChain,
     LinearLaw,

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from landscapes.autodiff import transposed_product
 from landscapes.errors import UnsupportedError, check_count
-from landscapes.landscape import FiniteSum
+from landscapes.landscape import FiniteSum, check_finite_sum
 from landscapes.noise.trace import BLOCK
-from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 BLOCK_BYTES = 2**25  # of the gradients that are held at once, where the caller does not say
 CHECKED = 4  # examples whose slopes are held against their gradients

@@ -20,10 +20,9 @@ from torch import Tensor
 from landscapes.autodiff import gradient
 from landscapes.errors import check_count, check_nonnegative
 from landscapes.labelled import LabelledSum, labelled
-from landscapes.landscape import FiniteSum
+from landscapes.landscape import FiniteSum, check_finite_sum
 from landscapes.noise.base import GradientNoise, Kind
 from landscapes.noise.trace import BLOCK
-from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @final

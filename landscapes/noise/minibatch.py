@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import gradient
-from landscapes.landscape import FiniteSum
+from landscapes.landscape import FiniteSum, check_finite_sum
 from landscapes.noise.base import GradientNoise
 from landscapes.noise.trace import BLOCK, covariance_diagonal, covariance_matrix, covariance_trace
-from landscapes.sampling import Sampling, check_sampling
-from landscapes.wrappers.gradient_penalties import check_finite_sum
+from landscapes.sampling import Sampling, sampling_of
 
 
 @final
@@ -46,12 +45,12 @@ class MinibatchNoise(GradientNoise):
 
     def __post_init__(self) -> None:
         check_finite_sum(self.landscape)
-        check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        sampling_of(self.landscape.size, self.batch_size, self.sampling)
 
     @cached_property
     def sampler(self) -> Sampling:
         """How the mini-batches are drawn."""
-        return check_sampling(self.landscape.size, self.batch_size, self.sampling)
+        return sampling_of(self.landscape.size, self.batch_size, self.sampling)
 
     @property
     def dimension(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from landscapes.autodiff import release, transposed_product
 from landscapes.errors import UnsupportedError, check_count, check_nonnegative
-from landscapes.landscape import spread
+from landscapes.expansion import spread
 from landscapes.noise.analytic import ConstantNoise, SizedNoise
 from landscapes.noise.base import GradientNoise, Kind
 from landscapes.noise.roots import square_root

@@ -24,7 +24,7 @@ from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.diagnostics import check_rows
 from landscapes.noise.eigenpairs import check_operator
 from landscapes.noise.spectrum import ROUNDING
-from landscapes.sampling import check_sampling
+from landscapes.sampling import sampling_of
 
 GAUSSIAN_ROWS = 2**22  # numbers of a Gaussian sample that are held at once
 
@@ -139,7 +139,7 @@ def batch_kurtosis(
     """
     check_rows("directions", directions, check_operator(operator))
     N = check_count("the number of examples", operator.size, minimum=4)
-    sampler = check_sampling(N, batch_size, sampling)
+    sampler = sampling_of(N, batch_size, sampling)
     if sampler.variance_factor() == 0:
         raise ValueError(
             f"batch_size must be below the {N} examples for sampling={sampling!r}: there is no noise at b = N"

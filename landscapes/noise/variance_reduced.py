@@ -14,12 +14,11 @@ from typing import final
 from torch import Tensor
 
 from landscapes.autodiff import release
-from landscapes.landscape import FiniteSum
+from landscapes.landscape import FiniteSum, check_finite_sum
 from landscapes.noise.base import GradientNoise
 from landscapes.noise.minibatch import MinibatchNoise
 from landscapes.toys.closed_form import cast, check_real_tensor
 from landscapes.wrappers.base import Wrapper
-from landscapes.wrappers.gradient_penalties import check_finite_sum
 
 
 @final

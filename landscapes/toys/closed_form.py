@@ -19,7 +19,8 @@ from torch import Tensor
 
 from landscapes.autodiff import Field, gradient, release
 from landscapes.errors import check_float_tensor
-from landscapes.landscape import Expansion, Landscape, SlopeExpansion
+from landscapes.expansion import Expansion, SlopeExpansion
+from landscapes.landscape import Landscape
 
 Window = tuple[tuple[float, float], ...]
 Kind = Literal["minimum", "maximum", "saddle", "degenerate"]

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from landscapes.autodiff import Field, release
 from landscapes.errors import check_count, check_index, check_positive, check_seed
+from landscapes.expansion import spread
 from landscapes.labelled import LabelledSum
-from landscapes.landscape import FiniteSum, spread
+from landscapes.landscape import FiniteSum
 from landscapes.toys.closed_form import ClosedForm, cast, check_real_tensor, symmetric_matrix
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from landscapes.autodiff import release, transforming
 from landscapes.errors import check_float_tensor, check_index, check_real
-from landscapes.landscape import Expansion, FiniteSum, Landscape
+from landscapes.expansion import Expansion
+from landscapes.landscape import FiniteSum, Landscape, check_landscape
 
 Counts = dict[str, float]
 
@@ -384,10 +385,3 @@ class Rotated(Wrapper):
 def penalty(theta: Tensor, l2: float) -> Tensor:
     """(l2/2) θᵀθ, bilinear, shape (...,)."""
     return l2 / 2 * (theta * theta).sum(dim=-1)
-
-
-def check_landscape(landscape: Landscape) -> Landscape:
-    """Return ``landscape``; raise unless it is one."""
-    if not isinstance(landscape, Landscape):
-        raise TypeError(f"landscape must be a Landscape, got {type(landscape).__name__}")
-    return landscape

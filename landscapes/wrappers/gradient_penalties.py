@@ -20,8 +20,9 @@ from torch import Tensor
 
 from landscapes.autodiff import gradient, release, transforming
 from landscapes.errors import check_index, check_real
-from landscapes.landscape import Expansion, FiniteSum, Landscape
-from landscapes.wrappers.base import Wrapper, check_landscape
+from landscapes.expansion import Expansion
+from landscapes.landscape import FiniteSum, Landscape, check_finite_sum, check_landscape
+from landscapes.wrappers.base import Wrapper
 
 Family = tuple[Expansion, ...]
 Pair = tuple[Family, Family, float]
@@ -333,16 +334,6 @@ class VariancePenalty(PenalisedSum):
         self.mean_coefficient = check_real("mean_coefficient", mean_coefficient)
         members = tuple(landscape.restrict(batch) for batch in self.batches)
         self.penalty = SquaredGradients(members, self.coefficient, self.mean_coefficient)
-
-
-def check_finite_sum(landscape: Landscape) -> FiniteSum:
-    """Return ``landscape``; raise unless it is a finite sum."""
-    if not isinstance(landscape, FiniteSum):
-        raise TypeError(
-            f"landscape must be a FiniteSum, which knows its examples, got {type(landscape).__name__}; a loss without "
-            "examples has no batches: use GradientDescent, GradientPenalty or ModifiedFlow, or AnalyticNoise"
-        )
-    return landscape
 
 
 def check_batches(batches: Batches, size: int) -> tuple[Tensor, ...]:

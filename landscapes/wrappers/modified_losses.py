@@ -27,16 +27,9 @@ from torch import Tensor
 
 from landscapes.autodiff import release
 from landscapes.errors import check_count, check_index, check_positive
-from landscapes.landscape import Expansion, FiniteSum, Landscape
-from landscapes.wrappers.base import check_landscape
-from landscapes.wrappers.gradient_penalties import (
-    Batches,
-    GradientPenalty,
-    VariancePenalty,
-    check_batches,
-    check_finite_sum,
-    mean,
-)
+from landscapes.expansion import Expansion
+from landscapes.landscape import FiniteSum, Landscape, check_finite_sum, check_landscape
+from landscapes.wrappers.gradient_penalties import Batches, GradientPenalty, VariancePenalty, check_batches, mean
 
 
 class MeanExpansion(Expansion):

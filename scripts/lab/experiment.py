@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flows.comparison.figure import COLOURS, DASHES, MARKERS
 from flows.engines.trajectory import writable_folder
+from flows.figures import COLOURS, DASHES, MARKERS
 from scripts.lab.command_line import DTYPES, check_device, use_threads
 from scripts.lab.store import Store
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flows.comparison.figure import COLOURS, DASHES, MARKERS
+from flows.figures import COLOURS, DASHES, MARKERS
 from landscapes.noise import NoiseSpectrum
 from scripts.lab.experiment import label
 from scripts.noise_spectrum.looks import Look

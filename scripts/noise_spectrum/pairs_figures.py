@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from flows.comparison.figure import COLOURS, MARKERS
+from flows.figures import COLOURS, MARKERS
 from scripts.lab.experiment import label
 from scripts.noise_spectrum.cells import Cell
 from scripts.noise_spectrum.looks import Look, Statistic, over_seeds

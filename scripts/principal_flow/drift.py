@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from flows import GradientDescent
-from flows.comparison.figure import COLOURS
+from flows.figures import COLOURS
 from flows.observers import Drift as DriftObserver
 from flows.observers import GradientCurvature, GradientNorm, Loss
 from scripts.lab.experiment import aligned, label

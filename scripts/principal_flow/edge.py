@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, integrate
-from flows.comparison.figure import COLOURS
+from flows.figures import COLOURS
 from flows.observers import GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
 from nets import NetworkLandscape
 from scripts.lab.experiment import aligned, label, legend, look

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from flows.comparison.figure import COLOURS, DASHES, MARKERS
+from flows.figures import COLOURS, DASHES, MARKERS
 from scripts.lab.experiment import aligned, label
 from scripts.lab.store import Tensors
 from scripts.principal_flow.rate_runs import Rule, Training

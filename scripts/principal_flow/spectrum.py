@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flows import Comparison, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, compare
-from flows.comparison.figure import COLOURS, positive
+from flows.comparison.figure import positive
+from flows.figures import COLOURS
 from flows.observers import REGIMES, GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
 from landscapes import Landscape
 from scripts.lab.experiment import Common, aligned, label, legend, look

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from flows.comparison.figure import COLOURS, DASHES, MARKERS, Style, marked
+from flows.figures import COLOURS, DASHES, MARKERS, Style, marked
 from flows.orders.fit import OrderStudy
 from scripts.lab.experiment import label
 from scripts.regularisation.kinds import PAIRS, PREDICTIONS, SAMPLINGS, Pair, label_of

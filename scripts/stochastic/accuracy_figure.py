@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flows.comparison.figure import Style, marked
+from flows.figures import Style, marked
 from scripts.lab.experiment import label
 from scripts.regularisation.figures import above, look, readable
 

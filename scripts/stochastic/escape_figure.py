@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flows.comparison.figure import Style
+from flows.figures import Style
 from scripts.lab.experiment import label
 from scripts.regularisation.figures import above, look
 

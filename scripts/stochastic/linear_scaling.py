@@ -20,7 +20,7 @@ from flows.ensembles import ensemble
 from flows.orders.ladder import sharpness_at
 from landscapes import NoisyQuadratic
 from landscapes.errors import check_count, check_positive
-from landscapes.sampling import check_sampling
+from landscapes.sampling import sampling_of
 from scripts.lab.command_line import check_device
 from scripts.lab.experiment import aligned
 from scripts.lab.network import NetGround
@@ -123,7 +123,7 @@ class LinearScaling(Stochastic):
                 h = self.toy_scaled * factor
                 descent = StochasticGradientDescent(landscape, h, factor, sampling)
                 part = store.part(f"toy-{sampling}-{factor:03d}", lambda descent=descent: self._paths(descent))  # type: ignore[misc]
-                c = check_sampling(TOY_SIZE, factor, sampling).variance_factor()
+                c = sampling_of(TOY_SIZE, factor, sampling).variance_factor()
                 variance, error = float(part["variance"]), float(part["error"])
                 rows.append(ToyRow(factor, sampling, h, c, (variance, error)))
         return rows
@@ -236,7 +236,7 @@ class Setting:
 
     def noise(self, factor: int, sampling: str) -> float:
         """h·c at a factor, over that at the factor 1 with replacement."""
-        c = check_sampling(self.size, factor * self.batch_size, sampling).variance_factor()
+        c = sampling_of(self.size, factor * self.batch_size, sampling).variance_factor()
         return factor * c * self.batch_size
 
 

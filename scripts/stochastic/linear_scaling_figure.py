@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flows.comparison.figure import COLOURS, DASHES
 from flows.comparison.laws import LOSS, SQUARED_NORM
+from flows.figures import COLOURS, DASHES
 from scripts.lab.experiment import label
 from scripts.stochastic.runs import ACCURACY, NOTHING
 from scripts.stochastic.svag_figure import EQUATION, dots, powers_of_two

@@ -22,7 +22,7 @@ from flows.flow import StochasticFlow
 from flows.steady.additive_laws import AdditiveLaw
 from landscapes import NoisyQuadratic
 from landscapes.errors import check_count
-from landscapes.sampling import SAMPLINGS, check_sampling
+from landscapes.sampling import SAMPLINGS, sampling_of
 from scripts.lab.command_line import check_device
 from scripts.lab.experiment import aligned
 from scripts.lab.network import NetGround
@@ -257,7 +257,7 @@ class Study:
         models += [(self.equation_batch_size, s, " SDE", curves) for s, curves in self.equations.items()]
         for b, sampling, kind, curves in models:
             scatter, error = curves.scatter()
-            row = [str(b) + kind, sampling, f"{b * check_sampling(self.size, b, sampling).variance_factor():.3f}"]
+            row = [str(b) + kind, sampling, f"{b * sampling_of(self.size, b, sampling).variance_factor():.3f}"]
             row += [cell(float(scatter[j]), float(error[j])) for j in (0, -1)]
             mean, error = curves.mean(LOSS)
             j = ends(self.size // b)[0]

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flows.comparison.figure import COLOURS, DASHES
 from flows.comparison.laws import LOSS
+from flows.figures import COLOURS, DASHES
 from flows.steady.additive_laws import AdditiveLaw
 from landscapes.sampling import SAMPLINGS
 from scripts.lab.experiment import label

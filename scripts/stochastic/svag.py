@@ -21,10 +21,10 @@ from flows import SVAG, StochasticModifiedEquation
 from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.ensembles import ensemble
 from flows.ensembles.statistics import CONFIDENCE
-from flows.ensembles.weak_study import WeakOrder, fitted
+from flows.ensembles.weak_ladder import WeakOrder, fitted
 from flows.steady.second_moments import OFFSET, SecondMoments
 from landscapes.errors import check_count, check_positive
-from landscapes.sampling import check_sampling
+from landscapes.sampling import sampling_of
 from landscapes.toys.finite_sums import FINITE_SUMS, QuadraticExamples
 from scripts.lab.command_line import check_device
 from scripts.lab.experiment import aligned
@@ -112,7 +112,7 @@ class Svag(Stochastic):
         assert isinstance(landscape, QuadraticExamples)  # those of TOYS are
         moments = SecondMoments(landscape)
         h = scaled_rate(self.toy_scaled, moments.sharpness)
-        c = check_sampling(landscape.size, self.batch_size, self.sampling).variance_factor()
+        c = sampling_of(landscape.size, self.batch_size, self.sampling).variance_factor()
         theta0 = moments.minimum + 1
         time = torch.tensor([self.steps * h], dtype=torch.float64)
         exact = [

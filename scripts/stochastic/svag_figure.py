@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from flows.comparison.figure import COLOURS, DASHES, MARKERS
 from flows.comparison.laws import LOSS, SQUARED_NORM
+from flows.figures import COLOURS, DASHES, MARKERS
 from scripts.lab.experiment import label
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from flows.comparison.laws import LOSS
 from flows.ensembles import WeakErrors, WeakOrderStudy, weak_errors
 from flows.ensembles.blocks import Function, block_seed
 from flows.ensembles.weak_figure import plot_weak_orders
-from flows.ensembles.weak_study import fitted
+from flows.ensembles.weak_ladder import fitted
 from flows.orders.ladder import check_ladder, whole_steps
 from flows.steady.second_moments import SecondMoments
 from landscapes import QuadraticSum

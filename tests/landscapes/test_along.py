@@ -14,8 +14,9 @@ from torch.testing import assert_close
 
 from flows import ModifiedFlow
 from landscapes import LANDSCAPES, Counted, Expansion, FiniteSum, Landscape, Regularised, UnsupportedError, from_sympy
-from landscapes.errors import SmoothnessWarning, warn_smoothness
-from landscapes.landscape import AutogradExpansion, along_each
+from landscapes.errors import SmoothnessWarning
+from landscapes.expansion import AutogradExpansion, along_each
+from landscapes.landscape import warn_smoothness
 from landscapes.toys.finite_sums import FINITE_SUMS
 from landscapes.wrappers.base import Rotated
 

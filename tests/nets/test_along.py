@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import nets
 from landscapes import Counted
-from landscapes.landscape import along_each
+from landscapes.expansion import along_each
 from nets import (
     BatchNorm,
     GhostBatchLandscape,

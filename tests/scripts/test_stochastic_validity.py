@@ -10,7 +10,7 @@ from flows import GradientDescent, descend
 from flows.engines.trajectory import load_tensors
 from flows.ensembles.blocks import block_seed
 from landscapes import Quadratic
-from landscapes.sampling import check_sampling
+from landscapes.sampling import sampling_of
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.validity import correlation
@@ -35,7 +35,7 @@ def parts(folder):
 
 def by_hand(landscape, theta, h, batch_size, steps, seed):
     """SGD with replacement, each gradient by autograd of the mean loss of the examples drawn."""
-    sampler = check_sampling(landscape.size, batch_size, "replacement")
+    sampler = sampling_of(landscape.size, batch_size, "replacement")
     generator = torch.Generator().manual_seed(seed)
     for k in range(steps):
         index, _ = sampler.draw(torch.arange(landscape.size), k, generator)

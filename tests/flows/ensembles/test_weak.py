@@ -19,7 +19,7 @@ from flows import (
 )
 from flows.engines.trajectory import load_tensors
 from flows.ensembles import WeakErrors, weak_errors, weak_order
-from flows.ensembles.weak_study import fitted
+from flows.ensembles.weak_ladder import fitted
 from flows.steady.second_moments import SecondMoments
 from landscapes import NoisyQuadratic, QuadraticSum
 from landscapes.noise import MinibatchNoise

@@ -17,6 +17,7 @@ from sympy.polys.rings import ring
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, integrate
+from flows.descents.runge_kutta import RungeKuttaDescent
 from flows.invariants import (
     InvariantError,
     asymmetry,
@@ -25,7 +26,7 @@ from flows.invariants import (
     check_gradient_field,
     check_order,
 )
-from flows.models.modified import ModifiedRungeKuttaFlow, RungeKuttaDescent
+from flows.models.modified import ModifiedRungeKuttaFlow
 from flows.series import EULER, HEAVY_BALL, runge_kutta
 from flows.strategies import points, quadratics, rotations, smooth_landscapes
 from landscapes import (

@@ -5,8 +5,8 @@ import math
 import pytest
 from matplotlib.colors import to_rgba
 
-from flows.comparison.figure import COLOURS
 from flows.engines.trajectory import FolderError
+from flows.figures import COLOURS
 from flows.orders.figure import plot_orders
 from flows.orders.fit import OrderStudy
 from tests.flows.watching import watch_figures

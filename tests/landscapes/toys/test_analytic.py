@@ -29,7 +29,7 @@ from landscapes import (
     SphericalQuotient,
     StyblinskiTang,
 )
-from landscapes.landscape import AutogradExpansion
+from landscapes.expansion import AutogradExpansion
 
 INDEFINITE = torch.tensor([[1.0, 2.0, 0.5], [2.0, -1.0, 0.3], [0.5, 0.3, 0.2]], dtype=torch.float64)
 EPSILON = torch.finfo(torch.float64).eps

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from landscapes import LANDSCAPES, BarrierValley, BumpyBasin, DoubleWell, MuellerBrown, SharpFlatWells
-from landscapes.landscape import AutogradExpansion
+from landscapes.expansion import AutogradExpansion
 from landscapes.toys.critical import depressed_cubic_roots, refine, rippled_bowl_roots
 
 ISOLATED = {

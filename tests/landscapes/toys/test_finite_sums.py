@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from landscapes import LinearRegression, NoisyQuadratic, QuadraticSum, TwoQuadratics
-from landscapes.landscape import AutogradExpansion, FiniteSum
+from landscapes.expansion import AutogradExpansion
+from landscapes.landscape import FiniteSum
 from landscapes.toys.finite_sums import FINITE_SUMS
 
 INDEFINITE = torch.tensor([[1.0, 2.0, 0.5], [2.0, -1.0, 0.3], [0.5, 0.3, 0.2]], dtype=torch.float64)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from landscapes import NotHolomorphicError, Rosenbrock, UnsupportedError, from_sympy
-from landscapes.landscape import AutogradExpansion
+from landscapes.expansion import AutogradExpansion
 
 x, y, z = sympy.symbols("x y z")
 HOLOMORPHIC = {

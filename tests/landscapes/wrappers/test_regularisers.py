@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from landscapes import LANDSCAPES, Counted, FiniteSum, NotHolomorphicError, Quadratic, QuadraticSum, Regularised
-from landscapes.landscape import AutogradExpansion
+from landscapes.expansion import AutogradExpansion
 from landscapes.noise import covariance_trace
 from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePenalty
 from landscapes.wrappers.modified_losses import LandscapeSum, random_partition_loss, replacement_loss, reshuffling_loss

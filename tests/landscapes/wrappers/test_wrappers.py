@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from landscapes import LANDSCAPES, Counted, FiniteSum, Regularised
-from landscapes.landscape import AutogradExpansion
+from landscapes.expansion import AutogradExpansion
 from landscapes.toys.finite_sums import FINITE_SUMS
 
 EVERY = LANDSCAPES | FINITE_SUMS

@@ -1,0 +1,124 @@
+r"""The numbers of a comparison: errors of each flow against the descent on one clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from flows.comparison.laws import WeakError
+from flows.engines.trajectory import Trajectory
+from landscapes import Landscape
+
+CUT_SHORT = "interrupted in the study of its errors, of which what is missing is NaN; flows after it were not run"
+
+
+@dataclass(frozen=True)
+class Row:
+    r"""One flow beside the descent.
+
+    ``errors`` (T, ...): ‖X(t_k) − θ_k‖ (modulus where complex), NaN past the end of a run. ``one_step`` (T−1, ...):
+    ‖X(t_{k+1}; θ_k) − θ_{k+1}‖, integrated at the tighter tolerance. ``integration`` (T, ...): ‖X − X_tight‖, the same
+    run at tighter tolerance. ``losses`` (T, ...). ``imaginary`` (T, ...): max |Im θ|, None for real flows.
+    ``outside``: the largest |hλ| along the descent where it leaves the flow's series, None where it does not. ``mean``
+    (T', ..., d): θ of the flow, of a stochastic one its mean over the runs. ``weak``: φ → E φ(X) − E φ(θ), where laws
+    were compared. A flow that could not run has no trajectory, and its notes say why. ``interrupted``: a
+    KeyboardInterrupt came in its run or in the study of its errors, and ended the comparison with this row.
+
+    Stochastic flows: ``errors`` are the mean over runs of ‖X(t_k) − θ_k‖ where they are coupled to the descent's
+    mini-batches, else ‖mean X(t_k) − mean θ_k‖, NaN for one run; ``one_step`` is pathwise with the mini-batch of the
+    step where coupled, else NaN; ``integration`` is the mean over runs of ‖X − X_tight‖ along the same noise, and
+    ``losses`` are means.
+    """
+
+    trajectory: Trajectory | None
+    errors: Tensor
+    one_step: Tensor
+    integration: Tensor
+    losses: Tensor
+    imaginary: Tensor | None = None
+    outside: float | None = None
+    notes: tuple[str, ...] = ()
+    mean: Tensor | None = None
+    weak: Mapping[str, WeakError] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class ComparisonData:
+    r"""Flows beside one descent on the clock t = elapsed(k).
+
+    ``descent_losses`` (T, ...); with a stochastic descent ``mean`` is its mean over ``runs``, ``standard_error``
+    (T, ...) the norm of the mean's standard error, and ``noise_floor`` (T−1, ...) the root mean square distance of one
+    step from the full-batch step, h·√tr Cov(g_batch), both None otherwise. Where laws were compared ``observed`` is
+    φ → E φ(θ_k) over the runs and its standard error, each (T, ...); ``coupled``: stochastic flows ran along the
+    descent's own mini-batches.
+    """
+
+    name: str
+    descent: Trajectory
+    mean: Tensor
+    descent_losses: Tensor
+    rows: Mapping[str, Row]
+    runs: int = 1
+    standard_error: Tensor | None = None
+    noise_floor: Tensor | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    landscape: Landscape | None = None
+    observed: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    coupled: bool = False
+
+    @property
+    def times(self) -> Tensor:
+        """The clock (T,)."""
+        return self.descent.times
+
+    @property
+    def errors(self) -> dict[str, Tensor]:
+        """Flow → ‖X(t_k) − θ_k‖ (T, ...)."""
+        return {name: row.errors for name, row in self.rows.items()}
+
+    @property
+    def one_step(self) -> dict[str, Tensor]:
+        """Flow → one-step errors (T−1, ...), the model's own."""
+        return {name: row.one_step for name, row in self.rows.items()}
+
+    @property
+    def integration_errors(self) -> dict[str, Tensor]:
+        """Flow → distance to the run at tighter tolerance (T, ...), the integrator's own."""
+        return {name: row.integration for name, row in self.rows.items()}
+
+    @property
+    def weak_errors(self) -> dict[str, dict[str, Tensor]]:
+        """Flow → φ → E φ(X(t_k)) − E φ(θ_k) (T, ...), where laws were compared."""
+        return self._weak(lambda error: error.difference)
+
+    @property
+    def weak_standard_errors(self) -> dict[str, dict[str, Tensor]]:
+        """Flow → φ → the standard error of that difference (T, ...), NaN for one run."""
+        return self._weak(lambda error: error.standard_error)
+
+    @property
+    def weak_integration_errors(self) -> dict[str, dict[str, Tensor]]:
+        """Flow → φ → E φ less that of the run at tighter integration (T, ...)."""
+        return self._weak(lambda error: error.integration)
+
+    def _weak(self, part: Callable[[WeakError], Tensor]) -> dict[str, dict[str, Tensor]]:
+        return {name: {phi: part(e) for phi, e in row.weak.items()} for name, row in self.rows.items() if row.weak}
+
+    @property
+    def losses(self) -> dict[str, Tensor]:
+        """Descent and flows → f (T, ...), the real part where θ is complex."""
+        return {self.name: self.descent_losses, **{name: row.losses for name, row in self.rows.items()}}
+
+    @property
+    def cost(self) -> dict[str, dict[str, float]]:
+        """Descent and flows → cost of the run as asked (not of the tighter one, nor of the one-step study)."""
+        runs = {self.name: self.descent, **{name: row.trajectory for name, row in self.rows.items()}}
+        return {name: dict(run.cost) for name, run in runs.items() if run is not None}
+
+    @property
+    def has_complex(self) -> bool:
+        """Whether a flow ran at complex θ."""
+        return any(row.imaginary is not None for row in self.rows.values())

@@ -1,0 +1,39 @@
+r"""What the figures share: colours, dashes and markers of the i-th line, and how a figure is written to disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from flows.engines.trajectory import FolderError, writable_folder
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; dashes and markers tell them apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
+MARKERS = ("s", "^", "D", "v", "P", "X")
+Style = dict[str, Any]
+
+
+def style(i: int) -> Style:
+    """Colour, dashes and marker of the i-th flow."""
+    colour = COLOURS[i % len(COLOURS)]
+    return {"color": colour, "linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
+
+
+def marked(style: Style, length: int) -> Style:
+    """The style with at most about ten markers on a line."""
+    return {**style, "markevery": max(1, length // 10)}
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure, as PNG unless the path's ending says otherwise, and return its path. Raises FolderError."""
+    target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
+    writable_folder(target.parent)
+    try:
+        figure.savefig(target, dpi=200)
+    except OSError as error:
+        raise FolderError(f"path {str(target)!r} cannot be written ({error.strerror}); name another one") from error
+    return target
