@@ -16,12 +16,12 @@ from torch import Tensor
 
 from flows import Descent, Flow, PrincipalFlow, StochasticDescent, compare
 from flows.comparison.result import slug
-from landscapes import FiniteSum, Landscape, Toy
-from nets import GhostBatchLandscape
+from landscapes import Landscape, Toy
 from scripts.lab.command_line import DTYPES, check_device, guarded, parse, use_threads
-from scripts.lab.grounds import AnyGround, Ground
+from scripts.lab.grounds import AnyGround
 from scripts.lab.models import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
 from scripts.lab.network import NetGround
+from scripts.lab.starts import build_start, describe
 
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 
@@ -141,15 +141,6 @@ def options_of(settings: Settings, choice: Choice) -> Options:
     return Options(**given | {"batch_size": choice.batch_size})
 
 
-def build_start(given: tuple[float, ...] | None, landscape: Landscape, default: Tensor) -> Tensor:
-    """θ0 as the user gave it, or the landscape's own."""
-    if given is None:
-        return default
-    if len(given) != landscape.dimension:
-        raise ValueError(f"--theta0 must have {landscape.dimension} coordinates, got {len(given)}")
-    return torch.tensor(given, dtype=torch.float64).to(default)
-
-
 def run(settings: Settings) -> None:
     """Build, compare, print and save."""
     check_device(settings.device)
@@ -193,18 +184,6 @@ def run(settings: Settings) -> None:
         }
         (folder / "settings.json").write_text(json.dumps(said, default=str, indent=2) + "\n")
         print(f"figure: {result.plot(folder / 'comparison.png')}\n", flush=True)
-
-
-def describe(ground: Ground, landscape: Landscape) -> str:
-    """What is descended, on one line."""
-    examples = f", a mean over {landscape.size}" if isinstance(landscape, FiniteSum) else ""
-    name = type(landscape).__name__
-    if isinstance(ground, NetGround):
-        name, examples = f"{ground.architecture} on {ground.chosen.data}", f"{examples} examples"
-        if isinstance(landscape, GhostBatchLandscape):
-            batches, each = landscape.ghost_batches.shape
-            examples = f", a mean over {batches} ghost batches of {each}"
-    return f"{name}, {landscape.dimension:,} parameters{examples}"
 
 
 def network_of(ground: NetGround) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from nets import Data, limited
 from scripts.lab.command_line import check_device
 from scripts.lab.experiment import Common
 from scripts.lab.store import Store
+from scripts.lab.tables import with_error
 from scripts.noise_spectrum.looks import Statistic, over_seeds
 from scripts.noise_spectrum.training import Network, Task, load_images
-from scripts.stochastic.common import with_error
 
 Architecture = Literal["small-lenet", "small-fc", "tiny-fc", "small-allcnn"]
 All = Literal["all"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -16,9 +16,7 @@ from flows.figures import COLOURS, MARKERS
 from scripts.lab.experiment import label
 from scripts.noise_spectrum.cells import Cell
 from scripts.noise_spectrum.looks import Look, Statistic, over_seeds
-
-if TYPE_CHECKING:
-    from scripts.noise_spectrum.rule import Arms
+from scripts.noise_spectrum.rule_arms import Arms
 
 NARROW = 1.5  # decades
 

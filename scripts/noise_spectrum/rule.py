@@ -21,33 +21,12 @@ from scripts.lab.experiment import aligned
 from scripts.lab.store import Store
 from scripts.noise_spectrum.cells import Cell, OnPairs, Run
 from scripts.noise_spectrum.common import Architecture, shown, shown_statistic, whole_epochs
-from scripts.noise_spectrum.looks import Look, Statistic, over_seeds
+from scripts.noise_spectrum.looks import Statistic, over_seeds
 from scripts.noise_spectrum.pairs_figures import rule_figure
+from scripts.noise_spectrum.rule_arms import Arm, Arms
 
 ARMS = {"fixed": 0, "rule": -1, "reverse": 1}
 """Arms by the power of λ̄/Λ that h is multiplied by."""
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """A cell trained at one h: looks where λ̄ is measured and looks at the end, by seed."""
-
-    h: float
-    early: Sequence[Look]
-    late: Sequence[Look]
-
-    @property
-    def mean_eigenvalue(self) -> float:
-        """λ̄, the mean over seeds of tr D/d where it is measured."""
-        return over_seeds([look.spectrum.mean for look in self.early]).mean
-
-    @property
-    def errors(self) -> list[float]:
-        """Test errors at the end, in %."""
-        return [100 * look.measured["test error"] for look in self.late]
-
-
-Arms = Mapping[str, Arm]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +18,10 @@ from flows.observers import GradientPredictions, Loss, StabilityCoefficients, To
 from nets import NetworkLandscape
 from scripts.lab.experiment import aligned, label, legend, look
 from scripts.lab.store import Tensors, trained
-from scripts.principal_flow.networks import OnNetworks, Plan
+from scripts.principal_flow.networks import NAMES, SEEN, OnNetworks, Plan
 
 SUBSTEPS = 8  # of rk4 in one of h for flows of a product at most: IGR's rate (1 + hλ/2)hλ is 7 at hλ = 3
 TOLERANCE = 1e-3  # of the principal flow's Krylov space: far below the model's error at the edge
-SEEN: dict[str, Any] = {"color": "black", "linewidth": 0.9, "marker": "o", "markersize": 3, "markerfacecolor": "none"}
-NAMES = {"gradient flow": "gradient flow", "modified flow": "IGR flow", "principal flow": "principal flow"}
 
 
 @dataclass(frozen=True)

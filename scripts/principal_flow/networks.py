@@ -105,3 +105,9 @@ class OnNetworks(Common):
             f"{ground.architecture} ({landscape.dimension:,} weights) on {ground.chosen.examples or 'all'} images of "
             f"{ground.chosen.data}, gradient descent at h = {plan.h:g}"
         )
+
+
+SEEN: dict[str, Any] = {"color": "black", "linewidth": 0.9, "marker": "o", "markersize": 3, "markerfacecolor": "none"}
+
+
+NAMES = {"gradient flow": "gradient flow", "modified flow": "IGR flow", "principal flow": "principal flow"}

@@ -18,7 +18,7 @@ from landscapes import Landscape
 from scripts.lab.experiment import Common, aligned, label, legend, look
 from scripts.lab.network import NetGround
 from scripts.lab.store import Tensors, trained
-from scripts.principal_flow.edge import NAMES, SEEN
+from scripts.principal_flow.networks import NAMES, SEEN
 
 SHADES = ("#999999", COLOURS[0], "black", COLOURS[2], COLOURS[1])  # of the regimes
 

@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from flows.figures import COLOURS, DASHES, MARKERS, Style, marked
+from flows.figures import Style, marked
 from flows.orders.fit import OrderStudy
 from scripts.lab.experiment import label
+from scripts.lab.figures import NOISE, SCATTERED, SLOPE, above, look, readable
+from scripts.regularisation.full_batch_runs import Runs
 from scripts.regularisation.kinds import PAIRS, PREDICTIONS, SAMPLINGS, Pair, label_of
-
-if TYPE_CHECKING:
-    from scripts.regularisation.full_batch import Runs
-    from scripts.regularisation.mini_batch import Mean
-
-NOISE: Style = {"color": "0.5", "linestyle": (0, (8, 3)), "linewidth": 1}
-SCATTERED: Style = {"color": "black", "linestyle": "-", "linewidth": 0.9}
-SLOPE: Style = {"color": "0.35", "linewidth": 0.8}
-
-
-def look(i: int) -> dict[str, Any]:
-    """Colour, dashes and marker of the i-th line."""
-    return {"color": COLOURS[i], "linestyle": DASHES[i], "marker": MARKERS[i], "markersize": 3.5, "linewidth": 1.2}
-
+from scripts.regularisation.mini_batch_mean import Mean
 
 LARGE: Style = {**look(0), "color": "black", "marker": "o", "markerfacecolor": "none", "linewidth": 0.8}
-
-
-def above(figure: Figure, looks: Mapping[str, Mapping[str, Any]], columns: int) -> None:
-    """One legend above the panels."""
-    handles = [Line2D([], [], label=name, **dict(style)) for name, style in looks.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize="small", frameon=False)
-
-
-def readable(axis: Axis) -> None:
-    """Numbers at 1, 2 and 5 on a logarithmic axis of a decade or two."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def full_batch_figure(runs: Runs, studies: Mapping[Pair, OrderStudy]) -> Figure:

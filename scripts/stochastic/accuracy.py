@@ -44,8 +44,9 @@ from scripts.lab.command_line import check_device
 from scripts.lab.experiment import aligned
 from scripts.lab.network import NetGround
 from scripts.lab.store import Store, Tensors, uninterrupted
+from scripts.lab.tables import with_error
 from scripts.stochastic.accuracy_figure import accuracy_figure
-from scripts.stochastic.common import Stochastic, with_error
+from scripts.stochastic.common import Stochastic
 
 GROUND = NetGround("lenet", examples=200)
 SGD = "SGD"

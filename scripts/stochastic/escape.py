@@ -34,8 +34,10 @@ from landscapes.noise import ConstantNoise, DiagonalNoise, GradientNoise, Isotro
 from scripts.lab.command_line import check_device
 from scripts.lab.experiment import aligned
 from scripts.lab.store import Store
-from scripts.stochastic.common import Stochastic, with_error
+from scripts.lab.tables import with_error
+from scripts.stochastic.common import Stochastic
 from scripts.stochastic.escape_figure import escape_figure
+from scripts.stochastic.escape_results import Escapes
 from scripts.stochastic.passage import MeanTime, mean_time, passage_times
 
 NOISES = ("isotropic", "aligned", "diagonal", "anti-aligned")
@@ -114,24 +116,6 @@ def root(covariance: Tensor) -> Tensor:
     """The symmetric square root of a positive definite matrix."""
     values, vectors = torch.linalg.eigh(covariance)
     return vectors * values.sqrt() @ vectors.mT
-
-
-@dataclass(frozen=True)
-class Escapes:
-    """Mean times of one noise at one temperature; ``runs``: dt and dt/2 of the SDE, and noisy gradient descent."""
-
-    noise: str
-    temperature: float
-    along: float
-    """T_x."""
-    kramers: float
-    exact: float
-    """The integral for the SDE."""
-    seen: tuple[float, float]
-    """The same to where the target seems to lie, looked at every dt and every dt/2."""
-    chain: float
-    """The exact mean time of noisy gradient descent."""
-    runs: tuple[MeanTime, MeanTime, MeanTime]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,11 +11,9 @@ from matplotlib.figure import Figure
 
 from flows.figures import Style
 from scripts.lab.experiment import label
-from scripts.regularisation.figures import above, look
-
-if TYPE_CHECKING:
-    from scripts.stochastic.escape import Escapes
-    from scripts.stochastic.passage import MeanTime
+from scripts.lab.figures import above, look
+from scripts.stochastic.escape_results import Escapes
+from scripts.stochastic.passage import MeanTime
 
 KRAMERS: Style = {"color": "0.35", "linestyle": ":", "linewidth": 1.2}
 INTEGRAL: Style = {"color": "0.35", "linestyle": "-", "linewidth": 1.0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,11 +11,9 @@ from matplotlib.figure import Figure
 from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.figures import COLOURS, DASHES
 from scripts.lab.experiment import label
+from scripts.lab.figures import EQUATION, dots, powers_of_two
+from scripts.stochastic.linear_scaling_results import Study, Toy
 from scripts.stochastic.runs import ACCURACY, NOTHING
-from scripts.stochastic.svag_figure import EQUATION, dots, powers_of_two
-
-if TYPE_CHECKING:
-    from scripts.stochastic.linear_scaling import Study, Toy
 
 NAMES = {"replacement": "with replacement", "subset": "subsets"}
 DRIFT: dict[str, Any] = {"color": "0.45", "linestyle": (0, (1, 1)), "linewidth": 1.4}

@@ -8,34 +8,32 @@ is what the drift has damped on the way. Each has its stochastic equation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 
 from flows import GradientFlow, StochasticGradientDescent, StochasticModifiedEquation, integrate
-from flows.comparison.laws import LOSS, SQUARED_NORM
+from flows.comparison.laws import LOSS
 from flows.ensembles import ensemble
 from flows.flow import StochasticFlow
 from flows.steady.additive_laws import AdditiveLaw
 from landscapes import NoisyQuadratic
 from landscapes.errors import check_count
-from landscapes.sampling import SAMPLINGS, sampling_of
+from landscapes.sampling import SAMPLINGS
 from scripts.lab.command_line import check_device
-from scripts.lab.experiment import aligned
 from scripts.lab.network import NetGround
 from scripts.lab.store import Store, Tensors, uninterrupted
 from scripts.stochastic.common import Stochastic
-from scripts.stochastic.runs import ACCURACY, Curves, Network, Pair, cell, scaled_rate, sde_runs
+from scripts.stochastic.runs import Network, scaled_rate, sde_runs
 from scripts.stochastic.sampling_figure import sampling_figure
+from scripts.stochastic.sampling_results import TOY_SIZE, Study, Toy, ToyRow, ends, middle
 
 MLP = NetGround("mlp")
 HESSIAN = ((2.0, 0.5), (0.5, 1.0))
-TOY_SIZE = 16
 LEFT = 1e-4  # of the stationary variance that the toy's runs have yet to reach
-PLACES = ("middle", "end")
 
 
 @dataclass(frozen=True)
@@ -175,16 +173,6 @@ class Sampling(Stochastic):
         return {"loss": network.landscape.loss(run.theta[-1])}
 
 
-def middle(k: int, epoch: int) -> int:
-    """The step in the middle of the epoch that ends with step k; k itself where an epoch is one step."""
-    return k - epoch // 2
-
-
-def ends(epoch: int) -> list[int]:
-    """Places of the middle and the end of the last epoch among what is kept; one where both are one."""
-    return [-2, -1] if epoch > 1 else [-1]
-
-
 def check_sizes(name: str, sizes: Sequence[int], size: int) -> None:
     """Raise unless there is a mini-batch size, and each divides the number of examples."""
     if not sizes:
@@ -192,84 +180,3 @@ def check_sizes(name: str, sizes: Sequence[int], size: int) -> None:
     for b in sizes:
         if size % check_count(name, b):
             raise ValueError(f"{name} must divide the {size} examples into whole mini-batches, {b} does not")
-
-
-@dataclass(frozen=True)
-class ToyRow:
-    """One b and sampling on the toy after k steps; parts hold the middle of the last epoch and its end."""
-
-    law: AdditiveLaw
-    k: int
-    descent: Tensors
-    equation: Tensors
-    substeps: int
-
-    def cells(self, j: int) -> list[str]:
-        """SGD and its equation, each from paths and exactly, and what Euler is off by; j = 0 is the middle."""
-        k = (middle(self.k, self.law.epoch), self.k)[j]
-        found = [cell(float(part["mean"][j]), float(part["error"][j])) for part in (self.descent, self.equation)]
-        exact = self.law.descent(k), self.law.equation(k * self.law.h)
-        off = self.law.euler(k, self.substeps) - exact[1]
-        return [found[0], f"{exact[0]:.4g}", found[1], f"{exact[1]:.4g}", f"{off:.1e}"]
-
-
-@dataclass(frozen=True)
-class Toy:
-    """All b and samplings on the toy."""
-
-    rows: Sequence[ToyRow]
-
-    def table(self) -> str:
-        """Mean losses in the middle of an epoch, then at its end."""
-        blocks = []
-        for j, place in enumerate(PLACES):
-            rows = [["b", "sampling", "steps", "SGD", "exact", "SDE by Euler", "SDE exact", "Euler off by"]]
-            rows += [[str(r.law.batch_size), r.law.sampling, str(r.k), *r.cells(j)] for r in self.rows]
-            blocks.append(f"toy, {TOY_SIZE} examples: E f at the {place} of a late epoch of N/b steps\n{aligned(rows)}")
-        return "\n\n".join(blocks)
-
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """The network's runs by b and sampling; its equations at one b."""
-
-    heading: str
-    size: int
-    found: Mapping[tuple[int, str], Curves]
-    equation_batch_size: int
-    equations: Mapping[str, Curves]
-    left: Mapping[str, Mapping[str, Pair]]
-    drift: float
-    """The loss of gradient flow at the end."""
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """b, rising."""
-        return list(dict.fromkeys(b for b, _ in self.found))
-
-    def table(self) -> str:
-        """A row for each b and sampling, and for each equation."""
-        names = (LOSS, SQUARED_NORM, ACCURACY)
-        rows = [
-            ["b", "sampling", "bc", "scatter, middle", "scatter, end", f"{LOSS}, middle", *(f"{n}, end" for n in names)]
-        ]
-        models = [(b, sampling, "", curves) for (b, sampling), curves in self.found.items()]
-        models += [(self.equation_batch_size, s, " SDE", curves) for s, curves in self.equations.items()]
-        for b, sampling, kind, curves in models:
-            scatter, error = curves.scatter()
-            row = [str(b) + kind, sampling, f"{b * sampling_of(self.size, b, sampling).variance_factor():.3f}"]
-            row += [cell(float(scatter[j]), float(error[j])) for j in (0, -1)]
-            mean, error = curves.mean(LOSS)
-            j = ends(self.size // b)[0]
-            row.append(cell(float(mean[j]), float(error[j])))
-            row += [cell(*(float(x[-1]) for x in curves.mean(name))) for name in names]
-            rows.append(row)
-        gaps = [
-            f"{sampling} {'; '.join(f'{name} {cell(*(float(x[-1]) for x in left[name]))}' for name in names)}"
-            for sampling, left in self.left.items()
-        ]
-        lost = sum(curves.lost for curves in (*self.found.values(), *self.equations.values()))
-        more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
-        says = "scatter: Σ Var θ over the runs; bc: variance of one step over that with replacement; SDEs extrapolated"
-        says += f"\nwithout noise the SDEs are gradient flow, whose loss is {self.drift:.4f} at the end"
-        return "\n".join([self.heading, aligned(rows), says, f"integration was off by: {' | '.join(gaps)}", *more])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,10 +14,8 @@ from flows.figures import COLOURS, DASHES
 from flows.steady.additive_laws import AdditiveLaw
 from landscapes.sampling import SAMPLINGS
 from scripts.lab.experiment import label
-from scripts.stochastic.svag_figure import dots, powers_of_two
-
-if TYPE_CHECKING:
-    from scripts.stochastic.sampling import Study, Toy
+from scripts.lab.figures import dots, powers_of_two
+from scripts.stochastic.sampling_results import Study, Toy
 
 NAMES = {"replacement": "with replacement", "subset": "subsets", "epoch": "reshuffled epochs"}
 LOWEST = 1e-12  # what is below is nothing: no noise is left

@@ -7,9 +7,7 @@ at that rate behaves as its equation. Li, Malladi & Arora 2021 (arXiv 2102.12470
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Literal, cast
 
@@ -18,27 +16,21 @@ import tyro
 from torch import Tensor
 
 from flows import SVAG, StochasticModifiedEquation
-from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.ensembles import ensemble
-from flows.ensembles.statistics import CONFIDENCE
-from flows.ensembles.weak_ladder import WeakOrder, fitted
-from flows.steady.second_moments import OFFSET, SecondMoments
+from flows.steady.second_moments import SecondMoments
 from landscapes.errors import check_count, check_positive
 from landscapes.sampling import sampling_of
 from landscapes.toys.finite_sums import FINITE_SUMS, QuadraticExamples
 from scripts.lab.command_line import check_device
-from scripts.lab.experiment import aligned
 from scripts.lab.network import NetGround
 from scripts.lab.store import Store, Tensors
 from scripts.stochastic.common import Stochastic
-from scripts.stochastic.runs import ACCURACY, TOLD, Curves, Network, Pair, cell, scaled_rate, sde_runs
+from scripts.stochastic.runs import Network, scaled_rate, sde_runs
 from scripts.stochastic.svag_figure import svag_figure
+from scripts.stochastic.svag_ladders import ON_TOYS, Ladder, NetworkLadder, ToyLadder
 
 TOYS = ("noisy-quadratic", "linear-regression")
 MLP = NetGround("mlp")
-ON_TOYS = (LOSS, SQUARED_NORM, OFFSET)
-ON_NETWORK = (LOSS, SQUARED_NORM, ACCURACY)
-Ladder = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -169,110 +161,6 @@ class Svag(Stochastic):
             f"t = {self.network_steps} h, {self.runs} runs at each l, {self.equation_runs} of the SDE"
         )
         return NetworkLadder(heading, curves, equation, left)
-
-
-@dataclass(frozen=True, eq=False)
-class ToyLadder:
-    """E φ at the end on one toy: exact for every level and for the equation, and from paths."""
-
-    heading: str
-    levels: Ladder
-    exact: Sequence[Mapping[str, Tensor]]
-    equation: Mapping[str, Tensor]
-    found: Mapping[int, Tensors]
-
-    def away(self, name: str) -> list[float]:
-        """E φ(SVAG) − E φ(X), exactly, for every level."""
-        return [float(values[name] - self.equation[name]) for values in self.exact]
-
-    def measured(self, name: str) -> list[tuple[float, float]]:
-        """The same from paths, with standard errors."""
-        parts = [self.found[level] for level in self.levels]
-        return [(float(part[name] - self.equation[name]), float(part[f"{name} error"])) for part in parts]
-
-    def slopes(self, name: str) -> tuple[WeakOrder, WeakOrder]:
-        """Of |measured| in 1/l, and of the exact errors at the same levels with the same weights.
-
-        From the levels above 1, which is SGD, whose exact error is more than two standard errors of the paths.
-        """
-        rows = zip(self.levels, self.measured(name), self.away(name), strict=True)
-        seen = [(1 / level, abs(x), s, abs(e)) for level, (x, s), e in rows if level > 1 and abs(e) > 2 * s]
-        rates, errors, bars, exact = ([row[i] for row in seen] for i in range(4))
-        same = [bar * e / x for bar, e, x in zip(bars, exact, errors, strict=True)]
-        return fitted(rates, errors, bars, CONFIDENCE), fitted(rates, exact, same, CONFIDENCE)
-
-    def exact_slope(self, name: str) -> float:
-        """Between the two largest levels; NaN for one."""
-        if len(self.levels) < 2:
-            return math.nan
-        (a, b), (m, n) = self.away(name)[-2:], self.levels[-2:]
-        return math.log(abs(a / b)) / math.log(n / m)
-
-    def table(self) -> str:
-        """A column for each level and the equation's; rows from paths, exact, and their difference."""
-        rows = [["l", *map(str, self.levels), "SDE"]]
-        for name in ON_TOYS:
-            parts = [self.found[level] for level in self.levels]
-            found = [cell(float(part[name]), float(part[f"{name} error"])) for part in parts]
-            exact = [f"{float(values[name]):.5f}" for values in (*self.exact, self.equation)]
-            rows.append([f"{name}, from paths", *found, ""])
-            rows.append([f"{name}, exact", *exact])
-            rows.append([f"{name}, exact − SDE", *(f"{away:.2e}" for away in self.away(name)), ""])
-        slopes = [["slope in 1/l", "from paths, 95 % interval", "levels", "exact, same levels", "exact, last two"]]
-        for name in ON_TOYS:
-            measured, same = self.slopes(name)
-            beside = [f"{same.order:.3f}" if same.rungs > 1 else "–", f"{self.exact_slope(name):.3f}"]
-            slopes.append([name, str(measured), str(measured.rungs), *beside])
-        lost = sum(int(part["lost"]) for part in self.found.values())
-        note = [f"{lost} paths diverged and stay at their last finite position"] if lost else []
-        return "\n".join([self.heading, aligned(rows), aligned(slopes), *note])
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkLadder:
-    """Runs of SVAG on a network at every level, and of the equation."""
-
-    heading: str
-    levels: Mapping[int, Curves]
-    equation: Curves
-    left: Mapping[str, Pair]
-    names: Sequence[str] = field(default=ON_NETWORK)
-
-    def away(self, level: int, name: str) -> tuple[float, float]:
-        """Mean of SVAG less that of the equation at the end, and its standard error."""
-        (mean, error), (theirs, bar) = self.levels[level].mean(name), self.equation.mean(name)
-        return float(mean[-1] - theirs[-1]), math.hypot(float(error[-1]), float(bar[-1]))
-
-    def agreed(self, name: str) -> int | None:
-        """The smallest level from which on all are within three standard errors of the equation, or None."""
-        smallest = None
-        for level in sorted(self.levels, reverse=True):
-            away, error = self.away(level, name)
-            if not abs(away) <= TOLD * error:
-                break
-            smallest = level
-        return smallest
-
-    def table(self) -> str:
-        """A row for each level: means at the end, and how far from the equation's."""
-        rows = [["l", *(f"{name}{what}" for name in self.names for what in ("", " − SDE"))]]
-        for level, curves in self.levels.items():
-            row = [f"{level}, SGD" if level == 1 else str(level)]
-            for name in self.names:
-                mean, error = curves.mean(name)
-                row += [cell(float(mean[-1]), float(error[-1])), cell(*self.away(level, name))]
-            rows.append(row)
-        ends = [tuple(float(x[-1]) for x in self.equation.mean(name)) for name in self.names]
-        rows.append(["SDE", *(text for mean, error in ends for text in (cell(mean, error), ""))])
-        gaps = [f"{name} {cell(*(float(x[-1]) for x in self.left[name]))}" for name in self.names]
-        agreed = [f"{name} {'at none' if self.agreed(name) is None else self.agreed(name)}" for name in self.names]
-        lost = sum(curves.lost for curves in (*self.levels.values(), self.equation))
-        said = [
-            f"integration of the SDE at the finer step was off by: {'; '.join(gaps)}; extrapolated here",
-            f"within three standard errors of the SDE from l on: {'; '.join(agreed)}",
-            *([f"{lost} runs diverged and stay at their last finite position"] if lost else []),
-        ]
-        return "\n".join([self.heading, aligned(rows), *said])
 
 
 def check_levels(name: str, levels: Ladder) -> Ladder:

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from flows.comparison.laws import LOSS, SQUARED_NORM
-from flows.figures import COLOURS, DASHES, MARKERS
+from flows.figures import COLOURS, DASHES
 from scripts.lab.experiment import label
-
-if TYPE_CHECKING:
-    from scripts.stochastic.svag import NetworkLadder, ToyLadder
-
-GUIDE: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "linestyle": (0, (8, 3))}
-EQUATION: dict[str, Any] = {"color": "black", "linewidth": 1.0}
-
-
-def dots(i: int) -> dict[str, Any]:
-    """Colour and marker of the i-th set of points, with error bars."""
-    return {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "capsize": 2, "elinewidth": 0.9}
-
-
-def powers_of_two(axes: Axes, levels: Sequence[int]) -> None:
-    """The levels themselves as ticks of a logarithmic axis."""
-    axes.xaxis.set_major_locator(FixedLocator(list(levels)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+from scripts.lab.figures import EQUATION, GUIDE, dots, powers_of_two
+from scripts.stochastic.svag_ladders import NetworkLadder, ToyLadder
 
 
 def svag_figure(toys: Sequence[ToyLadder], ladder: NetworkLadder) -> Figure:

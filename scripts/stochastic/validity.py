@@ -30,7 +30,8 @@ from landscapes.noise import MinibatchNoise
 from landscapes.sampling import SAMPLINGS
 from scripts.lab.experiment import aligned
 from scripts.lab.network import NetGround
-from scripts.stochastic.common import Stochastic, with_error
+from scripts.lab.tables import with_error
+from scripts.stochastic.common import Stochastic
 from scripts.stochastic.validity_figure import validity_figure
 from scripts.stochastic.validity_runs import Cell, CellRuns, Coupled, Law
 

@@ -11,7 +11,7 @@ from flows.series import EULER, HEAVY_BALL, heavy_ball_multistep, modified_equat
 from flows.series.expressions import modified_gradient_flow
 from flows.series.latex import latex_field, latex_landscape
 from scripts import modified_equation as script
-from scripts.tree_figure import WIDTH, draw_trees, shape_of
+from scripts.lab.tree_figure import WIDTH, draw_trees, shape_of
 from tests.scripts.running import run
 
 X, Y, H = sympy.symbols("x y h")

@@ -10,7 +10,7 @@ from flows import GradientFlow, StochasticGradientDescent, descend, integrate
 from flows.ensembles.blocks import block_seed
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
-from scripts.stochastic.linear_scaling import SCATTER, Setting, Study
+from scripts.stochastic.linear_scaling_results import SCATTER, Setting, Study
 from scripts.stochastic.runs import SHOWN, Curves, extrapolated, scaled_rate
 from tests.scripts import running
 

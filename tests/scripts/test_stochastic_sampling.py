@@ -14,7 +14,8 @@ from landscapes import NoisyQuadratic
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.runs import scaled_rate
-from scripts.stochastic.sampling import HESSIAN, middle
+from scripts.stochastic.sampling import HESSIAN
+from scripts.stochastic.sampling_results import middle
 from tests.scripts import running
 
 MATRIX = torch.tensor(HESSIAN, dtype=torch.float64)
