@@ -56,6 +56,113 @@ def test_imports_run_down(path):
     assert not upward, f"{name_of(path)} imports {upward}"
 
 
+# Inside flows, from below: a room imports rooms of lower floors, and of its own floor where nothing runs in a circle.
+INNER = {
+    "flows.flow": 0,
+    "flows.descent": 0,
+    "flows.arguments": 0,
+    "flows.schedules": 0,
+    "flows.engines": 1,
+    "flows.series": 1,
+    "flows.figures": 1,
+    "flows.models": 2,
+    "flows.descents": 2,
+    "flows.comparison": 3,
+    "flows.ensembles": 3,
+    "flows.observers": 3,
+    "flows.orders": 3,
+    "flows.steady": 3,
+    "flows.training": 3,
+    "flows.invariants": 4,
+    "flows.strategies": 4,
+    "flows": 5,
+}
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def modules_imported(source):
+    """Our modules that a source imports, wherever in it: under TYPE_CHECKING and inside functions, too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES else node.module for name in names)
+
+
+ARROWS = {module: {n for n in modules_imported(path.read_text()) if n in MODULES} for module, path in MODULES.items()}
+
+
+def room(module):
+    return module if module in INNER else module.rpartition(".")[0]
+
+
+def runs_up(module, other):
+    return other.partition(".")[0] == "flows" and INNER[room(other)] > INNER[room(module)]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.partition(".")[0] == "flows"])
+def test_imports_inside_flows_run_down(module):
+    assert [other for other in ARROWS[module] if runs_up(module, other)] == []
+
+
+def cycles(arrows):
+    """Modules that reach themselves."""
+
+    def reached(module):
+        found, waiting = set(), list(arrows[module])
+        while waiting:
+            other = waiting.pop()
+            if other not in found:
+                found.add(other)
+                waiting.extend(arrows[other])
+        return found
+
+    return [module for module in arrows if module in reached(module)]
+
+
+def test_no_imports_run_in_a_circle():
+    assert cycles(ARROWS) == []
+
+
+def test_the_rules_see_wrong_imports():
+    source = "if TYPE_CHECKING:\n    from flows.models.gradient import GradientFlow"
+    (wrong,) = modules_imported(source)
+    assert runs_up("flows.engines.integrate", wrong)
+    assert not runs_up("flows.observers.drift", wrong)
+    assert cycles({**ARROWS, "flows.models.gradient": {"flows.models.truncated"}, "flows.models.truncated": {wrong}})
+
+
+def family(module):
+    """The folder of an experiment, or the experiment itself where it is a single file."""
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("scripts.") and not m.startswith("scripts.lab")])
+def test_experiments_import_the_lab_and_their_own_family(module):
+    others = {family(other) for other in ARROWS[module] if other.startswith("scripts.")}
+    assert others <= {"lab", family(module)}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("scripts.lab.")])
+def test_the_lab_imports_no_experiment(module):
+    assert {family(other) for other in ARROWS[module] if other.startswith("scripts.")} <= {"lab"}
+
+
+@pytest.mark.parametrize("package", [m for m, path in MODULES.items() if path.name == "__init__.py"])
+def test_no_package_exports_what_one_of_its_modules_is_called(package):
+    exported = importlib.import_module(package)
+    modules = [m.rpartition(".")[2] for m in MODULES if m.rpartition(".")[0] == package]
+    shadowed = [name for name in modules if not isinstance(getattr(exported, name, exported), type(exported))]
+    assert shadowed == []
+
+
 def test_the_rule_sees_an_import_that_runs_up():
     source = "def f():\n    from nets.data import load_data\nimport tests.conftest, torch\nfrom . import flow"
     path = ROOT / "flows" / "somewhere.py"
