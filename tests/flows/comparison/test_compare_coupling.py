@@ -1,11 +1,15 @@
 """compare with flows on the descent's mini-batches: which can be, where their single steps start, and when."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from flows import (
+    GradientDescent,
     LangevinFlow,
+    MinibatchDescent,
     MomentumModifiedEquation,
     NoisyModifiedEquation,
     ScaledStochasticHeavyBall,
@@ -21,6 +25,34 @@ from landscapes.noise import MinibatchNoise
 
 RATE, STEPS = 0.125, 6
 START = torch.tensor([1.0, -0.7], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class OwnDescent(MinibatchDescent):
+    """SGD as a user writes it."""
+
+    landscape: LinearRegression
+    h: float
+    batch_size: int
+    sampling: str = "subset"
+
+    def start(self, theta0):
+        return theta0, self.first_order(theta0)
+
+    def step(self, state, k, generator):
+        theta, order = state
+        index, order = self.sampler.draw(order, k, generator)
+        return theta - self.h * self.landscape.batch_grad(theta, index), order
+
+    def position(self, state):
+        return state[0]
+
+    def full_batch(self):
+        return GradientDescent(self.landscape, self.h)
+
+
+class AnotherRate(OwnDescent):
+    couples = False
 
 
 @pytest.fixture
@@ -81,3 +113,14 @@ def test_single_steps_are_taken_when_the_descent_takes_them(regression):
     theirs = result.descent.theta
     ours = [integrate(flow, theirs[k], result.times[k : k + 2], dt=RATE / 4, path=path).theta[-1] for k in range(STEPS)]
     assert_close(result.one_step["slowing"], (torch.stack(ours) - theirs[1:]).norm(dim=-1))
+
+
+def test_a_descent_of_ones_own_couples(regression):
+    """Euler's method with dt = h along its mini-batches is the descent itself."""
+    flow = StochasticModifiedEquation(regression, RATE, 2, sampling="subset")
+    row = compare(OwnDescent(regression, RATE, 2), {"sde": flow}, START, STEPS, coupled=True, dt=RATE).rows["sde"]
+    assert float(row.errors.max()) < 1e-12
+    with pytest.raises(TypeError, match="AnotherRate"):
+        minibatch_path(AnotherRate(regression, RATE, 2), START, STEPS)
+    with pytest.raises(ValueError, match="batch_size"):
+        OwnDescent(regression, RATE, 7)
