@@ -101,11 +101,12 @@ class MinibatchDescent(StochasticDescent):
 
     @property
     def couples(self) -> bool:
-        """Whether step k draws one mini-batch and takes its gradient at the constant rate h over [kh, (k+1)h].
+        """Whether step k follows the gradient of one mini-batch, at the constant rate h, from kh to (k+1)h.
 
-        True unless a subclass overrides it: one whose step draws more than one batch, or whose rate varies, must.
+        By default where the clock is k·h, that is where ``elapsed`` is not overridden; a subclass on that clock whose
+        step follows anything else overrides it.
         """
-        return True
+        return type(self).elapsed is Descent.elapsed
 
     @property
     def sampler(self) -> Sampling:

@@ -65,10 +65,10 @@ def compare(
     and are run as often as the descent. Their laws are compared:
     E f, E‖∇f‖² and the user's ``observables`` (name → φ, θ (n, ..., d) ↦ (n, ...)), each with standard error and
     integration error; so are the other flows beside them, and without them where ``observables`` are given. ``coupled``
-    drives them by the very mini-batches of the descent, so that paths can be compared; dt is then h over a power of two
-    and the descent StochasticGradientDescent or ScaledStochasticHeavyBall. Where there are stochastic flows, a method
-    that solves SDEs is theirs alone; another one is for the other flows, which take ``dt`` only where it has fixed
-    steps.
+    drives them by the descent's own mini-batches, so that paths can be compared; dt is then h over a power of two and
+    the descent a ``MinibatchDescent`` that ``couples``, as StochasticGradientDescent does. Where there are stochastic
+    flows, a method that solves SDEs is theirs alone; another one is for the other flows, which take ``dt`` only where
+    it has fixed steps.
 
     A flow's h must be the descent's. A flow that cannot run here (complex θ on a loss that is not holomorphic, say) is
     a row that says why. Raises ValueError or TypeError for arguments out of place.

@@ -228,11 +228,6 @@ class StochasticDriftAdjustedDescent(MinibatchDescent):
         self.check_minibatches()
         check_adjustment(self.power, self.cap, self.window, self.drift)
 
-    @property
-    def couples(self) -> bool:
-        """False: the rate varies."""
-        return False
-
     def start(self, theta0: Tensor) -> tuple[DriftState, Tensor]:
         """θ0 with no v seen yet, and the examples in their given order. Raises UnsupportedError for complex θ0."""
         return start_state(theta0), self.first_order(theta0)

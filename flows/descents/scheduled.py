@@ -83,11 +83,6 @@ class ScheduledStochasticGradientDescent(MinibatchDescent):
         self.check_minibatches()
         check_callable("schedule", self.schedule)
 
-    @property
-    def couples(self) -> bool:
-        """False: the rate varies."""
-        return False
-
     def rate(self, t: float) -> float:
         """h·schedule(t)."""
         return self.h * multiple_at(self.schedule, t)

@@ -48,11 +48,6 @@ class SVAG(MinibatchDescent):
             )
 
     @property
-    def couples(self) -> bool:
-        """False: a step draws two mini-batches, over h/l."""
-        return False
-
-    @property
     def rate(self) -> float:
         """h/l, the length of a step."""
         return self.h / self.level

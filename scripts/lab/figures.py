@@ -14,11 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from flows.figures import COLOURS, DASHES, MARKERS, Style
 
 NOISE: Style = {"color": "0.5", "linestyle": (0, (8, 3)), "linewidth": 1}
-
-
 SCATTERED: Style = {"color": "black", "linestyle": "-", "linewidth": 0.9}
-
-
 SLOPE: Style = {"color": "0.35", "linewidth": 0.8}
 
 
@@ -41,8 +37,6 @@ def readable(axis: Axis) -> None:
 
 
 GUIDE: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "linestyle": (0, (8, 3))}
-
-
 EQUATION: dict[str, Any] = {"color": "black", "linewidth": 1.0}
 
 

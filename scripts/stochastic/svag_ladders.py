@@ -18,8 +18,6 @@ from scripts.stochastic.runs import ACCURACY, TOLD, Curves, Pair, cell
 
 Ladder = tuple[int, ...]
 ON_TOYS = (LOSS, SQUARED_NORM, OFFSET)
-
-
 ON_NETWORK = (LOSS, SQUARED_NORM, ACCURACY)
 
 

@@ -51,7 +51,12 @@ class OwnDescent(MinibatchDescent):
         return GradientDescent(self.landscape, self.h)
 
 
-class AnotherRate(OwnDescent):
+class AnotherClock(OwnDescent):
+    def elapsed(self, k, state):
+        return 2 * k * self.h
+
+
+class AnotherGradient(OwnDescent):
     couples = False
 
 
@@ -120,7 +125,12 @@ def test_a_descent_of_ones_own_couples(regression):
     flow = StochasticModifiedEquation(regression, RATE, 2, sampling="subset")
     row = compare(OwnDescent(regression, RATE, 2), {"sde": flow}, START, STEPS, coupled=True, dt=RATE).rows["sde"]
     assert float(row.errors.max()) < 1e-12
-    with pytest.raises(TypeError, match="AnotherRate"):
-        minibatch_path(AnotherRate(regression, RATE, 2), START, STEPS)
+    assert float(row.mean[-1].sub(START).norm()) > 0.1  # neither stands still
     with pytest.raises(ValueError, match="batch_size"):
         OwnDescent(regression, RATE, 7)
+
+
+@pytest.mark.parametrize("descent", [AnotherClock, AnotherGradient])
+def test_a_descent_on_another_clock_or_gradient_does_not_couple(descent, regression):
+    with pytest.raises(TypeError, match=descent.__name__):
+        minibatch_path(descent(regression, RATE, 2), START, STEPS)
