@@ -20,7 +20,7 @@ from flows.flow import Flow, StochasticFlow
 from flows.orders.ladder import OrderStudy, one_step_order
 from landscapes import Landscape
 from landscapes.noise import ito_correction
-from landscapes.wrappers.base import Rotated
+from landscapes.wrappers.rotated import Rotated
 
 
 class InvariantError(AssertionError):

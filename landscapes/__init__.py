@@ -5,15 +5,15 @@ from landscapes.expansion import Expansion
 from landscapes.landscape import FiniteSum, Landscape
 from landscapes.toys.closed_form import CriticalPoint, Toy
 from landscapes.toys.finite_sums import LinearRegression, NoisyQuadratic, QuadraticSum, TwoQuadratics
-from landscapes.toys.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation
-from landscapes.toys.quadratic import Product, Quadratic, Rosenbrock
+from landscapes.toys.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation, Product
+from landscapes.toys.quadratic import Quadratic
 from landscapes.toys.registry import LANDSCAPES
 from landscapes.toys.separable import Cosine, DoubleWell, QuarticWell, Saddle, StyblinskiTang
 from landscapes.toys.spherical import SphericalQuotient
 from landscapes.toys.surfaces import Beale, Himmelblau, MonkeySaddle, MuellerBrown
 from landscapes.toys.symbolic import from_sympy
-from landscapes.toys.valleys import BarrierValley, BumpyBasin, SharpFlatWells
-from landscapes.wrappers.base import Counted, Regularised
+from landscapes.toys.valleys import BarrierValley, BumpyBasin, Rosenbrock, SharpFlatWells
+from landscapes.wrappers.counted import Counted
 from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePenalty
 from landscapes.wrappers.modified_losses import (
     LandscapeSum,
@@ -22,6 +22,7 @@ from landscapes.wrappers.modified_losses import (
     replacement_loss,
     reshuffling_loss,
 )
+from landscapes.wrappers.regularised import Regularised
 
 __all__ = [
     "LANDSCAPES",

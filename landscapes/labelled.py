@@ -13,7 +13,8 @@ from torch import Tensor
 
 from landscapes.errors import UnsupportedError, check_count, check_float_tensor
 from landscapes.landscape import FiniteSum, Landscape
-from landscapes.wrappers.base import CountedSum, RegularisedSum
+from landscapes.wrappers.counted import CountedSum
+from landscapes.wrappers.regularised import RegularisedSum
 
 
 class LabelledSum(FiniteSum):

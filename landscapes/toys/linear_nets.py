@@ -1,4 +1,4 @@
-r"""Linear networks small enough to know in full: a chain of weights, a matrix factorised, the catapult's two layers."""
+r"""Linear networks small enough to know in full: the product of two weights, a chain, a factorisation, the catapult."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from landscapes.autodiff import Field
 from landscapes.errors import check_count, check_real
 from landscapes.toys.closed_form import Toy, Window, cast, check_real_tensor
 from landscapes.toys.critical import check_few
+from landscapes.toys.planar import Partial, Planar
 
 Jet = tuple[Tensor, Tensor, Tensor, Tensor]  # coefficients of 1, s, t and st, where s² = t² = 0
 
@@ -330,3 +331,64 @@ class CatapultModel(Toy):
 def swap(theta: Tensor) -> Tensor:
     """(v, u) from (u, v)."""
     return theta.roll(theta.shape[-1] // 2, dims=-1)
+
+
+@final
+@dataclass(frozen=True)
+class Product(Planar):
+    r"""f(a, b) = ½ (y − a b x)²: the product model, a two-layer linear net of one weight each on one example (x, y).
+
+    Minima fill the hyperbola ab = y/x, flat along it with sharpness x²(a² + b²) across; the origin is a saddle. The
+    balanced points of both branches represent the hyperbola. At y = 0 the minima are both axes. x ≠ 0.
+    """
+
+    y: float = 1.0
+    """Target."""
+    x: float = 1.0
+    """Input, not zero."""
+
+    def __post_init__(self) -> None:
+        """Check y and x."""
+        check_real("y", self.y)
+        if check_real("x", self.x) == 0:
+            raise ValueError(f"x must not be zero, got {self.x!r}: the loss would be constant")
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """½ (y − a b x)², shape (...,)."""
+        a, b = self.check(theta).unbind(-1)
+        return torch.square(self.y - self.x * a * b) / 2
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """x (a b x − y) (b, a), shape (..., 2)."""
+        a, b = self.check(theta).unbind(-1)
+        pull = self.x * (self.x * a * b - self.y)
+        return torch.stack((pull * b, pull * a), dim=-1)
+
+    def second_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial]:
+        """x²b², x (2abx − y), x²a²."""
+        a, b = theta.unbind(-1)
+        return self.x**2 * b * b, self.x * (2 * self.x * a * b - self.y), self.x**2 * a * a
+
+    def third_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial, Partial]:
+        """0, 2x²b, 2x²a, 0."""
+        a, b = (2 * self.x**2 * theta).unbind(-1)
+        return 0.0, b, a, 0.0
+
+    @property
+    def window(self) -> Window:
+        """Twice the balanced minimum, at least ±2."""
+        edge = max(2.0, 2 * math.sqrt(abs(self.y / self.x)))
+        return (-edge, edge), (-edge, edge)
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        """Unbalanced, where the valley is sharp."""
+        return 1.8, 0.1
+
+    def critical_positions(self) -> list[list[float]]:
+        """The origin, and the balanced minima of both branches (of both axes where y = 0)."""
+        if self.y == 0:
+            return [[0, 0], [1, 0], [0, 1]]
+        a = math.sqrt(abs(self.y / self.x))
+        b = math.copysign(a, self.y / self.x)
+        return [[0, 0], [a, b], [-a, -b]]

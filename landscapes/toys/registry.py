@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 
 from landscapes.toys.closed_form import Toy
-from landscapes.toys.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation
-from landscapes.toys.quadratic import Product, Quadratic, Rosenbrock
+from landscapes.toys.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation, Product
+from landscapes.toys.quadratic import Quadratic
 from landscapes.toys.separable import Cosine, DoubleWell, QuarticWell, Saddle, StyblinskiTang
 from landscapes.toys.spherical import SphericalQuotient
 from landscapes.toys.surfaces import Beale, Himmelblau, MonkeySaddle, MuellerBrown
-from landscapes.toys.valleys import BarrierValley, BumpyBasin, SharpFlatWells
+from landscapes.toys.valleys import BarrierValley, BumpyBasin, Rosenbrock, SharpFlatWells
 
 LANDSCAPES: dict[str, Callable[[], Toy]] = {
     "quadratic": lambda: Quadratic(torch.diag(torch.tensor([2.0, 0.02], dtype=torch.float64))),

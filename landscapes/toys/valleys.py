@@ -1,4 +1,4 @@
-r"""Toys that ask where large steps go and gradient flow does not: a barred valley, a bumpy basin, two unequal wells."""
+r"""Valleys, where large steps and gradient flow part: Rosenbrock's, a barred one, a bumpy basin, two unequal wells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import Field
-from landscapes.errors import check_count, check_positive
+from landscapes.errors import check_count, check_positive, check_real
 from landscapes.toys.closed_form import Toy, Window
 from landscapes.toys.critical import check_few, rippled_bowl_roots
 from landscapes.toys.planar import Partial, Planar
@@ -256,3 +256,56 @@ class SharpFlatWells(Toy):
         """c_s, c_f and the barrier between them."""
         barrier = self.separation / (1 + (self.sharp / self.flat) ** (1 / 3)) - self.separation / 2
         return [[x, *[0.0] * (self.dimension - 1)] for x in (-self.separation / 2, self.separation / 2, barrier)]
+
+
+@final
+@dataclass(frozen=True)
+class Rosenbrock(Planar):
+    r"""f(x, y) = (a − x)² + b (y − x²)², b > 0: a curved valley with one minimum at (a, a²).
+
+    H = [[2 + 4b(3x² − y), −4bx], [−4bx, 2b]]. Rosenbrock 1960, Computer Journal 3, 175.
+    """
+
+    a: float = 1.0
+    """The minimum is at (a, a²)."""
+    b: float = 100.0
+    """Stiffness of the walls."""
+
+    def __post_init__(self) -> None:
+        """Check a and b."""
+        check_real("a", self.a)
+        check_positive("b", self.b)
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """(a − x)² + b (y − x²)², shape (...,)."""
+        x, y = self.check(theta).unbind(-1)
+        return torch.square(self.a - x) + self.b * torch.square(y - x * x)
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """(2(x − a − xq), q) with q = 2b (y − x²), shape (..., 2)."""
+        x, y = self.check(theta).unbind(-1)
+        q = 2 * self.b * (y - x * x)
+        return torch.stack((2 * (x - self.a - x * q), q), dim=-1)
+
+    def second_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial]:
+        """2 + 4b(3x² − y), −4bx, 2b."""
+        x, y = theta.unbind(-1)
+        return 2 + 4 * self.b * (3 * x * x - y), -4 * self.b * x, 2 * self.b
+
+    def third_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial, Partial]:
+        """24bx, −4b, 0, 0."""
+        return 24 * self.b * theta[..., 0], -4 * self.b, 0.0, 0.0
+
+    @property
+    def window(self) -> Window:
+        """The bend at the origin and the minimum at (a, a²)."""
+        return (-abs(self.a) - 1, abs(self.a) + 1), (-1, self.a**2 + 2)
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        """On the wall of the valley."""
+        return 0.0, 0.5
+
+    def critical_positions(self) -> list[list[float]]:
+        """The minimum (a, a²)."""
+        return [[self.a, self.a**2]]

@@ -18,7 +18,7 @@ from landscapes.errors import SmoothnessWarning
 from landscapes.expansion import AutogradExpansion, along_each
 from landscapes.landscape import warn_smoothness
 from landscapes.toys.finite_sums import FINITE_SUMS
-from landscapes.wrappers.base import Rotated
+from landscapes.wrappers.rotated import Rotated
 
 every = pytest.mark.parametrize("name", LANDSCAPES)
 seeds = st.integers(0, 2**31)

@@ -23,7 +23,7 @@ from flows.descents.drift_adjusted import adjusted_rate, difference_ratio, drift
 from flows.strategies import points, quadratics, rotations, smooth_landscapes
 from landscapes import LANDSCAPES, Landscape, NoisyQuadratic, Quadratic, Regularised, Rosenbrock, UnsupportedError
 from landscapes.toys.finite_sums import FINITE_SUMS
-from landscapes.wrappers.base import Rotated
+from landscapes.wrappers.rotated import Rotated
 
 GENERATOR = torch.Generator()  # full-batch steps draw nothing from it
 drifts = pytest.mark.parametrize("drift", ["exact", "difference"])

@@ -27,7 +27,7 @@ from landscapes import (
     StyblinskiTang,
     from_sympy,
 )
-from landscapes.wrappers.base import Rotated
+from landscapes.wrappers.rotated import Rotated
 from nets import NetworkLandscape
 
 EXPRB = {"method": "exprb43"}

@@ -23,7 +23,8 @@ from flows.observers import (
     TopEigenpairs,
 )
 from landscapes import Cosine, Counted, Landscape, Rosenbrock
-from landscapes.wrappers.base import Rotated, no_counts
+from landscapes.wrappers.base import no_counts
+from landscapes.wrappers.rotated import Rotated
 
 D, H, STEPS = 30, 0.3, 6
 

@@ -16,7 +16,7 @@ from flows.observers import REGIMES, GradientCurvature, Sharpness, StabilityCoef
 from flows.observers.curvature import regimes
 from flows.strategies import quadratics
 from landscapes import Cosine, Quadratic, Rosenbrock, UnsupportedError, from_sympy
-from landscapes.wrappers.base import Rotated
+from landscapes.wrappers.rotated import Rotated
 from nets import NetworkLandscape, cross_entropy
 
 H = 0.3
