@@ -161,25 +161,20 @@ class SameNoise(StochasticFlow):
 
     @property
     def noise_kind(self) -> Kind:
-        """The flow's own."""
         return self.flow.noise_kind
 
     @property
     def noise_period(self) -> float | None:
-        """The flow's own."""
         return self.flow.noise_period
 
     @property
     def noise_size(self) -> int:
-        """The flow's own."""
         return self.flow.noise_size
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
-        """The flow's own."""
         return self.flow.diffusion(t, state, dw)
 
     def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
-        """The flow's own."""
         return self.flow.ito_correction(t, state)
 
     def start(self, theta0: Tensor) -> Tensor:
@@ -187,11 +182,9 @@ class SameNoise(StochasticFlow):
         return self.flow.start(theta0)
 
     def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
-        """The flow's own."""
         return self.flow.resume(theta, velocity)
 
     def position(self, state: Tensor) -> Tensor:
-        """The flow's own."""
         return self.flow.position(state)
 
 

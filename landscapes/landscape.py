@@ -161,12 +161,10 @@ class Restricted(FiniteSum):
 
     @property
     def dimension(self) -> int:
-        """d, the number of parameters."""
         return self.parent.dimension
 
     @property
     def size(self) -> int:
-        """m, the number of examples kept."""
         return self.index.shape[0]
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:

@@ -52,7 +52,6 @@ class Replacement(Sampling):
     """Each example drawn uniformly and independently: Cov = D/b."""
 
     def draw(self, order: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """b independent draws."""
         shape = (*order.shape[:-1], self.batch_size)
         return torch.randint(self.size, shape, generator=generator, device=order.device), order
 

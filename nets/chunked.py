@@ -119,7 +119,6 @@ class ChunkedSlope(SlopeExpansion):
         return self._origin._walk(product, *self._directions, u, v)
 
     def along(self, w: Tensor) -> Expansion:
-        """The slope along one more direction."""
         return ChunkedSlope(self._origin, self, self._directions, w)
 
     def hessian(self) -> Tensor:

@@ -65,7 +65,6 @@ class BatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardised x, the same shape."""
         wide = widened(check_channels(x, self.channels))
         if self.training:
             mean, variance = self._batch_statistics(wide)
@@ -92,7 +91,6 @@ class BatchNorm(nn.Module):
         return mean, variance
 
     def extra_repr(self) -> str:
-        """The channels."""
         return f"{self.channels}, epsilon={self.epsilon}, momentum={self.momentum}"
 
 
@@ -114,14 +112,12 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardised x, the same shape."""
         check_channels(x, self.channels)
         groups = widened(x).unflatten(1, (self.groups, -1))
         y = standardise(groups, tuple(range(2, groups.ndim)), self.epsilon).flatten(1, 2)
         return (y * channelwise(self.weight, x) + channelwise(self.bias, x)).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Groups and channels."""
         return f"{self.groups}, {self.channels}, epsilon={self.epsilon}"
 
 
@@ -137,13 +133,11 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardised x, the same shape."""
         if x.ndim == 0 or x.shape[-1] != self.features:
             raise ValueError(f"input must have shape (..., {self.features}), got {tuple(x.shape)}")
         return (standardise(widened(x), (-1,), self.epsilon) * self.weight + self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """The features."""
         return f"{self.features}, epsilon={self.epsilon}"
 
 
@@ -162,7 +156,6 @@ class AveragePool(nn.Module):
         return F.avg_pool2d(x, self.size)
 
     def extra_repr(self) -> str:
-        """The size."""
         return f"{self.size}"
 
 
@@ -189,5 +182,4 @@ class Sine(nn.Module):
     """sin x, entire: complex θ never meets a pole, as it can with tanh. Sitzmann et al. 2020, arXiv 2006.09661."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """sin x, the same shape."""
         return torch.sin(x)

@@ -98,7 +98,6 @@ class NetworkLandscape(NetworkOutputs):
 
     @property
     def dimension(self) -> int:
-        """d, the number of weights."""
         return self._function.theta0.shape[0]
 
     @property
@@ -119,7 +118,6 @@ class NetworkLandscape(NetworkOutputs):
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return len(self._examples)
 
     @property

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,22 @@ def test_public_names_have_docstrings(path):
     definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     public = [node for node in tree.body if isinstance(node, definitions) and not node.name.startswith("_")]
     assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+def undocumented(module):
+    """Public methods and properties of a module's classes that have no docstring, their own or an overridden one's."""
+    imported_module = importlib.import_module(module)
+    classes = [c for c in vars(imported_module).values() if inspect.isclass(c) and c.__module__ == module]
+    for owner in classes:
+        for name, member in vars(owner).items():
+            known = inspect.isfunction(member) or isinstance(member, property | classmethod | staticmethod)
+            if known and not name.startswith("_") and not inspect.getdoc(getattr(owner, name)):
+                yield f"{owner.__name__}.{name}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.endswith("__main__")])
+def test_methods_have_docstrings_unless_they_override_one_that_has(module):
+    assert list(undocumented(module)) == []
 
 
 @pytest.mark.parametrize("package", ["landscapes", "nets", "flows"])

@@ -222,20 +222,16 @@ class OneStep(NoisePath):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The path's own."""
         return self._shape
 
     @property
     def levels(self) -> int:
-        """None: the increments are there."""
         return 0
 
     def roots(self) -> Iterator[Tensor]:
-        """The increments."""
         return iter(self._increments)
 
     def increments(self, start: float, dt: float, steps: int, period: float | None = None) -> Iterator[Tensor]:
-        """The increments."""
         return iter(self._increments)
 
 

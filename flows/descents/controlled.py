@@ -175,7 +175,6 @@ class ControlledDescent(MinibatchDescent):
 
     @property
     def couples(self) -> bool:
-        """False: the control varies."""
         return False
 
     @abstractmethod
@@ -207,7 +206,6 @@ class ControlledDescent(MinibatchDescent):
         return ControlledState(state.theta + velocity, velocity, control, averages, order)
 
     def position(self, state: ControlledState) -> Tensor:
-        """θ."""
         return state.theta
 
     def mean_step(self, state: ControlledState, k: int) -> Tensor:
@@ -246,11 +244,9 @@ class ControlledGradientDescent(ControlledDescent):
         return self.begin(theta0, 1.0)
 
     def target(self, averages: Averages) -> Tensor:
-        """u*."""
         return best_rate(averages, self.excess, self.h)
 
     def move(self, state: ControlledState, grad: Tensor) -> Tensor:
-        """−h u∘g."""
         return -self.h * state.control * grad
 
     def full_batch(self) -> GradientDescent:
@@ -299,15 +295,12 @@ class ControlledMomentumDescent(ControlledDescent):
         return self.begin(theta0, self.momentum)
 
     def target(self, averages: Averages) -> Tensor:
-        """μ*."""
         return best_momentum(averages, self.excess, self.h)
 
     def move(self, state: ControlledState, grad: Tensor) -> Tensor:
-        """μ∘v − hg."""
         return torch.add(state.control * state.velocity, grad, alpha=-self.h)
 
     def velocity(self, state: ControlledState) -> Tensor:
-        """v, the step that led here."""
         return state.velocity
 
     def full_batch(self) -> HeavyBall:

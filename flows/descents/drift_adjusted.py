@@ -194,7 +194,6 @@ class DriftAdjustedDescent(Descent):
         return adjusted_step(state, grad, v, self.window, self.power, self.cap)
 
     def position(self, state: DriftState) -> Tensor:
-        """θ."""
         return state.theta
 
     def elapsed(self, k: int, state: DriftState) -> float:
@@ -256,7 +255,6 @@ class StochasticDriftAdjustedDescent(MinibatchDescent):
         return torch.stack(grads).reshape(theta.shape), torch.stack(ratios).reshape(theta.shape[:-1])
 
     def position(self, state: tuple[DriftState, Tensor]) -> Tensor:
-        """θ."""
         return state[0].theta
 
     def elapsed(self, k: int, state: tuple[DriftState, Tensor]) -> float:

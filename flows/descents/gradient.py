@@ -57,7 +57,6 @@ class HeavyBall(Descent):
         return torch.add(theta, buffer, alpha=-self.h), buffer
 
     def position(self, state: tuple[Tensor, Tensor]) -> Tensor:
-        """θ."""
         return state[0]
 
     def velocity(self, state: tuple[Tensor, Tensor]) -> Tensor:

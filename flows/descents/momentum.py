@@ -51,7 +51,6 @@ class Nesterov(Descent):
         return torch.add(theta, torch.add(grad, buffer, alpha=self.momentum), alpha=-self.h), buffer
 
     def position(self, state: tuple[Tensor, Tensor]) -> Tensor:
-        """θ."""
         return state[0]
 
     def velocity(self, state: tuple[Tensor, Tensor]) -> Tensor:
@@ -85,11 +84,9 @@ class ScaledDescent(Descent):
         return torch.cat([torch.add(x, v, alpha=self.h), v], dim=-1)
 
     def position(self, state: Tensor) -> Tensor:
-        """x."""
         return state.chunk(2, dim=-1)[0]
 
     def velocity(self, state: Tensor) -> Tensor:
-        """v."""
         return state.chunk(2, dim=-1)[1]
 
 

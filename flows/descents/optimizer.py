@@ -66,7 +66,6 @@ class OptimizerDescent(Descent):
         return OptimizerState(theta0, tuple(self._optimizer(m)[1].state_dict() for m in members), 0.0)
 
     def step(self, state: OptimizerState, k: int, generator: torch.Generator) -> OptimizerState:
-        """One optimiser step of each batch member."""
         members = state.theta.reshape(-1, state.theta.shape[-1])
         grads = self.landscape.grad(state.theta).reshape(members.shape)
         moved, memories, taken = [], [], 0.0
@@ -96,7 +95,6 @@ class OptimizerDescent(Descent):
         optimizer.step(closure)
 
     def position(self, state: OptimizerState) -> Tensor:
-        """θ."""
         return state.theta
 
     def elapsed(self, k: int, state: OptimizerState) -> float:

@@ -33,7 +33,6 @@ class RungeKuttaDescent(Descent):
         check_method(self.method)
 
     def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        """θ' after one step."""
         ((_, tableau),) = self.method.tableaux
         slopes: list[Tensor] = []
         for row in tableau.stages:

@@ -51,7 +51,6 @@ class ScheduledGradientDescent(Descent):
         return torch.add(theta, self.landscape.grad(theta), alpha=-rate), time + rate
 
     def position(self, state: tuple[Tensor, float]) -> Tensor:
-        """θ."""
         return state[0]
 
     def elapsed(self, k: int, state: tuple[Tensor, float]) -> float:
@@ -99,7 +98,6 @@ class ScheduledStochasticGradientDescent(MinibatchDescent):
         return ScheduledState(torch.add(state.theta, grad, alpha=-rate), order, state.time + rate)
 
     def position(self, state: ScheduledState) -> Tensor:
-        """θ."""
         return state.theta
 
     def elapsed(self, k: int, state: ScheduledState) -> float:
@@ -107,11 +105,9 @@ class ScheduledStochasticGradientDescent(MinibatchDescent):
         return state.time
 
     def full_batch(self) -> ScheduledGradientDescent:
-        """Gradient descent with the same schedule."""
         return ScheduledGradientDescent(self.landscape, self.h, self.schedule)
 
     def mean_state(self, state: ScheduledState) -> tuple[Tensor, float]:
-        """θ at the time that the run has come to."""
         return state.theta, state.time
 
     def noise_at(self, state: ScheduledState) -> Tensor:

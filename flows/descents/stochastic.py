@@ -39,7 +39,6 @@ class StochasticGradientDescent(MinibatchDescent):
         return torch.add(theta, self.landscape.batch_grad(theta, index), alpha=-self.h), order
 
     def position(self, state: tuple[Tensor, Tensor]) -> Tensor:
-        """θ."""
         return state[0]
 
     def full_batch(self) -> GradientDescent:

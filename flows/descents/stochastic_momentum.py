@@ -37,7 +37,6 @@ class MomentumDescent(MinibatchDescent):
         return self.landscape.batch_grad(state.theta, index), order
 
     def position(self, state: MomentumState) -> Tensor:
-        """θ."""
         return state.theta
 
 
@@ -113,7 +112,6 @@ class ScaledStochasticHeavyBall(MomentumDescent):
         return MomentumState(torch.add(state.theta, v, alpha=self.h), v, order)
 
     def velocity(self, state: MomentumState) -> Tensor:
-        """v."""
         return state.momentum
 
     def full_batch(self) -> ScaledHeavyBall:

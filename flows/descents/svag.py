@@ -74,7 +74,6 @@ class SVAG(MinibatchDescent):
         return torch.add(theta, grad, alpha=-self.rate), order
 
     def position(self, state: tuple[Tensor, Tensor]) -> Tensor:
-        """θ."""
         return state[0]
 
     def elapsed(self, k: int, state: tuple[Tensor, Tensor]) -> float:

@@ -71,7 +71,6 @@ class SVRG(MinibatchDescent):
         return SnapshotState(torch.add(theta, change + gradient, alpha=-self.h), snapshot, gradient, order)
 
     def position(self, state: SnapshotState) -> Tensor:
-        """θ."""
         return state.theta
 
     def full_batch(self) -> GradientDescent:

@@ -104,7 +104,6 @@ class Resumed(Flow):
     states: Tensor
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
-        """The flow's own."""
         return self.flow.velocity(t, state)
 
     def start(self, theta0: Tensor) -> Tensor:
@@ -112,7 +111,6 @@ class Resumed(Flow):
         return self.states
 
     def position(self, state: Tensor) -> Tensor:
-        """The flow's own."""
         return self.flow.position(state)
 
 
@@ -124,11 +122,9 @@ class ResumedEquation(SameNoise):
     states: Tensor
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
-        """The flow's own."""
         return self.flow.velocity(t, state)
 
     def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
-        """The flow's own."""
         return self.flow.rate(t, state, dw_over_dt)
 
     def start(self, theta0: Tensor) -> Tensor:
@@ -149,7 +145,6 @@ class ResumedDescent(Descent):
         return self.descent.h
 
     def step(self, state: Any, k: int, generator: torch.Generator) -> Any:
-        """The descent's own."""
         return self.descent.step(state, k, generator)
 
     def start(self, theta0: Tensor) -> Any:
@@ -157,9 +152,7 @@ class ResumedDescent(Descent):
         return self.state
 
     def position(self, state: Any) -> Tensor:
-        """The descent's own."""
         return self.descent.position(state)
 
     def elapsed(self, k: int, state: Any) -> float:
-        """The descent's own."""
         return self.descent.elapsed(k, state)

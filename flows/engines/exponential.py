@@ -141,7 +141,6 @@ class Written(Jacobian):
         return self._matrix @ v
 
     def sums(self, rows: Rows, vector: Tensor, step: float) -> Tensor:
-        """By eigenvectors."""
         if not (all_finite(self._wide) and all_finite(vector)):
             raise NoValueError("not finite")
         if not bool(vector.any()):  # at rest whatever the rows, which overflow where J has large eigenvalues above 0

@@ -274,12 +274,10 @@ class MinibatchPath(NoisePath):
 
     @property
     def remedy(self) -> str:
-        """More halvings."""
         return "make it with more halvings, and dt = h over a power of two"
 
     @property
     def levels(self) -> int:
-        """Halvings of a step of the descent."""
         return self.halvings
 
     def increments(self, start: float, dt: float, steps: int, period: float | None = None) -> Iterator[Tensor]:

@@ -31,7 +31,6 @@ class Status(str):
     sentence: str
 
     def __new__(cls, kind: str, sentence: str) -> Status:
-        """A status of one of the known kinds."""
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         status = super().__new__(cls, kind)

@@ -127,7 +127,6 @@ class Quantiles(Statistic):
 
     @property
     def count(self) -> int:
-        """n."""
         return 0 if self.cells is None else self.cells.count
 
     @property

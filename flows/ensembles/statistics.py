@@ -146,7 +146,6 @@ class Moments(Statistic):
 
     @property
     def count(self) -> int:
-        """n."""
         return 0 if self.sums is None else self.sums.count
 
     def add(self, samples: Tensor) -> Moments:
@@ -154,7 +153,6 @@ class Moments(Statistic):
         return self.merge(Moments(CentralSums.of(check_samples(samples))))
 
     def merge(self, other: Moments) -> Moments:
-        """Of both samples."""
         if self.sums is None or other.sums is None:
             return other if self.sums is None else self
         check_alike("Moments", self.sums.mean.shape, other.sums.mean.shape)
@@ -237,7 +235,6 @@ class Histogram(Statistic):
 
     @property
     def count(self) -> int:
-        """n, with those outside of the bins."""
         return 0 if self.tallies is None else int(self.tallies.reshape(-1, self.tallies.shape[-1])[0].sum())
 
     @property

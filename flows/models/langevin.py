@@ -39,12 +39,10 @@ class LangevinFlow(StochasticFlow):
 
     @property
     def noise_kind(self) -> Kind:
-        """Additive."""
         return "additive"
 
     @property
     def noise_size(self) -> int:
-        """d."""
         return self.landscape.dimension
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
@@ -83,12 +81,10 @@ class UnderdampedLangevinFlow(StochasticFlow):
 
     @property
     def noise_kind(self) -> Kind:
-        """Additive."""
         return "additive"
 
     @property
     def noise_size(self) -> int:
-        """d."""
         return self.landscape.dimension
 
     def start(self, theta0: Tensor) -> Tensor:
@@ -100,7 +96,6 @@ class UnderdampedLangevinFlow(StochasticFlow):
         return torch.cat([theta, velocity], dim=-1)
 
     def position(self, state: Tensor) -> Tensor:
-        """θ."""
         return state[..., : self.landscape.dimension]
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:

@@ -56,7 +56,6 @@ class ModifiedFlow(Flow):
 
     @property
     def name(self) -> str:
-        """ModifiedFlow with its order."""
         return f"ModifiedFlow order {self.order}"
 
     def __post_init__(self) -> None:
@@ -93,7 +92,6 @@ class ModifiedRungeKuttaFlow(Flow):
 
     @property
     def name(self) -> str:
-        """ModifiedRungeKuttaFlow with its order."""
         return f"ModifiedRungeKuttaFlow order {self.order}"
 
     def __post_init__(self) -> None:

@@ -48,7 +48,6 @@ class ScaledMomentumFlow(Flow):
 
     @property
     def name(self) -> str:
-        """The class with its order."""
         return f"{type(self).__name__} order {self.order}"
 
     def start(self, theta0: Tensor) -> Tensor:
@@ -60,7 +59,6 @@ class ScaledMomentumFlow(Flow):
         return torch.cat([theta, velocity], dim=-1)
 
     def position(self, state: Tensor) -> Tensor:
-        """x."""
         return state[..., : self.landscape.dimension]
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
@@ -122,7 +120,6 @@ class ReducedMomentumFlow(Flow):
 
     @property
     def name(self) -> str:
-        """The class with its order."""
         return f"{type(self).__name__} order {self.order}"
 
 

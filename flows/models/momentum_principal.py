@@ -97,7 +97,6 @@ class MomentumPrincipalFlow(Flow):
         return state if self.branch == "real" or state.is_complex() else state.to(state.dtype.to_complex())
 
     def position(self, state: Tensor) -> Tensor:
-        """θ."""
         return state.chunk(2, dim=-1)[0]
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
@@ -248,7 +247,6 @@ class NesterovPrincipalFlow(MomentumPrincipalFlow):
 
     @property
     def look_ahead(self) -> float:
-        """β."""
         return self.momentum
 
     @property

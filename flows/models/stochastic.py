@@ -44,17 +44,14 @@ class GradientEquation(StochasticFlow):
 
     @property
     def name(self) -> str:
-        """The class with its order."""
         return f"{type(self).__name__} order {self.order}"
 
     @property
     def noise_kind(self) -> Kind:
-        """The gradient noise's own."""
         return self.noise.kind
 
     @property
     def noise_size(self) -> int:
-        """m, the gradient noise's own."""
         return self.noise.size
 
     def learning_rate(self, t: float | Tensor) -> float:

@@ -49,7 +49,6 @@ class StochasticMomentumFlow(ScaledMomentumFlow, StochasticFlow):
         check_order(self.order, self.landscape, type(self).__name__)
 
     def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
-        """Zero."""
         return torch.zeros_like(state)
 
 
@@ -82,7 +81,6 @@ class NoisyMomentumEquation(StochasticMomentumFlow):
 
     @property
     def noise_size(self) -> int:
-        """The noise's own m."""
         return self.noise.size
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
@@ -134,7 +132,6 @@ class MomentumModifiedEquation(StochasticMomentumFlow):
 
     @property
     def noise_size(self) -> int:
-        """N, the number of examples."""
         return self.landscape.size
 
     def weights(self, state: Tensor, dw: Tensor) -> Tensor:

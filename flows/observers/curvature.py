@@ -71,7 +71,6 @@ class TopEigenpairs(LandscapeObserver):
         self._vectors = vectors
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
-        """The quantities of the class docstring."""
         modes = self.follower.at(self.counted, k, check_real_theta(self, theta))
         return each_member(lambda i: self._shown(modes[i]), theta.shape[:-1])
 
@@ -152,7 +151,6 @@ class StabilityCoefficients(LandscapeObserver):
         self._follower = pairs.follower
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
-        """The quantities of the class docstring."""
         modes = self._follower.at(self.counted, k, check_real_theta(self, theta))
         return each_member(lambda i: self._shown(modes[i]), theta.shape[:-1])
 

@@ -102,7 +102,6 @@ class GradientPredictions(LandscapeObserver):
         self._theta = torch.zeros(0)
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
-        """The quantities of the class docstring."""
         theta = check_real_theta(self, theta)
         modes = self._follower.at(self.counted, k, theta)
         members = theta.reshape(-1, theta.shape[-1])

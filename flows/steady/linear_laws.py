@@ -158,7 +158,6 @@ class LinearChain(LinearLaw):
         object.__setattr__(self, "noise_covariance", noise)
 
     def clock(self, t: float | Tensor) -> Tensor:
-        """Whole numbers of steps."""
         steps = torch.as_tensor(t, device=self.centre.device)
         if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
             raise TypeError(f"a chain's time counts steps: give whole numbers, got {steps.dtype}")

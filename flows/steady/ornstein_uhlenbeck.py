@@ -77,7 +77,6 @@ class LinearFlow(LinearLaw, StochasticFlow):
 
     @property
     def noise_kind(self) -> Kind:
-        """Additive."""
         return "additive"
 
     @property
@@ -195,7 +194,6 @@ class MomentumOrnsteinUhlenbeck(LinearFlow):
         return torch.cat([theta, velocity], dim=-1)
 
     def position(self, state: Tensor) -> Tensor:
-        """x."""
         return state.chunk(2, dim=-1)[0]
 
 

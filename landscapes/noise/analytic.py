@@ -103,17 +103,14 @@ class ConstantNoise(GradientNoise):
 
     @property
     def kind(self) -> Kind:
-        """Additive."""
         return "additive"
 
     @property
     def dimension(self) -> int:
-        """d."""
         return self.root.shape[0]
 
     @property
     def size(self) -> int:
-        """m."""
         return self.root.shape[1]
 
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:

@@ -65,7 +65,6 @@ class LabelNoise(GradientNoise):
 
     @property
     def dimension(self) -> int:
-        """d, the number of parameters."""
         return self.landscape.dimension
 
     @property

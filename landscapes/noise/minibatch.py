@@ -54,12 +54,10 @@ class MinibatchNoise(GradientNoise):
 
     @property
     def dimension(self) -> int:
-        """d, the number of parameters."""
         return self.landscape.dimension
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return self.landscape.size
 
     def weights(self, xi: Tensor) -> Tensor:

@@ -78,13 +78,11 @@ class SquareRoot(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Derivatives need the root alone."""
         ctx.save_for_backward(output)
         ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        """The equation is its own transpose."""
         (root,) = ctx.saved_tensors
         return Sylvester.apply(root, symmetric_part(cotangent))
 
@@ -106,7 +104,6 @@ class Sylvester(torch.autograd.Function):
 
     @staticmethod
     def forward(root: Tensor, right: Tensor) -> Tensor:
-        """Y, in eigenvectors of S."""
         values, vectors = torch.linalg.eigh(root)
         sums = values[..., :, None] + values[..., None, :]
         regular = sums > rounding(values)[..., None]
@@ -115,7 +112,6 @@ class Sylvester(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Derivatives need S and Y."""
         ctx.save_for_backward(inputs[0], output)
         ctx.save_for_forward(inputs[0], output)
 

@@ -39,12 +39,10 @@ class IsotropicNoise(SizedNoise):
 
     @property
     def kind(self) -> Kind:
-        """Additive."""
         return "additive"
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        """d."""
         return self.dimension
 
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
@@ -77,17 +75,14 @@ class DiagonalNoise(GradientNoise):
 
     @property
     def kind(self) -> Kind:
-        """Additive."""
         return "additive"
 
     @property
     def dimension(self) -> int:
-        """d."""
         return self.variances.shape[0]
 
     @property
     def size(self) -> int:
-        """d."""
         return self.dimension
 
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
@@ -111,12 +106,10 @@ class Surrogate(GradientNoise):
 
     @property
     def dimension(self) -> int:
-        """d."""
         return self.noise.dimension
 
     @property
     def size(self) -> int:
-        """d."""
         return self.dimension
 
     def check_theta(self, theta: Tensor) -> Tensor:
@@ -225,17 +218,14 @@ class FrozenNoise(GradientNoise):
 
     @property
     def kind(self) -> Kind:
-        """Additive."""
         return "additive"
 
     @property
     def dimension(self) -> int:
-        """d."""
         return self.noise.dimension
 
     @property
     def size(self) -> int:
-        """m, the noise's own."""
         return self.noise.size
 
     def _point(self, theta: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ class Differences(Wrapper, FiniteSum):
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return self.landscape.size
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
@@ -87,12 +86,10 @@ class VarianceReducedNoise(GradientNoise):
 
     @property
     def dimension(self) -> int:
-        """d, the number of parameters."""
         return self.landscape.dimension
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return self.landscape.size
 
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:

@@ -147,7 +147,6 @@ class ClosedSlope(SlopeExpansion):
         return release(self._landscape.derivative(self.theta, *self._directions, u, v), self.theta)
 
     def along(self, w: Tensor) -> Expansion:
-        """The slope along one more direction."""
         return ClosedSlope(self._landscape, self, self._directions, w)
 
 

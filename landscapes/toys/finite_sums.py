@@ -47,7 +47,6 @@ class QuadraticExamples(FiniteSum, ClosedForm):
         """Σ_i w_i ∇f_i(θ), shape (..., d), for weights (..., N)."""
 
     def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Zero."""
         return torch.zeros_like(theta)
 
 
@@ -69,12 +68,10 @@ class LinearRegression(QuadraticExamples, LabelledSum):
 
     @property
     def dimension(self) -> int:
-        """d, the number of features."""
         return self.features.shape[1]
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return self.features.shape[0]
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
@@ -164,12 +161,10 @@ class QuadraticSum(QuadraticExamples):
 
     @property
     def dimension(self) -> int:
-        """d, the number of parameters."""
         return self.minima.shape[1]
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return self.minima.shape[0]
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
@@ -229,12 +224,10 @@ class NoisyQuadratic(QuadraticExamples):
 
     @property
     def dimension(self) -> int:
-        """d, the number of parameters."""
         return self._matrix.shape[0]
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return self.centres.shape[0]
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -269,7 +262,6 @@ class NoisyQuadratic(QuadraticExamples):
         return release((theta * w.sum(dim=-1, keepdim=True) - w @ centres) @ cast(self._matrix, theta), theta)
 
     def curvature(self, theta: Tensor) -> Field:
-        """v ↦ Hv."""
         matrix = cast(self._matrix, theta)
         return lambda v: v @ matrix
 

@@ -66,7 +66,6 @@ class DeepLinearChain(Toy):
     """Input, not zero."""
 
     def __post_init__(self) -> None:
-        """Check depth, y and x."""
         check_count("depth", self.depth, minimum=2)
         check_real("y", self.y)
         if check_real("x", self.x) == 0:
@@ -74,7 +73,6 @@ class DeepLinearChain(Toy):
 
     @property
     def dimension(self) -> int:
-        """L."""
         return self.depth
 
     def error(self, theta: Tensor) -> Tensor:
@@ -260,7 +258,6 @@ class CatapultModel(Toy):
     """Input, not zero."""
 
     def __post_init__(self) -> None:
-        """Check width, y and x."""
         check_count("width", self.width)
         check_real("y", self.y)
         if check_real("x", self.x) == 0:
@@ -348,7 +345,6 @@ class Product(Planar):
     """Input, not zero."""
 
     def __post_init__(self) -> None:
-        """Check y and x."""
         check_real("y", self.y)
         if check_real("x", self.x) == 0:
             raise ValueError(f"x must not be zero, got {self.x!r}: the loss would be constant")

@@ -30,7 +30,6 @@ class Planar(Toy):
         """f_xxx, f_xxy, f_xyy, f_yyy at θ (..., 2)."""
 
     def curvature(self, theta: Tensor) -> Field:
-        """v ↦ Hv."""
         f_xx, f_xy, f_yy = self.second_partials(theta)
         return lambda v: torch.stack((f_xx * v[..., 0] + f_xy * v[..., 1], f_xy * v[..., 0] + f_yy * v[..., 1]), dim=-1)
 

@@ -30,7 +30,6 @@ class Quadratic(Toy):
 
     @property
     def dimension(self) -> int:
-        """d, the number of parameters."""
         return self._matrix.shape[-1]
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -43,12 +42,10 @@ class Quadratic(Toy):
         return (self.check(theta) - cast(self.minimum, theta)) @ cast(self._matrix, theta)
 
     def curvature(self, theta: Tensor) -> Field:
-        """v ↦ Hv, the same everywhere."""
         matrix = cast(self._matrix, theta)
         return lambda v: v @ matrix
 
     def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Zero."""
         return torch.zeros_like(theta)
 
     @property
@@ -63,5 +60,4 @@ class Quadratic(Toy):
         return tuple((self.minimum + offset).tolist())
 
     def critical_positions(self) -> list[list[float]]:
-        """The point m."""
         return [self.minimum.tolist()]

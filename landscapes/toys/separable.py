@@ -32,16 +32,13 @@ class Separable(Toy):
         """φ'''_i(θ_i), shape (..., d)."""
 
     def curvature(self, theta: Tensor) -> Field:
-        """v ↦ φ'' v."""
         second = self.second(theta)
         return lambda v: second * v
 
     def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """φ''' u v."""
         return self.third_diagonal(theta) * u * v
 
     def matrix(self, theta: Tensor) -> Tensor:
-        """diag φ''."""
         return torch.diag_embed(self.second(theta))
 
 
@@ -59,7 +56,6 @@ class Saddle(Separable):
     """Curvature along y, escaping."""
 
     def __post_init__(self) -> None:
-        """Check a and b."""
         check_positive("a", self.a)
         check_positive("b", self.b)
 
@@ -84,7 +80,6 @@ class Saddle(Separable):
         return torch.stack((torch.full_like(x, self.a), torch.full_like(y, -self.b)), dim=-1)
 
     def third_diagonal(self, theta: Tensor) -> Tensor:
-        """Zero."""
         return torch.zeros_like(theta)
 
     @property
@@ -98,7 +93,6 @@ class Saddle(Separable):
         return 1.0, 0.01
 
     def critical_positions(self) -> list[list[float]]:
-        """The origin."""
         return [[0, 0]]
 
 
@@ -117,7 +111,6 @@ class DoubleWell(Separable):
     """Number of coordinates; the wells lie along the first."""
 
     def __post_init__(self) -> None:
-        """Check tilt and dimension."""
         check_real("tilt", self.tilt)
         check_count("dimension", self.dimension)
 
@@ -172,7 +165,6 @@ class QuarticWell(Separable):
     """How fast the sharpness falls."""
 
     def __post_init__(self) -> None:
-        """Check S and Q."""
         check_positive("S", self.S)
         check_positive("Q", self.Q)
 
@@ -283,7 +275,6 @@ class StyblinskiTang(Separable):
     """Number of coordinates, all alike."""
 
     def __post_init__(self) -> None:
-        """Check dimension."""
         check_count("dimension", self.dimension)
 
     def loss(self, theta: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ class SphericalQuotient(Toy):
 
     @property
     def dimension(self) -> int:
-        """d."""
         return self._matrix.shape[-1]
 
     def loss(self, theta: Tensor) -> Tensor:

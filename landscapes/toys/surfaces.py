@@ -41,7 +41,6 @@ class MonkeySaddle(Planar):
     """Height at (1, 0)."""
 
     def __post_init__(self) -> None:
-        """Check scale."""
         check_positive("scale", self.scale)
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -74,7 +73,6 @@ class MonkeySaddle(Planar):
         return 1.2, 0.01
 
     def critical_positions(self) -> list[list[float]]:
-        """The origin."""
         return [[0, 0]]
 
 

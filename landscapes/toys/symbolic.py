@@ -99,7 +99,6 @@ class SymbolicLandscape(ClosedForm):
 
     @property
     def dimension(self) -> int:
-        """d, the number of symbols."""
         return len(self.symbols)
 
     @cached_property
@@ -164,7 +163,6 @@ class SymbolicLandscape(ClosedForm):
         return self._hessian_program(theta)
 
     def curvature(self, theta: Tensor) -> Field:
-        """v ↦ Hv with the Hessian computed once."""
         matrix = self.matrix(theta)
         return lambda v: (matrix @ v[..., None]).squeeze(-1)
 

@@ -122,7 +122,6 @@ class BumpyBasin(Separable):
     """Number of coordinates, all alike."""
 
     def __post_init__(self) -> None:
-        """Check all four."""
         for name in ("radius", "amplitude", "frequency"):
             check_positive(name, getattr(self, name))
         check_count("dimension", self.dimension)
@@ -253,7 +252,6 @@ class SharpFlatWells(Toy):
         return -0.55 * self.separation, *[0.05 * self.separation] * (self.dimension - 1)
 
     def critical_positions(self) -> list[list[float]]:
-        """c_s, c_f and the barrier between them."""
         barrier = self.separation / (1 + (self.sharp / self.flat) ** (1 / 3)) - self.separation / 2
         return [[x, *[0.0] * (self.dimension - 1)] for x in (-self.separation / 2, self.separation / 2, barrier)]
 
@@ -272,7 +270,6 @@ class Rosenbrock(Planar):
     """Stiffness of the walls."""
 
     def __post_init__(self) -> None:
-        """Check a and b."""
         check_real("a", self.a)
         check_positive("b", self.b)
 

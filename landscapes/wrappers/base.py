@@ -33,7 +33,6 @@ class Wrapper(Landscape):
 
     @property
     def dimension(self) -> int:
-        """d, the number of parameters."""
         return self.landscape.dimension
 
     def check(self, theta: Tensor) -> Tensor:

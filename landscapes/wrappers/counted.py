@@ -121,7 +121,6 @@ class CountedSum(Counted, FiniteSum):
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return self.landscape.size
 
     def _share(self, index: Tensor | None) -> float:

@@ -231,7 +231,6 @@ class Penalised(Wrapper):
         return self.expand(theta).grad
 
     def expand(self, theta: Tensor) -> Expansion:
-        """Expansion of the penalised loss."""
         family = self.penalty.expand(self.check(theta))
         return PenalisedExpansion(theta, self.base(theta, family), ((family, family, 1.0),), self.penalty)
 
@@ -241,7 +240,6 @@ class PenalisedSum(Penalised, FiniteSum):
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return self.landscape.size
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:

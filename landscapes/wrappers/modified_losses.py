@@ -62,7 +62,6 @@ class MeanExpansion(Expansion):
         return mean([term.hessian() for term in self._terms])
 
     def along(self, w: Tensor) -> MeanExpansion:
-        """The mean of the slopes along w."""
         return MeanExpansion(self.theta, [term.along(w) for term in self._terms])
 
 
@@ -95,16 +94,13 @@ class LandscapeSum(FiniteSum):
 
     @property
     def dimension(self) -> int:
-        """d, the number of parameters."""
         return self.landscapes[0].dimension
 
     @property
     def size(self) -> int:
-        """m, the number of landscapes."""
         return len(self.landscapes)
 
     def check(self, theta: Tensor) -> Tensor:
-        """Every landscape's check."""
         for landscape in self.landscapes:
             landscape.check(theta)
         return theta
@@ -119,7 +115,6 @@ class LandscapeSum(FiniteSum):
         return mean([landscape.grad(theta) for landscape in self.landscapes])
 
     def expand(self, theta: Tensor) -> Expansion:
-        """The mean of the landscapes' expansions."""
         self.check(theta)
         return MeanExpansion(theta, [landscape.expand(theta) for landscape in self.landscapes])
 

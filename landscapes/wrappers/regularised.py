@@ -59,7 +59,6 @@ class TiltedExpansion(Expansion):
 
     @property
     def loss(self) -> Tensor:
-        """f + bᵀθ + c."""
         return release(self._inner.loss + (self._b * self.theta).sum(dim=-1) + self._c, self.theta)
 
     @property
@@ -68,7 +67,6 @@ class TiltedExpansion(Expansion):
         return release(self._inner.grad + self._b, self.theta)
 
     def hvp(self, v: Tensor) -> Tensor:
-        """H v."""
         return self._inner.hvp(v)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
@@ -80,7 +78,6 @@ class TiltedExpansion(Expansion):
         return TiltedExpansion(self._inner.along(w), torch.zeros_like(self._b), (self._b * w).sum(dim=-1))
 
     def hessian(self) -> Tensor:
-        """H."""
         return self._inner.hessian()
 
 
@@ -108,7 +105,6 @@ class Regularised(Wrapper):
         return self.landscape.grad(theta) + self.l2 * theta
 
     def expand(self, theta: Tensor) -> Expansion:
-        """Expansion of the penalised loss."""
         return RegularisedExpansion(self.landscape.expand(theta), self.l2)
 
 
@@ -117,7 +113,6 @@ class RegularisedSum(Regularised, FiniteSum):
 
     @property
     def size(self) -> int:
-        """N, the number of examples."""
         return self.landscape.size
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
@@ -138,7 +133,6 @@ class RegularisedSum(Regularised, FiniteSum):
         return self.landscape.example_grads(theta, index) + self.l2 * theta[..., None, :]
 
     def restrict(self, index: Tensor) -> FiniteSum:
-        """The penalised mean over fewer examples."""
         return RegularisedSum(self.landscape.restrict(index), self.l2)
 
 

@@ -30,7 +30,6 @@ class RotatedExpansion(Expansion):
         return self._inner.grad @ self._rotation.mT
 
     def hvp(self, v: Tensor) -> Tensor:
-        """Q H Qᵀ v."""
         return self._inner.hvp(v @ self._rotation) @ self._rotation.mT
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
@@ -71,6 +70,5 @@ class Rotated(Wrapper):
         return self.landscape.grad(self.check(theta) @ rotation) @ rotation.mT
 
     def expand(self, theta: Tensor) -> Expansion:
-        """Expansion in the rotated coordinates."""
         rotation = self.rotation.to(theta)
         return RotatedExpansion(self.landscape.expand(self.check(theta) @ rotation), theta, rotation)

@@ -51,7 +51,6 @@ class Folder(Tree):
             self.names = frozenset((*files, *folders))
 
     def where(self, name: str) -> str:
-        """Its path."""
         return str(self.top / name)
 
     def read(self, name: str, most: int) -> bytes:
@@ -72,7 +71,6 @@ class Zip(Tree):
         self.names = frozenset((*self.infos, *folders))
 
     def where(self, name: str) -> str:
-        """Archive and member."""
         return f"{self.archive}, member {name!r}"
 
     def read(self, name: str, most: int) -> bytes:

@@ -45,7 +45,6 @@ class OnPairs(Spectra):
     """Epochs of training."""
 
     def check(self) -> None:
-        """Raise unless the options can be used."""
         super().check()
         check_choice("data", self.data, DATA_SETS)
         for name in ("architectures", "pairs"):

@@ -120,7 +120,6 @@ class Validity(Stochastic):
         return found
 
     def configuration(self) -> dict[str, Any]:
-        """Without what can be added to."""
         ground = dataclasses.asdict(self.ground) | {"chosen": dataclasses.asdict(self.ground.chosen)}
         ground.pop("root")
         said = super().configuration() | {"ground": ground}
