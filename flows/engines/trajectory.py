@@ -151,7 +151,8 @@ def load_tensors(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, T
         raise FolderError(f"folder {str(path)!r} has format {version!r}, this version reads {FORMAT}")
     try:
         for name in text["complex"]:
-            tensors[name] = torch.view_as_complex(tensors[name].contiguous())
+            # A file aligns to 8 bytes only; torch computes on complex128 with instructions that fault unless to 16.
+            tensors[name] = torch.view_as_complex(tensors[name].clone())
     except (KeyError, TypeError, RuntimeError) as error:
         raise unreadable(path, stem, error) from error
     return tensors, text

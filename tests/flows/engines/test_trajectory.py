@@ -89,6 +89,16 @@ def test_views_conjugates_and_shared_memory(tmp_path):
     assert torch.equal(back.observations["imag"][1], part.imag)
 
 
+@pytest.mark.parametrize("count", range(1, 5))
+def test_complex_states_are_aligned_as_torch_computes_on_them(tmp_path, count):
+    # a file aligns to 8 bytes: complex128 states read as they lie there made torch's kernels fault at half the lengths
+    theta = torch.complex(torch.arange(2.0 * count).double(), torch.ones(2 * count).double()).reshape(count, 2)
+    run = Trajectory(torch.arange(count).double(), theta, Status("finished", ""), torch.tensor(True))
+    back = Trajectory.load(run.save(tmp_path)).theta
+    assert back.data_ptr() % back.element_size() == 0
+    assert torch.isclose(back, theta).all()
+
+
 def test_a_real_run_comes_back(tmp_path, device):
     quadratic = Quadratic(torch.diag(torch.tensor([2.0, 0.02], dtype=torch.float64)))
     theta0 = torch.ones(3, 2, dtype=torch.float64, device=device)
