@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := results/demo
 
-.PHONY: demo test check bench clean
+.PHONY: demo test wheel check bench clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
 	touch $@
@@ -34,6 +34,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8
+
+wheel: $(VENV)/installed
+	$(BIN)/python -m pytest -m wheel tests/test_wheel.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -201,7 +201,7 @@ def parameters_of(model: Flow | Descent) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    settings = parse(Settings, arguments, "python -m scripts.compare", BANNER)
+    settings = parse(Settings, arguments, f"python -m {__package__}.compare", BANNER)
     return guarded(lambda: run(settings))
 
 

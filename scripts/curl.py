@@ -104,7 +104,9 @@ def run(settings: Settings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    settings = parse(Settings, sys.argv[1:] if arguments is None else arguments, "scripts.curl", __doc__ or "")
+    settings = parse(
+        Settings, sys.argv[1:] if arguments is None else arguments, f"python -m {__package__}.curl", __doc__ or ""
+    )
     return guarded(functools.partial(run, settings))
 
 

@@ -238,7 +238,7 @@ Table = Annotated[Velocity, tyro.conf.subcommand("velocity")] | Annotated[Tracki
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    settings = parse(Table, arguments, "python -m scripts.curvature", __doc__ or "")
+    settings = parse(Table, arguments, f"python -m {__package__}.curvature", __doc__ or "")
     use_threads(settings.threads)
     return guarded(settings.run)
 

@@ -197,7 +197,7 @@ def legend() -> list[Artist]:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about a file that cannot be written."""
-    settings = tyro.cli(Settings, args=arguments, prog="python -m scripts.gallery", description=__doc__)
+    settings = tyro.cli(Settings, args=arguments, prog=f"python -m {__package__}.gallery", description=__doc__)
     try:
         print(f"figure: {draw(settings.out)}")
     except FolderError as error:

@@ -240,7 +240,7 @@ def run(settings: Settings) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    settings = parse(Settings, arguments, "python -m scripts.modified_equation", __doc__ or "")
+    settings = parse(Settings, arguments, f"python -m {__package__}.modified_equation", __doc__ or "")
     return guarded(lambda: run(settings))
 
 

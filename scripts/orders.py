@@ -298,7 +298,7 @@ def run(settings: Settings) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    settings = parse(Settings, arguments, "python -m scripts.orders", BANNER)
+    settings = parse(Settings, arguments, f"python -m {__package__}.orders", BANNER)
     return guarded(lambda: run(settings))
 
 

@@ -204,4 +204,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    main(tyro.cli(Settings, prog=f"python -m {__package__}.stiff", description=__doc__))

@@ -15,6 +15,7 @@ FLOORS = {
     "nets": {"landscapes"},
     "flows": {"landscapes"},
     "scripts": {"landscapes", "nets", "flows"},
+    "thalweg": {"landscapes", "nets", "flows", "scripts"},
 }
 OURS = {*FLOORS, "tests"}
 FILES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
@@ -87,17 +88,26 @@ def module_of(path):
 MODULES = {module_of(path): path for path in FILES}
 
 
-def modules_imported(source):
-    """Our modules that a source imports, wherever in it: under TYPE_CHECKING and inside functions, too."""
+def modules_imported(source, package=""):
+    """Our modules that a source in a package imports, wherever in it: under TYPE_CHECKING and inside functions, too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = (f"{node.module}.{alias.name}" for alias in node.names)
-            yield from (name if name in MODULES else node.module for name in names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            names = (f"{origin}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES else origin for name in names)
 
 
-ARROWS = {module: {n for n in modules_imported(path.read_text()) if n in MODULES} for module, path in MODULES.items()}
+def package_of(module, path):
+    return module if path.name == "__init__.py" else module.rpartition(".")[0]
+
+
+ARROWS = {
+    module: {name for name in modules_imported(path.read_text(), package_of(module, path)) if name in MODULES}
+    for module, path in MODULES.items()
+}
 
 
 def room(module):
@@ -137,6 +147,8 @@ def test_the_rules_see_wrong_imports():
     (wrong,) = modules_imported(source)
     assert runs_up("flows.engines.integrate", wrong)
     assert not runs_up("flows.observers.drift", wrong)
+    assert list(modules_imported("from ..lab.store import Store", "scripts.stochastic")) == ["scripts.lab.store"]
+    assert list(modules_imported("from . import sampling", "scripts.stochastic")) == ["scripts.stochastic.sampling"]
     assert cycles({**ARROWS, "flows.models.gradient": {"flows.models.truncated"}, "flows.models.truncated": {wrong}})
 
 

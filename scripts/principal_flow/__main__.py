@@ -37,7 +37,7 @@ else:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    experiment = parse(AnyExperiment, arguments, "python -m scripts.principal_flow", __doc__)
+    experiment = parse(AnyExperiment, arguments, f"python -m {__package__}", __doc__)
     return guarded(experiment.run)
 
 

@@ -30,7 +30,7 @@ Experiment = (
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    experiment = parse(Experiment, arguments, "python -m scripts.stochastic", __doc__)
+    experiment = parse(Experiment, arguments, f"python -m {__package__}", __doc__)
     return guarded(experiment.run)
 
 
