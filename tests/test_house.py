@@ -243,3 +243,25 @@ def test_importing_a_package_stays_within_its_means():
 @pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=name_of)
 def test_no_file_is_too_long(path):
     assert len(path.read_text().splitlines()) <= LONGEST
+
+
+LONGEST_BODY = 40
+
+
+def long_bodies(source):
+    """Functions whose body, its docstring left out, has more lines than LONGEST_BODY."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            if body[-1].end_lineno - body[0].lineno >= LONGEST_BODY:
+                yield node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_function_is_too_long(path):
+    assert list(long_bodies(path.read_text())) == []
+
+
+def test_the_rule_sees_a_long_function():
+    body = "    x = 1\n" * LONGEST_BODY
+    assert list(long_bodies(f"def short():\n    'Text.'\n{body}def long():\n{body}    return x\n")) == ["long"]

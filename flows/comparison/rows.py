@@ -1,8 +1,8 @@
-r"""``compare``: flows beside a descent on one clock, the model's error told apart from the integrator's.
+r"""``compare``: flows beside a descent on one clock, the model's error separated from the integrator's.
 
-Three runs a flow: along the descent's times as asked; again at tighter tolerance, whose distance to the first is the
-integration error; and over single steps from every iterate of the descent, at the tighter tolerance, whose distance to
-the next iterate is the model's one-step error.
+Each flow is integrated three times: along the times of the descent; again at tighter tolerance, where
+the distance between the two runs is the integration error; and over single steps from every iterate of the descent, at
+the tighter tolerance, where the distance to the next iterate is the model's one-step error.
 """
 
 from __future__ import annotations
@@ -53,38 +53,35 @@ def compare(
     folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Comparison:
-    r"""Run the descent for ``steps`` steps and every flow along its clock, from θ0 (..., d).
+    r"""Run the descent for ``steps`` steps and integrate every flow along its clock, from θ0 (..., d).
 
-    ``flows``: name → Flow, or flows with names of their own. ``runs`` repeats a stochastic descent; flows are then
-    held against its mean, and one-step errors are taken against the full-batch step from the first run's iterates (from
-    time zero each: for velocities that do not depend on t).
-    ``method``, ``rtol``, ``atol`` and ``dt`` are those of ``integrate``. With ``folder`` every trajectory is on disk as
-    soon as it is finished.
+    ``flows``: name → Flow, or a sequence of flows with unique names. ``runs`` repeats a stochastic descent; flows are
+    then compared with its mean, and one-step errors are taken against the full-batch step from the iterates of the
+    first run (each from time zero: for velocities that do not depend on t). ``method``, ``rtol``, ``atol`` and ``dt``
+    are passed to ``integrate``. With ``folder`` every trajectory is saved as soon as it is finished.
 
     Stochastic flows take steps of ``dt``, by default an eighth of the descent's shortest step (h/8 at a constant rate),
-    and are run as often as the descent. Their laws are compared:
-    E f, E‖∇f‖² and the user's ``observables`` (name → φ, θ (n, ..., d) ↦ (n, ...)), each with standard error and
-    integration error; so are the other flows beside them, and without them where ``observables`` are given. ``coupled``
-    drives them by the descent's own mini-batches, so that paths can be compared; dt is then h over a power of two and
-    the descent a ``MinibatchDescent`` that ``couples``, as StochasticGradientDescent does. Where there are stochastic
-    flows, a method that solves SDEs is theirs alone; another one is for the other flows, which take ``dt`` only where
-    it has fixed steps.
+    and run as often as the descent. Their laws are compared: E f, E‖∇f‖² and the user's ``observables`` (name → φ, θ
+    (n, ..., d) ↦ (n, ...)), each with its standard error and integration error. The laws of deterministic flows are
+    compared as well if there is a stochastic flow or if ``observables`` are given. ``coupled`` drives stochastic flows
+    by the descent's own mini-batches, so that paths are compared; dt must then be h over a power of two, and the
+    descent a ``MinibatchDescent`` that ``couples``, as StochasticGradientDescent does. With stochastic flows, a
+    ``method`` that solves SDEs applies to those only; any other method applies to the deterministic flows, which use
+    ``dt`` only if the method has fixed steps.
 
-    A flow's h must be the descent's. A flow that cannot run here (complex θ on a loss that is not holomorphic, say) is
-    a row that says why. Raises ValueError or TypeError for arguments out of place.
+    A flow's h must equal the descent's. A flow that cannot run here (complex θ on a loss that is not holomorphic, say)
+    gives a row with the reason. Raises ValueError or TypeError for invalid arguments.
     """
     named = check_flows(flows, descent)
     theta0 = check_theta0(theta0)
-    runs = check_count("runs", runs)
-    if runs > 1 and not isinstance(descent, StochasticDescent):
-        raise ValueError(f"runs is for stochastic descents, got {runs} with {type(descent).__name__}; leave it at 1")
+    runs = check_runs(runs, descent)
     noisy = [isinstance(flow, StochasticFlow) for flow in named.values()]
     settings = check_settings(method, rtol, atol, dt, noisy=any(noisy))
     drive = check_drive(named, descent, theta0, steps, method=method, dt=dt, seed=seed, runs=runs, coupled=coupled)
     check_observables(observables, descent.landscape, theta0)
     store = None if folder is None else writable_folder(folder)
-    against = Reference(descent, theta0, steps, runs, seed, progress, mean_steps=not all(noisy))
-    run = against.run
+    reference = Reference(descent, theta0, steps, runs, seed, progress, mean_steps=not all(noisy))
+    run = reference.run
     if len(run.times) < 2:
         raise ValueError(f"nothing to compare: {run.status.sentence}")
     if drive is not None:
@@ -92,30 +89,53 @@ def compare(
     name = unique_name(type(descent).__name__, named)
     keep(store, name, run)
     silent_laws = theta0.is_complex() or (drive is None and observables is None)
-    laws = None if silent_laws else Laws.of(observables, against)
-    rows: dict[str, Row] = {}
-    for label, flow in named.items():
-        save = partial(keep, store, label)
-        if isinstance(flow, StochasticFlow):
-            rows[label] = noisy_row(flow, against, drive, laws, progress, save)
-        else:
-            rows[label] = make_row(flow, theta0, against, theirs(settings, drive), laws, progress, save)
-        if rows[label].interrupted:
-            break
+    laws = None if silent_laws else Laws.of(observables, reference)
+    rows = make_rows(named, theta0, reference, settings, drive, laws, progress, partial(keep, store))
     return Comparison(
         name=name,
         descent=run,
-        mean=against.mean,
-        descent_losses=against.losses,
+        mean=reference.mean,
+        descent_losses=reference.losses,
         rows=rows,
         runs=runs,
-        standard_error=against.standard_error,
-        noise_floor=against.noise_floor,
+        standard_error=reference.standard_error,
+        noise_floor=reference.noise_floor,
         landscape=descent.landscape,
         observed={} if laws is None else laws.means,
         coupled=coupled,
         settings={**settings, "seed": int(seed), "h": float(descent.h), **({} if drive is None else {"dt": drive.dt})},
     )
+
+
+def make_rows(
+    flows: Mapping[str, Flow],
+    theta0: Tensor,
+    reference: Reference,
+    settings: dict[str, Any],
+    drive: Drive | None,
+    laws: Laws | None,
+    progress: bool,
+    save: Callable[[str, Trajectory], None],
+) -> dict[str, Row]:
+    """One row a flow, in order; an interrupted one is the last."""
+    rows: dict[str, Row] = {}
+    for name, flow in flows.items():
+        keep_run = partial(save, name)
+        if isinstance(flow, StochasticFlow):
+            rows[name] = noisy_row(flow, reference, drive, laws, progress, keep_run)
+        else:
+            rows[name] = make_row(flow, theta0, reference, without_noise(settings, drive), laws, progress, keep_run)
+        if rows[name].interrupted:
+            break
+    return rows
+
+
+def check_runs(runs: int, descent: Descent) -> int:
+    """The number of runs; raise where it is no positive count, or above 1 for a descent without noise."""
+    runs = check_count("runs", runs)
+    if runs > 1 and not isinstance(descent, StochasticDescent):
+        raise ValueError(f"runs is for stochastic descents, got {runs} with {type(descent).__name__}; leave it at 1")
+    return runs
 
 
 def check_settings(
@@ -129,7 +149,7 @@ def check_settings(
     return {"method": method, **given, "max_steps": MAX_STEPS}
 
 
-def theirs(settings: dict[str, Any], drive: Drive | None) -> dict[str, Any]:
+def without_noise(settings: dict[str, Any], drive: Drive | None) -> dict[str, Any]:
     """The settings of flows without noise: in a comparison with noisy ones, less what is for those."""
     if drive is None:
         return settings
@@ -139,7 +159,7 @@ def theirs(settings: dict[str, Any], drive: Drive | None) -> dict[str, Any]:
 
 def noisy_row(
     flow: StochasticFlow,
-    against: Reference,
+    reference: Reference,
     drive: Drive | None,
     laws: Laws | None,
     progress: bool,
@@ -148,17 +168,17 @@ def noisy_row(
     """The row of a stochastic flow, without a trajectory where it cannot run here."""
     assert drive is not None
     if laws is None:
-        given = against.theta0.dtype
-        return cannot_run(UnsupportedError(f"a stochastic flow has real states only, got theta0 of {given}"), against)
+        given = reference.theta0.dtype
+        return cannot_run(UnsupportedError(f"a stochastic flow has real states only, got theta0 of {given}"), reference)
     try:
-        return stochastic_row(flow, against, drive, laws, progress, save)
+        return stochastic_row(flow, reference, drive, laws, progress, save)
     except UnsupportedError as error:
-        return cannot_run(error, against)
+        return cannot_run(error, reference)
 
 
-def cannot_run(error: Exception, against: Reference) -> Row:
+def cannot_run(error: Exception, reference: Reference) -> Row:
     """A row that says why."""
-    nothing = torch.full(against.mean.shape[:-1], math.nan)
+    nothing = torch.full(reference.mean.shape[:-1], math.nan)
     return Row(None, nothing, nothing[1:], nothing, nothing, notes=(f"cannot run here: {error}",))
 
 
@@ -212,38 +232,38 @@ def tighter(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def make_row(
     flow: Flow,
     theta0: Tensor,
-    against: Reference,
+    reference: Reference,
     settings: dict[str, Any],
     laws: Laws | None,
     progress: bool,
     save: Callable[[Trajectory], None],
 ) -> Row:
-    """Everything about one flow; a row without a trajectory where it cannot run on this landscape."""
+    """The row of a flow without noise; without a trajectory if the flow cannot run on this landscape."""
     try:
-        run = integrate(flow, theta0, against.times, progress=progress, **settings)
+        run = integrate(flow, theta0, reference.times, progress=progress, **settings)
     except (UnsupportedError, BranchError) as error:
-        return cannot_run(error, against)
+        return cannot_run(error, reference)
     save(run)
-    nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.abs().dtype, device=theta0.device)
+    nothing = torch.full(reference.mean.shape[:-1], math.nan, dtype=run.theta.abs().dtype, device=theta0.device)
     if run.status == "interrupted":
-        errors = padded(distance(run.theta, against.mean[: len(run.theta)]), nothing)
+        errors = padded(distance(run.theta, reference.mean[: len(run.theta)]), nothing)
         return Row(run, errors, nothing[1:], nothing, nothing, mean=run.theta, interrupted=True)
     fine_settings = tighter(settings, theta0.abs().dtype)
-    fine = integrate(flow, theta0, against.times, progress=progress, **fine_settings)
-    one_step, whole = one_step_errors(flow, against, fine_settings, begin=fine.status != "interrupted")
-    notes = (SILENT,) if silent(flow, against) else ()
+    fine = integrate(flow, theta0, reference.times, progress=progress, **fine_settings)
+    one_step, whole = one_step_errors(flow, reference, fine_settings, begin=fine.status != "interrupted")
+    notes = (SILENT,) if silent(flow, reference) else ()
     both = min(len(run.theta), len(fine.theta))
     own = lost(run, settings["dt"])
-    gone = own | against.lost[: len(run.theta)]
+    gone = own | reference.lost[: len(run.theta)]
     weak = weak_errors(run, fine, own, laws, nothing)
     return Row(
         trajectory=run,
-        errors=padded(distance(run.theta, against.mean[: len(run.theta)]).masked_fill(gone, math.nan), nothing),
+        errors=padded(distance(run.theta, reference.mean[: len(run.theta)]).masked_fill(gone, math.nan), nothing),
         one_step=one_step,
         integration=padded(distance(run.theta[:both], fine.theta[:both]).masked_fill(own[:both], math.nan), nothing),
-        losses=weak[LOSS].mean if weak else padded(losses_of(run, own, against), nothing),
+        losses=weak[LOSS].mean if weak else padded(losses_of(run, own, reference), nothing),
         imaginary=padded(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
-        outside=outside_series(flow, against),
+        outside=outside_series(flow, reference),
         mean=run.theta,
         weak=weak,
         notes=notes if whole else (*notes, CUT_SHORT),
@@ -251,9 +271,9 @@ def make_row(
     )
 
 
-def losses_of(run: Trajectory, own: Tensor, against: Reference) -> Tensor:
+def losses_of(run: Trajectory, own: Tensor, reference: Reference) -> Tensor:
     """f along a run without noise, NaN where it is lost."""
-    return real_loss(against.landscape, run.theta).masked_fill(own, math.nan)
+    return real_loss(reference.landscape, run.theta).masked_fill(own, math.nan)
 
 
 def weak_errors(
@@ -267,37 +287,39 @@ def weak_errors(
 
 
 def one_step_errors(
-    flow: Flow, against: Reference, settings: dict[str, Any], *, begin: bool = True
+    flow: Flow, reference: Reference, settings: dict[str, Any], *, begin: bool = True
 ) -> tuple[Tensor, bool]:
     """‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...): one batch of starts for each length of step; NaN where a run failed.
 
     Also whether no interrupt came; NaN where one did before, and everywhere unless they ``begin``.
     """
-    lengths, velocities = against.times.diff(), against.first_velocities
-    errors = torch.full(against.starts.shape[:-1], math.nan, dtype=against.starts.abs().dtype).to(against.starts.device)
-    if silent(flow, against) or not begin:
+    lengths, velocities = reference.times.diff(), reference.first_velocities
+    errors = torch.full(reference.starts.shape[:-1], math.nan, dtype=reference.starts.abs().dtype).to(
+        reference.starts.device
+    )
+    if silent(flow, reference) or not begin:
         return errors, begin
     remaining = torch.ones(len(lengths), dtype=torch.bool)
     while bool(remaining.any()):
         length = float(lengths[remaining][0])
         chosen = remaining & ((lengths - length).abs() <= 1e-9 * length)
         remaining &= ~chosen
-        where = chosen.to(against.starts.device)
+        where = chosen.to(reference.starts.device)
         # One step is about as far as an adaptive method goes at once: try it whole.
         first_step = length if settings["dt"] is None and settings["method"] in (None, *ADAPTIVE, EXPONENTIAL) else None
-        starts = against.starts[where]
+        starts = reference.starts[where]
         model = flow
         if carries_velocity(flow) and velocities is not None:
             model = Resumed(flow, flow.resume(starts, velocities[where]))
         run = integrate(model, starts, [0.0, length], keep="last", first_step=first_step, **settings)
         if run.status == "interrupted":
             return errors, False
-        gap = distance(run.theta[-1], against.ends[where])
+        gap = distance(run.theta[-1], reference.ends[where])
         errors[where] = torch.where(run.alive, gap, math.nan)
     return errors, True
 
 
-def outside_series(flow: Flow, against: Reference) -> float | None:
+def outside_series(flow: Flow, reference: Reference) -> float | None:
     """The largest |hλ| along the descent where it reaches the radius of the flow's series, else None."""
-    largest = 0.0 if math.isinf(flow.radius) else against.curvature()
+    largest = 0.0 if math.isinf(flow.radius) else reference.curvature()
     return largest if largest >= flow.radius else None

@@ -101,22 +101,27 @@ def study(landscape: NetworkLandscape, theta: Tensor, h: float, substeps: int) -
     }
 
 
-def table(says: str, plan: Plan, way: Tensors, window: Tensors, studies: list[Tensors], first: int) -> str:
-    """When the edge was met, what each model predicted along it, and the error of single steps."""
+def crossings(way: Tensors, plan: Plan) -> str:
+    """The first steps with hλ₀ ≥ 1 and ≥ 2, as the observations of the run show them."""
     x = way["stability scaled eigenvalues"].amax(-1)
     steps = (way["stability scaled eigenvalues times"] / plan.h).round().long()
-    crossings = []
+    found = []
     for level in (1.0, 2.0):
         beyond = (x >= level).nonzero()
-        crossings.append(
+        found.append(
             f"hλ₀ ≥ {level:g} from step {int(steps[beyond[0, 0]])} (looked at every {plan.every})"
             if len(beyond)
             else f"hλ₀ < {level:g} throughout"
         )
+    return "; ".join(found)
+
+
+def table(says: str, plan: Plan, way: Tensors, window: Tensors, studies: list[Tensors], first: int) -> str:
+    """When the edge was met, what each model predicted along it, and the error of single steps."""
     last = window["stability scaled eigenvalues"].amax(-1)
     lines = [
         f"{says}, {plan.steps} steps, and a window of {plan.window} from step {first}",
-        f"{'; '.join(crossings)}; in the window hλ₀ = {float(last.min()):.3f} … {float(last.max()):.3f}, "
+        f"{crossings(way, plan)}; in the window hλ₀ = {float(last.min()):.3f} … {float(last.max()):.3f}, "
         f"loss {float(way['loss'][0]):.4g} → {float(window['loss'][-1]):.4g}",
         f"HVPs a look: {float(window['top products'][1:].double().mean()):.1f} in the window, "
         f"{float(way['top products'][1:].double().mean()):.1f} every {plan.every} steps",
