@@ -8,7 +8,7 @@ from landscapes.noise import GradientNoise
 
 
 def check_model(landscape: Landscape, *learning_rate: float) -> None:
-    """Raise unless ``landscape`` is a Landscape and the learning rate h of a model that has one positive and finite."""
+    """Raise unless ``landscape`` is a Landscape and h, for a model with a learning rate, is positive and finite."""
     if not isinstance(landscape, Landscape):
         raise TypeError(f"landscape must be a Landscape, got {type(landscape).__name__}")
     for h in learning_rate:
@@ -33,7 +33,7 @@ def check_friction(friction: float, h: float) -> None:
 
 
 def check_noise(noise: GradientNoise, landscape: Landscape) -> None:
-    """Raise unless the noise is one, of the landscape's dimension."""
+    """Raise unless ``noise`` is a GradientNoise of the landscape's dimension."""
     if not isinstance(noise, GradientNoise):
         raise TypeError(f"noise must be a GradientNoise, got {type(noise).__name__}")
     if noise.dimension != landscape.dimension:

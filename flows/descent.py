@@ -18,8 +18,8 @@ from landscapes.sampling import Sampling, sampling_of
 class Descent(ABC):
     r"""A discrete optimiser as a map state → state, pure parameters.
 
-    ``h`` is the learning rate it starts with; ``elapsed(k, state)`` is the time after k steps, the sum of the rates of
-    the steps taken. A state is whatever the descent needs: θ itself for most.
+    ``h`` is the initial learning rate; ``elapsed(k, state)`` is the time after k steps, the sum of the rates of the
+    steps taken. A state is whatever the descent needs; for most, θ itself.
     """
 
     landscape: Landscape
@@ -62,27 +62,27 @@ class StochasticDescent(Descent):
         return self.step_noise(self.position(state))
 
     def noise_of_step(self, state: Any, k: int) -> Tensor:
-        """The same of step k, for descents whose steps are not all alike."""
+        """``step_noise`` of step k at this state, for descents whose steps differ in kind; shape (...,)."""
         return self.noise_at(state)
 
     def mean_state(self, state: Any) -> Any:
-        """The state of ``full_batch()`` where this descent has that state."""
+        """The state of ``full_batch()`` that corresponds to a state of this descent."""
         return self.full_batch().start(self.position(state))
 
     def mean_step(self, state: Any, k: int) -> Tensor:
         """θ (..., d) after step k with the full-batch gradient in place of the mini-batch one."""
         mean = self.full_batch()
-        return mean.position(mean.step(self.mean_state(state), k, torch.Generator()))  # which draws nothing
+        return mean.position(mean.step(self.mean_state(state), k, torch.Generator()))  # draws no number from it
 
 
 class MinibatchDescent(StochasticDescent):
-    r"""A stochastic descent that draws mini-batches of b out of N examples, as ``sampling`` says.
+    r"""A stochastic descent on mini-batches of b out of N examples, drawn by the rule ``sampling``.
 
     A subclass is a frozen dataclass with the fields below. Its ``start`` carries ``first_order(theta0)`` in the state,
     and its ``step`` takes the examples of step k from ``sampler.draw(order, k, generator)``.
 
-    Where ``couples`` holds, ``compare(coupled=True)`` drives stochastic flows by the descent's own mini-batches.
-    Raises TypeError or ValueError for arguments out of place on construction.
+    If ``couples`` is true, ``compare(coupled=True)`` drives stochastic flows by the descent's own mini-batches.
+    Construction raises TypeError or ValueError for invalid arguments.
     """
 
     landscape: FiniteSum
@@ -103,7 +103,7 @@ class MinibatchDescent(StochasticDescent):
     def couples(self) -> bool:
         """Whether step k follows the gradient of one mini-batch, at the constant rate h, from kh to (k+1)h.
 
-        By default where the clock is k·h, that is where ``elapsed`` is not overridden; a subclass on that clock whose
+        True by default if the clock is k·h, that is, if ``elapsed`` is not overridden. A subclass on that clock whose
         step follows anything else overrides it.
         """
         return type(self).elapsed is Descent.elapsed
@@ -114,7 +114,7 @@ class MinibatchDescent(StochasticDescent):
         return sampling_of(self.landscape.size, self.batch_size, self.sampling)
 
     def first_order(self, theta0: Tensor) -> Tensor:
-        """The examples in their given order, (..., N), for each member of θ0 (..., d): what the first draw takes up."""
+        """The examples in their given order, (..., N), for each member of θ0 (..., d): the state of the first draw."""
         return self.sampler.first_order(theta0.shape[:-1], theta0.device)
 
     def gradient_noise(self, theta: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""What the figures share: colours, dashes and markers of the i-th line, and how a figure is written to disk."""
+r"""Shared by all figures: colours, dashes and markers of the i-th line, and writing a figure to disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from flows.engines.trajectory import FolderError, writable_folder
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; dashes and markers tell them apart in grey.
+# Okabe and Ito's colours are distinct to colour-blind readers; dashes and markers distinguish the lines in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 MARKERS = ("s", "^", "D", "v", "P", "X")

@@ -1,7 +1,4 @@
-r"""Flow: a continuous-time model dθ/dt = velocity. It holds parameters only: no loop, no integrator, no cache.
-
-A family file reads like its formula; ``integrate`` is the engine.
-"""
+r"""Flow: a continuous-time model dθ/dt = velocity. It holds parameters only; ``integrate`` is its engine."""
 
 from __future__ import annotations
 
@@ -30,18 +27,18 @@ class SingularModeError(ValueError):
 
 
 class BranchError(ValueError):
-    """The velocity is complex, or asks for complex θ, where the chosen branch is real; or the other way round."""
+    """The velocity is complex, or requires complex θ, on the real branch; or it is real on the complex branch."""
 
 
 class UnconvergedWarning(UserWarning):
-    """An iterative evaluation met its limit before its tolerance."""
+    """An iterative evaluation reached its limit before its tolerance."""
 
 
 _flags: ContextVar[dict[str, int] | None] = ContextVar("flags of the current run", default=None)
 
 
 def flag_unconverged(sentence: str) -> None:
-    """Say that an evaluation met its limit: noted in the trajectory of the current run, a warning outside of one."""
+    """Report that an evaluation reached its limit: a note in the trajectory of the current run, else a warning."""
     flags = _flags.get()
     if flags is None:
         warnings.warn(sentence, UnconvergedWarning, stacklevel=3)
@@ -51,7 +48,7 @@ def flag_unconverged(sentence: str) -> None:
 
 @contextmanager
 def collect_flags() -> Iterator[dict[str, int]]:
-    """Collect what ``flag_unconverged`` says while an engine runs: sentence → how often."""
+    """Collect the reports of ``flag_unconverged`` while an engine runs: sentence → number of times."""
     flags: dict[str, int] = {}
     token = _flags.set(flags)
     try:
@@ -82,12 +79,12 @@ class Flow(ABC):
 
     @property
     def radius(self) -> float:
-        """The |hλ| below which the model's series converges; ``compare`` says where a run is outside."""
+        """The |hλ| below which the model's series converges; ``compare`` notes a run that leaves it."""
         return math.inf
 
     @property
     def name(self) -> str:
-        """What tables and figures call the flow where the user gives no name."""
+        """The flow's name in tables and figures, unless the user gives one."""
         return type(self).__name__
 
     @abstractmethod
@@ -100,7 +97,7 @@ class Flow(ABC):
         Raises UnsupportedError unless the flow overrides it.
         """
         raise UnsupportedError(
-            f"{self.name} does not say how its velocity changes with the state, which method='exprb43' needs: use "
+            f"{self.name} has no linearisation of its velocity, which method='exprb43' needs: use "
             "method='dopri5' or 'scipy_solver', or override linearised (the Jacobian must be symmetric)"
         )
 
@@ -109,7 +106,7 @@ class Flow(ABC):
         return theta0
 
     def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
-        """The state (..., s) at θ (..., d) where a descent has the ``velocity`` v (..., d), for momentum."""
+        """The state (..., s) at θ (..., d) of a descent with the ``velocity`` v (..., d), for momentum."""
         return self.start(theta)
 
     def position(self, state: Tensor) -> Tensor:
@@ -128,7 +125,7 @@ class StochasticFlow(Flow):
 
     @property
     def noise_kind(self) -> Kind:
-        """What is known of the noise: additive (does not depend on X), diagonal (component by component) or general."""
+        """Kind of the noise: additive (does not depend on X), diagonal (component by component) or general."""
         return "general"
 
     @property
@@ -139,7 +136,7 @@ class StochasticFlow(Flow):
     @property
     @abstractmethod
     def noise_size(self) -> int:
-        """m, how many Brownian motions drive one member."""
+        """m, the number of Brownian motions that drive one member."""
 
     @abstractmethod
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
@@ -155,7 +152,7 @@ class StochasticFlow(Flow):
 
 
 class SameNoise(StochasticFlow):
-    """A stochastic flow made of another one, ``flow``, whose states and noise it has; a subclass says its velocity."""
+    """A stochastic flow with the states and the noise of another one, ``flow``; a subclass defines the velocity."""
 
     flow: StochasticFlow
 
@@ -189,5 +186,5 @@ class SameNoise(StochasticFlow):
 
 
 def unwrapped(flow: Flow) -> Flow:
-    """The flow, or the one that it is made of."""
+    """The flow, or the flow that it wraps."""
     return unwrapped(flow.flow) if isinstance(flow, SameNoise) else flow

@@ -1,7 +1,7 @@
-r"""What must hold of a flow or descent whatever the landscape, as checks for tests: a user's own and this project's.
+r"""Invariants of flows and descents that hold on every landscape, as checks for tests: a user's own and this project's.
 
-Each check returns quietly (or returns what it measured) and raises ``InvariantError``, an AssertionError with the
-figures, where the invariant is broken. ``flows.strategies`` has hypothesis strategies to feed them.
+Each check returns None or its measurement, and raises ``InvariantError``, an AssertionError with the figures, if the
+invariant is broken. ``flows.strategies`` has hypothesis strategies for their arguments.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
     ``tolerance`` is relative, to ‖∇f‖‖velocity‖ and to the range of the loss; it covers rounding and integration.
     For autonomous flows whose state is real θ.
     """
-    theta = integrate(flow, theta0, times).theta  # a flow may run off to infinity: what is before is checked
+    theta = integrate(flow, theta0, times).theta  # a flow may diverge: the states before that are checked
     slope = (flow.landscape.grad(theta) * flow.velocity(0.0, theta)).sum(dim=-1)
     size = torch.linalg.vector_norm(flow.landscape.grad(theta), dim=-1)
     size = size * torch.linalg.vector_norm(flow.velocity(0.0, theta), dim=-1)
@@ -116,7 +116,7 @@ def check_gradient_field(flow: Flow, theta: Tensor, tolerance: float = 1e-9) -> 
 
 
 def check_noise(flow: StochasticFlow, theta: Tensor, seed: int = 0, tolerance: float = 1e-9) -> None:
-    r"""The noise of a stochastic flow is what it says at θ (..., d), at time zero.
+    r"""The noise of a stochastic flow is consistent at θ (..., d), at time zero.
 
     diffusion is linear in dw; rate(ẇ) is velocity + diffusion(ẇ); with ``noise_kind`` "additive" it does not depend on
     the state, with "diagonal" the j-th motion moves the j-th component of the state by an amount that depends on that
@@ -151,7 +151,7 @@ def check_noise(flow: StochasticFlow, theta: Tensor, seed: int = 0, tolerance: f
 
 
 def equal(found: Tensor, expected: Tensor, sentence: str, tolerance: float) -> None:
-    """Raise with the sentence where two tensors differ by more than ``tolerance`` of the largest entry."""
+    """Raise with the sentence if two tensors differ by more than ``tolerance`` of the largest entry."""
     error, size = float((found - expected).abs().max()), float(expected.abs().max())
     if not error <= tolerance * max(size, torch.finfo(expected.dtype).tiny):
         raise InvariantError(f"{sentence}; largest difference {error:.3e} of {size:.3e}")
@@ -163,8 +163,8 @@ def check_batch(
     r"""A batch of n equals n single runs: descents and fixed steps (rk4) to rounding, dopri5 to its tolerance.
 
     ``thetas`` (n, d). A flow runs to steps·dt; a stochastic one by Euler's method, all members along one Brownian path.
-    ``tolerance`` (relative to the largest coordinate) defaults to 1e4 eps; stochastic descents draw for each member and
-    cannot be compared so.
+    ``tolerance`` (relative to the largest coordinate) defaults to 1e4 eps. Stochastic descents draw for each member, so
+    this check does not apply to them.
     """
     eps = torch.finfo(thetas.dtype).eps
     rounding = 1e4 * eps if tolerance is None else tolerance
@@ -189,7 +189,7 @@ def compare_batch(run: Callable[[Tensor], Tensor], thetas: Tensor, tolerance: fl
     for i, theta in enumerate(thetas):
         alone = run(theta)
         if alone.shape != together[:, i].shape:
-            raise InvariantError(f"{name}: member {i} alone has states {tuple(alone.shape)}, in the batch others")
+            raise InvariantError(f"{name}: member {i} alone has states {tuple(alone.shape)}, other ones in the batch")
         error = float((alone - together[:, i]).abs().max())
         if not error <= tolerance * max(1.0, float(alone.abs().max())):
             raise InvariantError(f"{name}: member {i} alone and in the batch differ by {error:.3e}")

@@ -1,11 +1,11 @@
 r"""Learning-rate schedules: the rate's multiple of h as a function of time, for descents and for their flows.
 
 Time is the clock of this project, t = sum of the learning rates taken, and not the number of steps: a descent with the
-rate h·s(t) takes dk/dt = 1/(h s(t)) steps a unit of time. So one schedule means the same to a descent and to its flow
-whatever h is, and a rate that decays in t decays more slowly in steps: e^{−t/τ} is 1/(1 + hk/τ) after k steps, up to
-O(h/τ), and a cosine that ends at zero never gets there.
+rate h·s(t) takes dk/dt = 1/(h s(t)) steps a unit of time. A schedule therefore means the same to a descent and to its
+flow for every h, and a rate that decays in t decays more slowly in steps: e^{−t/τ} is 1/(1 + hk/τ) after k steps, up
+to O(h/τ), and a cosine that ends at zero never reaches it.
 
-Every schedule is a function t ↦ multiple; so is any callable of yours that is positive and finite where it is used.
+A schedule is a function t ↦ multiple; any callable with positive, finite values is accepted.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ class StepSchedule:
 @final
 @dataclass(frozen=True)
 class CosineSchedule:
-    r"""e + (1 − e)(1 + cos(πt/T))/2 for the ``duration`` T and the end e = ``final``, which it stays at after T.
+    r"""e + (1 − e)(1 + cos(πt/T))/2 for the ``duration`` T and the end e = ``final``; constant e after T.
 
-    Loshchilov & Hutter 2017, arXiv 1608.03983, who count steps. On this clock the end e = 0 is approached like
-    T − t = O(1/k) and never reached. Raises unless duration > 0 and final ≥ 0.
+    Loshchilov & Hutter 2017, arXiv 1608.03983, where time is counted in steps. On this clock the end e = 0 is approached
+    like T − t = O(1/k) and never reached. Raises unless duration > 0 and final ≥ 0.
     """
 
     duration: float
@@ -119,7 +119,7 @@ class ExponentialSchedule:
 class WarmUp:
     """A ramp from ``initial``·s(0) to s(0) over the ``duration`` T, then s(t − T), s another schedule.
 
-    Goyal et al. 2017, arXiv 1706.02677. Raises unless duration > 0 and initial > 0: a rate of zero never moves.
+    Goyal et al. 2017, arXiv 1706.02677. Raises unless duration > 0 and initial > 0: at a rate of zero time stands still.
     """
 
     duration: float
@@ -143,7 +143,8 @@ class WarmUp:
 class CyclicalSchedule:
     """Triangles between ``low`` and ``high``: up for the time ``half_period``, down for as long, from low at t = 0.
 
-    The triangular policy of Smith & Topin 2017, arXiv 1702.04283, who count steps; one ramp up is their range test.
+    The triangular policy of Smith & Topin 2017, arXiv 1702.04283, where time is counted in steps; a single ramp up is
+    their range test.
     Raises unless half_period > 0 and 0 < low ≤ high.
     """
 
