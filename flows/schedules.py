@@ -81,8 +81,8 @@ class StepSchedule:
 class CosineSchedule:
     r"""e + (1 − e)(1 + cos(πt/T))/2 for the ``duration`` T and the end e = ``final``; constant e after T.
 
-    Loshchilov & Hutter 2017, arXiv 1608.03983, where time is counted in steps. On this clock the end e = 0 is approached
-    like T − t = O(1/k) and never reached. Raises unless duration > 0 and final ≥ 0.
+    Loshchilov & Hutter 2017, arXiv 1608.03983, where time is counted in steps. On this clock the end e = 0 is
+    approached like T − t = O(1/k) and never reached. Raises unless duration > 0 and final ≥ 0.
     """
 
     duration: float
@@ -119,7 +119,7 @@ class ExponentialSchedule:
 class WarmUp:
     """A ramp from ``initial``·s(0) to s(0) over the ``duration`` T, then s(t − T), s another schedule.
 
-    Goyal et al. 2017, arXiv 1706.02677. Raises unless duration > 0 and initial > 0: at a rate of zero time stands still.
+    Goyal et al. 2017, arXiv 1706.02677. Raises unless duration > 0 and initial > 0: at rate zero time stands still.
     """
 
     duration: float

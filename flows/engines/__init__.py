@@ -1,1 +1,1 @@
-"""The engines that run flows and descents, and what they share: steps, noise paths, recorder, trajectory."""
+"""The engines that run flows and descents: steps, noise paths, recorder, trajectory."""

@@ -1,4 +1,4 @@
-"""What ``integrate`` and ``descend`` share: checks of θ0, counting, and what can be said of a run that failed."""
+"""Shared by ``integrate`` and ``descend``: checks of θ0, counting, the curvature at a failure, given initial states."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_theta0(theta0: Tensor) -> Tensor:
     return theta0.detach()
 
 
-def counted(model: Model) -> tuple[Model, Counts]:
+def count_calls(model: Model) -> tuple[Model, Counts]:
     """The model on a counted copy of its landscape, and the tally; a model without a landscape field counts nothing."""
     if not (dataclasses.is_dataclass(model) and any(f.name == "landscape" for f in dataclasses.fields(model))):
         return model, no_counts()
@@ -43,13 +43,13 @@ def counted(model: Model) -> tuple[Model, Counts]:
 
 
 def counted_noise(model: Any, wrapped: Counted) -> dict[str, GradientNoise]:
-    """The model's ``noise`` field with the landscape that it shares with the model counted along, if there is one."""
+    """The model's ``noise`` field, if any, with the landscape that both share replaced by the counted one."""
     noise = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}.get("noise")
     return {"noise": on_landscape(noise, wrapped)} if isinstance(noise, GradientNoise) else {}
 
 
 def on_landscape(noise: GradientNoise, wrapped: Counted) -> GradientNoise:
-    """The noise, and noises that it holds, with ``wrapped`` in place of what that wraps."""
+    """The noise, and the noises that it holds, with ``wrapped`` in place of the landscape that ``wrapped`` wraps."""
     if not dataclasses.is_dataclass(noise):
         return noise
     held = {f.name: getattr(noise, f.name) for f in dataclasses.fields(noise)}
@@ -64,19 +64,19 @@ def finite_members(state: Tensor) -> Tensor:
 
 
 def all_finite(state: Tensor) -> bool:
-    """Whether every entry is finite; one reduction where it is, which is the case that must be fast."""
+    """Whether every entry is finite; a single reduction if all are, which is the case that must be fast."""
     return cmath.isfinite(state.sum().item()) or bool(state.isfinite().all())
 
 
 def curvature_sentence(model: Any, theta: Tensor, h: float | None) -> str:
-    """The Hessian's eigenvalue of largest magnitude at θ (d,), where the model has a landscape that gives one."""
+    """A clause with the Hessian's eigenvalue of largest magnitude at θ (d,); "" if the model's landscape has none."""
     landscape = getattr(model, "landscape", None)
     if not isinstance(landscape, Landscape) or theta.shape[-1:] != (landscape.dimension,):
         return ""
-    try:  # on the landscape as the user gave it: a diagnosis is no cost of the run
+    try:  # on the uncounted landscape: a diagnosis is not part of the run's cost
         eigenvalue = extreme_eigenvalue(landscape.landscape if isinstance(landscape, Counted) else landscape, theta)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
-        return ""  # a loss without second derivatives: what is lost is a remark, not the run
+        return ""  # a loss without second derivatives: only the remark is missing
     if eigenvalue is None:
         return ""
     stability = "" if h is None else f" (hλ = {h * eigenvalue:.4g})"
@@ -86,9 +86,10 @@ def curvature_sentence(model: Any, theta: Tensor, h: float | None) -> str:
 
 
 def extreme_eigenvalue(landscape: Landscape, theta: Tensor, products: int = 20) -> float | None:
-    """The Ritz value of largest magnitude of H(θ) from at most ``products`` HVPs; None where none is finite."""
+    """The Ritz value of largest magnitude of H(θ) from at most ``products`` HVPs; None if none is finite."""
     point = landscape.expand(theta)
-    # Any function will do: the Ritz values come along. Drawn, as simple vectors may be orthogonal to an eigenvector.
+    # Any function serves: only the Ritz values are used. A random start, since a unit vector may be orthogonal to the
+    # eigenvector.
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(theta.shape[-1], generator=generator, dtype=torch.float64).to(theta)
     result = matrix_function(point.hvp, start, torch.ones_like, products, 0.0)
@@ -98,7 +99,7 @@ def extreme_eigenvalue(landscape: Landscape, theta: Tensor, products: int = 20) 
 
 @dataclass(frozen=True)
 class Resumed(Flow):
-    """A flow that starts from states (..., s) given, whatever θ0 is."""
+    """A flow that starts from the given states (..., s) and ignores θ0."""
 
     flow: Flow
     states: Tensor
@@ -116,7 +117,7 @@ class Resumed(Flow):
 
 @dataclass(frozen=True)
 class ResumedEquation(SameNoise):
-    """A stochastic flow that starts from states (..., s) given, whatever θ0 is."""
+    """A stochastic flow that starts from the given states (..., s) and ignores θ0."""
 
     flow: StochasticFlow
     states: Tensor
@@ -134,7 +135,7 @@ class ResumedEquation(SameNoise):
 
 @dataclass(frozen=True)
 class ResumedDescent(Descent):
-    """A descent that goes on from a state given, whatever θ0 is."""
+    """A descent that continues from a given state and ignores θ0."""
 
     descent: Descent
     state: Any

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flows.descent import Descent
-from flows.engines.counting import all_finite, check_theta0, counted, curvature_sentence, finite_members
+from flows.engines.counting import all_finite, check_theta0, count_calls, curvature_sentence, finite_members
 from flows.engines.recorder import Observer, Recorder
 from flows.engines.trajectory import Status, Trajectory
 from landscapes.errors import check_count, check_seed
@@ -30,14 +30,14 @@ def descend(
 ) -> Trajectory:
     r"""Take ``steps`` steps from θ0 (..., d) and return the states on the clock t = elapsed(k).
 
-    ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers see states as
-    they come. Random numbers come from one generator seeded with ``seed``, on θ0's device.
+    ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers are called
+    during the run. Random numbers come from one generator seeded with ``seed``, on θ0's device.
 
     A member of the batch that leaves the finite numbers is frozen at its last finite state and flagged in ``alive``;
     the run ends when none is left, and its status names the step, the time and the Hessian's largest eigenvalue. There
-    is no other threshold. KeyboardInterrupt ends a run with its states.
+    is no other threshold. KeyboardInterrupt ends a run and keeps its states.
 
-    Raises TypeError or ValueError for arguments out of place, before anything is computed.
+    Raises TypeError or ValueError for invalid arguments, before anything is computed.
     """
     return descend_seen(descent, theta0, steps, None, seed, every, keep, observers, progress)
 
@@ -53,7 +53,7 @@ def descend_seen(
     observers: Sequence[Observer] = (),
     progress: bool = False,
 ) -> Trajectory:
-    """``descend`` with a look at its whole state, see(k, state), before every step k; what it does is not counted."""
+    """``descend`` that calls see(k, state) with the descent's whole state before every step k; that is not counted."""
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     theta0 = check_theta0(theta0)
@@ -61,7 +61,7 @@ def descend_seen(
     generator = torch.Generator(theta0.device).manual_seed(check_seed(seed))
     recorder = Recorder(keep, every, observers, steps)
     with torch.no_grad():
-        model, counts = counted(descent)
+        model, counts = count_calls(descent)
         run = Run(model, theta0, recorder, see)
         with tqdm(total=steps, unit="step", desc=type(descent).__name__, disable=not progress) as bar:
             taken, status = run.steps(steps, generator, bar)
@@ -69,7 +69,7 @@ def descend_seen(
 
 
 class Run:
-    """The state of one descent: the optimiser's state, the positions as reported, and who is alive."""
+    """The progress of one descent: the optimiser's state, the reported positions, and the members alive."""
 
     def __init__(
         self, descent: Descent, theta0: Tensor, recorder: Recorder, see: Callable[[int, Any], None] | None = None
@@ -83,7 +83,7 @@ class Run:
         self._lost: list[str] = []
 
     def steps(self, steps: int, generator: torch.Generator, bar: tqdm) -> tuple[int, Status]:
-        """Take the steps; how many were taken, and how the run ended."""
+        """Take the steps; return the number of steps taken and the status."""
         t, k, taken = 0.0, -1, 0
         try:
             self._recorder.record(0, t, self._theta)
@@ -94,7 +94,7 @@ class Run:
                 theta = self.descent.position(self._state)
                 taken = k + 1
                 if self._lost or not all_finite(theta):
-                    theta = self._frozen(theta, k + 1, t)
+                    theta = self._freeze(theta, k + 1, t)
                     if not bool(self.alive.any()):
                         self._recorder.keep_end(t, self._theta)
                         return k + 1, Status("diverged", " | ".join(self._lost))
@@ -108,7 +108,7 @@ class Run:
         lost = "".join(f" | {sentence}" for sentence in self._lost)
         return steps, Status("finished", f"finished {steps} steps at t = {t:.6g}{lost}")
 
-    def _frozen(self, theta: Tensor, k: int, t: float) -> Tensor:
+    def _freeze(self, theta: Tensor, k: int, t: float) -> Tensor:
         """Positions with every member that is not finite, now or earlier, held at its last finite one."""
         finite = finite_members(theta) & self.alive
         newly = self.alive & ~finite

@@ -1,12 +1,12 @@
 r"""``exprb43``: an exponential Rosenbrock method with step control, for gradient flows too stiff for explicit methods.
 
-The linear part of u' = F(u) is solved exactly and only the remainder is approximated, so that the step follows the
-accuracy wanted and not 1/λ_max. A step Δ from u with J = F'(u) and D(U) = F(U) − F(u) − J(U − u):
+The linear part of u' = F(u) is solved exactly and only the remainder is approximated, so that the step size follows
+from the tolerance and not from 1/λ_max. A step Δ from u with J = F'(u) and D(U) = F(U) − F(u) − J(U − u):
 
     U2 = u + ½Δ φ₁(½ΔJ) F
     U3 = u + Δ φ₁(ΔJ) (F + D2)
     u⁺ = u + Δ φ₁(ΔJ) F + Δ [16φ₃ − 48φ₄](ΔJ) D2 + Δ [−2φ₃ + 12φ₄](ΔJ) D3,  order 4
-    error estimate: Δ [−48φ₄](ΔJ) D2 + Δ [12φ₄](ΔJ) D3, what lies between u⁺ and the embedded third order.
+    error estimate: Δ [−48φ₄](ΔJ) D2 + Δ [12φ₄](ΔJ) D3, the difference between u⁺ and the embedded third order.
 
 Hochbruck, Ostermann & Schweitzer 2009, SIAM J. Numer. Anal. 47, 786 (exprb43); Hochbruck & Ostermann 2010, Acta
 Numerica 19, 209. Exact where F is linear, at any Δ. Differences from the published method: the functions of ΔJ are
@@ -35,11 +35,11 @@ from landscapes.expansion import basis_products
 from landscapes.krylov import Product, matrix_function, spectral_action
 
 KRYLOV = 100  # products a Krylov space may take before the step is tried again at half its length
-KRYLOV_SHARE = 0.5  # of the step's tolerance: how far off each of its three Krylov spaces may be; together 0.1 was seen
+KRYLOV_SHARE = 0.5  # of the step's tolerance: error allowed to each of its three Krylov spaces; 0.1 in all is typical
 FEWEST = 8  # products of a step by Krylov spaces: at least two for each of the three, and two for the remainders
 SERIES = 2.0  # |z| below which φ(z) is a series: recurrences lose a digit or less on either side
 TERMS = 22  # 2²²/26! is below rounding of φ₄ ≥ 0.02
-SAFETY, LARGEST, SMALLEST = 0.9, 10.0, 0.1  # of the step controller: as torchdiffeq's, but for faster shrinking
+SAFETY, LARGEST, SMALLEST = 0.9, 10.0, 0.1  # of the step controller: torchdiffeq's, except that steps shrink faster
 
 Rows = Callable[[Tensor], Tensor]
 
@@ -58,24 +58,24 @@ def phi_functions(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def series_of_fourth(z: Tensor) -> Tensor:
-    """1/(j + 4)! for j = 1 … TERMS, as z is."""
+    """1/(j + 4)! for j = 1 … TERMS, in the dtype and on the device of z."""
     return torch.tensor([1 / math.factorial(j + 4) for j in range(1, TERMS + 1)], dtype=z.dtype, device=z.device)
 
 
 def velocity_rows(z: Tensor) -> Tensor:
-    """What multiplies ΔF in U2, and in U3 and u⁺: (2, n)."""
+    """The factors of ΔF in U2, and in U3 and u⁺: (2, n)."""
     half, whole = phi_functions(torch.stack((z / 2, z)))[0]
     return torch.stack((half / 2, whole))
 
 
 def second_rows(z: Tensor) -> Tensor:
-    """What multiplies ΔD2 in U3, in u⁺, and in the error estimate: (3, n)."""
+    """The factors of ΔD2 in U3, in u⁺, and in the error estimate: (3, n)."""
     first, _, third, fourth = phi_functions(z)
     return torch.stack((first, 16 * third - 48 * fourth, -48 * fourth))
 
 
 def third_rows(z: Tensor) -> Tensor:
-    """What multiplies ΔD3 in u⁺ and in the error estimate: (2, n)."""
+    """The factors of ΔD3 in u⁺ and in the error estimate: (2, n)."""
     _, _, third, fourth = phi_functions(z)
     return torch.stack((-2 * third + 12 * fourth, 12 * fourth))
 
@@ -84,7 +84,7 @@ Reason = Literal["too large", "not finite", "not converged"]
 
 
 class NoValueError(ArithmeticError):
-    """A trial step has no value: it left the finite numbers, or a Krylov sum did not converge."""
+    """A trial step has no result: a value is not finite, or a Krylov sum did not converge."""
 
     def __init__(self, reason: Reason):
         super().__init__(reason)
@@ -99,7 +99,7 @@ class Tolerance:
     atol: float
 
     def norm(self, error: Tensor, *states: Tensor) -> float:
-        """Root mean square of error/(atol + rtol·max|state|), all (d,): at most 1 where the step is good enough."""
+        """Root mean square of error/(atol + rtol·max|state|), all (d,): a step is accepted if it is at most 1."""
         return float((error / self.weights(*states)).abs().double().square().mean().sqrt())
 
     def weights(self, *states: Tensor) -> Tensor:
@@ -107,13 +107,13 @@ class Tolerance:
         return self.atol + self.rtol * torch.stack([state.abs() for state in states]).amax(dim=0)
 
     def krylov(self, state: Tensor) -> float:
-        """How long a vector (d,) of no special direction may be for its norm to stay at ``KRYLOV_SHARE``."""
+        """The length of a vector (d,) of random direction whose norm is ``KRYLOV_SHARE``."""
         unit = float((1 / self.weights(state)).double().square().mean().sqrt())
         return KRYLOV_SHARE * math.sqrt(state.shape[-1]) / unit
 
 
 class Jacobian(ABC):
-    """J at one state, functions of ΔJ on vectors, and how many products of the flow it has taken so far."""
+    """J at one state, functions of ΔJ on vectors, and the number of products of the flow taken so far."""
 
     taken: int
 
@@ -127,7 +127,7 @@ class Jacobian(ABC):
 
 
 class Written(Jacobian):
-    """J written out, by d products now and none later; its functions are exact."""
+    """J as a matrix, from d products on construction and none later; its functions are exact."""
 
     def __init__(self, flow: Flow, product: Product, state: Tensor):
         matrix = basis_products(product, state)
@@ -143,7 +143,7 @@ class Written(Jacobian):
     def sums(self, rows: Rows, vector: Tensor, step: float) -> Tensor:
         if not (all_finite(self._wide) and all_finite(vector)):
             raise NoValueError("not finite")
-        if not bool(vector.any()):  # at rest whatever the rows, which overflow where J has large eigenvalues above 0
+        if not bool(vector.any()):  # zero for any rows; those overflow if J has large positive eigenvalues
             return vector.new_zeros(len(rows(torch.zeros(1))), len(vector))
         value, _ = spectral_action(self._wide, vector.to(self._wide), lambda z: step * rows(step * z))
         return value.to(vector)
@@ -161,7 +161,7 @@ class Spaces(Jacobian):
         self._velocity = velocity
         self._images: list[Tensor] = []
         self._absolute = absolute
-        self._relative = 100 * torch.finfo(velocity.dtype).eps  # nothing is asked for below rounding
+        self._relative = 100 * torch.finfo(velocity.dtype).eps  # no accuracy is requested below rounding
 
     def product(self, v: Tensor) -> Tensor:
         """Jv, (d,), one product."""
@@ -170,7 +170,7 @@ class Spaces(Jacobian):
 
     def sums(self, rows: Rows, vector: Tensor, step: float) -> Tensor:
         """By Krylov spaces of at most ``KRYLOV`` products."""
-        product = self._again() if vector is self._velocity else self.product
+        product = self._product_on_velocity() if vector is self._velocity else self.product
         result = matrix_function(
             product, vector, lambda z: step * rows(step * z), KRYLOV, self._relative, self._absolute
         )
@@ -179,7 +179,7 @@ class Spaces(Jacobian):
             raise NoValueError("not converged" if finite else "not finite")
         return result.value
 
-    def _again(self) -> Product:
+    def _product_on_velocity(self) -> Product:
         places = count()
 
         def product(v: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class Spaces(Jacobian):
 
 
 class Station:
-    """The field seen from one state (d,): its velocity F, its Jacobian, and what they leave of it elsewhere."""
+    """The field expanded at one state (d,): its velocity F, its Jacobian, and the remainder D elsewhere."""
 
     def __init__(self, field: Field, t: float, state: Tensor, tolerance: Tolerance, written: bool):
         self.state = state
@@ -227,7 +227,7 @@ def check_symmetric(flow: Flow, matrix: Tensor) -> None:
 def exprb43(here: Station, step: float) -> tuple[Tensor, Tensor]:
     """One step Δ: the state after it (d,), and its error estimate (d,).
 
-    Raises NoValueError where a stage is not finite or a Krylov sum does not converge.
+    Raises NoValueError if a stage is not finite or a Krylov sum does not converge.
     """
     half, whole = here.jacobian.sums(velocity_rows, here.velocity, step)
     bend = here.remainder(here.state + half)
@@ -241,7 +241,7 @@ def exprb43(here: Station, step: float) -> tuple[Tensor, Tensor]:
 
 
 class Member:
-    """One batch member on its way: time, state (d,) and the length of the step to try next."""
+    """The progress of one batch member: time, state (d,) and the length of the next trial step."""
 
     def __init__(self, field: Field, t: float, state: Tensor, step: float | None, tolerance: Tolerance, most: int):
         self.t = t
@@ -255,7 +255,7 @@ class Member:
         self._written = state.shape[-1] <= FEWEST  # whether J is written out
 
     def advance(self, end: float) -> Tensor:
-        """The state at ``end``, landed on; Stop where the member cannot get there in ``most`` trial steps."""
+        """The state at ``end`` exactly; raises Stop if the member does not reach it in ``most`` trial steps."""
         for _ in range(self._most):
             self._try(end)
             if self.t == end:
@@ -268,13 +268,13 @@ class Member:
         if self._here is None:
             self._here = Station(self._field, self.t, self.state, self._tolerance, self._written)
             if not all_finite(self._here.velocity):
-                raise self._infinite(self._step or 0.0)
+                raise self._divergence(self._step or 0.0)
         if self._step is None:
             self._step = first_step(self._here, self._tolerance)
         remaining = end - self.t
         step = remaining if remaining <= 1.01 * self._step else self._step  # no last step of a hundredth
         if not self.t + step > self.t:
-            raise self._vanished(step)
+            raise self._step_underflow(step)
         try:
             state, error = exprb43(self._here, step)
         except NoValueError as failure:
@@ -284,7 +284,8 @@ class Member:
         if not size <= 1:
             self._refuse(step * factor(size, 1.0), "too large")
             return
-        # No growth at once after a refusal. A step cut short says little: what was proposed before it still holds.
+        # No growth right after a rejection. A step cut short at an output time does not test the longer step that was
+        # proposed, so the proposal stands.
         grown = step * factor(size, LARGEST if self._refused is None else 1.0)
         self._step = grown if step >= self._step else max(grown, self._step)
         self._written |= self._here.jacobian.taken > len(state)
@@ -294,9 +295,9 @@ class Member:
     def _refuse(self, step: float, reason: Reason) -> None:
         self._step, self._refused = step, reason
 
-    def _vanished(self, step: float) -> Stop:
+    def _step_underflow(self, step: float) -> Stop:
         if self._refused == "not finite":
-            return self._infinite(step)
+            return self._divergence(step)
         text = f"the step size vanished after t = {self.t:.6g} (step {step:.3g})"
         if self._refused == "not converged":
             advice = "products that are not the velocity's derivative do that: check linearised, or use method='dopri5'"
@@ -304,8 +305,8 @@ class Member:
         advice = "the field blows up there, or the tolerances are below its rounding: end the run before, or raise rtol"
         return stop_one("step underflow", text, advice)
 
-    def _infinite(self, step: float) -> Stop:
-        advice = "the field leaves the finite numbers there: end the run before, or use a smaller h"
+    def _divergence(self, step: float) -> Stop:
+        advice = "the field is not finite there: end the run before, or use a smaller h"
         text = f"the velocity is not finite after t = {self.t:.6g} (step {step:.3g})"
         return stop_one("diverged", text, advice)
 
@@ -316,14 +317,14 @@ def stop_one(kind: str, sentence: str, advice: str = "") -> Stop:
 
 
 def factor(size: float, largest: float) -> float:
-    """What to multiply a step by for its error norm to become 1: the estimate is of order Δ⁴."""
+    """The factor of a step for which its error norm becomes 1: the estimate is of order Δ⁴."""
     if size == 0:
         return largest
     return min(largest, max(SMALLEST, SAFETY * size**-0.25)) if math.isfinite(size) else SMALLEST
 
 
 def first_step(here: Station, tolerance: Tolerance) -> float:
-    r"""The length Δ where the field's bend along itself, ½F''(F, F), first passes the tolerance; infinite if linear.
+    r"""The length Δ at which the second-order term ½F''(F, F) reaches the tolerance; infinite if F is linear.
 
     One velocity and one product. D(δF) = ½δ²F''(F, F) at a δ that moves the state by a hundredth of itself, or by the
     tolerance if that is more; D2 is then (Δ/2δ)² of it, and 2ΔD2 bounds the error estimate, which begins at Δ⁴.
@@ -335,12 +336,12 @@ def first_step(here: Station, tolerance: Tolerance) -> float:
     bend = tolerance.norm(here.remainder(here.state + probe * here.velocity), here.state)
     if not math.isfinite(bend):
         return probe
-    bend -= 10 * torch.finfo(here.state.dtype).eps * speed  # rounding, all that a linear field leaves
+    bend -= 10 * torch.finfo(here.state.dtype).eps * speed  # rounding, the whole remainder of a linear field
     return max(probe, SAFETY * (2 * probe**2 / bend) ** (1 / 3)) if bend > 0 else math.inf
 
 
 class Members:
-    """A batch on its way: each member with a step size of its own, advanced by itself from output to output."""
+    """The progress of a batch: each member has its own step size and advances by itself from output to output."""
 
     def __init__(
         self, field: Field, state: Tensor, t: float, first: float | None, tolerance: Tolerance, max_steps: int
@@ -350,7 +351,7 @@ class Members:
         self._members = [Member(field, t, row, first, tolerance, max_steps) for row in rows]
 
     def advance(self, end: float, alive: Tensor) -> tuple[Tensor, list[Stop]]:
-        """States (..., d) at ``end`` of the members ``alive`` (...,), and why others of them did not get there."""
+        """States (..., d) at ``end`` of the members ``alive`` (...,), and the Stops of those that did not reach it."""
         stops: dict[str, Stop] = {}
         for i in alive.flatten().nonzero().flatten().tolist():
             try:
@@ -363,7 +364,7 @@ class Members:
         return states.reshape(self._shape), list(stops.values())
 
     def _note(self, stops: dict[str, Stop], i: int, stop: Stop) -> None:
-        """Gather the members that stop for one reason; the first of them says where."""
+        """Gather the members that stop for one reason; the sentence is that of the first."""
         nobody = torch.zeros(self._shape[:-1], dtype=torch.bool, device=self._members[i].state.device)
         first = stops.setdefault(stop.kind, Stop(stop.kind, nobody, stop.sentence, stop.advice))
         first.members.view(-1)[i] = True

@@ -1,8 +1,8 @@
 r"""``integrate``: a flow along output times, by torchdiffeq, with every state before a failure kept.
 
-What belongs to whom: the flow knows its velocity, ``solvers`` knows torchdiffeq, ``exponential`` the one method it
-lacks, ``recorder`` knows what to keep; here stands the loop over what remains of the run, and the freezing of batch
-members that cannot go on.
+The flow provides the velocity, ``solvers`` drives torchdiffeq, ``exponential`` adds a method that torchdiffeq lacks,
+and ``recorder`` keeps states and observations. This module has the loop that restarts a method after a failure, and
+freezes the batch members that failed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flows.engines.counting import check_theta0, counted, curvature_sentence
+from flows.engines.counting import check_theta0, count_calls, curvature_sentence
 from flows.engines.exponential import Members, Tolerance
 from flows.engines.noise_paths import NoisePath
 from flows.engines.recorder import Observer, Recorder
@@ -65,38 +65,38 @@ def integrate(
     r"""Solve dX/dt = velocity(t, X) from θ0 (..., d) at times[0] and return the states at the output times.
 
     ``method``: any of torchdiffeq's, or exprb43; None is dopri5. Adaptive methods take ``rtol`` and ``atol`` (by
-    default 1e-7 and 1e-9 in float64, 1e-4 and 1e-6 in float32), held for each batch member by itself, and may be told a
-    ``first_step``; more than ``max_steps`` of theirs from one output time to the next end the run as a step underflow.
+    default 1e-7 and 1e-9 in float64, 1e-4 and 1e-6 in float32), which hold for each batch member by itself, and accept
+    a ``first_step``; more than ``max_steps`` steps from one output time to the next end the run as a step underflow.
     Fixed-step methods take ``dt``; the output times must lie on times[0] + k·dt.
 
     ``exprb43``, an exponential Rosenbrock method for flows too stiff for the others (gradient flow, and those that
-    override ``linearised``), is adaptive likewise; it lands on every output time, and gives each batch member a step
-    size of its own. A step takes three gradients and Krylov spaces of Hessian-vector products.
+    override ``linearised``), is adaptive as well; it lands on every output time, and each batch member has its own step
+    size. A step takes three gradients and Krylov spaces of Hessian-vector products.
 
     A ``StochasticFlow`` takes ``dt`` and either a ``seed`` or a ``path`` of its noise; ``method`` is "euler" (the
     default: Euler–Maruyama), "milstein" (diagonal noise), "heun2" or "midpoint", all for the same Itô equation
     (``flows.engines.stochastic``). Equal seeds refine each other: dt and dt/2 see the same Brownian path.
 
-    ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers see states as
-    they come. θ0 is detached; gradients do not flow through the run.
+    ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers are called
+    during the run. θ0 is detached; gradients do not flow through the run.
 
     A member of the batch that leaves the finite numbers, meets a singular mode or drives the step size to zero is
-    frozen at its last state (adaptive: at an output time) and flagged in ``alive``; the others go on. A run that ends
-    before its last time says so in ``status``; KeyboardInterrupt ends it likewise.
+    frozen at its last state (adaptive: at an output time) and flagged in ``alive``; the others continue. ``status``
+    tells whether the run ended before its last time, and why; KeyboardInterrupt ends it and keeps its states.
 
-    Raises TypeError or ValueError for arguments out of place, before anything is computed.
+    Raises TypeError or ValueError for invalid arguments, before anything is computed.
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a Flow, got {type(flow).__name__}")
     theta0 = check_theta0(theta0)
     outputs = check_times(times)
     with torch.no_grad(), collect_flags() as flags:
-        model, counts = counted(flow)
+        model, counts = count_calls(flow)
         state = model.start(theta0)
         plan = make_plan(model, method, rtol, atol, dt, first_step, max_steps, state)
         field = make_field(model, state, plan, outputs, seed, path)  # raises before an observer sees anything
         if plan.method == EXPONENTIAL and not linearises(model):
-            model.linearised(outputs[0], state)  # says what to use instead
+            model.linearised(outputs[0], state)  # raises UnsupportedError, which names the alternatives
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
         run = Run(field, state, outputs, recorder, progress)
         status = run.run(plan)
@@ -106,7 +106,7 @@ def integrate(
 
 @dataclass(frozen=True)
 class Plan:
-    """A method with what it needs: tolerances for the adaptive ones, dt for the fixed-step ones."""
+    """A method with its options: tolerances for the adaptive ones, dt for the fixed-step ones."""
 
     method: str
     rtol: float
@@ -119,7 +119,7 @@ class Plan:
 def make_field(
     flow: Flow, state: Tensor, plan: Plan, outputs: list[float], seed: int | None, path: NoisePath | None
 ) -> Field:
-    """The flow as the solvers call it; raise where steps, seed and path do not fit together."""
+    """The flow as the solvers call it; raise if steps, seed and path are inconsistent."""
     steps = 0 if plan.dt is None else step_grid(outputs, plan.dt)[1][-1]
     if isinstance(flow, StochasticFlow):
         assert plan.dt is not None
@@ -139,7 +139,7 @@ def make_plan(
     max_steps: int,
     state: Tensor,
 ) -> Plan:
-    """The plan of a run; raise where method, tolerances and steps do not fit together."""
+    """The plan of a run; raise if method, tolerances and steps are inconsistent."""
     if isinstance(flow, StochasticFlow):
         return stochastic_plan(flow, method, rtol, atol, dt, first_step)
     method = check_choice("method", "dopri5" if method is None else method, METHODS)
@@ -210,7 +210,7 @@ def check_times(times: Tensor | Sequence[float]) -> list[float]:
 
 
 def step_grid(outputs: Sequence[float], dt: float) -> tuple[list[float], list[int]]:
-    """The grid times[0] + k·dt with the outputs on it, and the outputs' places; raise where one lies off the grid."""
+    """The grid times[0] + k·dt and the indices of the outputs on it; raise if an output time lies off the grid."""
     times = np.asarray(outputs)
     if (times[-1] - times[0]) / dt > MOST_STEPS:
         raise ValueError(f"dt = {dt!r} would take more than {MOST_STEPS:.0e} steps; give a larger dt")
@@ -228,7 +228,7 @@ def step_grid(outputs: Sequence[float], dt: float) -> tuple[list[float], list[in
 
 
 class Run:
-    """The state of one integration: how far it is, who is alive, and what the last failure said."""
+    """The progress of one integration: the last output reached, the members alive, the sentences of failures."""
 
     def __init__(self, field: Field, state: Tensor, outputs: list[float], recorder: Recorder, progress: bool):
         self.flow = field.flow
@@ -243,7 +243,7 @@ class Run:
         self._k = 0
 
     def run(self, plan: Plan) -> Status:
-        """Run the plan to its end, or to what ends it."""
+        """Run the plan to its last output time, or to the failure that ends it."""
         try:
             self._take(0, self.state)
             if plan.dt is not None:
@@ -269,7 +269,7 @@ class Run:
                 )
             for state in states:
                 k += 1
-                # The dense output of a member that stands still strays by rounding: frozen ones keep their state.
+                # The dense output of a constant state differs from it by rounding: frozen members keep their state.
                 self._take(
                     k, state if self.field.alive is None else torch.where(self.alive[..., None], state, self.state)
                 )
@@ -317,7 +317,7 @@ class Run:
         self._recorder.record(k, self.outputs[k], self.flow.position(state))
 
     def _goes_on(self, stop: BaseException, t: float, state: Tensor) -> bool:
-        """Freeze the members that cannot go on, remember why; whether anyone is left to go on."""
+        """Freeze the members that failed and note the reason; return whether any member is left."""
         if not isinstance(stop, Stop):
             self._sentences.append(Status("interrupted", f"interrupted after t = {t:.6g}; the states before are kept"))
             return False

@@ -1,13 +1,13 @@
-r"""Brownian motions that can be refined and replayed, and the one that a run of mini-batches makes.
+r"""Brownian motions that can be refined and replayed, and the path of a run's own mini-batches.
 
 A path is a tree. Its roots are increments over intervals of one length, in order of time; an interval of length T and
 increment W splits into halves, by the bridge's law,
 
     W_left = ½W + ½√T ξ,  W_right = W − W_left,  ξ standard normal.
 
-Every level of the tree draws its ξ from a generator of its own, in order of time. So a run at any halving of the steps
-sees the same path, draws no more normals than it takes steps, holds one increment a level, and nothing is stored.
-Roots are anchored at the length of a step times a power of two, hence equal seeds refine each other by themselves.
+Every level of the tree draws its ξ from its own generator, in order of time. A run at any halving of the step therefore
+follows the same path, draws no more normals than it takes steps, holds one increment a level, and stores nothing.
+Roots are anchored at the length of a step times a power of two, so that runs with equal seeds refine each other.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from flows.descent import MinibatchDescent, StochasticDescent
 from landscapes.errors import check_count, check_float_tensor, check_positive, check_real, check_seed
 from landscapes.sampling import Sampling
 
-MANY = 4096  # doubles drawn at once from which vectors pay
+MANY = 4096  # number of doubles from which the vectorised Box–Muller transform is faster
 LONGEST_ROOT = 6  # roots are at most 2^6 long: steps up to half of that are refined by equal seeds
 
 
 class PathError(ValueError):
-    """A path of noise does not serve this run: too short, too coarse, or of the wrong shape; the text says which."""
+    """A noise path does not fit a run: too short, too coarse, or of the wrong shape; the message names the cause."""
 
 
 class NoisePath(ABC):
@@ -56,7 +56,7 @@ class NoisePath(ABC):
     @property
     @abstractmethod
     def levels(self) -> int:
-        """How many times a root is halved to reach ``finest_dt``."""
+        """The number of halvings from a root to ``finest_dt``."""
 
     @abstractmethod
     def roots(self) -> Iterator[Tensor]:
@@ -74,12 +74,12 @@ class NoisePath(ABC):
         r"""ΔW over ``steps`` steps of length dt from ``start``, each (*shape).
 
         With a ``period`` they are those of W less its straight line over each period, counted from ``start``, so that
-        they sum to zero over it: the noise of reshuffled epochs. Raises PathError where the path is too short or too
+        they sum to zero over it: the noise of reshuffled epochs. Raises PathError if the path is too short or too
         coarse, before anything is drawn.
         """
         check_positive("dt", dt)
         check_count("steps", steps)
-        fine = whole(dt / self.finest_dt)
+        fine = whole_number(dt / self.finest_dt)
         if fine is None:
             raise PathError(
                 f"the path is too coarse: dt = {dt!r} is no multiple of its finest step {self.finest_dt!r}; "
@@ -94,20 +94,20 @@ class NoisePath(ABC):
                 f"{'' if period is None else ', whole epochs'}; make it with t1={end!r} at least"
             )
         walk = self._walk(first, fine, needed)
-        return walk if period is None else islice(centred(walk, steps_of(period, dt)), steps)
+        return walk if period is None else islice(centre_periods(walk, steps_of(period, dt)), steps)
 
     @property
     def remedy(self) -> str:
-        """How a path that is too coarse is made finer."""
+        """Advice for a path that is too coarse."""
         return "make it with a finest_dt that is dt over a power of two"
 
     @property
     def _size(self) -> int:
-        """How many of the finest steps there are."""
+        """The number of finest steps."""
         return round((self.t1 - self.t0) / self.finest_dt)
 
     def _place(self, name: str, t: float) -> int:
-        place = whole((check_real(name, t) - self.t0) / self.finest_dt, minimum=0)
+        place = whole_number((check_real(name, t) - self.t0) / self.finest_dt, minimum=0)
         if place is None or place > self._size:
             raise PathError(
                 f"{name} must lie on the path's grid {self.t0!r} + k·{self.finest_dt!r} up to {self.t1!r}, got {t!r}"
@@ -138,7 +138,7 @@ class NoisePath(ABC):
                 length = self.finest_dt * (1 << (self.levels - depth))
                 left = torch.add(w / 2, self._normal(generators[depth + 1]), alpha=math.sqrt(length) / 2)
                 half = width >> (depth + 1)
-                if first + half < leaves:  # what lies beyond the end is not drawn
+                if first + half < leaves:  # increments beyond the end are not drawn
                     waiting.append((depth + 1, first + half, w - left))
                 waiting.append((depth + 1, first, left))
 
@@ -157,11 +157,11 @@ class BrownianPath(NoisePath):
     r"""A Brownian motion W ∈ R^m on [t0, t1], replayed at any step that is a multiple of ``finest_dt``.
 
     ``size``: m, or the shape (*batch, m) of an increment. A batch of states needs (*batch, m), a motion for each
-    member, or a shape that broadcasts with it: (m,) drives them all by one. ``integrate`` with equal ``seed`` and the
-    same start sees this very path. Increments are drawn on ``device`` in ``dtype`` and moved to the state's: a path on
-    the CPU is the same for a run on a GPU.
+    member, or a shape that broadcasts with it: (m,) drives all members by one motion. ``integrate`` with equal ``seed``
+    and the same start follows this path. Increments are drawn on ``device`` in ``dtype`` and moved to the state's: a
+    path on the CPU is the same for a run on a GPU.
 
-    Raises ValueError where t1 ≤ t0, a size is not positive, or finest_dt does not divide t1 − t0.
+    Raises ValueError if t1 ≤ t0, a size is not positive, or finest_dt does not divide t1 − t0.
     """
 
     seed: int
@@ -180,7 +180,7 @@ class BrownianPath(NoisePath):
             raise ValueError(f"t1 must be after t0, got t0 = {self.t0!r} and t1 = {self.t1!r}")
         for n in self.shape:
             check_count("size", n)
-        if whole((self.t1 - self.t0) / self.finest_dt) is None:
+        if whole_number((self.t1 - self.t0) / self.finest_dt) is None:
             raise ValueError(
                 f"finest_dt must divide t1 − t0 = {self.t1 - self.t0!r}, got {self.finest_dt!r}; move t1 to the next "
                 "multiple"
@@ -206,7 +206,7 @@ class BrownianPath(NoisePath):
 @final
 @dataclass(frozen=True)
 class MinibatchPath(NoisePath):
-    r"""The path W ∈ R^N along which an SDE is driven by the very mini-batches of a stochastic descent.
+    r"""The path W ∈ R^N that drives an SDE by the mini-batches of a stochastic descent.
 
     Step k of the descent weighs example i by w_i = (times drawn)/b. Over that step the path moves by
 
@@ -216,11 +216,11 @@ class MinibatchPath(NoisePath):
     the examples, which G does not see, its covariance hI, as a Brownian motion's. Below h the path is refined by
     Brownian bridges. Euler's method with dt = h then IS the descent; a smaller dt follows the SDE along the same noise.
 
-    Its third moments are the mini-batches' own and not zero. So the law of an SDE along this path is off its law along
-    a Brownian motion by O(h²), as SGD's is: order 2's own error, seen by φ that are not quadratic. Where f_i =
-    ½λ(θ − c_i)² with κ₃ = mean (c_i − c̄)³ the third central moment is h²λ²κ₃(1 − e^{−3λt})/(3b²) in place of 0, up to
-    O(h³); from h = 1/4 to 1/8 its slope was measured as 1.99 ± 0.03, and where curvatures differ between the examples
-    as 2.33 ± 0.36, from 1/2 to 1/4 as 2.45 ± 0.11.
+    Its third moments are those of the mini-batches, not zero. The law of an SDE along this path therefore differs from
+    its law along a Brownian motion by O(h²), as SGD's does: the order of the error of an equation of order 2, visible
+    to φ that are not quadratic. For f_i = ½λ(θ − c_i)² with κ₃ = mean (c_i − c̄)³ the third central moment is
+    h²λ²κ₃(1 − e^{−3λt})/(3b²) instead of 0, up to O(h³); from h = 1/4 to 1/8 its slope was measured as 1.99 ± 0.03,
+    and for examples of different curvatures as 2.33 ± 0.36, from 1/2 to 1/4 as 2.45 ± 0.11.
 
     ``sampling``, ``h``, ``steps`` and the descent's ``seed`` are those of ``descend``, ``batch`` the leading shape of
     its θ0; ``device`` must be θ0's, as generators differ between devices. The finest step is h/2^``halvings``.
@@ -281,7 +281,7 @@ class MinibatchPath(NoisePath):
         return self.halvings
 
     def increments(self, start: float, dt: float, steps: int, period: float | None = None) -> Iterator[Tensor]:
-        """ΔW over the steps; a period is the mini-batches' own, whose noise sums to zero as it is."""
+        """ΔW over the steps; ``period`` is ignored, as the noise of epochs of mini-batches sums to zero by itself."""
         return super().increments(start, dt, steps)
 
     def roots(self) -> Iterator[Tensor]:
@@ -300,7 +300,7 @@ class MinibatchPath(NoisePath):
 def minibatch_path(
     descent: StochasticDescent, theta0: Tensor, steps: int, seed: int = 0, halvings: int = 0
 ) -> MinibatchPath:
-    """The path that the mini-batches of ``descend(descent, theta0, steps, seed=seed)`` make.
+    """The path of the mini-batches of ``descend(descent, theta0, steps, seed=seed)``.
 
     Raises TypeError for a descent that does not follow one mini-batch a step at a constant rate.
     """
@@ -318,7 +318,7 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtyp
     n = math.prod(shape)
     if dtype != torch.float64 or generator.device.type != "cpu" or n < MANY:
         return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
-    # torch draws double normals one by one on the CPU; the same Box–Muller transform is quicker on vectors.
+    # torch draws double normals one by one on the CPU; the same Box–Muller transform is faster on vectors.
     pairs = torch.empty(2, (n + 1) // 2, dtype=dtype)
     radius, angle = torch.rand(pairs.shape, generator=generator, dtype=dtype)
     radius.neg_().log1p_().mul_(-2).sqrt_()
@@ -329,7 +329,7 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtyp
 
 
 def check_drawn(dtype: torch.dtype, device: str | torch.device) -> None:
-    """Raise unless normals can be drawn in that dtype, and the device is one."""
+    """Raise unless ``dtype`` is a real floating dtype and ``device`` a device."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a real floating torch.dtype, got {dtype!r}")
     if not isinstance(device, (str, torch.device)):
@@ -340,7 +340,7 @@ def check_drawn(dtype: torch.dtype, device: str | torch.device) -> None:
         raise ValueError(f"device must be one that torch knows, such as 'cpu' or 'cuda', got {device!r}") from error
 
 
-def centred(increments: Iterator[Tensor], steps: int) -> Iterator[Tensor]:
+def centre_periods(increments: Iterator[Tensor], steps: int) -> Iterator[Tensor]:
     """Increments less their mean over each run of ``steps`` of them."""
     while epoch := list(islice(increments, steps)):
         mean = sum(epoch[1:], epoch[0]) / len(epoch)
@@ -348,8 +348,8 @@ def centred(increments: Iterator[Tensor], steps: int) -> Iterator[Tensor]:
 
 
 def steps_of(period: float, dt: float) -> int:
-    """How many steps make a period; raise PathError where they do not fit."""
-    steps = whole(period / dt)
+    """The number of steps in a period; raise PathError unless dt divides it."""
+    steps = whole_number(period / dt)
     if steps is None:
         raise PathError(
             f"dt must divide an epoch of length {period!r}, got {dt!r}; the learning rate over 1, 2, 3 does"
@@ -357,7 +357,7 @@ def steps_of(period: float, dt: float) -> int:
     return steps
 
 
-def whole(ratio: float, minimum: int = 1) -> int | None:
-    """The whole number that ``ratio`` is to 1e-9 relative, None where it is none of at least ``minimum``."""
+def whole_number(ratio: float, minimum: int = 1) -> int | None:
+    """The whole number that equals ``ratio`` to 1e-9 relative; None if there is none of at least ``minimum``."""
     nearest = round(ratio)
     return nearest if nearest >= minimum and abs(ratio - nearest) <= 1e-9 * max(ratio, 1) else None

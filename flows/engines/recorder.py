@@ -1,4 +1,4 @@
-"""What both engines do at every state: keep it or not, show it to the observers, assemble the trajectory."""
+"""The recorder of both engines: keeps states, calls the observers, and assembles the trajectory."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ BLOCK, NUMBERS = 64, 2**20  # states that are held together
 
 
 class Observer(Protocol):
-    """Sees every ``every``-th state of a run: returns named tensors, which the trajectory keeps with their times."""
+    """Called at every ``every``-th state of a run; returns named tensors, kept in the trajectory with their times."""
 
     name: str
     every: int
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
-        """What is seen at state k, time t."""
+        """The named observations of state k at time t."""
         ...
 
 
 class LandscapeObserver(ABC):
-    r"""An observer that asks a landscape, and counts what it asks: it goes through ``counted`` for every call.
+    r"""An observer that evaluates a landscape through ``counted``, which counts its oracle calls.
 
-    ``counts`` grow over all runs; ``Trajectory.observer_costs`` shows what one run cost. In one run such observers have
-    different names. Concrete ones are final. Raises TypeError or ValueError for arguments out of place.
+    ``counts`` accumulate over all runs; ``Trajectory.observer_costs`` has the cost of a single run. The observers of a
+    run must have different names. Concrete classes are final. Raises TypeError or ValueError for invalid arguments.
     """
 
     def __init__(self, landscape: Landscape, every: int, name: str):
@@ -51,14 +51,14 @@ class LandscapeObserver(ABC):
 
     @abstractmethod
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
-        """What is seen at state k, time t, of θ (..., d)."""
+        """The named observations of θ (..., d), state k at time t."""
 
 
 class States:
     r"""States of one shape in order, in blocks of ``BLOCK`` of them or of ``NUMBERS`` numbers, whichever is less.
 
-    One small tensor a state, kept between what a step allocates and frees, would hold that memory too: the process
-    would grow by a step's work each time.
+    A small tensor kept after each step would lie between the large ones that the step frees, and the allocator could
+    not return their memory: the process would grow by the work space of a step every time.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class States:
         self._filled = 0  # states in the last block
 
     def append(self, theta: Tensor) -> None:
-        """One state more, copied."""
+        """Append a copy of a state."""
         if not self._blocks or self._filled == len(self._blocks[-1]):
             rows = max(1, min(BLOCK, NUMBERS // max(theta.numel(), 1)))
             self._blocks.append(torch.empty(rows, *theta.shape, dtype=theta.dtype, device=theta.device))
@@ -74,13 +74,13 @@ class States:
         self._blocks[-1][self._filled] = theta.detach()
         self._filled += 1
 
-    def stacked(self) -> Tensor:
+    def stack(self) -> Tensor:
         """All of them, (T, ...)."""
         return torch.cat([*self._blocks[:-1], self._blocks[-1][: self._filled]])
 
 
 class Recorder:
-    """Keeps states and observations of one run in order of time, and what the observers asked in it."""
+    """Keeps the states and observations of one run in order of time, and the oracle calls of its observers."""
 
     def __init__(self, keep: str, every: int, observers: Sequence[Observer], last: int):
         check_choice("keep", keep, ("all", "last"))
@@ -123,7 +123,7 @@ class Recorder:
             values.append(shown)
 
     def keep_end(self, t: float, theta: Tensor) -> None:
-        """Keep the state a run stopped at, where ``every`` passed it over; the last one is there anyway."""
+        """Keep the state at which a run stopped, even if ``every`` skips it."""
         if self._all and self._times[-1] != t:
             self._times.append(t)
             self._states.append(theta)
@@ -135,17 +135,17 @@ class Recorder:
             for name, (_, times, values) in self._seen.items()
         }
         times = torch.tensor(self._times, dtype=torch.float64)
-        states = self._states.stacked() if self._all else torch.stack([self._end])
+        states = self._states.stack() if self._all else torch.stack([self._end])
         return Trajectory(times, states, status, alive, cost, observations, tuple(notes), self._observer_costs())
 
     def _observer_costs(self) -> dict[str, Counts]:
-        """What each observer has asked since the run began."""
+        """The oracle calls of each observer since the run began."""
         before, now = self._counted_before, observer_counts(self._observers)
         return {name: {kind: n - before[name][kind] for kind, n in counts.items()} for name, counts in now.items()}
 
 
 def observer_counts(observers: Sequence[Observer]) -> dict[str, Counts]:
-    """The present tallies of the observers that keep one, by name."""
+    """The current counts of the observers that have them, by name."""
     return {observer.name: dict(observer.counts) for observer in observers if isinstance(observer, LandscapeObserver)}
 
 

@@ -1,4 +1,4 @@
-r"""torchdiffeq as this project drives it: watched, landing on output times, losing nothing when it fails.
+r"""Integration by torchdiffeq that lands on output times and keeps every state before a failure.
 
 torchdiffeq returns states only when it succeeds. Fixed-step methods are therefore streamed through its step callback.
 Adaptive ones run over segments of a few output times: the callbacks note the accepted times, a segment that fails is
@@ -25,11 +25,11 @@ SCIPY = "scipy_solver"
 EXPONENTIAL = "exprb43"
 SEGMENT = 16  # output times per call of an adaptive method: the most that a failure runs again
 ADAMS_ORDER = 5  # torchdiffeq's 12 is unstable from h|λ| of about 0.01 on: refining dt makes it worse
-ENORMOUS = 1e30  # stands for a non-finite error: the step is rejected and shrinks, where NaN would end the run at once
+ENORMOUS = 1e30  # in place of a non-finite error: the step is rejected and shrinks, while NaN would end the run at once
 
 
 class Stop(Exception):
-    """A run cannot go on for some batch members: why, which (...,), and at what time and step size."""
+    """A run cannot continue for some batch members: the kind, the members (...,), and a sentence with time and step."""
 
     def __init__(self, kind: str, members: Tensor, sentence: str, advice: str = ""):
         super().__init__(sentence)
@@ -40,7 +40,7 @@ class Stop(Exception):
 
 
 class Field:
-    """A flow's velocity as torchdiffeq calls it: counted, checked, zero for members that have left the run."""
+    """A flow's velocity as torchdiffeq calls it: counted, checked, zero for frozen members."""
 
     def __init__(self, flow: Flow):
         self.flow = flow
@@ -63,22 +63,22 @@ class Field:
         return velocity
 
     def evaluate(self, t: Tensor, state: Tensor) -> Tensor:
-        """The velocity of states that are all in the run."""
+        """The velocity of states without frozen members."""
         return velocity_of(self.flow, t, state)
 
     def begin(self, step: int, state: Tensor, dt: Tensor) -> None:
-        """Told by fixed-step methods before a step from the grid's place ``step``, of length dt."""
+        """Called by fixed-step methods before the step of length dt from the grid index ``step``."""
 
 
 def velocity_of(flow: Flow, t: float | Tensor, state: Tensor) -> Tensor:
     """The flow's velocity, detached; raise unless it has the state's shape and dtype."""
-    with torch.enable_grad():  # a user's flow may differentiate on its own; runs go on without a graph
+    with torch.enable_grad():  # a user's flow may call autograd; the run itself keeps no graph
         velocity = flow.velocity(t, state)
     return like_state(flow, "velocity", velocity, state)
 
 
 def like_state(flow: Flow, name: str, value: Tensor, state: Tensor) -> Tensor:
-    """What a flow returned, detached; raise unless it has the state's shape and dtype."""
+    """A flow's return value, detached; raise unless it has the state's shape and dtype."""
     if not isinstance(value, Tensor) or value.shape != state.shape or value.dtype != state.dtype:
         got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(
@@ -111,7 +111,7 @@ def linearises(flow: Flow) -> bool:
 
 
 def stiff_methods(flow: Flow) -> str:
-    """The methods that a stiff flow may be given."""
+    """The methods to recommend for a stiff flow."""
     exponential = f"method={EXPONENTIAL!r} or " if linearises(flow) else ""
     return f"{exponential}method={SCIPY!r}"
 
@@ -119,8 +119,8 @@ def stiff_methods(flow: Flow) -> str:
 class AdaptiveWatch:
     """The field of an adaptive method with the callbacks that note accepted steps, and an error norm per batch member.
 
-    The norm is the largest root mean square over members, so that a member of a batch is held to the tolerance it
-    would be held to alone.
+    The norm is the largest root mean square over members, so that every member of a batch meets the tolerance that it
+    would meet alone.
     """
 
     def __init__(self, field: Field, t0: float):
@@ -144,15 +144,15 @@ class AdaptiveWatch:
         self.accepted_step = self._proposed
 
     def norm(self, scaled_error: Tensor) -> Tensor:
-        """Largest root mean square over the batch members; their own are kept to tell who failed."""
+        """Largest root mean square over the batch members; each one's is kept to identify the members that fail."""
         self._errors = scaled_error.abs().square().mean(dim=-1).sqrt()
-        # Above zero: for complex states at rest torchdiffeq compares a complex number to choose its first step.
+        # Positive: torchdiffeq compares complex numbers when it chooses the first step of a complex state at rest.
         return torch.nan_to_num(self._errors, nan=ENORMOUS, posinf=ENORMOUS).clamp(1e-14, ENORMOUS).max()
 
     def stop(self, error: AssertionError) -> Stop:
-        """What an assertion of torchdiffeq means: who failed, and whether by infinities or by too small a step."""
+        """The Stop for an assertion of torchdiffeq: the members that failed, by infinities or by too small a step."""
         if str(error).startswith("max_num_steps"):
-            # The stiffest members hold the step down, their errors are the largest; the others may go on without them.
+            # The stiffest members have the largest errors and limit the step; the others can continue without them.
             members = self._errors >= self._errors.max() / 100
             remedy = stiff_methods(self.field.flow)
             advice = f"the field is stiff there: raise max_steps, ask for closer output times, or use {remedy}"
@@ -163,7 +163,7 @@ class AdaptiveWatch:
         members = members if bool(members.any()) else torch.ones_like(members)
         where = f"after t = {self.accepted_time:.6g} (step {self._proposed:.3g})"
         if bool(infinite.any()):
-            advice = "the field leaves the finite numbers there: end the run before, or use a smaller h"
+            advice = "the field is not finite there: end the run before, or use a smaller h"
             return Stop("diverged", members, f"the velocity is not finite {where}", advice)
         remedy = stiff_methods(self.field.flow)
         advice = f"the field is stiff or blows up: try a larger rtol, {remedy}, or method='rk4' with dt below 2.7/|λ|"
@@ -180,10 +180,10 @@ def adaptive_segment(
     max_steps: int,
     first_step: float | None,
 ) -> tuple[Tensor, float | None, BaseException | None]:
-    """States at the output times reached, the step size to go on with, and what stopped the run, if anything did."""
+    """States at the output times reached, the step size to continue with, and the Stop of the run, if any."""
     watch = AdaptiveWatch(field, times[0])
-    # The dense output of dopri8 and bosh3 is far coarser than their steps, so they land on every output time; the
-    # others only on the segment's end.
+    # The dense output of dopri8 and bosh3 is far less accurate than their steps, so these land on every output time;
+    # the others only on the end of a segment.
     landing = list(times[1:]) if method in ("dopri8", "bosh3") else [times[-1]]
 
     def solve(wanted: Sequence[float]) -> Tensor:
@@ -205,12 +205,12 @@ def adaptive_segment(
     reached = [t for t in times if t <= watch.accepted_time]
     try:
         return (solve(reached) if len(reached) > 1 else state[None][:0]), watch.accepted_step, stop
-    except KeyboardInterrupt as interrupt:  # a second one: the outputs of this segment are given up
+    except KeyboardInterrupt as interrupt:  # a second one: the outputs of this segment are lost
         return state[None][:0], None, interrupt
 
 
 class FixedWatch:
-    """The field of a fixed-step method; its callback sees every state on the grid and passes it on while finite."""
+    """The field of a fixed-step method; its callback receives every state on the grid and forwards the finite ones."""
 
     def __init__(self, field: Field, first: int, see: Callable[[int, Tensor], None]):
         self.field = field
@@ -228,7 +228,7 @@ class FixedWatch:
         self.field.begin(self.step, y0, dt)
 
     def see(self, state: Tensor) -> None:
-        """Take the next state on the grid; Stop where a member is not finite."""
+        """Record the next state on the grid; raise Stop if a member is not finite."""
         if not all_finite(state):
             advice = "use a smaller dt, or an adaptive method"
             members = ~finite_members(state)
@@ -241,7 +241,7 @@ class FixedWatch:
 def fixed_run(
     field: Field, state: Tensor, grid: Tensor, first: int, method: str, tolerances: dict[str, float], see: Callable
 ) -> tuple[int, Tensor, BaseException | None]:
-    """Step along the grid from index ``first``; the last index reached, the state there, and what stopped the run."""
+    """Step along the grid from index ``first``; return the last index reached, its state, and the Stop, if any."""
     watch = FixedWatch(field, first, see)
     ends = grid[[first, -1]]
     options: dict[str, Any] = {"grid_constructor": lambda f, y, t: grid[first:]}
@@ -260,7 +260,7 @@ def fixed_run(
 
 
 class ScipyWatch:
-    """The field as scipy's LSODA calls it, which hangs on infinities and at poles: Stop where they are met."""
+    """The field as scipy's LSODA calls it; raises Stop at infinities and poles, on which LSODA hangs."""
 
     def __init__(self, field: Field, t0: float):
         self.field = field
@@ -277,7 +277,7 @@ class ScipyWatch:
             )
         self._still = 0 if float(t) > self._latest else self._still + 1
         self._latest = max(self._latest, float(t))
-        if self._still > 100 * (10 + state.numel()):  # a Jacobian by differences takes state.numel() evaluations
+        if self._still > 100 * (10 + state.numel()):  # a Jacobian by finite differences takes state.numel() evaluations
             raise gave_up(state, self._latest)
         return velocity
 
@@ -285,14 +285,14 @@ class ScipyWatch:
 def gave_up(state: Tensor, t: float) -> Stop:
     """The Stop for a run that scipy cannot take past t."""
     everyone = torch.ones(state.shape[:-1], dtype=torch.bool, device=state.device)
-    advice = "scipy does not say which member failed: use method='dopri5'"
-    return Stop("step underflow", everyone, f"scipy gave up after t = {t:.6g}", advice)
+    advice = "scipy does not report which member failed: use method='dopri5'"
+    return Stop("step underflow", everyone, f"scipy stopped after t = {t:.6g}", advice)
 
 
 def scipy_segment(
     field: Field, state: Tensor, times: Sequence[float], rtol: float, atol: float
 ) -> tuple[Tensor, BaseException | None]:
-    """States at the output times that scipy's LSODA reached, and what stopped it."""
+    """States at the output times that scipy's LSODA reached, and the Stop, if any."""
 
     def solve(start: Tensor, wanted: Sequence[float]) -> Tensor:
         watch = ScipyWatch(field, wanted[0])
@@ -306,7 +306,7 @@ def scipy_segment(
         return solve(state, times), None
     except (Stop, SingularModeError, KeyboardInterrupt) as error:
         stop: BaseException = error
-    try:  # scipy tells nothing of a run that failed: again, one output at a time
+    try:  # scipy returns no states of a failed run: repeat it, one output at a time
         for interval in pairwise(times):
             reached.append(solve(reached[-1], interval)[0])
     except (Stop, SingularModeError, KeyboardInterrupt) as error:
@@ -319,5 +319,5 @@ def scipy_segment(
 
 
 def clock(times: Sequence[float], state: Tensor) -> Tensor:
-    """Times as torchdiffeq wants them: float64 on the state's device."""
+    """Times as torchdiffeq expects them: float64 on the state's device."""
     return torch.tensor(times, dtype=torch.float64, device=state.device)

@@ -25,11 +25,11 @@ MILSTEIN = "milstein"
 STRATONOVICH = ("heun2", "midpoint")
 STOCHASTIC = ("euler", MILSTEIN, *STRATONOVICH)
 STEPPER = {MILSTEIN: "euler"}
-"""Methods that torchdiffeq knows by another name: the rest of them is in the field."""
+"""Stochastic methods and the torchdiffeq method that takes their steps; the field adds the remaining terms."""
 
 
 class NoiseField(Field):
-    """The rate of a stochastic flow as torchdiffeq calls it, with the noise of the step that is being taken."""
+    """The rate of a stochastic flow as torchdiffeq calls it, with the noise of the current step."""
 
     def __init__(self, flow: StochasticFlow, method: str, increments: Iterator[Tensor]):
         super().__init__(flow)
@@ -41,7 +41,7 @@ class NoiseField(Field):
         self._dt = 0.0
 
     def begin(self, step: int, state: Tensor, dt: Tensor) -> None:
-        """Hold the noise of a step; a step that is begun again, after members have left, sees the same."""
+        """Hold the noise of a step; a step that is repeated, after members were frozen, uses the same noise."""
         if step == self._step:
             return
         self._step = step
@@ -50,9 +50,9 @@ class NoiseField(Field):
         self._dw = dw.expand(*state.shape[:-1], dw.shape[-1])
 
     def evaluate(self, t: Tensor, state: Tensor) -> Tensor:
-        """velocity + σ ΔW/Δt, with what the method adds to it."""
+        """velocity + σ ΔW/Δt, with the method's additional term."""
         dw = self._dw if self.alive is None else self._dw[self.alive]
-        with torch.enable_grad():  # a user's flow may differentiate on its own; runs go on without a graph
+        with torch.enable_grad():  # a user's flow may call autograd; the run itself keeps no graph
             rate = like_state(self.flow, "rate", self._stochastic.rate(t, state, dw / self._dt), state)
             if self._method in STRATONOVICH and self._stochastic.noise_kind != "additive":
                 correction = self._stochastic.ito_correction(t, state)
@@ -64,7 +64,7 @@ class NoiseField(Field):
     def _milstein(self, t: Tensor, state: Tensor, dw: Tensor) -> Tensor:
         r"""½ σσ'(ΔW² − Δt)/Δt for diagonal noise, σσ' by the difference (σ(X + σ√Δt) − σ(X))/√Δt.
 
-        That difference errs by O(√Δt), the term it is in by O(Δt^{3/2}): strong order 1 stays. Platen's form.
+        The difference has error O(√Δt), the term therefore O(Δt^{3/2}), and strong order 1 holds. Platen's form.
         """
         root = math.sqrt(self._dt)
         ones = torch.ones_like(dw)
@@ -84,7 +84,7 @@ def noise_field(
     seed: int | None,
     path: NoisePath | None,
 ) -> NoiseField:
-    """The field of a run; raises where there is no seed and no path, or the path does not serve it."""
+    """The field of a run; raises if neither a seed nor a path is given, or if the path does not fit the run."""
     if state.is_complex():
         raise UnsupportedError(f"{flow.name} is a stochastic flow, which has real states only, got {state.dtype}")
     if (seed is None) == (path is None):
@@ -117,7 +117,7 @@ def check_method(flow: StochasticFlow, method: str, state: Tensor) -> None:
 
 
 def check_path(path: NoisePath, shape: tuple[int, ...]) -> None:
-    """Raise unless the path's increments broadcast to ``shape``, the last dimension as it is."""
+    """Raise unless the path's increments broadcast to ``shape`` with the same last dimension."""
     if not isinstance(path, NoisePath):
         raise TypeError(f"path must be a BrownianPath or MinibatchPath, got {type(path).__name__}; or give a seed")
     try:

@@ -1,4 +1,4 @@
-r"""What a run leaves: times, states, observations, cost, and a status whose sentence says what to do.
+r"""The result of a run: times, states, observations, cost, and a status whose sentence states cause and remedy.
 
 On disk a trajectory is a folder: ``trajectory.safetensors`` (tensors, complex ones as pairs of reals) and
 ``trajectory.json`` (status, costs, layout). Never pickle.
@@ -22,11 +22,11 @@ FORMAT = 1
 
 
 class FolderError(ValueError):
-    """A folder cannot be written or read; the text names it and says why."""
+    """A folder cannot be written or read; the message names the folder and the cause."""
 
 
 class Status(str):
-    """How a run ended: a string, one of ``KINDS``, with a ``sentence`` that says what happened and what to do."""
+    """How a run ended: a string, one of ``KINDS``, with a ``sentence`` that states the cause and the remedy."""
 
     sentence: str
 
@@ -51,8 +51,8 @@ class Trajectory:
     ``times`` (T,) float64; ``theta`` (T, ..., d), the kept states; ``observations`` name → (times, values);
     ``cost`` evaluations or steps, and oracle calls in units of one product over the full sum for one θ;
     ``alive`` (...): False for batch members that left the finite numbers, frozen at their last finite state;
-    ``notes``: what the run has to say beyond its status (unconverged evaluations); ``observer_costs`` observer → the
-    oracle calls it made in this run, which are not in ``cost``. States end at the last finite one.
+    ``notes``: remarks besides the status (unconverged evaluations); ``observer_costs`` observer → its oracle calls in
+    this run, which are not in ``cost``. States end at the last finite one.
     """
 
     times: Tensor
@@ -96,11 +96,11 @@ class Trajectory:
                 cost=text["cost"],
                 observations=observations,
                 notes=tuple(text["notes"]),
-                # runs saved before observers counted have none
+                # folders saved before observers counted have no costs
                 observer_costs={name: dict(costs) for name, costs in text.get("observer_costs", {}).items()},
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise unreadable(Path(folder), "trajectory", error) from error
+            raise read_error(Path(folder), "trajectory", error) from error
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
@@ -139,14 +139,14 @@ def save_tensors(folder: str | os.PathLike[str], stem: str, tensors: Mapping[str
 
 
 def load_tensors(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, Tensor], dict]:
-    """Read what ``save_tensors`` wrote; FolderError names the folder and what is wrong with it."""
+    """Read the files of ``save_tensors``; FolderError names the folder and the fault."""
     path = Path(folder)
     try:
         text = json.loads((path / f"{stem}.json").read_text())
         tensors = load_file(path / f"{stem}.safetensors")
         version = text["format"]
     except Exception as error:
-        raise unreadable(path, stem, error) from error
+        raise read_error(path, stem, error) from error
     if version != FORMAT:
         raise FolderError(f"folder {str(path)!r} has format {version!r}, this version reads {FORMAT}")
     try:
@@ -154,12 +154,12 @@ def load_tensors(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, T
             # A file aligns to 8 bytes only; torch computes on complex128 with instructions that fault unless to 16.
             tensors[name] = torch.view_as_complex(tensors[name].clone())
     except (KeyError, TypeError, RuntimeError) as error:
-        raise unreadable(path, stem, error) from error
+        raise read_error(path, stem, error) from error
     return tensors, text
 
 
-def unreadable(path: Path, stem: str, error: Exception) -> FolderError:
-    """The error that says why a folder cannot be read."""
+def read_error(path: Path, stem: str, error: Exception) -> FolderError:
+    """The error for a folder that cannot be read."""
     return FolderError(
         f"folder {str(path)!r} holds no readable {stem} ({type(error).__name__}: {error}); "
         f"give a folder that {stem} was saved to"

@@ -230,9 +230,9 @@ def test_states_in_blocks_are_those_that_came(monkeypatch):
         for state in came:
             states.append(state)
             state.add_(100)  # what the engine does with its own afterwards
-        assert torch.equal(states.stacked(), torch.stack(came) - 100)
+        assert torch.equal(states.stack(), torch.stack(came) - 100)
     monkeypatch.setattr(recorder, "NUMBERS", 4)
     wide = recorder.States()
     for _ in range(2):
         wide.append(torch.ones(10))  # wider than a block is meant for: one each
-    assert wide.stacked().shape == (2, 10)
+    assert wide.stack().shape == (2, 10)
