@@ -11,7 +11,7 @@ from flows.comparison.laws import WeakError
 from flows.engines.trajectory import Trajectory
 from landscapes import Landscape
 
-CUT_SHORT = "interrupted in the study of its errors, of which what is missing is NaN; flows after it were not run"
+CUT_SHORT = "interrupted while its errors were measured; missing errors are NaN, and later flows were not run"
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Row:
     ``errors`` (T, ...): ‖X(t_k) − θ_k‖ (modulus where complex), NaN past the end of a run. ``one_step`` (T−1, ...):
     ‖X(t_{k+1}; θ_k) − θ_{k+1}‖, integrated at the tighter tolerance. ``integration`` (T, ...): ‖X − X_tight‖, the same
     run at tighter tolerance. ``losses`` (T, ...). ``imaginary`` (T, ...): max |Im θ|, None for real flows.
-    ``outside``: the largest |hλ| along the descent where it leaves the flow's series, None where it does not. ``mean``
-    (T', ..., d): θ of the flow, of a stochastic one its mean over the runs. ``weak``: φ → E φ(X) − E φ(θ), where laws
-    were compared. A flow that could not run has no trajectory, and its notes say why. ``interrupted``: a
-    KeyboardInterrupt came in its run or in the study of its errors, and ended the comparison with this row.
+    ``outside``: the largest |hλ| along the descent if it is beyond the radius of the flow's series, else None. ``mean``
+    (T', ..., d): θ of the flow, for a stochastic flow its mean over the runs. ``weak``: φ → E φ(X) − E φ(θ), if laws
+    were compared. A flow that could not run has no trajectory, and its notes have the reason. ``interrupted``: a
+    KeyboardInterrupt during its run or the measurement of its errors ended the comparison with this row.
 
-    Stochastic flows: ``errors`` are the mean over runs of ‖X(t_k) − θ_k‖ where they are coupled to the descent's
+    Stochastic flows: ``errors`` are the mean over runs of ‖X(t_k) − θ_k‖ if they are coupled to the descent's
     mini-batches, else ‖mean X(t_k) − mean θ_k‖, NaN for one run; ``one_step`` is pathwise with the mini-batch of the
-    step where coupled, else NaN; ``integration`` is the mean over runs of ‖X − X_tight‖ along the same noise, and
+    step if coupled, else NaN; ``integration`` is the mean over runs of ‖X − X_tight‖ along the same noise, and
     ``losses`` are means.
     """
 
@@ -51,7 +51,7 @@ class ComparisonData:
 
     ``descent_losses`` (T, ...); with a stochastic descent ``mean`` is its mean over ``runs``, ``standard_error``
     (T, ...) the norm of the mean's standard error, and ``noise_floor`` (T−1, ...) the root mean square distance of one
-    step from the full-batch step, h·√tr Cov(g_batch), both None otherwise. Where laws were compared ``observed`` is
+    step from the full-batch step, h·√tr Cov(g_batch), both None otherwise. If laws were compared, ``observed`` is
     φ → E φ(θ_k) over the runs and its standard error, each (T, ...); ``coupled``: stochastic flows ran along the
     descent's own mini-batches.
     """
@@ -91,7 +91,7 @@ class ComparisonData:
 
     @property
     def weak_errors(self) -> dict[str, dict[str, Tensor]]:
-        """Flow → φ → E φ(X(t_k)) − E φ(θ_k) (T, ...), where laws were compared."""
+        """Flow → φ → E φ(X(t_k)) − E φ(θ_k) (T, ...), if laws were compared."""
         return self._weak(lambda error: error.difference)
 
     @property
@@ -109,12 +109,12 @@ class ComparisonData:
 
     @property
     def losses(self) -> dict[str, Tensor]:
-        """Descent and flows → f (T, ...), the real part where θ is complex."""
+        """Descent and flows → f (T, ...), the real part if θ is complex."""
         return {self.name: self.descent_losses, **{name: row.losses for name, row in self.rows.items()}}
 
     @property
     def cost(self) -> dict[str, dict[str, float]]:
-        """Descent and flows → cost of the run as asked (not of the tighter one, nor of the one-step study)."""
+        """Descent and flows → cost of the run (without the tighter run and the single steps)."""
         runs = {self.name: self.descent, **{name: row.trajectory for name, row in self.rows.items()}}
         return {name: dict(run.cost) for name, run in runs.items() if run is not None}
 

@@ -16,7 +16,7 @@ from flows.comparison.data import ComparisonData
 from flows.figures import Style, marked, save_figure, style
 from landscapes import Landscape
 
-LARGEST = 1e100  # what is beyond is not drawn: axes overflow
+LARGEST = 1e100  # larger values are not drawn: axes overflow
 # Open circles: a flow that lies on the descent stays visible inside them.
 DESCENT: Style = {"color": "black", "marker": "o", "markersize": 6, "markerfacecolor": "none", "linewidth": 0.6}
 STATISTICAL: Style = {"color": "0.5", "linestyle": (0, (8, 3)), "linewidth": 1}
@@ -68,13 +68,13 @@ def worst_member(values: Tensor) -> np.ndarray:
 
 
 def positive(values: Tensor) -> np.ndarray:
-    """The worst member where it is above zero, for a logarithmic axis."""
+    """The worst member, NaN if it is not positive, for a logarithmic axis."""
     numbers = worst_member(values)
     return np.where(numbers > 0, numbers, np.nan)
 
 
 def draw_errors(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]) -> None:
-    """Distance to the descent on its clock, the integrator's share dotted."""
+    """Distance to the descent on its clock, the integration error dotted."""
     t = comparison.times.cpu().numpy()
     for name, row in comparison.rows.items():
         axes.plot(t, positive(row.errors), **marked(styles[name], len(t)))
@@ -95,8 +95,8 @@ def draw_one_step(axes: Axes, comparison: ComparisonData, styles: dict[str, Styl
 
 
 def draw_law(axes: Axes, phi: str, comparison: ComparisonData, styles: dict[str, Style]) -> None:
-    """How far the mean of φ is from the descent's; its standard error long dashes, the integrator's share dotted."""
-    t = comparison.times[1:].cpu().numpy()  # all start at θ₀, where the mean over runs is off by rounding
+    """Distance of the mean of φ from the descent's; its standard error long dashes, the integration error dotted."""
+    t = comparison.times[1:].cpu().numpy()  # all start at θ₀, where means over runs differ by rounding only
     for name, row in comparison.rows.items():
         if phi in row.weak:
             error, colour = row.weak[phi], styles[name]["color"]
@@ -119,7 +119,7 @@ def draw_losses(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]
 
 
 def draw_distances(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]) -> None:
-    """How far descent and flows have come from where they started."""
+    """Distance of descent and flows from θ0."""
     t = comparison.times.cpu().numpy()
     runs = {comparison.name: comparison.mean} | {
         name: row.mean for name, row in comparison.rows.items() if row.mean is not None
@@ -159,7 +159,7 @@ def draw_path(axes: Axes, theta: Tensor, look: Style) -> None:
 
 
 def contour_levels(heights: np.ndarray) -> np.ndarray:
-    """Levels spaced by the logarithm of the height above the window's lowest point; none where it is flat."""
+    """Levels spaced by the logarithm of the height above the window's lowest point; none if it is flat."""
     heights = heights[np.isfinite(heights)]
     if heights.size == 0 or heights.max() == heights.min():
         return np.empty(0)

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flows.comparison.reference import Reference, at_each_time, padded
+from flows.comparison.reference import Reference, at_each_time, pad
 from landscapes import Landscape
 
 LOSS, SQUARED_NORM = "loss", "‖∇f‖²"
@@ -21,7 +21,7 @@ class WeakError:
     r"""E φ(X(t)) − E φ(θ) of one observable φ along the clock, everything (T, ...).
 
     ``mean`` is E φ(X) over the runs, ``difference`` that less the descent's, ``standard_error`` the difference's (of
-    differences run by run where flow and descent are coupled; NaN for one run), ``integration`` the flow's mean less
+    differences run by run if flow and descent are coupled; NaN for one run), ``integration`` the flow's mean less
     its mean at tighter integration along the same noise.
     """
 
@@ -33,7 +33,7 @@ class WeakError:
     def on_clock(self, nothing: Tensor) -> WeakError:
         """On the full clock of ``nothing`` (T, ...), NaN past the end of the run."""
         parts = (self.mean, self.difference, self.standard_error, self.integration)
-        return WeakError(*(padded(values, nothing) for values in parts))
+        return WeakError(*(pad(values, nothing) for values in parts))
 
 
 def all_observables(observables: Observables | None, landscape: Landscape) -> Observables:
@@ -43,7 +43,7 @@ def all_observables(observables: Observables | None, landscape: Landscape) -> Ob
 
 
 def check_observables(observables: Observables | None, landscape: Landscape, theta0: Tensor) -> None:
-    """Raise where one is no function of θ that is a real number, takes a name that is given, or θ0 is complex."""
+    """Raise unless each observable is a real function of θ with a name of its own, and θ0 is real."""
     if observables is None:
         return
     if not isinstance(observables, Mapping):
@@ -55,18 +55,18 @@ def check_observables(observables: Observables | None, landscape: Landscape, the
             raise TypeError(f"observables must map strings to functions of theta, got {name!r}: {function!r}")
         if name in (LOSS, SQUARED_NORM):
             raise ValueError(
-                f"observables must not be called {LOSS} or {SQUARED_NORM}: these are always there, got {name!r}"
+                f"observables must not be called {LOSS} or {SQUARED_NORM}, which are always compared, got {name!r}"
             )
         number(name, function, theta0.expand(2, *theta0.shape))
 
 
 def observe(observables: Observables, theta: Tensor) -> dict[str, Tensor]:
-    """φ of states (T, runs, ..., d), each (T, runs, ...), one time after the other."""
+    """φ of states (T, runs, ..., d), each (T, runs, ...), evaluated time by time."""
     return {name: at_each_time(partial(number, name, phi), theta) for name, phi in observables.items()}
 
 
 def number(name: str, phi: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
-    """φ(θ) (...,) of θ (..., d), truth values and whole numbers as floats; raise unless it is one real number each."""
+    """φ(θ) (...,) of θ (..., d), booleans and integers as floats; raise unless it is one real number for each θ."""
     with torch.no_grad():
         value = phi(theta)
     if not isinstance(value, Tensor) or value.is_complex() or value.shape != theta.shape[:-1]:
@@ -86,47 +86,49 @@ def mean_with_error(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weak_error(flow: Tensor, tighter: Tensor, descent: Tensor, *, coupled: bool) -> WeakError:
-    """From φ of the flow, of its tighter runs, and of the descent, each (T', runs, ...), on the T' that all have.
+    """The weak error from φ of the flow, its tighter runs and the descent, each (T', runs, ...), T' common to all.
 
     A flow without noise has one run.
     """
     mean, error = mean_with_error(flow)
-    against, their_error = mean_with_error(descent[: len(flow)])
+    descent_mean, descent_error = mean_with_error(descent[: len(flow)])
     if coupled:
         error = mean_with_error(flow - descent[: len(flow)])[1]
     else:
-        error = (their_error.square() + (error.square() if flow.shape[1] > 1 else 0)).sqrt()
+        error = (descent_error.square() + (error.square() if flow.shape[1] > 1 else 0)).sqrt()
     both = min(len(flow), len(tighter))
     integration = torch.full_like(mean, torch.nan)
     integration[:both] = mean[:both] - tighter[:both].mean(dim=1)
-    return WeakError(mean, mean - against, error, integration)
+    return WeakError(mean, mean - descent_mean, error, integration)
 
 
 @dataclass(frozen=True)
 class Laws:
-    """Observables with their values (T, runs, ...) along a descent, and where a run of it is ``lost`` (T, ...)."""
+    """Observables with their values (T, runs, ...) along a descent; ``lost`` (T, ...) marks times with a failed run."""
 
     observables: Observables
     values: Mapping[str, Tensor]
     lost: Tensor
 
     @classmethod
-    def of(cls, observables: Observables | None, against: Reference) -> Laws:
+    def of(cls, observables: Observables | None, reference: Reference) -> Laws:
         """Loss, ‖∇f‖² and the user's φ along the descent's runs."""
-        functions = all_observables(observables, against.landscape)
+        functions = all_observables(observables, reference.landscape)
         others = {name: phi for name, phi in functions.items() if name != LOSS}
-        return cls(functions, {LOSS: against.member_losses, **observe(others, against.members)}, against.lost)
+        return cls(functions, {LOSS: reference.member_losses, **observe(others, reference.members)}, reference.lost)
 
-    def against(self, members: Tensor, tighter: Tensor, own: Tensor, *, coupled: bool = False) -> dict[str, WeakError]:
+    def weak_errors(
+        self, members: Tensor, tighter: Tensor, own: Tensor, *, coupled: bool = False
+    ) -> dict[str, WeakError]:
         """φ → the weak error of states (T', runs, ..., d), and of their tighter runs.
 
-        NaN where a run is lost: of the flow at ``own`` (T', ...), of the descent for what is held against it.
+        NaN at times with a failed run: of the flow, marked by ``own`` (T', ...), or of the descent.
         """
         ours, finer = observe(self.observables, members), observe(self.observables, tighter)
         gone = own | self.lost[: len(own)]
         found = {}
-        for name, theirs in self.values.items():
-            error = weak_error(ours[name], finer[name], theirs, coupled=coupled)
+        for name, descents in self.values.items():
+            error = weak_error(ours[name], finer[name], descents, coupled=coupled)
             mean, integration = (x.masked_fill(own, torch.nan) for x in (error.mean, error.integration))
             difference, bar = (x.masked_fill(gone, torch.nan) for x in (error.difference, error.standard_error))
             found[name] = WeakError(mean, difference, bar, integration)
@@ -134,6 +136,6 @@ class Laws:
 
     @property
     def means(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """φ → its mean over the descent's runs and the standard error, both (T, ...); NaN where a run is lost."""
+        """φ → its mean over the descent's runs and the standard error, both (T, ...); NaN where a run failed."""
         pairs = {name: mean_with_error(values) for name, values in self.values.items()}
         return {name: tuple(x.masked_fill(self.lost, torch.nan) for x in pair) for name, pair in pairs.items()}  # type: ignore[misc]

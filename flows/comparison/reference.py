@@ -1,4 +1,4 @@
-r"""What flows are held against: a descent's iterates or their mean over runs, its single steps, and its curvature."""
+r"""The reference of a comparison: a descent's iterates or their mean over runs, its single steps, and its curvature."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from landscapes import Landscape
 
 CURVATURE_SAMPLES = 5  # iterates at which max |hλ| is estimated where a flow's series has a radius
 
-SILENT = "no one-step errors: the descent carries no velocity to start from"
+NO_VELOCITY = "no one-step errors: the descent carries no velocity to start from"
 
 
 class Steps:
-    """What is read off every state of a descent as it runs: velocities and, with noise, what its mean step would be.
+    """Recorded at every state of a descent: its velocity and, with noise, its mean step.
 
-    With ``runs`` the mean step and its noise are the first run's. ``mean_steps``: whether they are wanted.
+    With ``runs`` the mean step and its noise are those of the first run. ``mean_steps``: whether to record them.
     """
 
     def __init__(self, descent: Descent, runs: int, mean_steps: bool):
@@ -36,7 +36,7 @@ class Steps:
         self._noise: list[Tensor] = []
 
     def __call__(self, k: int, state: Any) -> None:
-        """Look at the state before step k."""
+        """Record the state before step k."""
         velocity = self._descent.velocity(state)
         if velocity is not None:
             self._velocities.append(velocity)
@@ -47,15 +47,15 @@ class Steps:
             self._noise.append(self._descent.noise_of_step(first, k))
 
     def velocities(self, steps: int) -> Tensor | None:
-        """v (steps, [runs,] ..., d) at the starts of the steps; None for a descent that carries none."""
+        """v (steps, [runs,] ..., d) at the starts of the steps; None for a descent without a velocity."""
         return torch.stack(self._velocities[:steps]) if self._velocities else None
 
     def mean_ends(self, steps: int) -> Tensor | None:
-        """Where full-batch steps lead, (steps, ..., d); None without noise."""
+        """θ after the full-batch step, (steps, ..., d); None without noise."""
         return torch.stack(self._ends[:steps]) if self._ends else None
 
     def noise(self, steps: int) -> Tensor | None:
-        """Their noise, (steps, ...); None without any."""
+        """Noise of the steps, (steps, ...); None for a descent without noise."""
         return torch.stack(self._noise[:steps]) if self._noise else None
 
 
@@ -76,7 +76,7 @@ def member(state: Any, i: int) -> Any:
 
 
 class Reference:
-    """A descent's run with what flows are held against; ``members`` (T, runs, ..., d) are its runs."""
+    """A descent's run and the quantities that flows are compared with; ``members`` (T, runs, ..., d) are its runs."""
 
     def __init__(
         self,
@@ -99,9 +99,9 @@ class Reference:
         self.landscape: Landscape = descent.landscape
         self.times = self.run.times
         self.members = self.by_runs(self.run.theta)
-        self.members_lost = self.by_runs(lost(self.run))
+        self.members_lost = self.by_runs(frozen_mask(self.run))
         self.mean = self.members.mean(dim=1) if runs > 1 else self.run.theta
-        self.mean[0] = theta0  # which the mean over runs is but for rounding
+        self.mean[0] = theta0  # without the rounding of the mean over runs
         self.lost = self.members_lost.any(dim=1)
         self.member_losses = real_loss(self.landscape, self.members)
         mean_loss = self.member_losses.mean(dim=1)
@@ -121,11 +121,11 @@ class Reference:
 
     @property
     def first_velocities(self) -> Tensor | None:
-        """v (T−1, ..., d) at ``starts``; None for a descent that carries none."""
+        """v (T−1, ..., d) at ``starts``; None for a descent without a velocity."""
         return self.velocities if self.velocities is None or self.runs == 1 else self.velocities[:, 0]
 
     def curvature(self) -> float:
-        """The largest |hλ| seen at a few iterates along the descent."""
+        """The largest |hλ| at a few iterates along the descent."""
         if self._curvature is None:
             places = torch.linspace(0, len(self.mean) - 1, min(CURVATURE_SAMPLES, len(self.mean))).round().long()
             members = self.mean[places].reshape(-1, self.mean.shape[-1])
@@ -135,27 +135,27 @@ class Reference:
 
 
 def carries_velocity(flow: Flow) -> bool:
-    """Whether the flow's state holds more than θ, so that θ alone does not say how it goes on."""
+    """Whether the flow's state holds more than θ, so that θ alone does not determine the rest of the run."""
     return type(unwrapped(flow)).resume is not Flow.resume
 
 
-def silent(flow: Flow, against: Reference) -> bool:
-    """Whether one-step errors cannot be had: the flow needs a velocity that the descent does not carry."""
-    return carries_velocity(flow) and against.velocities is None
+def lacks_velocity(flow: Flow, reference: Reference) -> bool:
+    """Whether one-step errors are undefined: the flow needs a velocity that the descent does not have."""
+    return carries_velocity(flow) and reference.velocities is None
 
 
 def real_loss(landscape: Landscape, theta: Tensor) -> Tensor:
-    """f(θ) (T, ...) of θ (T, ..., d), the real part where θ is complex; one time after the other, as N may be large."""
+    """f(θ) (T, ...) of θ (T, ..., d), the real part if θ is complex; time by time, as N may be large."""
     with torch.no_grad():
         loss = at_each_time(landscape.loss, theta)
     return loss.real if loss.is_complex() else loss
 
 
 def at_each_time(phi: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
-    """φ (T, ...) of θ (T, ..., d), one time after the other.
+    """φ (T, ...) of θ (T, ..., d), time by time, written into one tensor.
 
-    Into one tensor: small results that are held one by one sit between what a large φ frees, which is then not used
-    again, and memory grows as if all times had been taken at once.
+    A list of small results would fragment the memory that φ frees after each time, so that it cannot be reused and
+    memory grows as if all times had been evaluated at once.
     """
     first = phi(theta[0])
     values = first.new_empty(len(theta), *first.shape)
@@ -171,10 +171,10 @@ def distance(left: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.vector_norm(left - right, dim=-1)
 
 
-def lost(run: Trajectory, dt: float | None = None) -> Tensor:
-    """Where a state (T, ...) only repeats the last finite one of a member that has left the run.
+def frozen_mask(run: Trajectory, dt: float | None = None) -> Tensor:
+    """A mask (T, ...) of the states that repeat the last finite one of a frozen member.
 
-    With steps ``dt`` between the times the first of these is one from before its time.
+    With steps ``dt`` between the output times, the first such state belongs to a time before its output time.
     """
     same = (run.theta == run.theta[-1]).all(dim=-1).flip(0).long().cumprod(0).flip(0).bool()
     between = dt is not None and dt < 0.999 * float(run.times.diff().max()) if len(run.times) > 1 else False
@@ -182,6 +182,6 @@ def lost(run: Trajectory, dt: float | None = None) -> Tensor:
     return torch.cat([torch.zeros_like(run.alive)[None], stays & ~run.alive])
 
 
-def padded(values: Tensor, nothing: Tensor) -> Tensor:
+def pad(values: Tensor, nothing: Tensor) -> Tensor:
     """Values (T', ...) of a run that may have ended early on the full clock (T, ...), NaN past its end."""
     return torch.cat([values, nothing[len(values) :]])

@@ -18,7 +18,7 @@ class Comparison(ComparisonData):
 
     ``descent_losses`` (T, ...); with a stochastic descent ``mean`` is its mean over ``runs``, ``standard_error``
     (T, ...) the norm of the mean's standard error, and ``noise_floor`` (T−1, ...) the root mean square distance of one
-    step from the full-batch step, h·√tr Cov(g_batch), both None otherwise. Where laws were compared ``observed`` is
+    step from the full-batch step, h·√tr Cov(g_batch), both None otherwise. If laws were compared, ``observed`` is
     φ → E φ(θ_k) over the runs and its standard error, each (T, ...); ``coupled``: stochastic flows ran along the
     descent's own mini-batches.
     """

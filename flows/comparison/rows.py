@@ -19,7 +19,16 @@ from torch import Tensor
 
 from flows.comparison.data import CUT_SHORT, Row
 from flows.comparison.laws import LOSS, Laws, Observables, WeakError, check_observables
-from flows.comparison.reference import SILENT, Reference, carries_velocity, distance, lost, padded, real_loss, silent
+from flows.comparison.reference import (
+    NO_VELOCITY,
+    Reference,
+    carries_velocity,
+    distance,
+    frozen_mask,
+    lacks_velocity,
+    pad,
+    real_loss,
+)
 from flows.comparison.result import Comparison, slug
 from flows.comparison.stochastic_rows import Drive, check_drive, stochastic_row
 from flows.descent import Descent, StochasticDescent
@@ -33,7 +42,7 @@ from landscapes import UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive
 
 MAX_STEPS = 2_000  # of an adaptive method from one output time to the next: beyond, |hλ| is in the thousands
-TIGHTER = 10  # by how much the second run's tolerances are smaller
+TIGHTER = 10  # the factor between the tolerances of the two runs
 
 
 def compare(
@@ -88,8 +97,8 @@ def compare(
         drive = drive.on_clock(run.times, descent.h, chosen=dt is not None)
     name = unique_name(type(descent).__name__, named)
     keep(store, name, run)
-    silent_laws = theta0.is_complex() or (drive is None and observables is None)
-    laws = None if silent_laws else Laws.of(observables, reference)
+    no_laws = theta0.is_complex() or (drive is None and observables is None)
+    laws = None if no_laws else Laws.of(observables, reference)
     rows = make_rows(named, theta0, reference, settings, drive, laws, progress, partial(keep, store))
     return Comparison(
         name=name,
@@ -124,14 +133,16 @@ def make_rows(
         if isinstance(flow, StochasticFlow):
             rows[name] = noisy_row(flow, reference, drive, laws, progress, keep_run)
         else:
-            rows[name] = make_row(flow, theta0, reference, without_noise(settings, drive), laws, progress, keep_run)
+            rows[name] = make_row(
+                flow, theta0, reference, settings_without_noise(settings, drive), laws, progress, keep_run
+            )
         if rows[name].interrupted:
             break
     return rows
 
 
 def check_runs(runs: int, descent: Descent) -> int:
-    """The number of runs; raise where it is no positive count, or above 1 for a descent without noise."""
+    """The number of runs; raise unless it is a positive integer, and 1 for a descent without noise."""
     runs = check_count("runs", runs)
     if runs > 1 and not isinstance(descent, StochasticDescent):
         raise ValueError(f"runs is for stochastic descents, got {runs} with {type(descent).__name__}; leave it at 1")
@@ -141,7 +152,7 @@ def check_runs(runs: int, descent: Descent) -> int:
 def check_settings(
     method: str | None, rtol: float | None, atol: float | None, dt: float | None, *, noisy: bool
 ) -> dict[str, Any]:
-    """What ``integrate`` is given; raise for a method that there is not, also where no flow would take it."""
+    """The keyword arguments of ``integrate``; raise for an unknown method, even if no flow would use it."""
     if method is not None:
         check_choice("method", method, tuple(dict.fromkeys((*METHODS, *STOCHASTIC))) if noisy else METHODS)
     numbers = {"rtol": rtol, "atol": atol, "dt": dt}
@@ -149,8 +160,8 @@ def check_settings(
     return {"method": method, **given, "max_steps": MAX_STEPS}
 
 
-def without_noise(settings: dict[str, Any], drive: Drive | None) -> dict[str, Any]:
-    """The settings of flows without noise: in a comparison with noisy ones, less what is for those."""
+def settings_without_noise(settings: dict[str, Any], drive: Drive | None) -> dict[str, Any]:
+    """The settings of flows without noise: beside stochastic flows, without the options that apply to those only."""
     if drive is None:
         return settings
     method = None if settings["method"] in STOCHASTIC else settings["method"]
@@ -165,7 +176,7 @@ def noisy_row(
     progress: bool,
     save: Callable[[Trajectory], None],
 ) -> Row:
-    """The row of a stochastic flow, without a trajectory where it cannot run here."""
+    """The row of a stochastic flow; without a trajectory if the flow cannot run on this landscape."""
     assert drive is not None
     if laws is None:
         given = reference.theta0.dtype
@@ -177,13 +188,13 @@ def noisy_row(
 
 
 def cannot_run(error: Exception, reference: Reference) -> Row:
-    """A row that says why."""
+    """A row of NaN with the reason as its note."""
     nothing = torch.full(reference.mean.shape[:-1], math.nan)
     return Row(None, nothing, nothing[1:], nothing, nothing, notes=(f"cannot run here: {error}",))
 
 
 def check_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) -> dict[str, Flow]:
-    """The flows by name; raise where names clash, something is no flow, or a learning rate is not the descent's."""
+    """The flows by name; raise unless names are unique, all are Flows, and every h equals the descent's."""
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     if isinstance(flows, Flow) or not isinstance(flows, (Mapping, Sequence)) or not flows:
@@ -205,7 +216,7 @@ def check_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) ->
 
 
 def unique_name(name: str, taken: Mapping[str, object]) -> str:
-    """The descent's name, set apart from the flows'."""
+    """The descent's name, made different from the flows' names."""
     slugs = set(map(slug, taken))
     while slug(name) in slugs:
         name = f"{name} (descent)"
@@ -213,7 +224,7 @@ def unique_name(name: str, taken: Mapping[str, object]) -> str:
 
 
 def keep(store: Path | None, name: str, run: Trajectory) -> None:
-    """Put a finished trajectory on disk where a folder was given."""
+    """Save a finished trajectory if a folder was given."""
     if store is not None:
         run.save(store / slug(name))
 
@@ -222,7 +233,7 @@ def tighter(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The same run with a smaller integration error: tolerances down by TIGHTER, or half the step."""
     if settings["dt"] is not None:
         return {**settings, "dt": settings["dt"] / 2}
-    floor = 50 * torch.finfo(dtype).eps  # below it an adaptive method fights rounding
+    floor = 50 * torch.finfo(dtype).eps  # at smaller tolerances rounding dominates an adaptive method's error estimate
     rtol, atol = (settings["rtol"], settings["atol"])
     loose = (1e-7, 1e-9) if dtype == torch.float64 else (1e-4, 1e-6)
     rtol, atol = loose[0] if rtol is None else rtol, loose[1] if atol is None else atol
@@ -246,23 +257,23 @@ def make_row(
     save(run)
     nothing = torch.full(reference.mean.shape[:-1], math.nan, dtype=run.theta.abs().dtype, device=theta0.device)
     if run.status == "interrupted":
-        errors = padded(distance(run.theta, reference.mean[: len(run.theta)]), nothing)
+        errors = pad(distance(run.theta, reference.mean[: len(run.theta)]), nothing)
         return Row(run, errors, nothing[1:], nothing, nothing, mean=run.theta, interrupted=True)
     fine_settings = tighter(settings, theta0.abs().dtype)
     fine = integrate(flow, theta0, reference.times, progress=progress, **fine_settings)
     one_step, whole = one_step_errors(flow, reference, fine_settings, begin=fine.status != "interrupted")
-    notes = (SILENT,) if silent(flow, reference) else ()
+    notes = (NO_VELOCITY,) if lacks_velocity(flow, reference) else ()
     both = min(len(run.theta), len(fine.theta))
-    own = lost(run, settings["dt"])
+    own = frozen_mask(run, settings["dt"])
     gone = own | reference.lost[: len(run.theta)]
     weak = weak_errors(run, fine, own, laws, nothing)
     return Row(
         trajectory=run,
-        errors=padded(distance(run.theta, reference.mean[: len(run.theta)]).masked_fill(gone, math.nan), nothing),
+        errors=pad(distance(run.theta, reference.mean[: len(run.theta)]).masked_fill(gone, math.nan), nothing),
         one_step=one_step,
-        integration=padded(distance(run.theta[:both], fine.theta[:both]).masked_fill(own[:both], math.nan), nothing),
-        losses=weak[LOSS].mean if weak else padded(losses_of(run, own, reference), nothing),
-        imaginary=padded(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
+        integration=pad(distance(run.theta[:both], fine.theta[:both]).masked_fill(own[:both], math.nan), nothing),
+        losses=weak[LOSS].mean if weak else pad(losses_of(run, own, reference), nothing),
+        imaginary=pad(run.theta.imag.abs().amax(dim=-1), nothing) if run.theta.is_complex() else None,
         outside=outside_series(flow, reference),
         mean=run.theta,
         weak=weak,
@@ -272,17 +283,17 @@ def make_row(
 
 
 def losses_of(run: Trajectory, own: Tensor, reference: Reference) -> Tensor:
-    """f along a run without noise, NaN where it is lost."""
+    """f along a run without noise, NaN for frozen members."""
     return real_loss(reference.landscape, run.theta).masked_fill(own, math.nan)
 
 
 def weak_errors(
     run: Trajectory, fine: Trajectory, own: Tensor, laws: Laws | None, nothing: Tensor
 ) -> dict[str, WeakError]:
-    """φ(X) − E φ(θ) for a flow without noise, where laws are compared and it is real."""
+    """φ(X) − E φ(θ) for a flow without noise; empty if no laws are compared or θ is complex."""
     if laws is None or run.theta.is_complex():
         return {}
-    found = laws.against(run.theta[:, None], fine.theta[:, None], own)
+    found = laws.weak_errors(run.theta[:, None], fine.theta[:, None], own)
     return {name: error.on_clock(nothing) for name, error in found.items()}
 
 
@@ -291,13 +302,13 @@ def one_step_errors(
 ) -> tuple[Tensor, bool]:
     """‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...): one batch of starts for each length of step; NaN where a run failed.
 
-    Also whether no interrupt came; NaN where one did before, and everywhere unless they ``begin``.
+    The second value is False after a KeyboardInterrupt, and the remaining errors are NaN; all are unless ``begin``.
     """
     lengths, velocities = reference.times.diff(), reference.first_velocities
     errors = torch.full(reference.starts.shape[:-1], math.nan, dtype=reference.starts.abs().dtype).to(
         reference.starts.device
     )
-    if silent(flow, reference) or not begin:
+    if lacks_velocity(flow, reference) or not begin:
         return errors, begin
     remaining = torch.ones(len(lengths), dtype=torch.bool)
     while bool(remaining.any()):
@@ -305,7 +316,7 @@ def one_step_errors(
         chosen = remaining & ((lengths - length).abs() <= 1e-9 * length)
         remaining &= ~chosen
         where = chosen.to(reference.starts.device)
-        # One step is about as far as an adaptive method goes at once: try it whole.
+        # One step of the descent is about one step of an adaptive method: try it whole.
         first_step = length if settings["dt"] is None and settings["method"] in (None, *ADAPTIVE, EXPONENTIAL) else None
         starts = reference.starts[where]
         model = flow
@@ -320,6 +331,6 @@ def one_step_errors(
 
 
 def outside_series(flow: Flow, reference: Reference) -> float | None:
-    """The largest |hλ| along the descent where it reaches the radius of the flow's series, else None."""
+    """The largest |hλ| along the descent if it reaches the radius of the flow's series, else None."""
     largest = 0.0 if math.isinf(flow.radius) else reference.curvature()
     return largest if largest >= flow.radius else None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flows.comparison.data import CUT_SHORT, Row
 from flows.comparison.laws import LOSS, Laws
-from flows.comparison.reference import SILENT, Reference, distance, lost, padded, silent
+from flows.comparison.reference import NO_VELOCITY, Reference, distance, frozen_mask, lacks_velocity, pad
 from flows.descent import Descent
 from flows.engines.counting import ResumedEquation
 from flows.engines.integrate import integrate, step_grid
@@ -30,7 +30,7 @@ SUBSTEPS = 8  # of a stochastic flow in a step of the descent, by default: a pow
 
 @dataclass(frozen=True)
 class Drive:
-    """How stochastic flows run: their method and dt, and the noise: a seed's, or that of the descent's mini-batches."""
+    """Method, dt and noise of the stochastic flows: the noise of a seed, or that of the descent's mini-batches."""
 
     method: str | None
     dt: float
@@ -43,7 +43,7 @@ class Drive:
         return self.path is not None
 
     def on_clock(self, times: Tensor, h: float, *, chosen: bool) -> Drive:
-        """The same on a descent's clock: dt divides its shortest step unless it was ``chosen``; raise where it cannot.
+        """The drive on a descent's clock: dt divides its shortest step unless it was ``chosen``; raise if it cannot.
 
         The clock of a descent that models the rate h by shorter steps, as SVAG does, is not k·h.
         """
@@ -74,7 +74,7 @@ def check_drive(
     runs: int,
     coupled: bool,
 ) -> Drive | None:
-    """The drive of the stochastic flows among them, None where there are none; raise where something is missing."""
+    """The drive of the stochastic flows among ``flows``, None if there are none; raise for inconsistent arguments."""
     noisy = [flow for flow in flows.values() if isinstance(flow, StochasticFlow)]
     if not noisy:
         if coupled:
@@ -91,10 +91,11 @@ def check_drive(
     if halvings < 0 or not math.isclose(dt * 2**halvings, descent.h, rel_tol=1e-12):
         raise ValueError(f"dt of coupled flows must be h over a power of two, h = {descent.h!r}, got {dt!r}")
     start = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
+    # one halving more than dt needs: for the runs at dt/2
     path = minibatch_path(descent, start, steps, seed, halvings + 1)  # type: ignore[arg-type]
     for flow in noisy:
         check_shared(flow, descent)
-    return Drive(used, dt, seed, path)  # finer by a halving: for the runs at dt/2
+    return Drive(used, dt, seed, path)
 
 
 def check_divides(dt: float, times: list[float]) -> None:
@@ -103,18 +104,18 @@ def check_divides(dt: float, times: list[float]) -> None:
         step_grid(times, dt)
     except ValueError as error:
         raise ValueError(
-            f"dt must divide every step of the descent, whose clock has {error}; stochastic flows take steps of one "
-            "length, which rates that change little by little do not have in common: StepSchedule's do"
+            f"dt must divide every step of the descent, whose clock has {error}; stochastic flows take steps of equal "
+            "length, which divide all learning rates of a StepSchedule but not those of a schedule that varies smoothly"
         ) from error
 
 
 def gradient_noise(flow: StochasticFlow) -> object:
-    """The ``noise`` of a flow, or of the flow that it wraps; None where it has none by that name."""
+    """The ``noise`` of a flow, or of the flow that it wraps; None if it has no such attribute."""
     return getattr(unwrapped(flow), "noise", None)
 
 
 def check_shared(flow: StochasticFlow, descent: Descent) -> None:
-    """Raise ValueError where flow and descent draw different mini-batches."""
+    """Raise ValueError if flow and descent draw different mini-batches."""
     noise = gradient_noise(flow)
     for name in ("batch_size", "sampling"):
         ours = getattr(descent, name)
@@ -125,50 +126,50 @@ def check_shared(flow: StochasticFlow, descent: Descent) -> None:
 
 
 def check_coupled(flow: StochasticFlow, path: MinibatchPath) -> None:
-    """Raise UnsupportedError unless the flow's noise can be that of the path's mini-batches, of its epochs included."""
+    """Raise UnsupportedError unless the path's mini-batches, epochs included, can be the flow's noise."""
     size, sampling = path.shape[-1], path.sampling
     if flow.noise_size != size or not isinstance(gradient_noise(flow), MinibatchNoise):
         raise UnsupportedError(
-            f"coupled flows are driven by the weights of the {size} examples in each mini-batch, and the noise of "
-            f"{flow.name} is another, of size {flow.noise_size}: compare it with coupled=False (a flow of your own "
-            "says that it is driven so by a ``noise`` that is MinibatchNoise)"
+            f"coupled flows are driven by the weights of the {size} examples in each mini-batch, but the noise of "
+            f"{flow.name} has size {flow.noise_size}: compare it with coupled=False (a flow of your own "
+            "can be coupled if its attribute ``noise`` is a MinibatchNoise)"
         )
     if flow.noise_period is None and sampling.diffusion_factor() != sampling.variance_factor():
         raise UnsupportedError(
-            f"the noise of {flow.name} is that of single steps, and coupled to reshuffled epochs it would be of "
-            "another size: use StochasticModifiedEquation with sampling='epoch', whose noise sums to zero over them"
+            f"the noise of {flow.name} is that of single steps, while the noise of reshuffled epochs sums to zero: "
+            "use StochasticModifiedEquation with sampling='epoch'"
         )
 
 
 def stochastic_row(
     flow: StochasticFlow,
-    against: Reference,
+    reference: Reference,
     along: Drive,
     laws: Laws,
     progress: bool,
     save: Callable[[Trajectory], None],
 ) -> Row:
-    """Everything about one stochastic flow, from as many runs as the descent has."""
+    """The row of one stochastic flow, from as many runs as the descent has."""
     if along.path is not None:
         check_coupled(flow, along.path)
-    run = along.run(flow, against.theta0, against.times, along.dt, progress=progress)
+    run = along.run(flow, reference.theta0, reference.times, along.dt, progress=progress)
     save(run)
-    nothing = torch.full(against.mean.shape[:-1], math.nan, dtype=run.theta.dtype, device=run.theta.device)
-    members = against.by_runs(run.theta)
-    theirs = against.members[: len(members)]
-    own = against.by_runs(lost(run, along.dt)).any(dim=1)
-    gone = own | against.lost[: len(members)]
+    nothing = torch.full(reference.mean.shape[:-1], math.nan, dtype=run.theta.dtype, device=run.theta.device)
+    members = reference.by_runs(run.theta)
+    descents = reference.members[: len(members)]
+    own = reference.by_runs(frozen_mask(run, along.dt)).any(dim=1)
+    gone = own | reference.lost[: len(members)]
     notes: tuple[str, ...] = ()
     if along.coupled:
-        errors = distance(members, theirs).mean(dim=1)
-    elif against.runs > 1:
-        errors = distance(members.mean(dim=1), theirs.mean(dim=1))
+        errors = distance(members, descents).mean(dim=1)
+    elif reference.runs > 1:
+        errors = distance(members.mean(dim=1), descents.mean(dim=1))
     else:
         errors = nothing[: len(members)]
-        notes = ("no distance: one run of each says nothing of their laws; give runs, or coupled=True",)
+        notes = ("no distance: laws cannot be compared from one run of each; give runs, or coupled=True",)
     row = Row(
         trajectory=run,
-        errors=padded(errors.masked_fill(gone, math.nan), nothing),
+        errors=pad(errors.masked_fill(gone, math.nan), nothing),
         one_step=nothing[1:],
         integration=nothing,
         losses=nothing,
@@ -176,37 +177,35 @@ def stochastic_row(
         notes=notes,
         interrupted=run.status == "interrupted",
     )
-    return row if row.interrupted else studied(flow, row, members, own, against, along, laws, progress)
+    return row if row.interrupted else complete(flow, row, members, own, reference, along, laws, progress)
 
 
-def studied(
+def complete(
     flow: StochasticFlow,
     row: Row,
     members: Tensor,
     own: Tensor,
-    against: Reference,
+    reference: Reference,
     along: Drive,
     laws: Laws,
     progress: bool,
 ) -> Row:
-    """The row of a run (T', runs, ..., d), lost at ``own``, with laws, integration error and, coupled, single steps."""
+    """The row of a run (T', runs, ..., d), frozen at ``own``: laws, integration error and, if coupled, single steps."""
     nothing = row.losses
-    fine = along.run(flow, against.theta0, against.times, along.dt / 2, progress=progress)
-    finer = against.by_runs(fine.theta)
+    fine = along.run(flow, reference.theta0, reference.times, along.dt / 2, progress=progress)
+    finer = reference.by_runs(fine.theta)
     both = min(len(members), len(finer))
-    weak = laws.against(members, finer, own, coupled=along.coupled)
+    weak = laws.weak_errors(members, finer, own, coupled=along.coupled)
     one_step, whole, notes = nothing[1:], fine.status != "interrupted", row.notes
-    if along.coupled and silent(flow, against):
-        notes = (*notes, SILENT)
+    if along.coupled and lacks_velocity(flow, reference):
+        notes = (*notes, NO_VELOCITY)
     elif along.coupled and whole:
-        one_step, whole = one_step_errors(flow, against, along)
+        one_step, whole = one_step_errors(flow, reference, along)
     return replace(
         row,
         one_step=one_step,
-        integration=padded(
-            distance(members[:both], finer[:both]).mean(dim=1).masked_fill(own[:both], math.nan), nothing
-        ),
-        losses=padded(weak[LOSS].mean, nothing),
+        integration=pad(distance(members[:both], finer[:both]).mean(dim=1).masked_fill(own[:both], math.nan), nothing),
+        losses=pad(weak[LOSS].mean, nothing),
         weak={name: error.on_clock(nothing) for name, error in weak.items()},
         notes=notes if whole else (*notes, CUT_SHORT),
         interrupted=not whole,
@@ -235,25 +234,27 @@ class OneStep(NoisePath):
         return iter(self._increments)
 
 
-def one_step_errors(flow: StochasticFlow, against: Reference, along: Drive) -> tuple[Tensor, bool]:
+def one_step_errors(flow: StochasticFlow, reference: Reference, along: Drive) -> tuple[Tensor, bool]:
     r"""Mean over the runs of ‖X(t_{k+1}; θ_k) − θ_{k+1}‖ (T−1, ...) with the mini-batch of step k, at dt/2.
 
-    Also whether no interrupt came; NaN from the step on in which one did.
+    The second value is False after a KeyboardInterrupt, and the errors from that step on are NaN.
     """
     assert along.path is not None
-    steps, h, dt = len(against.times) - 1, against.h, along.dt / 2
+    steps, h, dt = len(reference.times) - 1, reference.h, along.dt / 2
     each = round(h / dt)
     increments = along.path.increments(0.0, dt, steps * each)
-    errors = torch.full(against.mean[1:].shape[:-1], math.nan, dtype=against.mean.dtype, device=against.mean.device)
+    errors = torch.full(
+        reference.mean[1:].shape[:-1], math.nan, dtype=reference.mean.dtype, device=reference.mean.device
+    )
     for k in range(steps):
-        path = OneStep(along.path, list(islice(increments, each)), float(against.times[k]), h)
-        start = against.members[k] if against.runs > 1 else against.members[k, 0]
-        velocity = None if against.velocities is None else against.velocities[k]
+        path = OneStep(along.path, list(islice(increments, each)), float(reference.times[k]), h)
+        start = reference.members[k] if reference.runs > 1 else reference.members[k, 0]
+        velocity = None if reference.velocities is None else reference.velocities[k]
         model = flow if velocity is None else ResumedEquation(flow, flow.resume(start, velocity))
-        run = integrate(model, start, against.times[k : k + 2], method=along.method, dt=dt, path=path, keep="last")
+        run = integrate(model, start, reference.times[k : k + 2], method=along.method, dt=dt, path=path, keep="last")
         if run.status == "interrupted":
             return errors, False
-        gap = distance(run.theta[-1], against.run.theta[k + 1])
+        gap = distance(run.theta[-1], reference.run.theta[k + 1])
         gap = torch.where(run.alive, gap, math.nan)
-        errors[k] = gap.mean(dim=0) if against.runs > 1 else gap
+        errors[k] = gap.mean(dim=0) if reference.runs > 1 else gap
     return errors, True

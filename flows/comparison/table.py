@@ -1,4 +1,4 @@
-r"""A comparison as text: flows under their headings, notes below, and the table of laws where those were compared."""
+r"""A comparison as text: a row for each flow, notes below, and the table of laws if those were compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flows.comparison.laws import WeakError
 
 
 def worst(values: Tensor) -> float:
-    """The largest entry that is not NaN; NaN where there is none."""
+    """The largest entry that is not NaN; NaN if there is none."""
     values = values[~values.isnan()]
     return float(values.max()) if values.numel() else float("nan")
 
@@ -23,7 +23,7 @@ def at_end(values: Tensor) -> float:
 
 
 KINDS = {"grad": "gradients", "hvp": "HVPs", "third": "thirds", "higher": "higher"}
-"""Oracle calls and their columns; derivatives above the third have one where a flow takes them."""
+"""Oracle calls and their columns; derivatives above the third have a column if a flow uses them."""
 
 
 def table(comparison: ComparisonData) -> str:
@@ -63,7 +63,7 @@ def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
 
 
 def laws(comparison: ComparisonData) -> list[str]:
-    """The table of weak errors: a row for each observable and flow; nothing where laws were not compared."""
+    """The table of weak errors: a row for each observable and flow; empty if no laws were compared."""
     if not comparison.observed:
         return []
     lines = [["φ", "", "E φ at end", "± s.e.", "difference", "± s.e.", "largest", "± s.e.", "integration"]]
@@ -97,7 +97,7 @@ def largest_member(values: Tensor) -> int:
 
 
 def shown(value: float, error: float) -> list[str]:
-    """A number and its standard error, left out where there is none."""
+    """A number and its standard error, if it has one."""
     return [f"{value:.4g}", "" if math.isnan(error) else f"{error:.1e}"]
 
 
@@ -107,7 +107,7 @@ def oracle_calls(cost: Mapping[str, float], kinds: Iterable[str]) -> list[str]:
 
 
 def caption(comparison: ComparisonData) -> str:
-    """What the table compares."""
+    """The title: descent, steps, time."""
     steps, end = len(comparison.times) - 1, float(comparison.times[-1])
     against = comparison.name if comparison.runs == 1 else f"the mean of {comparison.runs} runs of {comparison.name}"
     batch = tuple(comparison.mean.shape[1:-1])
@@ -116,7 +116,7 @@ def caption(comparison: ComparisonData) -> str:
 
 
 def footnotes(comparison: ComparisonData) -> list[str]:
-    """What the rows have to say beyond their numbers."""
+    """The notes below the table."""
     lines = []
     if comparison.standard_error is not None:
         lines.append(f"standard error of the mean at the end: {at_end(comparison.standard_error):.3e}")
