@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Protocol, Union
 
 import torch
 import tyro
@@ -17,6 +17,22 @@ import tyro
 from landscapes.errors import check_count
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class Experiment(Protocol):
+    """An experiment as a family's registry holds it: a frozen dataclass of options."""
+
+    def run(self) -> None:
+        """Measure, print and draw."""
+        ...
+
+
+def run_one_of(
+    experiments: Mapping[str, type[Experiment]], arguments: Sequence[str], prog: str, description: str
+) -> int:
+    """Run the experiment whose name is the first argument, a subcommand with its fields as options; exit status."""
+    form: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in experiments.items())]  # noqa: UP007
+    return guarded(parse(form, arguments, prog, description).run)
 
 
 def parse(form: Any, arguments: Sequence[str], prog: str, description: str) -> Any:

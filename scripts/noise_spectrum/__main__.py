@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
-import tyro
-
-from scripts.lab.command_line import guarded, parse
+from scripts.lab.command_line import Experiment, run_one_of
 from scripts.noise_spectrum.networks import Networks
 from scripts.noise_spectrum.rule import Rule
 from scripts.noise_spectrum.tasks import Tasks
 
-Experiment = (
-    Annotated[Networks, tyro.conf.subcommand("networks")]
-    | Annotated[Tasks, tyro.conf.subcommand("tasks")]
-    | Annotated[Rule, tyro.conf.subcommand("rule")]
-)
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    "networks": Networks,
+    "tasks": Tasks,
+    "rule": Rule,
+}
+"""Experiments by the name of their subcommand; one more is a line here (docs/extending.md)."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    experiment = parse(Experiment, arguments, "python -m scripts.noise_spectrum", __doc__)
-    return guarded(experiment.run)
+    return run_one_of(EXPERIMENTS, arguments, "python -m scripts.noise_spectrum", __doc__ or "")
 
 
 if __name__ == "__main__":
