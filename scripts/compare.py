@@ -9,19 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from flows import Descent, Flow, PrincipalFlow, StochasticDescent, compare
 from flows.comparison.result import slug
-from landscapes import Landscape, Toy
+from landscapes import Landscape
 from scripts.lab.command_line import DTYPES, check_device, guarded, parse, use_threads
 from scripts.lab.grounds import AnyGround
-from scripts.lab.models import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
+from scripts.lab.models import DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
 from scripts.lab.network import NetGround
-from scripts.lab.starts import build_start, describe
+from scripts.lab.starts import build_start, describe, gentle
 
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 
@@ -109,30 +107,6 @@ def choose(settings: Settings, landscape: Landscape, theta0: Tensor) -> Choice:
     if network and not given.keys() & {"method", "rtol", "atol", "dt"}:  # these belong together
         chosen |= network.integration(chosen["h"])
     return Choice(**chosen)
-
-
-def gentle(landscape: Landscape, theta0: Tensor) -> float:
-    """Half the inverse of the largest curvature at θ0 and, of a toy, where its gradient vanishes: hλ ≤ ½; 1 at most."""
-    if landscape.dimension > DENSE:
-        curvature = largest_curvature(landscape, theta0)
-    else:
-        points = [theta0.double()]
-        if isinstance(landscape, Toy):
-            points += [point.position.to(theta0.device) for point in landscape.critical_points()]
-        curvature = float(torch.linalg.eigvalsh(landscape.hessian(torch.stack(points))).abs().max())
-    return min(1.0, float(f"{0.5 / curvature:.2g}")) if curvature > 0 else 1.0
-
-
-def largest_curvature(landscape: Landscape, theta0: Tensor) -> float:
-    """The Hessian's eigenvalue of largest magnitude at θ0, to a percent, by ARPACK on its products."""
-    point = landscape.expand(theta0)
-
-    def product(v: np.ndarray) -> np.ndarray:
-        return point.hvp(torch.from_numpy(v).to(theta0)).double().cpu().numpy()
-
-    operator = LinearOperator((landscape.dimension,) * 2, matvec=product, dtype=np.float64)
-    ones = np.ones(landscape.dimension)
-    return float(abs(eigsh(operator, k=1, which="LM", v0=ones, tol=1e-2, return_eigenvectors=False)[0]))
 
 
 def options_of(settings: Settings, choice: Choice) -> Options:

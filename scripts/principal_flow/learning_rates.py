@@ -20,7 +20,7 @@ from nets.data import DATA_SETS, WHOLE_SETS
 from scripts.lab.command_line import check_device
 from scripts.lab.experiment import Common
 from scripts.lab.network import Size
-from scripts.lab.presets import PRESETS
+from scripts.lab.presets import preset_of
 from scripts.lab.store import Store
 from scripts.principal_flow.rate_report import Cell, figure, table
 from scripts.principal_flow.rate_runs import Rule, Training, trained_at
@@ -106,7 +106,7 @@ class LearningRates(Common):
         plan = PLANS[self.preset]
         if self.architecture is not None:
             check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
-            data = PRESETS[self.preset][self.architecture].data
+            data = preset_of(self.preset, self.architecture).data
             plan = replace(plan, architecture=self.architecture, data=data)
         if self.data is not None:
             plan = replace(plan, data=check_choice("data", self.data, DATA_SETS))
