@@ -19,13 +19,14 @@ from scripts.lab.command_line import DTYPES, check_device, guarded, parse, use_t
 from scripts.lab.grounds import AnyGround
 from scripts.lab.models import DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
 from scripts.lab.network import NetGround
+from scripts.lab.observers import OBSERVERS, observed, observer_by_name
 from scripts.lab.starts import build_start, describe, gentle
 
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 
 Choose what is descended as a subcommand; options follow it. Flows: {", ".join(FLOW_NAMES)}.
-Descents: {", ".join(DESCENTS)}, or a class of torch.optim such as Adam. A table is printed for each descent; tables,
-figures, settings and every trajectory go to --out."""
+Descents: {", ".join(DESCENTS)}, or a class of torch.optim such as Adam. Observers: {", ".join(OBSERVERS)}.
+A table is printed for each descent; tables, figures, settings and every trajectory go to --out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Settings:
     """Flows to integrate; a network's preset, else gradient, modified-2, modified-3 and principal."""
     descent: tuple[str, ...] = ("gd",)
     """Descents to compare them with, one table each."""
+    observers: tuple[str, ...] = ()
+    """What to show along every run, in a table of its own and a file beside each trajectory."""
     theta0: tuple[float, ...] | None = None
     """Start; the landscape's own by default."""
     batch_size: int | None = None
@@ -125,6 +128,8 @@ def run(settings: Settings) -> None:
     options = options_of(settings, choice)
     flows = {name: flow_by_name(name, landscape, choice.h, options) for name in choice.flows}
     descents = {name: descent_by_name(name, landscape, choice.h, options) for name in settings.descent}
+    for name in settings.observers:
+        observer_by_name(name, landscape, choice.h, options)  # a wrong name is told before anything is run
     print(f"{describe(settings.ground, landscape)}: h = {choice.h:g}, {choice.steps} steps")
     for name, flow in flows.items():
         if isinstance(flow, PrincipalFlow) and flow.branch == "real" and settings.branch == "auto":
@@ -148,6 +153,8 @@ def run(settings: Settings) -> None:
         )
         print(result)
         result.save(folder)
+        if settings.observers:
+            print(f"\n{observed(result, settings.observers, landscape, choice.h, options, folder)}")
         said = {
             "landscape": type(settings.ground).__name__,
             **dataclasses.asdict(settings),
