@@ -15,6 +15,7 @@ import torch
 import tyro
 
 from landscapes.errors import check_count
+from landscapes.references import resolve_references
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -28,10 +29,11 @@ class Experiment(Protocol):
 
 
 def run_one_of(
-    experiments: Mapping[str, type[Experiment]], arguments: Sequence[str], prog: str, description: str
+    experiments: Mapping[str, str | type[Experiment]], arguments: Sequence[str], prog: str, description: str
 ) -> int:
     """Run the experiment whose name is the first argument, a subcommand with its fields as options; exit status."""
-    form: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in experiments.items())]  # noqa: UP007
+    kinds = resolve_references(experiments)
+    form: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
     return guarded(parse(form, arguments, prog, description).run)
 
 

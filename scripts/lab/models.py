@@ -1,7 +1,8 @@
 r"""Flows and descents by the names of the command line; one more is a line in FLOWS, NUMBERED or DESCENTS.
 
 An entry of a flow also says which descent it follows and how closely: tests/flows/models/test_registry.py holds every
-entry to that. ``named`` makes an entry from "package.module:Class", import and all: docs/extending.md shows its use.
+entry to that. A class that takes landscape, h and options by their names may be an entry as "package.module:Class",
+import and all (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ from flows import (
 )
 from landscapes import FiniteSum, Landscape
 from landscapes.noise.base import Kind
+from landscapes.references import resolve_reference
 
 DENSE = 64  # weights up to which a Hessian is made whole
 PRODUCTS = 30  # HVPs of a principal-flow evaluation beyond
@@ -109,18 +110,16 @@ def momentum_equation(landscape: Landscape, h: float, order: int, options: Optio
 Build = Callable[[Landscape, float, Options], Any]
 
 
-def named(reference: str) -> Build:
-    """The class "package.module:Class" as a builder: it takes landscape, h and the options that its signature names."""
-    kind = resolve_name(reference)
+def built(entry: str | Build, landscape: Landscape, h: float, options: Options) -> Any:
+    """What an entry comes to; a class by reference takes landscape, h and the options that its signature names."""
+    if not isinstance(entry, str):
+        return entry(landscape, h, options)
+    kind: Callable[..., Any] = resolve_reference(entry)
     names = inspect.signature(kind).parameters
-
-    def build(landscape: Landscape, h: float, options: Options) -> Any:
-        given: dict[str, Any] = {**vars(options), "landscape": landscape, "h": h}
-        if "batch_size" in names:
-            _, given["batch_size"], _ = batches(landscape, options, kind.__name__, "one without mini-batches")
-        return kind(**{name: value for name, value in given.items() if name in names})
-
-    return build
+    given: dict[str, Any] = {**vars(options), "landscape": landscape, "h": h}
+    if "batch_size" in names:
+        _, given["batch_size"], _ = batches(landscape, options, kind.__name__, "one without mini-batches")
+    return kind(**{name: value for name, value in given.items() if name in names})
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class FlowEntry:
     that descent is over. Of a flow with ``noise`` this is said of its drift, against the descent without its noise.
     """
 
-    build: Callable[[Landscape, float, Options], Flow]
+    build: str | Build
     order: int
     descent: str = "gd"
     settles: bool = False
@@ -188,7 +187,7 @@ NUMBERED: dict[str, FamilyEntry] = {
     "momentum-sde": FamilyEntry(momentum_equation, "sgd-scaled-heavy-ball", noise="general"),
 }
 """Families of flows by the name that an order follows: modified-2 is the second of them."""
-DESCENTS: dict[str, Callable[[Landscape, float, Options], Descent]] = {
+DESCENTS: dict[str, str | Build] = {
     "gd": lambda f, h, options: GradientDescent(f, h),
     "sgd": stochastic,
     "heavy-ball": lambda f, h, options: HeavyBall(f, h, options.momentum),
@@ -215,13 +214,13 @@ def flow_entry(name: str) -> FlowEntry:
 
 def flow_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Flow:
     """The flow of that name; ValueError naming what there is."""
-    return flow_entry(name).build(landscape, h, options)
+    return built(flow_entry(name).build, landscape, h, options)
 
 
 def descent_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Descent:
     """The descent of that name; ValueError naming what there is."""
     if name in DESCENTS:
-        return DESCENTS[name](landscape, h, options)
+        return built(DESCENTS[name], landscape, h, options)
     kind = getattr(torch.optim, name, None)
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
         factory: Any = kind  # the base class declares no lr, its classes all take one

@@ -27,7 +27,7 @@ from flows.observers import (
 from landscapes import Landscape, UnsupportedError
 from landscapes.errors import check_choice
 from scripts.lab.experiment import aligned
-from scripts.lab.models import Build, Options
+from scripts.lab.models import Build, Options, built
 
 MOST = 4  # modes that are followed, and numbers of an observation that a table shows
 
@@ -37,7 +37,7 @@ def top(landscape: Landscape) -> TopEigenpairs:
     return TopEigenpairs(landscape, min(MOST, landscape.dimension))
 
 
-OBSERVERS: dict[str, Build] = {
+OBSERVERS: dict[str, str | Build] = {
     "loss": lambda f, h, options: Loss(f),
     "gradient-norm": lambda f, h, options: GradientNorm(f),
     "gradient-curvature": lambda f, h, options: GradientCurvature(f),
@@ -52,7 +52,7 @@ OBSERVERS: dict[str, Build] = {
 
 def observer_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Observer:
     """A fresh observer of that name; ValueError naming what there is."""
-    return OBSERVERS[check_choice("--observers", name, tuple(OBSERVERS))](landscape, h, options)
+    return built(OBSERVERS[check_choice("--observers", name, tuple(OBSERVERS))], landscape, h, options)
 
 
 def shown(run: Trajectory, observer: Observer) -> Trajectory:

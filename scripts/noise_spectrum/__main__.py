@@ -10,7 +10,7 @@ from scripts.noise_spectrum.networks import Networks
 from scripts.noise_spectrum.rule import Rule
 from scripts.noise_spectrum.tasks import Tasks
 
-EXPERIMENTS: dict[str, type[Experiment]] = {
+EXPERIMENTS: dict[str, str | type[Experiment]] = {
     "networks": Networks,
     "tasks": Tasks,
     "rule": Rule,

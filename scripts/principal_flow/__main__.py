@@ -13,7 +13,7 @@ from scripts.principal_flow.one_step import OneStep
 from scripts.principal_flow.spectrum import Spectrum
 from scripts.principal_flow.toys import Escape, Quadratics, Saddles, Valleys
 
-EXPERIMENTS: dict[str, type[Experiment]] = {
+EXPERIMENTS: dict[str, str | type[Experiment]] = {
     "quadratics": Quadratics,
     "valleys": Valleys,
     "saddles": Saddles,

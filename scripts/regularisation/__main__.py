@@ -9,7 +9,7 @@ from scripts.lab.command_line import Experiment, run_one_of
 from scripts.regularisation.full_batch import FullBatch
 from scripts.regularisation.mini_batch import MiniBatch
 
-EXPERIMENTS: dict[str, type[Experiment]] = {
+EXPERIMENTS: dict[str, str | type[Experiment]] = {
     "full-batch": FullBatch,
     "mini-batch": MiniBatch,
 }

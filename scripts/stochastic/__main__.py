@@ -14,7 +14,7 @@ from scripts.stochastic.svag import Svag
 from scripts.stochastic.validity import Validity
 from scripts.stochastic.weak_order import WeakOrder
 
-EXPERIMENTS: dict[str, type[Experiment]] = {
+EXPERIMENTS: dict[str, str | type[Experiment]] = {
     "weak-order": WeakOrder,
     "svag": Svag,
     "escape": Escape,

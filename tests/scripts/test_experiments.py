@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from landscapes.references import resolve_reference
 from scripts.lab.command_line import DTYPES
 from scripts.lab.experiment import Common
 from tests.scripts.running import run
@@ -18,7 +19,7 @@ every = pytest.mark.parametrize(("family", "name"), EVERY, ids=[f"{family} {name
 
 @every
 def test_an_experiment_goes_by_its_own_name_and_says_what_its_results_depend_on(family, name):
-    kind = MAIN[family].EXPERIMENTS[name]
+    kind = resolve_reference(MAIN[family].EXPERIMENTS[name])
     assert issubclass(kind, Common)
     experiment = kind()
     assert experiment.name == name
@@ -30,7 +31,7 @@ def test_an_experiment_goes_by_its_own_name_and_says_what_its_results_depend_on(
 @every
 def test_help_begins_with_the_question_and_has_every_option(family, name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
-    kind = MAIN[family].EXPERIMENTS[name]
+    kind = resolve_reference(MAIN[family].EXPERIMENTS[name])
     status, out, _ = run(f"{name} --help", capsys, MAIN[family].main)
     assert status == 0
     assert kind.__doc__.splitlines()[0][:60] in out
