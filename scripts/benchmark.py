@@ -20,10 +20,11 @@ import tyro
 from flows import GradientDescent, GradientFlow, ModifiedFlow, descend, integrate
 from landscapes import Counted, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
-from scripts.lab.demo_network import bare_gradients, demo_network
-from scripts.lab.measuring import growth, in_its_own_process, ratio
-from scripts.lab.network import NetGround
-from scripts.lab.noise_benchmarks import NOISE_BENCHMARKS, NoiseSettings
+
+from .lab.demo_network import bare_gradients, demo_network
+from .lab.measuring import growth, in_its_own_process, ratio
+from .lab.network import NetGround
+from .lab.noise_benchmarks import NOISE_BENCHMARKS, NoiseSettings
 
 Name = Literal[
     "integrate",

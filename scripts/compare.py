@@ -5,29 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from flows import Descent, Flow, PrincipalFlow, StochasticDescent, compare
-from flows.comparison.result import slug
-from landscapes import Landscape, Toy
-from scripts.lab.command_line import DTYPES, check_device, guarded, parse, use_threads
-from scripts.lab.grounds import AnyGround
-from scripts.lab.models import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
-from scripts.lab.network import NetGround
-from scripts.lab.starts import build_start, describe
+from flows.comparison.result import Comparison, slug
+from landscapes import Landscape
+
+from .lab.command_line import DTYPES, check_device, guarded, parse, use_threads
+from .lab.grounds import AnyGround
+from .lab.models import DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
+from .lab.network import NetGround
+from .lab.observers import OBSERVERS, observed, observer_by_name
+from .lab.starts import build_start, describe, gentle
 
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 
 Choose what is descended as a subcommand; options follow it. Flows: {", ".join(FLOW_NAMES)}.
-Descents: {", ".join(DESCENTS)}, or a class of torch.optim such as Adam. A table is printed for each descent; tables,
-figures, settings and every trajectory go to --out."""
+Descents: {", ".join(DESCENTS)}, or a class of torch.optim such as Adam. Observers: {", ".join(OBSERVERS)}.
+A table is printed for each descent; tables, figures, settings and every trajectory go to --out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Settings:
     """Flows to integrate; a network's preset, else gradient, modified-2, modified-3 and principal."""
     descent: tuple[str, ...] = ("gd",)
     """Descents to compare them with, one table each."""
+    observers: tuple[str, ...] = ()
+    """What to show along every run, in a table of its own and a file beside each trajectory."""
     theta0: tuple[float, ...] | None = None
     """Start; the landscape's own by default."""
     batch_size: int | None = None
@@ -111,30 +113,6 @@ def choose(settings: Settings, landscape: Landscape, theta0: Tensor) -> Choice:
     return Choice(**chosen)
 
 
-def gentle(landscape: Landscape, theta0: Tensor) -> float:
-    """Half the inverse of the largest curvature at θ0 and, of a toy, where its gradient vanishes: hλ ≤ ½; 1 at most."""
-    if landscape.dimension > DENSE:
-        curvature = largest_curvature(landscape, theta0)
-    else:
-        points = [theta0.double()]
-        if isinstance(landscape, Toy):
-            points += [point.position.to(theta0.device) for point in landscape.critical_points()]
-        curvature = float(torch.linalg.eigvalsh(landscape.hessian(torch.stack(points))).abs().max())
-    return min(1.0, float(f"{0.5 / curvature:.2g}")) if curvature > 0 else 1.0
-
-
-def largest_curvature(landscape: Landscape, theta0: Tensor) -> float:
-    """The Hessian's eigenvalue of largest magnitude at θ0, to a percent, by ARPACK on its products."""
-    point = landscape.expand(theta0)
-
-    def product(v: np.ndarray) -> np.ndarray:
-        return point.hvp(torch.from_numpy(v).to(theta0)).double().cpu().numpy()
-
-    operator = LinearOperator((landscape.dimension,) * 2, matvec=product, dtype=np.float64)
-    ones = np.ones(landscape.dimension)
-    return float(abs(eigsh(operator, k=1, which="LM", v0=ones, tol=1e-2, return_eigenvectors=False)[0]))
-
-
 def options_of(settings: Settings, choice: Choice) -> Options:
     """What models take beyond landscape and learning rate."""
     given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Options)}
@@ -151,39 +129,56 @@ def run(settings: Settings) -> None:
     options = options_of(settings, choice)
     flows = {name: flow_by_name(name, landscape, choice.h, options) for name in choice.flows}
     descents = {name: descent_by_name(name, landscape, choice.h, options) for name in settings.descent}
+    for name in settings.observers:
+        observer_by_name(name, landscape, choice.h, options)  # a wrong name is told before anything is run
     print(f"{describe(settings.ground, landscape)}: h = {choice.h:g}, {choice.steps} steps")
     for name, flow in flows.items():
         if isinstance(flow, PrincipalFlow) and flow.branch == "real" and settings.branch == "auto":
             print(f"{name}: real branch, as the loss is not holomorphic; it follows growth, not the flip of sign")
     for name, descent in descents.items():
         folder = settings.out / slug(name) if len(descents) > 1 else settings.out
-        result = compare(
-            descent,
-            flows,
-            theta0,
-            choice.steps,
-            runs=settings.runs if isinstance(descent, StochasticDescent) else 1,
-            coupled=settings.coupled,
-            seed=settings.seed,
-            method=choice.method,
-            rtol=choice.rtol,
-            atol=choice.atol,
-            dt=choice.dt,
-            folder=folder,
-            progress=sys.stderr.isatty(),
-        )
-        print(result)
-        result.save(folder)
-        said = {
-            "landscape": type(settings.ground).__name__,
-            **dataclasses.asdict(settings),
-            **dataclasses.asdict(choice),
-            **({"network": network_of(settings.ground)} if isinstance(settings.ground, NetGround) else {}),
-            "models": {name: parameters_of(model) for name, model in (flows | {name: descent}).items()},
-            "torch": torch.__version__,
-        }
-        (folder / "settings.json").write_text(json.dumps(said, default=str, indent=2) + "\n")
+        result = compare_one(settings, choice, descent, flows, theta0, folder)
+        if settings.observers:
+            print(f"\n{observed(result, settings.observers, landscape, choice.h, options, folder)}")
+        record = settings_record(settings, choice, flows | {name: descent})
+        (folder / "settings.json").write_text(json.dumps(record, default=str, indent=2) + "\n")
         print(f"figure: {result.plot(folder / 'comparison.png')}\n", flush=True)
+
+
+def compare_one(
+    settings: Settings, choice: Choice, descent: Descent, flows: Mapping[str, Flow], theta0: Tensor, folder: Path
+) -> Comparison:
+    """Compare the flows with one descent, print the table and save the comparison."""
+    result = compare(
+        descent,
+        flows,
+        theta0,
+        choice.steps,
+        runs=settings.runs if isinstance(descent, StochasticDescent) else 1,
+        coupled=settings.coupled,
+        seed=settings.seed,
+        method=choice.method,
+        rtol=choice.rtol,
+        atol=choice.atol,
+        dt=choice.dt,
+        folder=folder,
+        progress=sys.stderr.isatty(),
+    )
+    print(result)
+    result.save(folder)
+    return result
+
+
+def settings_record(settings: Settings, choice: Choice, models: Mapping[str, Flow | Descent]) -> dict[str, Any]:
+    """All that a run depends on, for settings.json: options, chosen values, the network's preset, models, torch."""
+    return {
+        "landscape": type(settings.ground).__name__,
+        **dataclasses.asdict(settings),
+        **dataclasses.asdict(choice),
+        **({"network": network_of(settings.ground)} if isinstance(settings.ground, NetGround) else {}),
+        "models": {name: parameters_of(model) for name, model in models.items()},
+        "torch": torch.__version__,
+    }
 
 
 def network_of(ground: NetGround) -> dict[str, Any]:

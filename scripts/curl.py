@@ -22,7 +22,8 @@ from torch import Tensor
 from flows import ModifiedFlow
 from flows.invariants import asymmetry
 from landscapes import Rosenbrock
-from scripts.lab.command_line import guarded, parse
+
+from .lab.command_line import guarded, parse
 
 
 @dataclass(frozen=True)

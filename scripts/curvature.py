@@ -21,9 +21,10 @@ from flows import GradientDescent, descend
 from flows.models.principal import principal_coefficient
 from landscapes import Landscape
 from landscapes.krylov import EigenpairTracker, eigenpairs, matrix_function, random_block, spectral_action
-from scripts.lab.command_line import guarded, parse, use_threads
-from scripts.lab.experiment import aligned
-from scripts.lab.network import NetGround
+
+from .lab.command_line import guarded, parse, use_threads
+from .lab.experiment import aligned
+from .lab.network import NetGround
 
 Product = Callable[[Tensor], Tensor]
 

@@ -23,7 +23,11 @@ from flows import GradientDescent, GradientFlow, descend, integrate
 from flows.engines.trajectory import FolderError, writable_folder
 from landscapes import LANDSCAPES, Toy
 
-# Step size and number of steps that show what each toy is for; gradient flow runs for as long.
+from .lab.starts import gentle
+
+# Step size and number of steps that show what each toy is for, else as many steps as here and a gentle step size;
+# gradient flow runs for as long.
+STEPS = 40
 RUNS: dict[str, tuple[float, int]] = {
     "quadratic": (0.95, 60),
     "saddle": (0.2, 30),
@@ -97,6 +101,13 @@ def run_paths(toy: Toy, h: float, steps: int) -> tuple[Tensor, Tensor]:
     return path, integrate(GradientFlow(toy), theta0, times).theta
 
 
+def run_of(name: str, toy: Toy) -> tuple[float, int]:
+    """Step size and number of steps of the toy of that name."""
+    if name in RUNS:
+        return RUNS[name]
+    return gentle(toy, torch.tensor(toy.start, dtype=torch.float64)), STEPS
+
+
 def choose_slice(toy: Toy, end: Tensor) -> Slice:
     """Both coordinates in the plane; beyond, the plane through start, end and the first critical point.
 
@@ -161,7 +172,7 @@ def draw(path: Path) -> Path:
     panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
     for name, panel in zip(LANDSCAPES, panels, strict=False):
         toy = LANDSCAPES[name]()
-        (draw_line if toy.dimension == 1 else draw_plane)(panel, toy, *RUNS[name])
+        (draw_line if toy.dimension == 1 else draw_plane)(panel, toy, *run_of(name, toy))
         panel.set_title(name if toy.dimension <= 2 else f"{name}, d = {toy.dimension}", fontsize=7, pad=3)
         panel.xaxis.label.set_size(6)
         panel.yaxis.label.set_size(6)

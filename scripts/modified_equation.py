@@ -46,8 +46,9 @@ from flows.series.latex import (
 )
 from flows.series.methods import Exact
 from landscapes.errors import check_count
-from scripts.lab.command_line import guarded, parse
-from scripts.lab.tree_figure import draw_trees
+
+from .lab.command_line import guarded, parse
+from .lab.tree_figure import draw_trees
 
 HALF = Fraction(1, 2)
 BETA, H = sympy.symbols("beta h")

@@ -34,13 +34,14 @@ from flows.orders.ladder import (
     study_of,
 )
 from landscapes.errors import check_count, check_positive
-from scripts.lab.command_line import DTYPES, check_device, guarded, parse, use_threads
-from scripts.lab.experiment import aligned
-from scripts.lab.grounds import AnyGround
-from scripts.lab.models import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
-from scripts.lab.network import NetGround
-from scripts.lab.starts import build_start, describe
-from scripts.lab.store import Store, Tensors
+
+from .lab.command_line import DTYPES, check_device, guarded, parse, use_threads
+from .lab.experiment import aligned
+from .lab.grounds import AnyGround
+from .lab.models import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
+from .lab.network import NetGround
+from .lab.starts import build_start, describe
+from .lab.store import Store, Tensors
 
 BANNER = f"""Observed orders of flows against a discrete optimiser, along a ladder of learning rates.
 

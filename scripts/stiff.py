@@ -20,7 +20,8 @@ from torch import Tensor
 from flows import GradientDescent, GradientFlow, Trajectory, descend, integrate
 from flows.engines.counting import extreme_eigenvalue
 from landscapes import Landscape, Rosenbrock
-from scripts.lab.network import NetGround
+
+from .lab.network import NetGround
 
 HVP = 2.2  # gradients
 RK4 = 2.785  # |hλ| up to which rk4 is stable on the negative real axis

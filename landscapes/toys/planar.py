@@ -31,7 +31,12 @@ class Planar(Toy):
 
     def curvature(self, theta: Tensor) -> Field:
         f_xx, f_xy, f_yy = self.second_partials(theta)
-        return lambda v: torch.stack((f_xx * v[..., 0] + f_xy * v[..., 1], f_xy * v[..., 0] + f_yy * v[..., 1]), dim=-1)
+
+        def product(v: Tensor) -> Tensor:
+            pair = f_xx * v[..., 0] + f_xy * v[..., 1], f_xy * v[..., 0] + f_yy * v[..., 1]
+            return torch.stack(torch.broadcast_tensors(*pair), dim=-1)  # a constant row has v's shape, another θ's too
+
+        return product
 
     def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """f_xxx, f_xxy, f_xyy, f_yyy contracted with u and v."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from landscapes.references import resolve_references
 from landscapes.toys.closed_form import Toy
 from landscapes.toys.linear_nets import CatapultModel, DeepLinearChain, MatrixFactorisation, Product
 from landscapes.toys.quadratic import Quadratic
@@ -14,7 +15,7 @@ from landscapes.toys.spherical import SphericalQuotient
 from landscapes.toys.surfaces import Beale, Himmelblau, MonkeySaddle, MuellerBrown
 from landscapes.toys.valleys import BarrierValley, BumpyBasin, Rosenbrock, SharpFlatWells
 
-LANDSCAPES: dict[str, Callable[[], Toy]] = {
+ENTRIES: dict[str, str | Callable[[], Toy]] = {
     "quadratic": lambda: Quadratic(torch.diag(torch.tensor([2.0, 0.02], dtype=torch.float64))),
     "saddle": Saddle,
     "monkey-saddle": MonkeySaddle,
@@ -38,4 +39,6 @@ LANDSCAPES: dict[str, Callable[[], Toy]] = {
     ),
     "catapult": CatapultModel,
 }
+"""What there is, by class, maker or reference; one more is a line here (docs/extending.md)."""
+LANDSCAPES: dict[str, Callable[[], Toy]] = resolve_references(ENTRIES)
 """Toys by name; the quadratic is that of Rosca et al. 2023 (arXiv 2302.01952)."""

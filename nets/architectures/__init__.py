@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from landscapes.errors import check_choice, check_count
+from landscapes.references import resolve_references
 from nets.architectures import lenet
 from nets.architectures.convolutional import VGG, AllCNN
 from nets.architectures.initialise import widened
@@ -38,7 +39,7 @@ def fully_connected(
     return MLP(sizes, activation, norm=norm, seed=seed)
 
 
-ARCHITECTURES: dict[str, Builder] = {
+ENTRIES: dict[str, str | Builder] = {
     "mlp": partial(fully_connected, hidden=(32,), activation="tanh"),
     "walk-mlp": partial(fully_connected, hidden=(500, 350)),
     "small-mnistfc": partial(fully_connected, hidden=(64,)),
@@ -62,6 +63,8 @@ ARCHITECTURES: dict[str, Builder] = {
     "wide-resnet-28-10": WideResNet,
     "vit": VisionTransformer,
 }
+"""What there is, by class, maker or reference; one more is a line here (docs/extending.md)."""
+ARCHITECTURES: dict[str, Builder] = resolve_references(ENTRIES)
 """Builders by name, each with the sizes of its paper at ``width`` 1.
 
 "walk-mlp": A Walk with SGD. "small-mnistfc", "hessian-lenet", "entropy-sgd-lenet", "all-cnn-bn": Entropy-SGD.

@@ -8,15 +8,33 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Protocol, Union
 
 import torch
 import tyro
 
 from landscapes.errors import check_count
+from landscapes.references import resolve_references
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class Experiment(Protocol):
+    """An experiment as a family's registry holds it: a frozen dataclass of options."""
+
+    def run(self) -> None:
+        """Measure, print and draw."""
+        ...
+
+
+def run_one_of(
+    experiments: Mapping[str, str | type[Experiment]], arguments: Sequence[str], package: str, description: str
+) -> int:
+    """Run the experiment of ``package`` that the first argument names, its fields as options; the exit status."""
+    kinds = resolve_references(experiments, package)
+    form: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
+    return guarded(parse(form, arguments, f"python -m {package}", description).run)
 
 
 def parse(form: Any, arguments: Sequence[str], prog: str, description: str) -> Any:

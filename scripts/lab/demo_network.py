@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from nets import NetworkLandscape
-from scripts.lab.network import LossFunction, NetGround
+
+from .network import LossFunction, NetGround
 
 
 def demo_network(

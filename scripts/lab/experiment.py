@@ -15,8 +15,9 @@ from matplotlib.lines import Line2D
 
 from flows.engines.trajectory import writable_folder
 from flows.figures import COLOURS, DASHES, MARKERS
-from scripts.lab.command_line import DTYPES, check_device, use_threads
-from scripts.lab.store import Store
+
+from .command_line import DTYPES, check_device, use_threads
+from .store import Store
 
 MODELS = {"gradient flow": 0, "IGR flow": 1, "principal flow": 2, "principal flow, real branch": 3}
 """Models by the number of their colour, the same in every figure."""

@@ -30,7 +30,8 @@ from landscapes import (
 from landscapes.errors import check_choice, check_count
 from nets import load_data
 from nets.data import DATA_SETS
-from scripts.lab.network import NetGround
+
+from .network import NetGround
 
 
 class Ground(Protocol):

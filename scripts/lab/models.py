@@ -1,8 +1,14 @@
-r"""Flows and descents by the names of the command line; one more is a line in FLOWS, NUMBERED or DESCENTS."""
+r"""Flows and descents by the names of the command line; one more is a line in FLOWS, NUMBERED or DESCENTS.
+
+An entry of a flow also says which descent it follows and how closely: tests/flows/models/test_registry.py holds every
+entry to that. A class that takes landscape, h and options by their names may be an entry as "package.module:Class",
+import and all (docs/extending.md).
+"""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +41,8 @@ from flows import (
     StochasticModifiedEquation,
 )
 from landscapes import FiniteSum, Landscape
+from landscapes.noise.base import Kind
+from landscapes.references import resolve_reference
 
 DENSE = 64  # weights up to which a Hessian is made whole
 PRODUCTS = 30  # HVPs of a principal-flow evaluation beyond
@@ -99,27 +107,87 @@ def momentum_equation(landscape: Landscape, h: float, order: int, options: Optio
     return MomentumModifiedEquation(examples, h, options.friction, b, order, sampling)
 
 
-FLOWS: dict[str, Callable[[Landscape, float, Options], Flow]] = {
-    "gradient": lambda f, h, options: GradientFlow(f),
-    "principal": lambda f, h, options: PrincipalFlow(f, h, **options.principal(f)),
-    "principal-third-order": lambda f, h, options: PrincipalFlow(f, h, third_order=True, **options.principal(f)),
-    "heavy-ball-principal": lambda f, h, options: HeavyBallPrincipalFlow(
-        f, h, options.momentum, **options.principal(f)
+Build = Callable[[Landscape, float, Options], Any]
+
+
+def built(entry: str | Build, landscape: Landscape, h: float, options: Options) -> Any:
+    """What an entry comes to; a class by reference takes landscape, h and the options that its signature names."""
+    if not isinstance(entry, str):
+        return entry(landscape, h, options)
+    kind: Callable[..., Any] = resolve_reference(entry)
+    names = inspect.signature(kind).parameters
+    given: dict[str, Any] = {**vars(options), "landscape": landscape, "h": h}
+    if "batch_size" in names:
+        _, given["batch_size"], _ = batches(landscape, options, kind.__name__, "one without mini-batches")
+    return kind(**{name: value for name, value in given.items() if name in names})
+
+
+@dataclass(frozen=True)
+class FlowEntry:
+    r"""A flow by name, and the claims that the tests of the registry hold it to.
+
+    The error of one step against ``descent``, from its start, falls as h^order; ``settles``: only once the transient of
+    that descent is over. Of a flow with ``noise`` this is said of its drift, against the descent without its noise.
+    """
+
+    build: str | Build
+    order: int
+    descent: str = "gd"
+    settles: bool = False
+    noise: Kind | None = None
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """A family of flows whose N-th member has a one-step error of order N + 1; the rest as in ``FlowEntry``."""
+
+    build: Callable[[Landscape, float, int, Options], Flow]
+    descent: str = "gd"
+    settles: bool = False
+    noise: Kind | None = None
+
+    def member(self, order: int) -> FlowEntry:
+        """The member of that order."""
+
+        def build(landscape: Landscape, h: float, options: Options) -> Flow:
+            return self.build(landscape, h, order, options)
+
+        return FlowEntry(build, order + 1, self.descent, self.settles, self.noise)
+
+
+FLOWS: dict[str, FlowEntry] = {
+    "gradient": FlowEntry(lambda f, h, options: GradientFlow(f), 2),
+    "principal": FlowEntry(lambda f, h, options: PrincipalFlow(f, h, **options.principal(f)), 3),
+    "principal-third-order": FlowEntry(
+        lambda f, h, options: PrincipalFlow(f, h, third_order=True, **options.principal(f)), 4
     ),
-    "nesterov-principal": lambda f, h, options: NesterovPrincipalFlow(f, h, options.momentum, **options.principal(f)),
+    "heavy-ball-principal": FlowEntry(
+        lambda f, h, options: HeavyBallPrincipalFlow(f, h, options.momentum, **options.principal(f)), 3, "heavy-ball"
+    ),
+    "nesterov-principal": FlowEntry(
+        lambda f, h, options: NesterovPrincipalFlow(f, h, options.momentum, **options.principal(f)), 3, "nesterov"
+    ),
 }
 """Flows by name."""
-NUMBERED: dict[str, Callable[[Landscape, float, int, Options], Flow]] = {
-    "modified": lambda f, h, order, options: ModifiedFlow(f, h, order),
-    "reduced-heavy-ball": lambda f, h, order, options: ReducedHeavyBallFlow(f, h, options.momentum, order),
-    "reduced-nesterov": lambda f, h, order, options: ReducedNesterovFlow(f, h, options.momentum, order),
-    "scaled-heavy-ball": lambda f, h, order, options: ModifiedHeavyBallFlow(f, h, options.friction, order),
-    "scaled-nesterov": lambda f, h, order, options: ModifiedNesterovFlow(f, h, options.friction, order),
-    "sde": equation,
-    "momentum-sde": momentum_equation,
+NUMBERED: dict[str, FamilyEntry] = {
+    "modified": FamilyEntry(lambda f, h, order, options: ModifiedFlow(f, h, order)),
+    "reduced-heavy-ball": FamilyEntry(
+        lambda f, h, order, options: ReducedHeavyBallFlow(f, h, options.momentum, order), "heavy-ball", settles=True
+    ),
+    "reduced-nesterov": FamilyEntry(
+        lambda f, h, order, options: ReducedNesterovFlow(f, h, options.momentum, order), "nesterov", settles=True
+    ),
+    "scaled-heavy-ball": FamilyEntry(
+        lambda f, h, order, options: ModifiedHeavyBallFlow(f, h, options.friction, order), "scaled-heavy-ball"
+    ),
+    "scaled-nesterov": FamilyEntry(
+        lambda f, h, order, options: ModifiedNesterovFlow(f, h, options.friction, order), "scaled-nesterov"
+    ),
+    "sde": FamilyEntry(equation, "sgd", noise="general"),
+    "momentum-sde": FamilyEntry(momentum_equation, "sgd-scaled-heavy-ball", noise="general"),
 }
 """Families of flows by the name that an order follows: modified-2 is the second of them."""
-DESCENTS: dict[str, Callable[[Landscape, float, Options], Descent]] = {
+DESCENTS: dict[str, str | Build] = {
     "gd": lambda f, h, options: GradientDescent(f, h),
     "sgd": stochastic,
     "heavy-ball": lambda f, h, options: HeavyBall(f, h, options.momentum),
@@ -134,20 +202,25 @@ FLOW_NAMES = (*FLOWS, *(f"{family}-N" for family in NUMBERED))
 """What ``--flows`` may name, N a whole number."""
 
 
-def flow_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Flow:
-    """The flow of that name; ValueError naming what there is."""
+def flow_entry(name: str) -> FlowEntry:
+    """The entry of that name, of a family's member too; ValueError naming what there is."""
     if name in FLOWS:
-        return FLOWS[name](landscape, h, options)
+        return FLOWS[name]
     match = re.fullmatch(r"(.+)-(\d+)", name)
     if match and match[1] in NUMBERED:
-        return NUMBERED[match[1]](landscape, h, int(match[2]), options)
+        return NUMBERED[match[1]].member(int(match[2]))
     raise ValueError(f"--flows must name {', '.join(FLOW_NAMES)}, got {name!r}")
+
+
+def flow_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Flow:
+    """The flow of that name; ValueError naming what there is."""
+    return built(flow_entry(name).build, landscape, h, options)
 
 
 def descent_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Descent:
     """The descent of that name; ValueError naming what there is."""
     if name in DESCENTS:
-        return DESCENTS[name](landscape, h, options)
+        return built(DESCENTS[name], landscape, h, options)
     kind = getattr(torch.optim, name, None)
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
         factory: Any = kind  # the base class declares no lr, its classes all take one

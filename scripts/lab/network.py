@@ -28,7 +28,8 @@ from nets import (
 )
 from nets.data import DATA_SETS
 from nets.network import LossFunction
-from scripts.lab.presets import PRESETS, Preset
+
+from .presets import Preset, preset_of
 
 Size = Literal["laptop", "paper"]
 
@@ -73,7 +74,7 @@ class NetGround:
         check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
         if self.data is not None:
             check_choice("data", self.data, DATA_SETS)
-        preset = PRESETS[self.preset][self.architecture]
+        preset = preset_of(self.preset, self.architecture)
         given: dict[str, Any] = {
             name: getattr(self, name) for name in ("data", "classes", "width", "ghost_size", "chunk_size")
         }
@@ -89,7 +90,8 @@ class NetGround:
     def suggested(self) -> dict[str, Any]:
         """Settings of a comparison that suit the network."""
         preset = self.chosen
-        return {"h": preset.h, "steps": preset.steps, "batch_size": preset.batch_size, "flows": preset.flows}
+        rate = {} if preset.h is None else {"h": preset.h}
+        return rate | {"steps": preset.steps, "batch_size": preset.batch_size, "flows": preset.flows}
 
     def integration(self, h: float) -> dict[str, Any]:
         """How to integrate flows over steps of h."""

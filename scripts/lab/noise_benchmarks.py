@@ -19,9 +19,10 @@ from flows import NoisyModifiedEquation, StochasticModifiedEquation, integrate
 from landscapes import Rosenbrock
 from landscapes.noise import IsotropicNoise, MinibatchNoise, noise_covariance, top_eigenpairs
 from nets import NetworkLandscape, build_network, cross_entropy, load_data
-from scripts.lab.demo_network import bare_gradients, demo_network
-from scripts.lab.measuring import Measuring, growth, in_its_own_process, ratio, seconds
-from scripts.lab.network import NetGround
+
+from .demo_network import bare_gradients, demo_network
+from .measuring import Measuring, growth, in_its_own_process, ratio, seconds
+from .network import NetGround
 
 CHUNK = 200  # images of CIFAR's size that go through the network at a time
 

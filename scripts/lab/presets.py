@@ -4,6 +4,7 @@ r"""Sizes for every network: its paper's, and one that two cores finish in a min
 keeps the architecture and cuts width, examples and steps; its h puts the largest curvature at the start between
 hλ = 0.15 and 0.8. Networks with batch norm descend the sum over fixed ghost batches, ``batch_size`` of which make a
 mini-batch. Those that no paper has ("mlp", "vit", the polynomial ones) have all of their data for a paper's size.
+A network that is not listed runs on DEFAULT.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ TWO_FLOWS = ("gradient", "modified-2")
 
 @dataclass(frozen=True)
 class Preset:
-    """What a network is run with unless the user says otherwise; ``examples`` None is all."""
+    """What a network is run with unless the user says otherwise; ``examples`` None: all, ``h`` None: by curvature."""
 
     data: str
     examples: int | None
     width: float
-    h: float
+    h: float | None
     steps: int
     batch_size: int
     ghost_size: int | None = None
@@ -92,4 +93,12 @@ PAPER: dict[str, Preset] = {
     "vit": paper("cifar-10", 50_000),
 }
 PRESETS = {"laptop": LAPTOP, "paper": PAPER}
-"""Presets by size and network."""
+"""Presets by size and network, for the networks that have one of their own."""
+DEFAULT = Preset("digits", 300, 1.0, None, 20, 32)
+"""The laptop's preset of any other network, whose h makes hλ = ½ at the start."""
+
+
+def preset_of(size: str, architecture: str) -> Preset:
+    """The preset of a network: its own, else DEFAULT; for a paper's size on all of the data, for more steps."""
+    whole = replace(DEFAULT, examples=None, steps=100, batch_size=100)
+    return PRESETS[size].get(architecture, whole if size == "paper" else DEFAULT)

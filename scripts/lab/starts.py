@@ -1,14 +1,18 @@
-"""Where a run starts, and its title."""
+"""Where a run starts, at which learning rate unless one is given, and its title."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from landscapes import FiniteSum, Landscape
+from landscapes import FiniteSum, Landscape, Toy
 from nets import GhostBatchLandscape
-from scripts.lab.grounds import Ground
-from scripts.lab.network import NetGround
+
+from .grounds import Ground
+from .models import DENSE
+from .network import NetGround
 
 
 def build_start(given: tuple[float, ...] | None, landscape: Landscape, default: Tensor) -> Tensor:
@@ -18,6 +22,30 @@ def build_start(given: tuple[float, ...] | None, landscape: Landscape, default: 
     if len(given) != landscape.dimension:
         raise ValueError(f"--theta0 must have {landscape.dimension} coordinates, got {len(given)}")
     return torch.tensor(given, dtype=torch.float64).to(default)
+
+
+def gentle(landscape: Landscape, theta0: Tensor) -> float:
+    """Half the inverse of the largest curvature at θ0 and, of a toy, where its gradient vanishes: hλ ≤ ½; 1 at most."""
+    if landscape.dimension > DENSE:
+        curvature = largest_curvature(landscape, theta0)
+    else:
+        points = [theta0.double()]
+        if isinstance(landscape, Toy):
+            points += [point.position.to(theta0.device) for point in landscape.critical_points()]
+        curvature = float(torch.linalg.eigvalsh(landscape.hessian(torch.stack(points))).abs().max())
+    return min(1.0, float(f"{0.5 / curvature:.2g}")) if curvature > 0 else 1.0
+
+
+def largest_curvature(landscape: Landscape, theta0: Tensor) -> float:
+    """The Hessian's eigenvalue of largest magnitude at θ0, to a percent, by ARPACK on its products."""
+    point = landscape.expand(theta0)
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return point.hvp(torch.from_numpy(v).to(theta0)).double().cpu().numpy()
+
+    operator = LinearOperator((landscape.dimension,) * 2, matvec=product, dtype=np.float64)
+    ones = np.ones(landscape.dimension)
+    return float(abs(eigsh(operator, k=1, which="LM", v0=ones, tol=1e-2, return_eigenvectors=False)[0]))
 
 
 def describe(ground: Ground, landscape: Landscape) -> str:

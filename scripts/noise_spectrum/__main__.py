@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
-import tyro
+from ..lab.command_line import Experiment, run_one_of
+from .networks import Networks
+from .rule import Rule
+from .tasks import Tasks
 
-from scripts.lab.command_line import guarded, parse
-from scripts.noise_spectrum.networks import Networks
-from scripts.noise_spectrum.rule import Rule
-from scripts.noise_spectrum.tasks import Tasks
-
-Experiment = (
-    Annotated[Networks, tyro.conf.subcommand("networks")]
-    | Annotated[Tasks, tyro.conf.subcommand("tasks")]
-    | Annotated[Rule, tyro.conf.subcommand("rule")]
-)
+EXPERIMENTS: dict[str, str | type[Experiment]] = {
+    "networks": Networks,
+    "tasks": Tasks,
+    "rule": Rule,
+}
+"""Experiments by the name of their subcommand; one more is a line here (docs/extending.md)."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    experiment = parse(Experiment, arguments, f"python -m {__package__}", __doc__)
-    return guarded(experiment.run)
+    return run_one_of(EXPERIMENTS, arguments, __package__, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import tyro
 
 from landscapes.errors import check_choice
 from nets.data import DATA_SETS
-from scripts.lab.store import Store
-from scripts.noise_spectrum.common import All, Architecture, Spectra
-from scripts.noise_spectrum.looks import Look, kept_look, look_at
-from scripts.noise_spectrum.training import Network, Task
+
+from ..lab.store import Store
+from .common import All, Architecture, Spectra
+from .looks import Look, kept_look, look_at
+from .training import Network, Task
 
 CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PAIRS = ("cat-dog", "airplane-ship", "automobile-truck", "deer-horse", "bird-frog")

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from landscapes.errors import check_count, check_positive, check_seed
 from nets import Data, limited
-from scripts.lab.command_line import check_device
-from scripts.lab.experiment import Common
-from scripts.lab.store import Store
-from scripts.lab.tables import with_error
-from scripts.noise_spectrum.looks import Statistic, over_seeds
-from scripts.noise_spectrum.training import Network, Task, load_images
+
+from ..lab.command_line import check_device
+from ..lab.experiment import Common
+from ..lab.store import Store
+from ..lab.tables import with_error
+from .looks import Statistic, over_seeds
+from .training import Network, Task, load_images
 
 Architecture = Literal["small-lenet", "small-fc", "tiny-fc", "small-allcnn"]
 All = Literal["all"]

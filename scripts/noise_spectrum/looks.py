@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from landscapes.noise import CovarianceOperator, NoiseSpectrum, noise_covariance, noise_spectrum
 from nets import NetworkLandscape
-from scripts.lab.store import Store, Tensors
-from scripts.noise_spectrum.training import Network, error_and_loss
+
+from ..lab.store import Store, Tensors
+from .training import Network, error_and_loss
 
 WHOLE = 4000  # sides up to which all eigenvalues are found by a dense solver
 KEPT_BYTES = 2**29  # of gradients that are held, so that every layer's spectrum takes no more passes

@@ -15,12 +15,13 @@ import tyro
 
 from landscapes.errors import check_choice
 from nets.data import DATA_SETS
-from scripts.lab.store import Store
-from scripts.noise_spectrum.common import All, Architecture, Spectra, whole_epochs
-from scripts.noise_spectrum.looks import Look, kept_look, look_at
-from scripts.noise_spectrum.networks_figure import networks_figure
-from scripts.noise_spectrum.networks_report import PUBLISHED, layer_table, spectrum_table, training_table
-from scripts.noise_spectrum.training import Network, Task
+
+from ..lab.store import Store
+from .common import All, Architecture, Spectra, whole_epochs
+from .looks import Look, kept_look, look_at
+from .networks_figure import networks_figure
+from .networks_report import PUBLISHED, layer_table, spectrum_table, training_table
+from .training import Network, Task
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from matplotlib.lines import Line2D
 
 from flows.figures import COLOURS, DASHES, MARKERS
 from landscapes.noise import NoiseSpectrum
-from scripts.lab.experiment import label
-from scripts.noise_spectrum.looks import Look
+
+from ..lab.experiment import label
+from .looks import Look
 
 PER_DECADE = 4  # bins of a histogram
 DECADES = 9  # below the largest eigenvalue that are drawn: below, float32 gradients leave rounding

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from landscapes.noise import NoiseSpectrum
-from scripts.lab.experiment import aligned
-from scripts.noise_spectrum.common import shown
-from scripts.noise_spectrum.looks import Look
+
+from ..lab.experiment import aligned
+from .common import shown
+from .looks import Look
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from flows.figures import COLOURS, MARKERS
-from scripts.lab.experiment import label
-from scripts.noise_spectrum.cells import Cell
-from scripts.noise_spectrum.looks import Look, Statistic, over_seeds
-from scripts.noise_spectrum.rule_arms import Arms
+
+from ..lab.experiment import label
+from .cells import Cell
+from .looks import Look, Statistic, over_seeds
+from .rule_arms import Arms
 
 NARROW = 1.5  # decades
 

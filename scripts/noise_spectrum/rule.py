@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scripts.lab.experiment import aligned
-from scripts.lab.store import Store
-from scripts.noise_spectrum.cells import Cell, OnPairs, Run
-from scripts.noise_spectrum.common import Architecture, shown, shown_statistic, whole_epochs
-from scripts.noise_spectrum.looks import Statistic, over_seeds
-from scripts.noise_spectrum.pairs_figures import rule_figure
-from scripts.noise_spectrum.rule_arms import Arm, Arms
+from ..lab.experiment import aligned
+from ..lab.store import Store
+from .cells import Cell, OnPairs, Run
+from .common import Architecture, shown, shown_statistic, whole_epochs
+from .looks import Statistic, over_seeds
+from .pairs_figures import rule_figure
+from .rule_arms import Arm, Arms
 
 ARMS = {"fixed": 0, "rule": -1, "reverse": 1}
 """Arms by the power of λ̄/Λ that h is multiplied by."""

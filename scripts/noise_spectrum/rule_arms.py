@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scripts.noise_spectrum.looks import Look, over_seeds
+from .looks import Look, over_seeds
 
 
 @dataclass(frozen=True, eq=False)

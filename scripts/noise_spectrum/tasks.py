@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scripts.lab.experiment import aligned
-from scripts.noise_spectrum.cells import Cell, OnPairs, Run
-from scripts.noise_spectrum.common import shown, whole_epochs
-from scripts.noise_spectrum.correlation import correlate
-from scripts.noise_spectrum.looks import Look
-from scripts.noise_spectrum.pairs_figures import tasks_figure
+from ..lab.experiment import aligned
+from .cells import Cell, OnPairs, Run
+from .common import shown, whole_epochs
+from .correlation import correlate
+from .looks import Look
+from .pairs_figures import tasks_figure
 
 Found = Mapping[Cell, Sequence[Look]]
 PREDICTORS: dict[str, Callable[[Look], float]] = {

@@ -32,7 +32,8 @@ from nets import (
     only_classes,
     pooled,
 )
-from scripts.lab.store import Store, trained
+
+from ..lab.store import Store, trained
 
 CHUNK = 250  # examples whose graph is held at once
 BATCHES = 30  # mini-batches whose gradients' scatter is measured

@@ -12,9 +12,10 @@ from flows import GradientDescent
 from flows.figures import COLOURS
 from flows.observers import Drift as DriftObserver
 from flows.observers import GradientCurvature, GradientNorm, Loss
-from scripts.lab.experiment import aligned, label
-from scripts.lab.store import Tensors, trained
-from scripts.principal_flow.networks import OnNetworks, Plan
+
+from ..lab.experiment import aligned, label
+from ..lab.store import Tensors, trained
+from .networks import OnNetworks, Plan
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFl
 from flows.figures import COLOURS
 from flows.observers import GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
 from nets import NetworkLandscape
-from scripts.lab.experiment import aligned, label, legend, look
-from scripts.lab.store import Tensors, trained
-from scripts.principal_flow.networks import NAMES, SEEN, OnNetworks, Plan
+
+from ..lab.experiment import aligned, label, legend, look
+from ..lab.store import Tensors, trained
+from .networks import NAMES, SEEN, OnNetworks, Plan
 
 SUBSTEPS = 8  # of rk4 in one of h for flows of a product at most: IGR's rate (1 + hλ/2)hλ is 7 at hλ = 3
 TOLERANCE = 1e-3  # of the principal flow's Krylov space: far below the model's error at the edge

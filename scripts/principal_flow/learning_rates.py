@@ -17,13 +17,14 @@ from flows.descents.drift_adjusted import check_adjustment
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from nets import ARCHITECTURES, BatchNorm, Data, build_network, limited, load_data
 from nets.data import DATA_SETS, WHOLE_SETS
-from scripts.lab.command_line import check_device
-from scripts.lab.experiment import Common
-from scripts.lab.network import Size
-from scripts.lab.presets import PRESETS
-from scripts.lab.store import Store
-from scripts.principal_flow.rate_report import Cell, figure, table
-from scripts.principal_flow.rate_runs import Rule, Training, trained_at
+
+from ..lab.command_line import check_device
+from ..lab.experiment import Common
+from ..lab.network import Size
+from ..lab.presets import preset_of
+from ..lab.store import Store
+from .rate_report import Cell, figure, table
+from .rate_runs import Rule, Training, trained_at
 
 All = Literal["all"]
 GIVEN = ("width", "examples", "test_examples", "batch_sizes", "epochs", "sharpness_every", "drift", "chunk_size")
@@ -106,7 +107,7 @@ class LearningRates(Common):
         plan = PLANS[self.preset]
         if self.architecture is not None:
             check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
-            data = PRESETS[self.preset][self.architecture].data
+            data = preset_of(self.preset, self.architecture).data
             plan = replace(plan, architecture=self.architecture, data=data)
         if self.data is not None:
             plan = replace(plan, data=check_choice("data", self.data, DATA_SETS))

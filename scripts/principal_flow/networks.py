@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nets import NetworkLandscape
-from scripts.lab.experiment import Common
-from scripts.lab.network import NetGround
+
+from ..lab.experiment import Common
+from ..lab.network import NetGround
 
 Size = Literal["laptop", "paper"]
 Network = Literal["mlp", "vgg-11", "resnet"]

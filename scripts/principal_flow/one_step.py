@@ -13,9 +13,10 @@ from torch import Tensor
 from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, integrate
 from landscapes import Landscape
 from landscapes.krylov import eigenpairs, random_block
-from scripts.lab.experiment import MODELS, Common, aligned, label, legend, look
-from scripts.lab.network import NetGround
-from scripts.lab.store import Tensors, trained
+
+from ..lab.experiment import MODELS, Common, aligned, label, legend, look
+from ..lab.network import NetGround
+from ..lab.store import Tensors, trained
 
 LADDER = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.2, 1.25, 1.3, 1.5, 1.7, 1.9, 2.1, 2.4)
 KRYLOV, TOLERANCE = 60, 1e-9  # far below what is measured

@@ -18,9 +18,10 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from flows.figures import COLOURS, DASHES, MARKERS
-from scripts.lab.experiment import aligned, label
-from scripts.lab.store import Tensors
-from scripts.principal_flow.rate_runs import Rule, Training
+
+from ..lab.experiment import aligned, label
+from ..lab.store import Tensors
+from .rate_runs import Rule, Training
 
 EDGE = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
 DODGE = 1.045  # rules of one batch size side by side, on a logarithmic axis

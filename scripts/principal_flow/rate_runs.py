@@ -15,7 +15,8 @@ from flows.flow import collect_flags
 from flows.observers import Evaluation, Loss, Sharpness
 from flows.training.drift_adjusted_rate import DriftAdjustedRate
 from nets import Data, NetworkLandscape, cross_entropy
-from scripts.lab.store import Tensors
+
+from ..lab.store import Tensors
 
 TOLERANCE = 1e-3  # of the sharpness, far below its changes
 

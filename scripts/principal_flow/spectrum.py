@@ -15,10 +15,11 @@ from flows.comparison.figure import positive
 from flows.figures import COLOURS
 from flows.observers import REGIMES, GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
 from landscapes import Landscape
-from scripts.lab.experiment import Common, aligned, label, legend, look
-from scripts.lab.network import NetGround
-from scripts.lab.store import Tensors, trained
-from scripts.principal_flow.networks import NAMES, SEEN
+
+from ..lab.experiment import Common, aligned, label, legend, look
+from ..lab.network import NetGround
+from ..lab.store import Tensors, trained
+from .networks import NAMES, SEEN
 
 SHADES = ("#999999", COLOURS[0], "black", COLOURS[2], COLOURS[1])  # of the regimes
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from flows import Comparison, Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, compare
 from flows.comparison.figure import DESCENT, contour_levels, positive, worst_member
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, Rosenbrock, Saddle, SharpFlatWells
-from scripts.lab.experiment import Common, aligned, label, legend, look
+
+from ..lab.experiment import Common, aligned, label, legend, look
 
 PAPER_START = (-0.35, -0.2)
 

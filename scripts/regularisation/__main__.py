@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
-import tyro
+from ..lab.command_line import Experiment, run_one_of
+from .full_batch import FullBatch
+from .mini_batch import MiniBatch
 
-from scripts.lab.command_line import guarded, parse
-from scripts.regularisation.full_batch import FullBatch
-from scripts.regularisation.mini_batch import MiniBatch
-
-Experiment = (
-    Annotated[FullBatch, tyro.conf.subcommand("full-batch")] | Annotated[MiniBatch, tyro.conf.subcommand("mini-batch")]
-)
+EXPERIMENTS: dict[str, str | type[Experiment]] = {
+    "full-batch": FullBatch,
+    "mini-batch": MiniBatch,
+}
+"""Experiments by the name of their subcommand; one more is a line here (docs/extending.md)."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
-    experiment = parse(Experiment, arguments, f"python -m {__package__}", __doc__)
-    return guarded(experiment.run)
+    return run_one_of(EXPERIMENTS, arguments, __package__, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from flows.orders.ladder import Rung, check_ladder, sharpness_at, study_of
 from landscapes import Counted, FiniteSum
 from landscapes.errors import check_count, check_positive, check_seed
 from nets import NetworkLandscape
-from scripts.lab.experiment import Common, aligned
-from scripts.lab.network import NetGround
-from scripts.lab.store import Store, Tensors, uninterrupted
+
+from ..lab.experiment import Common, aligned
+from ..lab.network import NetGround
+from ..lab.store import Store, Tensors, uninterrupted
 
 MLP = NetGround("mlp")
 DIGITS = 2  # of a learning rate that is found from the curvature: it should be the same on every machine

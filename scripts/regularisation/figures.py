@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 
 from flows.figures import Style, marked
 from flows.orders.fit import OrderStudy
-from scripts.lab.experiment import label
-from scripts.lab.figures import NOISE, SCATTERED, SLOPE, above, look, readable
-from scripts.regularisation.full_batch_runs import Runs
-from scripts.regularisation.kinds import PAIRS, PREDICTIONS, SAMPLINGS, Pair, label_of
-from scripts.regularisation.mini_batch_mean import Mean
+
+from ..lab.experiment import label
+from ..lab.figures import NOISE, SCATTERED, SLOPE, above, look, readable
+from .full_batch_runs import Runs
+from .kinds import PAIRS, PREDICTIONS, SAMPLINGS, Pair, label_of
+from .mini_batch_mean import Mean
 
 LARGE: Style = {**look(0), "color": "black", "marker": "o", "markerfacecolor": "none", "linewidth": 0.8}
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from flows.orders.fit import OrderStudy
 from landscapes.errors import check_count
-from scripts.lab.command_line import check_device
-from scripts.regularisation.common import (
+
+from ..lab.command_line import check_device
+from .common import (
     OnNetwork,
     curvature,
     ladder_table,
 )
-from scripts.regularisation.figures import full_batch_figure
-from scripts.regularisation.full_batch_runs import Runs
-from scripts.regularisation.kinds import Pair, pair_label
+from .figures import full_batch_figure
+from .full_batch_runs import Runs
+from .kinds import Pair, pair_label
 
 
 @dataclass(frozen=True)

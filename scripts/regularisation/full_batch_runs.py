@@ -16,16 +16,17 @@ from flows.orders.ladder import MAX_STEPS, Integration
 from landscapes import FiniteSum
 from landscapes.wrappers.gradient_penalties import GradientPenalty
 from nets import NetworkLandscape
-from scripts.lab.experiment import aligned
-from scripts.lab.store import Store, Tensors, uninterrupted
-from scripts.regularisation.common import (
+
+from ..lab.experiment import aligned
+from ..lab.store import Store, Tensors, uninterrupted
+from .common import (
     OnNetwork,
     descended,
     distance,
     number,
     study,
 )
-from scripts.regularisation.kinds import FLOWS, KINDS, PAIRS, Pair, label_of, pair_label
+from .kinds import FLOWS, KINDS, PAIRS, Pair, label_of, pair_label
 
 SEEN = ("loss", "gradient norm", "test loss", "test accuracy")
 

@@ -26,14 +26,15 @@ from landscapes import FiniteSum
 from landscapes.errors import check_count
 from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePenalty
 from landscapes.wrappers.modified_losses import LandscapeSum
-from scripts.lab.command_line import check_device
-from scripts.lab.store import Store, Tensors, uninterrupted
-from scripts.regularisation.common import OnNetwork, curvature, descended, distance, ladder_table, study
-from scripts.regularisation.exact_means import MOST_SEQUENCES, mean_over_draws, mean_over_orders
-from scripts.regularisation.figures import mini_batch_figure
-from scripts.regularisation.kinds import OWN, PREDICTIONS, SAMPLINGS
-from scripts.regularisation.mini_batch_mean import Mean
-from scripts.regularisation.scatter import ScatteredFlow, scatter_drift
+
+from ..lab.command_line import check_device
+from ..lab.store import Store, Tensors, uninterrupted
+from .common import OnNetwork, curvature, descended, distance, ladder_table, study
+from .exact_means import MOST_SEQUENCES, mean_over_draws, mean_over_orders
+from .figures import mini_batch_figure
+from .kinds import OWN, PREDICTIONS, SAMPLINGS
+from .mini_batch_mean import Mean
+from .scatter import ScatteredFlow, scatter_drift
 
 GROUP = 25  # runs in a part on disk
 APART = 10**6  # between the seeds of the two samplings: no run of one shares its draws with one of the other

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scripts.lab.experiment import aligned
-from scripts.regularisation.kinds import PREDICTIONS, SAMPLINGS
+from ..lab.experiment import aligned
+from .kinds import PREDICTIONS, SAMPLINGS
 
 
 @dataclass(frozen=True)

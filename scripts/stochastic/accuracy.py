@@ -40,13 +40,14 @@ from landscapes.errors import check_choice, check_count, check_positive, check_s
 from landscapes.noise import DiagonalSurrogate, IsotropicSurrogate, MinibatchNoise
 from landscapes.sampling import SAMPLINGS
 from nets import NetworkLandscape
-from scripts.lab.command_line import check_device
-from scripts.lab.experiment import aligned
-from scripts.lab.network import NetGround
-from scripts.lab.store import Store, Tensors, uninterrupted
-from scripts.lab.tables import with_error
-from scripts.stochastic.accuracy_figure import accuracy_figure
-from scripts.stochastic.common import Stochastic
+
+from ..lab.command_line import check_device
+from ..lab.experiment import aligned
+from ..lab.network import NetGround
+from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.tables import with_error
+from .accuracy_figure import accuracy_figure
+from .common import Stochastic
 
 GROUND = NetGround("lenet", examples=200)
 SGD = "SGD"

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flows.figures import Style, marked
-from scripts.lab.experiment import label
-from scripts.lab.figures import above, look, readable
+
+from ..lab.experiment import label
+from ..lab.figures import above, look, readable
 
 PANELS = {"test accuracy": "", "loss": "y", "test loss": "y", "sharpness": "y", "noise trace": "y"}
 """Quantities with a panel of their own, and which axes of it are logarithmic."""

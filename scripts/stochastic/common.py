@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scripts.lab.experiment import Common
-from scripts.lab.store import Store
+from ..lab.experiment import Common
+from ..lab.store import Store
 
 
 @dataclass(frozen=True)

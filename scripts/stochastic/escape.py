@@ -31,14 +31,15 @@ from flows.steady.passage_laws import Values, chain_time, kramers_time, passage_
 from landscapes import Landscape, from_sympy
 from landscapes.errors import check_count, check_positive, check_real, check_seed
 from landscapes.noise import ConstantNoise, DiagonalNoise, GradientNoise, IsotropicNoise
-from scripts.lab.command_line import check_device
-from scripts.lab.experiment import aligned
-from scripts.lab.store import Store
-from scripts.lab.tables import with_error
-from scripts.stochastic.common import Stochastic
-from scripts.stochastic.escape_figure import escape_figure
-from scripts.stochastic.escape_results import Escapes
-from scripts.stochastic.passage import MeanTime, mean_time, passage_times
+
+from ..lab.command_line import check_device
+from ..lab.experiment import aligned
+from ..lab.store import Store
+from ..lab.tables import with_error
+from .common import Stochastic
+from .escape_figure import escape_figure
+from .escape_results import Escapes
+from .passage import MeanTime, mean_time, passage_times
 
 NOISES = ("isotropic", "aligned", "diagonal", "anti-aligned")
 METHOD = "heun2"  # of weak order 2 where the noise is additive

@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flows.figures import Style
-from scripts.lab.experiment import label
-from scripts.lab.figures import above, look
-from scripts.stochastic.escape_results import Escapes
-from scripts.stochastic.passage import MeanTime
+
+from ..lab.experiment import label
+from ..lab.figures import above, look
+from .escape_results import Escapes
+from .passage import MeanTime
 
 KRAMERS: Style = {"color": "0.35", "linestyle": ":", "linewidth": 1.2}
 INTEGRAL: Style = {"color": "0.35", "linestyle": "-", "linewidth": 1.0}

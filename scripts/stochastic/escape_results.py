@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scripts.stochastic.passage import MeanTime
+from .passage import MeanTime
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ from flows.orders.ladder import sharpness_at
 from landscapes import NoisyQuadratic
 from landscapes.errors import check_count, check_positive
 from landscapes.sampling import sampling_of
-from scripts.lab.command_line import check_device
-from scripts.lab.network import NetGround
-from scripts.lab.store import Store, Tensors, uninterrupted
-from scripts.stochastic.common import Stochastic
-from scripts.stochastic.linear_scaling_figure import linear_scaling_figure
-from scripts.stochastic.linear_scaling_results import SAMPLINGS, TOY_SIZE, Setting, Study, Toy, ToyRow
-from scripts.stochastic.runs import Network, scaled_rate, sde_runs
+
+from ..lab.command_line import check_device
+from ..lab.network import NetGround
+from ..lab.store import Store, Tensors, uninterrupted
+from .common import Stochastic
+from .linear_scaling_figure import linear_scaling_figure
+from .linear_scaling_results import SAMPLINGS, TOY_SIZE, Setting, Study, Toy, ToyRow
+from .runs import Network, scaled_rate, sde_runs
 
 MLP = NetGround("mlp")
 LEFT = 1e-4  # of the stationary variance that a toy's runs have yet to reach

@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.figures import COLOURS, DASHES
-from scripts.lab.experiment import label
-from scripts.lab.figures import EQUATION, dots, powers_of_two
-from scripts.stochastic.linear_scaling_results import Study, Toy
-from scripts.stochastic.runs import ACCURACY, NOTHING
+
+from ..lab.experiment import label
+from ..lab.figures import EQUATION, dots, powers_of_two
+from .linear_scaling_results import Study, Toy
+from .runs import ACCURACY, NOTHING
 
 NAMES = {"replacement": "with replacement", "subset": "subsets"}
 DRIFT: dict[str, Any] = {"color": "0.45", "linestyle": (0, (1, 1)), "linewidth": 1.4}

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from landscapes.sampling import sampling_of
-from scripts.lab.experiment import aligned
-from scripts.lab.store import Tensors
-from scripts.stochastic.runs import SHOWN, TOLD, Curves, Pair, cell
+
+from ..lab.experiment import aligned
+from ..lab.store import Tensors
+from .runs import SHOWN, TOLD, Curves, Pair, cell
 
 SCATTER = "scatter"
 

@@ -14,7 +14,8 @@ from flows import Descent, Flow, descend, integrate
 from flows.engines.trajectory import Trajectory
 from flows.ensembles.blocks import block_seed
 from landscapes.errors import check_count, check_nonnegative, check_positive
-from scripts.lab.store import uninterrupted
+
+from ..lab.store import uninterrupted
 
 SEGMENT = 200  # steps between the sortings out of paths that have arrived
 NORMAL = 1.96  # standard errors on either side of a 95 % interval

@@ -17,10 +17,11 @@ from flows.observers import Evaluation
 from flows.orders.ladder import sharpness_at
 from landscapes.errors import check_positive
 from nets import NetworkLandscape
-from scripts.lab.network import NetGround
-from scripts.lab.store import Store, Tensors, uninterrupted
-from scripts.lab.tables import with_error
-from scripts.stochastic.common import Stochastic
+
+from ..lab.network import NetGround
+from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.tables import with_error
+from .common import Stochastic
 
 GROUP = 25  # runs in a part on disk
 ROUNDING, NOTHING = 1e-12, 1e-24  # of a number; of a variance

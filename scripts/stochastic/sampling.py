@@ -23,13 +23,14 @@ from flows.steady.additive_laws import AdditiveLaw
 from landscapes import NoisyQuadratic
 from landscapes.errors import check_count
 from landscapes.sampling import SAMPLINGS
-from scripts.lab.command_line import check_device
-from scripts.lab.network import NetGround
-from scripts.lab.store import Store, Tensors, uninterrupted
-from scripts.stochastic.common import Stochastic
-from scripts.stochastic.runs import Network, scaled_rate, sde_runs
-from scripts.stochastic.sampling_figure import sampling_figure
-from scripts.stochastic.sampling_results import TOY_SIZE, Study, Toy, ToyRow, ends, middle
+
+from ..lab.command_line import check_device
+from ..lab.network import NetGround
+from ..lab.store import Store, Tensors, uninterrupted
+from .common import Stochastic
+from .runs import Network, scaled_rate, sde_runs
+from .sampling_figure import sampling_figure
+from .sampling_results import TOY_SIZE, Study, Toy, ToyRow, ends, middle
 
 MLP = NetGround("mlp")
 HESSIAN = ((2.0, 0.5), (0.5, 1.0))

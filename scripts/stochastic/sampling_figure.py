@@ -13,9 +13,10 @@ from flows.comparison.laws import LOSS
 from flows.figures import COLOURS, DASHES
 from flows.steady.additive_laws import AdditiveLaw
 from landscapes.sampling import SAMPLINGS
-from scripts.lab.experiment import label
-from scripts.lab.figures import dots, powers_of_two
-from scripts.stochastic.sampling_results import Study, Toy
+
+from ..lab.experiment import label
+from ..lab.figures import dots, powers_of_two
+from .sampling_results import Study, Toy
 
 NAMES = {"replacement": "with replacement", "subset": "subsets", "epoch": "reshuffled epochs"}
 LOWEST = 1e-12  # what is below is nothing: no noise is left

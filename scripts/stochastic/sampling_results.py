@@ -9,9 +9,10 @@ from functools import cached_property
 from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.steady.additive_laws import AdditiveLaw
 from landscapes.sampling import sampling_of
-from scripts.lab.experiment import aligned
-from scripts.lab.store import Tensors
-from scripts.stochastic.runs import ACCURACY, Curves, Pair, cell
+
+from ..lab.experiment import aligned
+from ..lab.store import Tensors
+from .runs import ACCURACY, Curves, Pair, cell
 
 PLACES = ("middle", "end")
 

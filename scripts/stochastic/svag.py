@@ -21,13 +21,14 @@ from flows.steady.second_moments import SecondMoments
 from landscapes.errors import check_count, check_positive
 from landscapes.sampling import sampling_of
 from landscapes.toys.finite_sums import FINITE_SUMS, QuadraticExamples
-from scripts.lab.command_line import check_device
-from scripts.lab.network import NetGround
-from scripts.lab.store import Store, Tensors
-from scripts.stochastic.common import Stochastic
-from scripts.stochastic.runs import Network, scaled_rate, sde_runs
-from scripts.stochastic.svag_figure import svag_figure
-from scripts.stochastic.svag_ladders import ON_TOYS, Ladder, NetworkLadder, ToyLadder
+
+from ..lab.command_line import check_device
+from ..lab.network import NetGround
+from ..lab.store import Store, Tensors
+from .common import Stochastic
+from .runs import Network, scaled_rate, sde_runs
+from .svag_figure import svag_figure
+from .svag_ladders import ON_TOYS, Ladder, NetworkLadder, ToyLadder
 
 TOYS = ("noisy-quadratic", "linear-regression")
 MLP = NetGround("mlp")

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.figures import COLOURS, DASHES
-from scripts.lab.experiment import label
-from scripts.lab.figures import EQUATION, GUIDE, dots, powers_of_two
-from scripts.stochastic.svag_ladders import NetworkLadder, ToyLadder
+
+from ..lab.experiment import label
+from ..lab.figures import EQUATION, GUIDE, dots, powers_of_two
+from .svag_ladders import NetworkLadder, ToyLadder
 
 
 def svag_figure(toys: Sequence[ToyLadder], ladder: NetworkLadder) -> Figure:

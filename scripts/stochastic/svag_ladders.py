@@ -12,9 +12,10 @@ from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.ensembles.statistics import CONFIDENCE
 from flows.ensembles.weak_ladder import WeakOrder, fitted
 from flows.steady.second_moments import OFFSET
-from scripts.lab.experiment import aligned
-from scripts.lab.store import Tensors
-from scripts.stochastic.runs import ACCURACY, TOLD, Curves, Pair, cell
+
+from ..lab.experiment import aligned
+from ..lab.store import Tensors
+from .runs import ACCURACY, TOLD, Curves, Pair, cell
 
 Ladder = tuple[int, ...]
 ON_TOYS = (LOSS, SQUARED_NORM, OFFSET)

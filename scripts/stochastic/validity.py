@@ -28,12 +28,13 @@ from flows.orders.ladder import sharpness_at
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from landscapes.noise import MinibatchNoise
 from landscapes.sampling import SAMPLINGS
-from scripts.lab.experiment import aligned
-from scripts.lab.network import NetGround
-from scripts.lab.tables import with_error
-from scripts.stochastic.common import Stochastic
-from scripts.stochastic.validity_figure import validity_figure
-from scripts.stochastic.validity_runs import Cell, CellRuns, Coupled, Law
+
+from ..lab.experiment import aligned
+from ..lab.network import NetGround
+from ..lab.tables import with_error
+from .common import Stochastic
+from .validity_figure import validity_figure
+from .validity_runs import Cell, CellRuns, Coupled, Law
 
 GROUND = NetGround("lenet", examples=120)
 LOSS, SQUARED_NORM, ACCURACY = "loss", "‖∇f‖²", "test accuracy"

@@ -18,7 +18,8 @@ from flows.engines.trajectory import Trajectory
 from flows.ensembles.blocks import block_seed
 from landscapes import FiniteSum
 from landscapes.noise import covariance_trace
-from scripts.lab.store import Store, Tensors, uninterrupted
+
+from ..lab.store import Store, Tensors, uninterrupted
 
 GROUP = 4  # runs in a part on disk
 PATHS, SGD_LAW, SDE_LAW = range(3)  # kinds of runs, whose seeds do not meet

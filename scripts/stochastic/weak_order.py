@@ -26,9 +26,10 @@ from flows.steady.second_moments import SecondMoments
 from landscapes import QuadraticSum
 from landscapes.errors import check_count, check_seed
 from landscapes.noise import MinibatchNoise
-from scripts.lab.experiment import aligned
-from scripts.lab.store import Store, Tensors
-from scripts.stochastic.common import Stochastic
+
+from ..lab.experiment import aligned
+from ..lab.store import Store, Tensors
+from .common import Stochastic
 
 PARTS = ("mean", "difference", "standard_error", "integration", "integration_error")
 Noise = Literal["additive", "multiplicative"]

@@ -59,7 +59,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COUNTS)
 def test_counts_are_the_papers(name):
     shape, classes, count = COUNTS[name]
     with torch.device("meta"):

@@ -67,6 +67,10 @@ RUNS = {
 }
 
 
+USUAL = Run("digits", 500, 1, 0.1, 50, 100, 1.2)
+"""What a network has to do that is not listed."""
+
+
 def load(name, run):
     folder = FOLDERS.get(run.data.removesuffix("-7x7"))
     root = real_root(folder) if folder else None  # skips where the files are not at hand
@@ -85,14 +89,14 @@ def build(name, run, device):
     return NetworkLandscape(module, cross_entropy, inputs, targets), run.batch
 
 
-def test_there_is_a_run_for_each():
-    assert list(RUNS) == list(ARCHITECTURES)
+def test_every_run_has_a_network():
+    assert set(RUNS) <= set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("nudge", [0.0, 1e-3])
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_loss_falls(name, nudge, device, normal):
-    run = RUNS[name]
+    run = RUNS.get(name, USUAL)
     network, batch = build(name, run, device)
     descent = StochasticGradientDescent(network, run.h, batch, "epoch")
     theta0 = network.theta0 * (1 + nudge * normal(0, network.dimension, dtype=torch.float32).to(device))

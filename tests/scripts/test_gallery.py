@@ -12,8 +12,12 @@ from scripts import gallery
 HIGH = [name for name, make in LANDSCAPES.items() if make().dimension > 2]
 
 
-def test_every_toy_has_a_run_and_every_run_a_toy():
-    assert set(gallery.RUNS) == set(LANDSCAPES)
+def test_every_run_has_a_toy_and_a_toy_without_one_a_gentle_run():
+    assert set(gallery.RUNS) <= set(LANDSCAPES)
+    toy = LANDSCAPES["rosenbrock"]()
+    assert gallery.run_of("rosenbrock", toy) == (0.002, 200)
+    # λ is 1001.6 at the minimum, the largest where the gradient vanishes and at the start: ½/1001.6
+    assert gallery.run_of("no such run", toy) == (0.0005, gallery.STEPS)
 
 
 def test_the_figure_is_written_with_a_panel_for_each_toy(tmp_path, capsys, monkeypatch):
@@ -38,7 +42,7 @@ SAVE = Figure.savefig
 @pytest.mark.parametrize("name", HIGH)
 def test_a_slice_holds_start_end_and_some_critical_points(name):
     toy = LANDSCAPES[name]()
-    descent, _ = gallery.run_paths(toy, *gallery.RUNS[name])
+    descent, _ = gallery.run_paths(toy, *gallery.run_of(name, toy))
     plane = gallery.choose_slice(toy, descent[-1])
     assert_close(plane.axes @ plane.axes.T, torch.eye(2, dtype=torch.float64))
     for theta in (descent[0], descent[-1]):

@@ -1,6 +1,7 @@
 """Networks as a script's ground: presets for every name, data by every name, options, bad input in one line."""
 
 import json
+import re
 import warnings
 
 import pytest
@@ -9,27 +10,44 @@ import torch
 from landscapes import DeepLinearChain, FiniteSum, LinearRegression, QuadraticSum
 from nets import ARCHITECTURES, GhostBatchLandscape, HolomorphicNetworkLandscape, NetworkLandscape, WrongDerivativeError
 from nets.data import DATA_SETS
-from scripts.compare import gentle, largest_curvature
 from scripts.lab.grounds import RegressionGround
 from scripts.lab.network import NetGround
-from scripts.lab.presets import LAPTOP, PAPER, PRESETS
+from scripts.lab.presets import DEFAULT, LAPTOP, PAPER, PRESETS, preset_of
+from scripts.lab.starts import gentle, largest_curvature
 from tests.nets.data_files import real_root, write_idx
 from tests.scripts.running import run
 
 FOLDERS = {"mnist": "mnist", "fashion-mnist": "fashion_mnist", "cifar-10": "cifar-10-batches-bin"}
 
 
-def test_every_network_has_both_presets_on_known_data():
-    assert set(LAPTOP) == set(PAPER) == set(ARCHITECTURES)
+def test_presets_are_of_known_networks_for_both_sizes_on_known_data():
+    assert set(LAPTOP) == set(PAPER) <= set(ARCHITECTURES)
     for presets in PRESETS.values():
         assert {preset.data for preset in presets.values()} <= set(DATA_SETS)
     for preset in PAPER.values():
         assert (preset.width, preset.examples) == (1.0, None)
 
 
+def test_a_network_without_presets_runs_on_the_default():
+    assert preset_of("laptop", "no such preset") == DEFAULT
+    whole = preset_of("paper", "no such preset")
+    assert (whole.data, whole.examples, whole.width) == (DEFAULT.data, None, 1.0)
+    assert preset_of("paper", "lenet") == PAPER["lenet"]
+
+
+def test_a_default_preset_takes_its_rate_from_the_curvature(tmp_path, capsys, monkeypatch):
+    for size in PRESETS:
+        monkeypatch.delitem(PRESETS[size], "mlp")
+    status, out, _ = run(f"net --architecture mlp --examples 50 --steps 1 --out {tmp_path}", capsys)
+    assert status == 0
+    landscape, theta = NetGround(architecture="mlp", examples=50).build(0, torch.float64, "cpu")
+    rate = float(re.search(r"h = (\S+), 1 steps", out)[1])
+    assert rate == pytest.approx(0.5 / largest_curvature(landscape, theta), rel=0.02)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_laptop_preset_builds_its_landscape(name):
-    preset = LAPTOP[name]
+    preset = preset_of("laptop", name)
     folder = FOLDERS.get(preset.data.removesuffix("-7x7"))
     ground = NetGround(architecture=name, root=real_root(folder) if folder else None)
     landscape, theta = ground.build(0, torch.float32, "cpu")
@@ -39,7 +57,8 @@ def test_every_laptop_preset_builds_its_landscape(name):
     assert landscape.grad(theta).isfinite().all()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert 0.13 < preset.h * largest_curvature(landscape, theta) < 0.85  # as presets.py says, to ARPACK's percents
+        rate = gentle(landscape, theta) if preset.h is None else preset.h
+        assert 0.13 < rate * largest_curvature(landscape, theta) < 0.85  # as presets.py says, to ARPACK's percents
 
 
 def test_options_change_the_preset():

@@ -1,0 +1,110 @@
+r"""Observers by the names of the command line, and the states of a finished run shown to them; one more is a line here.
+
+An observer needs (k, t, θ) and no engine, so those that are asked for see the states that a comparison has kept, after
+it: what they cost is not the run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from flows.comparison.result import Comparison, slug
+from flows.engines.recorder import Observer, Recorder
+from flows.engines.trajectory import Trajectory, save_tensors
+from flows.observers import (
+    Drift,
+    GradientCurvature,
+    GradientNorm,
+    GradientPredictions,
+    Loss,
+    Sharpness,
+    StabilityCoefficients,
+    TopEigenpairs,
+)
+from landscapes import Landscape, UnsupportedError
+from landscapes.errors import check_choice
+
+from .experiment import aligned
+from .models import Build, Options, built
+
+MOST = 4  # modes that are followed, and numbers of an observation that a table shows
+
+
+def top(landscape: Landscape) -> TopEigenpairs:
+    """The largest eigenpairs."""
+    return TopEigenpairs(landscape, min(MOST, landscape.dimension))
+
+
+OBSERVERS: dict[str, str | Build] = {
+    "loss": lambda f, h, options: Loss(f),
+    "gradient-norm": lambda f, h, options: GradientNorm(f),
+    "gradient-curvature": lambda f, h, options: GradientCurvature(f),
+    "sharpness": lambda f, h, options: Sharpness(f),
+    "top-eigenpairs": lambda f, h, options: top(f),
+    "stability": lambda f, h, options: StabilityCoefficients(top(f), h),
+    "predictions": lambda f, h, options: GradientPredictions(top(f), h),
+    "drift": lambda f, h, options: Drift(f, h),
+}
+"""Observers by name, without those that need a folder or test data."""
+
+
+def observer_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Observer:
+    """A fresh observer of that name; ValueError naming what there is."""
+    return built(OBSERVERS[check_choice("--observers", name, tuple(OBSERVERS))], landscape, h, options)
+
+
+def shown(run: Trajectory, observer: Observer) -> Trajectory:
+    """The run's end with the observations of its kept states, and what the observer asked."""
+    last = len(run.times) - 1
+    recorder = Recorder("last", 1, [observer], last)
+    for k, (t, theta) in enumerate(zip(run.times.tolist(), run.theta, strict=True)):
+        recorder.record(k, t, theta)
+    return recorder.trajectory(run.status, run.alive, dict(run.cost), run.notes)
+
+
+def observed(
+    result: Comparison, names: Sequence[str], landscape: Landscape, h: float, options: Options, folder: Path
+) -> str:
+    """Every run of a comparison shown to fresh observers of these names: files beside each run, and a table."""
+    runs = {result.name: result.descent}
+    runs |= {name: row.trajectory for name, row in result.rows.items() if row.trajectory is not None}
+    ends: dict[str, dict[str, Tensor]] = {}
+    starts: dict[str, Tensor] = {}
+    notes = []
+    for run, trajectory in runs.items():
+        seen: dict[str, Tensor] = {}
+        for name in names:
+            try:
+                found = shown(trajectory, observer_by_name(name, landscape, h, options))
+            except UnsupportedError as error:
+                notes.append(f"{run}: {error}")
+                continue
+            for key, (times, values) in found.observations.items():
+                seen |= {f"{key} times": times, key: values}
+                starts.setdefault(key, mean_over_runs(values[0], trajectory))
+                ends.setdefault(key, {})[run] = mean_over_runs(values[-1], trajectory)
+        save_tensors(folder / slug(run), "observations", seen, {"observers": list(names)})
+    return "\n".join([table(list(runs), starts, ends), *notes])
+
+
+def mean_over_runs(values: Tensor, run: Trajectory) -> Tensor:
+    """Observations of one time, whose first dimensions are those of the runs, averaged over these."""
+    batch = tuple(range(run.alive.ndim))
+    return (values if values.is_complex() else values.double()).mean(dim=batch) if batch else values
+
+
+def table(runs: Sequence[str], starts: Mapping[str, Tensor], ends: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """A row for each observation: at the start of the descent, and at the end of every run."""
+    rows = [["observed", "at the start", *(f"end of {run}" for run in runs)]]
+    for key, found in ends.items():
+        rows.append([key, numbers(starts[key]), *(numbers(found[run]) if run in found else "–" for run in runs)])
+    return aligned(rows)
+
+
+def numbers(values: Tensor) -> str:
+    """A number, or the first of several."""
+    flat = values.flatten().tolist()
+    return ", ".join(f"{value:.4g}" for value in flat[:MOST]) + (", …" if len(flat) > MOST else "")

@@ -1,0 +1,173 @@
+"""docs/extending.md: its files and lines, written into a copy of the project, do there what the page says."""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+COPIED = ("landscapes", "nets", "flows", "scripts", "tests", "pyproject.toml")
+KINDS = ("flow", "descent", "landscape", "network", "observer", "experiment")
+DRIVER = """
+import contextlib, io, json, runpy, sys
+for module, *arguments in json.load(sys.stdin):
+    sys.argv, out, status = [module, *arguments], io.StringIO(), 0
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            status = stop.code
+    print(json.dumps([status, out.getvalue()]))
+"""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A section of the page."""
+
+    path: str
+    code: str
+    registry: str
+    dictionary: str
+    line: str
+    command: str
+    output: str
+    tests: tuple[str, ...]
+
+    @property
+    def name(self):
+        """The name in the registry."""
+        return re.match(r'    "([\w-]+)": ', self.line)[1]
+
+
+def section(kind):
+    """The section of the page on a flow, a descent, …"""
+    return next(text for text in PAGE.split("\n## ") if re.match(rf"An? {kind}\n", text))
+
+
+def member_of(kind):
+    """What the section shows: one file, one line, one command and the tests."""
+    text = section(kind)
+    ((path, code),) = re.findall(r"```python\n# ([\w/]+\.py)\n(.*?)```", text, flags=re.DOTALL)
+    ((registry, dictionary, line),) = re.findall(r"```python\n# ([\w/]+\.py), (\w+)\n(    .*)\n```", text)
+    ((command, output),) = re.findall(r"```console\n\$ python -m ([^\n]*)\n(.*?)```", text, flags=re.DOTALL)
+    tests = re.findall(r"`(tests/[\w/]+\.py)`", text[text.rindex("\nTests: ") :].split(" A test of its numbers")[0])
+    return Member(path, code, registry, dictionary, line, command, output, tuple(tests))
+
+
+MEMBERS = {kind: member_of(kind) for kind in KINDS}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def add(member, folder):
+    """Write the file, and the line at the top of its registry."""
+    assert not (folder / member.path).exists()
+    (folder / member.path).write_text(member.code)
+    lines = (folder / member.registry).read_text().split("\n")
+    (at,) = [i for i, x in enumerate(lines) if x.startswith(f"{member.dictionary}: ") and x.endswith("= {")]
+    (folder / member.registry).write_text("\n".join([*lines[: at + 1], member.line, *lines[at + 1 :]]))
+
+
+def started(folder, *arguments, **options):
+    """A Python process in the copy, which imports the copy's packages."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The project with all six members."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in COPIED:
+        source = ROOT / name
+        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder)
+    for member in MEMBERS.values():
+        add(member, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def printed(copy):
+    """Exit status and output of every command on the page, run one after another."""
+    commands = [member.command.split() for member in MEMBERS.values()]
+    answer = started(copy, "-c", DRIVER, input=json.dumps(commands))
+    assert answer.returncode == 0, answer.stderr
+    print(answer.stderr)
+    return dict(zip(KINDS, map(json.loads, answer.stdout.splitlines()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def passed(copy):
+    """The tests of the registries that pass for the members."""
+    files = sorted({path for member in MEMBERS.values() for path in member.tests} | {"tests/test_house.py"})
+    stems = [Path(member.path).stem for member in MEMBERS.values()]
+    words = " or ".join([*(member.name for member in MEMBERS.values()), *stems])
+    answer = started(copy, "-m", "pytest", "-x", "-rp", "-p", "no:cacheprovider", "-k", words, *files)
+    assert answer.returncode == 0, answer.stdout
+    return re.findall(r"^PASSED (.*)$", answer.stdout, flags=re.MULTILINE)
+
+
+@kinds
+def test_a_member_is_one_file_and_one_line(kind):
+    member = MEMBERS[kind]
+    assert (ROOT / member.registry).exists()
+    assert (ROOT / member.path).parent.is_dir()
+    assert len(member.line) <= 120
+    assert all((ROOT / path).exists() for path in member.tests)
+    assert member.name in member.command or kind == "landscape"
+
+
+def close(one, other):
+    """Words are equal, numbers nearly so: another processor rounds otherwise."""
+    try:
+        return math.isclose(float(one), float(other), rel_tol=0.05)
+    except ValueError:
+        return one == other
+
+
+@kinds
+def test_the_command_prints_the_page(kind, printed, copy):
+    status, out = printed[kind]
+    assert status == 0
+    expected, found = ([line.split() for line in text.splitlines()] for text in (MEMBERS[kind].output, out.rstrip()))
+    assert len(found) == len(expected), out
+    for line, words in zip(expected, found, strict=True):
+        assert len(line) == len(words), f"{words} is not the page's {line}"
+        assert all(map(close, line, words)), f"{words} is not the page's {line}"
+    for figure in re.findall("^figure: (.*)$", out, flags=re.MULTILINE):
+        assert (copy / figure).stat().st_size > 10_000
+
+
+@kinds
+def test_every_test_that_the_page_names_takes_the_member(kind, passed):
+    member = MEMBERS[kind]
+    for path in member.tests:
+        assert [test for test in passed if test.startswith(path) and member.name in test], path
+    assert [test for test in passed if "test_house" in test and member.path in test]
+
+
+def test_the_files_are_formatted_and_linted(copy):
+    files = [path for member in MEMBERS.values() for path in (member.path, member.registry)]
+    for command in (["check"], ["format", "--check"]):
+        answer = started(copy, "-m", "ruff", *command, "--no-cache", *files)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_the_readme_leads_to_the_page():
+    assert "(docs/extending.md)" in (ROOT / "README.md").read_text()
