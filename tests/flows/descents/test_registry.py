@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from flows import Descent, StochasticDescent, descend
 from flows.invariants import check_batch
 from landscapes import Landscape, LinearRegression, Quadratic, Rosenbrock, TwoQuadratics
-from landscapes.wrappers.base import Rotated
+from landscapes.wrappers.rotated import Rotated
 from scripts.lab.models import DESCENTS, Options, descent_by_name
 
 VALLEY, H = Rosenbrock(b=5.0), 0.02

@@ -50,5 +50,5 @@ def test_an_entry_by_reference_is_the_member_itself():
         with pytest.raises(error):
             resolve_reference(reference)
     assert resolve_reference(".valleys:BarrierValley", "landscapes.toys") is BarrierValley
-    with pytest.raises(ValueError, match="must be 'package.module:Name', got 'landscapes.toys'"):
+    with pytest.raises(ValueError, match="got 'landscapes"):
         resolve_reference("landscapes.toys")
