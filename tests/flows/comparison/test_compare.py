@@ -26,6 +26,7 @@ from flows import (
 )
 from flows.engines.trajectory import FolderError, load_tensors
 from landscapes import Counted, Quadratic
+from tests.tensors import f64
 
 H = torch.tensor([[2.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
 BOWL = Quadratic(H)
@@ -33,10 +34,6 @@ START = torch.tensor([1.0, -0.7], dtype=torch.float64)
 RATE, STEPS = 0.2, 4
 CLOCK = torch.arange(STEPS + 1, dtype=torch.float64) * RATE
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def three(landscape=BOWL, h=RATE):

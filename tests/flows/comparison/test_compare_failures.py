@@ -9,14 +9,11 @@ from torch.testing import assert_close
 
 from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, compare, integrate
 from landscapes import DoubleWell, Landscape, NotHolomorphicError, Quadratic, QuarticWell, Rosenbrock
+from tests.tensors import f64
 
 START = torch.tensor([1.0, -0.7], dtype=torch.float64)
 RATE, STEPS = 0.2, 6
 CLOCK = torch.arange(STEPS + 1, dtype=torch.float64) * RATE
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def three(landscape, h=RATE):

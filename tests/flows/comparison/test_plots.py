@@ -16,10 +16,7 @@ from flows import (
 from flows.engines.trajectory import FolderError
 from landscapes import Cosine, DoubleWell, Landscape, LinearRegression, Quadratic, Rosenbrock
 from tests.flows.watching import watch_figures
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
+from tests.tensors import f64
 
 
 def flows(landscape, h):

@@ -12,13 +12,10 @@ from flows import HeavyBall, descend
 from flows.descents.momentum import Nesterov, ScaledHeavyBall, ScaledNesterov
 from flows.invariants import check_batch
 from landscapes import Counted, Quadratic, QuarticWell, Rosenbrock
+from tests.tensors import f64
 
 ROSENBROCK = Rosenbrock()
 STEPS = 9
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def by_hand(theta0, steps, **options):

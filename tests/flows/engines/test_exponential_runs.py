@@ -14,6 +14,7 @@ from flows.engines import exponential
 from flows.flow import Linearisation
 from landscapes import Landscape, Quadratic, Rosenbrock, UnsupportedError
 from nets import NetworkLandscape
+from tests.tensors import f64
 
 TIMES = torch.linspace(0, 1, 11, dtype=torch.float64)
 END = 0.77  # where the bad things happen: between the outputs 0.7 and 0.8
@@ -50,10 +51,6 @@ class Cliff(Flow):
 
 
 KINDS = {"nan": "diverged", "inf": "diverged", "singular mode": "singular mode"}
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", KINDS)

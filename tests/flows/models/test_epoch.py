@@ -12,10 +12,7 @@ from flows.models.epoch import EpochFlow
 from landscapes import Counted, Quadratic, QuadraticSum
 from landscapes.wrappers.modified_losses import reshuffling_loss
 from nets import MLP, NetworkLandscape
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.tensors import draw
 
 
 def quadratics():

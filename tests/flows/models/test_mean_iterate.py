@@ -28,12 +28,9 @@ from landscapes.wrappers.modified_losses import (
     reshuffling_loss,
 )
 from nets import MLP, NetworkLandscape
+from tests.tensors import draw
 
 FOUR = torch.tensor([[3, 0], [5, 1], [2, 7], [6, 4]])  # batches of two, m = 4
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def quadratics(size=8):

@@ -14,6 +14,7 @@ from flows.invariants import check_batch, check_descent, check_equivariance, che
 from flows.strategies import points, quadratics, rotations, smooth_landscapes
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, QuarticWell, Rosenbrock
 from tests.flows.networks import digits_network
+from tests.tensors import f64
 
 KRYLOV = {"krylov": 80, "tolerance": 1e-11}
 
@@ -38,10 +39,6 @@ TOYS = {
     "tilted-double-well": (DoubleWell(tilt=0.3, dimension=2), [1.6, 0.7], 0.08),
     "cosine": (Cosine(frequency=1.5), [0.9, -1.3], 0.1),
 }
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @flows

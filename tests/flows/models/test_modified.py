@@ -43,6 +43,7 @@ from landscapes import (
 from landscapes.errors import SmoothnessWarning
 from nets import NetworkLandscape, cross_entropy
 from tests.flows.networks import tanh_network
+from tests.tensors import f64
 
 RING, X, Y = ring("x y", QQ)
 SYMBOLS = sympy.symbols("x y")
@@ -52,10 +53,6 @@ POLYNOMIALS = {
     "monkey": (X**3 - 3 * X * Y**2 + (X**2 + Y**2) ** 2 / 4 + X * Y / 3, (0.8, -0.3), 0.04),
 }
 ORDERS = range(1, 7)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def symbolic(name):

@@ -33,6 +33,7 @@ from flows.models.momentum_modes import (
 from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrincipalFlow
 from flows.strategies import rotations
 from landscapes import Cosine, Quadratic
+from tests.tensors import f64
 
 EPS = np.finfo(np.float64).eps
 KINDS = {"dense": {}, "krylov": {"krylov": 60, "tolerance": 1e-13}}
@@ -43,10 +44,6 @@ MODES = {"heavy ball": heavy_ball_modes, "nesterov": nesterov_modes}
 REGIMES = {"heavy ball": heavy_ball_regimes, "nesterov": nesterov_regimes}
 names = pytest.mark.parametrize("name", FLOWS)
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def step_matrix(name, x, beta):

@@ -16,19 +16,12 @@ from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrin
 from flows.strategies import points, rotations, smooth_landscapes
 from landscapes import Cosine, Landscape, NotHolomorphicError, Quadratic, Rosenbrock
 from tests.flows.networks import digits_network
+from tests.tensors import c128, f64
 
 KINDS = {"dense": {}, "krylov": {"krylov": 60, "tolerance": 1e-13}}
 FLOWS = {"heavy ball": HeavyBallPrincipalFlow, "nesterov": NesterovPrincipalFlow}
 names = pytest.mark.parametrize("name", FLOWS)
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def c128(*values):
-    return torch.tensor(values, dtype=torch.complex128)
 
 
 @names

@@ -21,15 +21,12 @@ from flows.models.momentum_modified import (
 from flows.orders.ladder import settled_order
 from landscapes import Quadratic, Rosenbrock, from_sympy
 from tests.flows.networks import tanh_network
+from tests.tensors import f64
 
 X, Y = sympy.symbols("x y")
 WAVES = from_sympy(sympy.sin(X + Y / 2) + X**4 / 4 + X * Y**2 / 2, (X, Y))
 SCALED = {"heavy-ball": (ModifiedHeavyBallFlow, ScaledHeavyBall), "nesterov": (ModifiedNesterovFlow, ScaledNesterov)}
 REDUCED = {"heavy-ball": (ReducedHeavyBallFlow, HeavyBall), "nesterov": (ReducedNesterovFlow, Nesterov)}
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def advance(flow, state, t):

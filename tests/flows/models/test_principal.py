@@ -24,6 +24,7 @@ from flows import (
 from flows.models.principal import principal_coefficient, real_coefficient
 from flows.strategies import points, quadratics
 from landscapes import Cosine, DoubleWell, Landscape, NotHolomorphicError, Quadratic, QuarticWell, Rosenbrock
+from tests.tensors import c128, f64
 
 KINDS = {"dense": {}, "krylov": {"krylov": 20, "tolerance": 1e-13}}
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -42,14 +43,6 @@ COMPLEX = [
     -2 - 0.1j,
     40 - 3j,
 ]
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def c128(*values):
-    return torch.tensor(values, dtype=torch.complex128)
 
 
 def oracle(x):

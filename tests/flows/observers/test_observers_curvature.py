@@ -18,12 +18,9 @@ from flows.strategies import quadratics
 from landscapes import Cosine, Quadratic, Rosenbrock, UnsupportedError, from_sympy
 from landscapes.wrappers.base import Rotated
 from nets import NetworkLandscape, cross_entropy
+from tests.tensors import draw
 
 H = 0.3
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def turned(landscape, seed=7):

@@ -15,13 +15,10 @@ from flows.observers import FROZEN_MODELS, GradientPredictions, Loss, TopEigenpa
 from flows.strategies import quadratics
 from landscapes import Quadratic, Rosenbrock, UnsupportedError, from_sympy
 from nets import NetworkLandscape, cross_entropy
+from tests.tensors import draw
 
 H = 0.4
 COMPONENTS, LOSS = "change of gradient components", "change of loss"
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def turned(eigenvalues, seed=0):

@@ -17,13 +17,9 @@ from landscapes.noise import MinibatchNoise
 from landscapes.noise.covariance import noise_covariance
 from nets import MLP, NetworkLandscape, build_network
 from tests.landscapes.dense import symmetric
+from tests.tensors import draws
 
 WALKS = pytest.mark.parametrize("keep", [False, True], ids=["walked", "kept"])
-
-
-def draws(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def regression(n=9, d=4, seed=0):

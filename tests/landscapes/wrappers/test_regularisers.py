@@ -15,14 +15,11 @@ from landscapes.noise import covariance_trace
 from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePenalty
 from landscapes.wrappers.modified_losses import LandscapeSum, random_partition_loss, replacement_loss, reshuffling_loss
 from nets import MLP, NetworkLandscape
+from tests.tensors import draw
 
 EVEN = torch.tensor([[0, 4], [1, 5], [2, 3]])
 RAGGED = (torch.tensor([5, 0, 2, 1]), torch.tensor([4, 3]))
 SINGLES = torch.arange(6)[:, None]
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def quadratics():
