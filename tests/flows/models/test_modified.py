@@ -42,6 +42,7 @@ from landscapes import (
 )
 from landscapes.errors import SmoothnessWarning
 from nets import NetworkLandscape, cross_entropy
+from tests.flows.jets import compositions
 from tests.flows.networks import tanh_network
 from tests.tensors import f64
 
@@ -79,10 +80,6 @@ def lie_fields(name):
                 total = [a - b * QQ(1, math.factorial(len(parts))) for a, b in zip(total, term(parts), strict=True)]
         fields.append(total)
     return fields[1:]
-
-
-def compositions(n):
-    return [(n,)] + [(k, *rest) for k in range(1, n) for rest in compositions(n - k)]
 
 
 def evaluate(polynomial, x, y):

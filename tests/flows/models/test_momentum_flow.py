@@ -16,6 +16,7 @@ from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrin
 from flows.strategies import points, rotations, smooth_landscapes
 from landscapes import Cosine, Landscape, NotHolomorphicError, Quadratic, Rosenbrock
 from tests.flows.networks import digits_network
+from tests.flows.toys import Kinked
 from tests.tensors import c128, f64
 
 KINDS = {"dense": {}, "krylov": {"krylov": 60, "tolerance": 1e-13}}
@@ -165,15 +166,6 @@ def test_nesterovs_singular_modes_are_named(kind):
     landscape = Quadratic(torch.diag(f64(4.0, 0.5)))  # heavy ball has none
     flow = HeavyBallPrincipalFlow(landscape, 0.25, 0.9, **KINDS[kind])
     assert bool(flow.velocity(0.0, flow.start(f64(1.0, 1.0))).isfinite().all())
-
-
-class Kinked(Landscape):
-    """Not holomorphic: it does not say so."""
-
-    dimension = 2
-
-    def loss(self, theta):
-        return (theta.abs() ** 3).sum(dim=-1)
 
 
 class Rooted(Landscape):

@@ -24,6 +24,7 @@ from flows import (
 from flows.models.principal import principal_coefficient, real_coefficient
 from flows.strategies import points, quadratics
 from landscapes import Cosine, DoubleWell, Landscape, NotHolomorphicError, Quadratic, QuarticWell, Rosenbrock
+from tests.flows.toys import Kinked
 from tests.tensors import c128, f64
 
 KINDS = {"dense": {}, "krylov": {"krylov": 20, "tolerance": 1e-13}}
@@ -256,15 +257,6 @@ def test_the_real_branch_refuses_complex_theta(kind):
     assert flow.start(f64(1.0, 1.0)).dtype == torch.float64
     with pytest.raises(BranchError, match=r"branch='real' takes real theta only"):
         flow.velocity(0.0, c128(1.0, 1.0))
-
-
-class Kinked(Landscape):
-    """Not holomorphic: it does not say so."""
-
-    dimension = 2
-
-    def loss(self, theta):
-        return (theta.abs() ** 3).sum(dim=-1)
 
 
 @kinds

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,16 +20,13 @@ from flows.steady.ornstein_uhlenbeck import (
 from landscapes import Cosine, DoubleWell, NoisyQuadratic, Quadratic, QuadraticSum, UnsupportedError
 from landscapes.noise import GradientNoise
 from landscapes.toys.finite_sums import FINITE_SUMS
+from tests.flows.stepping import slopes
 from tests.tensors import f64
 
 GENERATOR = torch.Generator()
 HESSIAN = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
 BOWL = NoisyQuadratic(HESSIAN, 8, seed=0)
 ORIGIN, W0 = torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, -0.7], dtype=torch.float64)
-
-
-def slopes(errors, ladder):
-    return np.diff(np.log(errors)) / np.diff(np.log(ladder))
 
 
 def expected_loss(law, t, x0):
