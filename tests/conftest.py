@@ -8,12 +8,16 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.examples import ORDINARY, SOAKED  # noqa: E402
 from tests.tensors import draw  # noqa: E402
 
 torch.set_num_threads(THREADS)
 
-hypothesis.settings.register_profile("thalweg", deadline=None, max_examples=25, derandomize=True)
-hypothesis.settings.load_profile("thalweg")
+hypothesis.settings.register_profile("thalweg", deadline=None, max_examples=ORDINARY, derandomize=True)
+hypothesis.settings.register_profile(
+    "soak", deadline=None, max_examples=SOAKED, derandomize=False, print_blob=True
+)  # other examples each time, and what reproduces a failure
+hypothesis.settings.load_profile(os.environ.get("THALWEG_HYPOTHESIS", "thalweg"))
 
 DEVICES = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 

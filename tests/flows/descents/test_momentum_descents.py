@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -12,6 +12,7 @@ from flows import HeavyBall, descend
 from flows.descents.momentum import Nesterov, ScaledHeavyBall, ScaledNesterov
 from flows.invariants import check_batch
 from landscapes import Counted, Quadratic, QuarticWell, Rosenbrock
+from tests.examples import few
 from tests.flows.stepping import states_of
 from tests.tensors import f64
 
@@ -33,7 +34,7 @@ def by_hand(theta0, steps, **options):
 
 
 @pytest.mark.parametrize("momentum", [0.3, 0.9, 0.999])
-@settings(max_examples=8)
+@few(8)
 @given(seed=st.integers(0, 2**31), h=st.floats(1e-6, 2e-4))
 def test_nesterov_is_torch_optim_to_the_last_bit(momentum, dtype, device, normal, seed, h):
     theta0 = normal(seed, 2, 3, 2, dtype=dtype).to(device) / 3
@@ -47,7 +48,7 @@ def test_nesterov_is_torch_optim_to_the_last_bit(momentum, dtype, device, normal
     assert run.cost["grad"] == 6 * STEPS
 
 
-@settings(max_examples=10)
+@few(10)
 @given(seed=st.integers(0, 2**31), momentum=st.floats(0, 0.999))
 def test_nesterov_is_the_literatures_seen_from_where_the_gradient_is_taken(normal, seed, momentum):
     h, x = 1e-4, normal(seed, 2) / 3
@@ -64,7 +65,7 @@ def test_without_momentum_nesterov_is_gradient_descent(normal):
     assert torch.equal(theta, descend(HeavyBall(ROSENBROCK, 1e-3, 0.0), normal(0, 2), STEPS).theta)
 
 
-@settings(max_examples=15)
+@few(15)
 @given(seed=st.integers(0, 2**31), h=st.floats(1e-3, 1e-2), damping=st.floats(0.01, 1))
 def test_scaled_descents_are_the_plain_ones_in_other_variables(normal, seed, h, damping):
     friction, theta0 = damping / h, normal(seed, 3, 2) / 3

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -13,6 +13,7 @@ from flows import GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, in
 from flows.invariants import check_batch, check_descent, check_equivariance, check_order
 from flows.strategies import points, quadratics, rotations, smooth_landscapes
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, QuarticWell, Rosenbrock
+from tests.examples import few
 from tests.flows.networks import digits_network
 from tests.tensors import f64
 
@@ -42,7 +43,7 @@ TOYS = {
 
 
 @flows
-@settings(max_examples=6)
+@few(6)
 @given(data=st.data())
 def test_velocity_turns_with_the_coordinates(name, data):
     flow, _ = FLOWS[name]
@@ -93,7 +94,7 @@ def test_one_step_order_on_a_network(name):
 
 
 @pytest.mark.parametrize("name", ["gradient", "modified-1"])
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data())
 def test_gradient_flow_never_raises_the_loss(name, data):
     landscape = data.draw(st.one_of(smooth_landscapes(2), quadratics()))
@@ -106,7 +107,7 @@ def test_gradient_flow_never_raises_the_loss_of_a_network():
     check_descent(GradientFlow(network), network.theta0, [0.0, 0.5, 1.0, 2.0])
 
 
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data())
 def test_gradient_flow_of_a_quadratic_is_the_matrix_exponential(data):
     landscape = data.draw(quadratics())

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -15,6 +15,7 @@ from flows.invariants import check_batch, check_equivariance
 from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrincipalFlow
 from flows.strategies import points, rotations, smooth_landscapes
 from landscapes import Cosine, Landscape, NotHolomorphicError, Quadratic, Rosenbrock
+from tests.examples import few
 from tests.flows.networks import digits_network
 from tests.flows.toys import Kinked
 from tests.tensors import c128, f64
@@ -71,7 +72,7 @@ def test_single_precision(name, kind, normal):
 
 
 @names
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
 def test_the_field_turns_with_the_coordinates(name, data):
     landscape = data.draw(smooth_landscapes())

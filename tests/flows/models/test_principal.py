@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -24,6 +24,7 @@ from flows import (
 from flows.models.principal import principal_coefficient, real_coefficient
 from flows.strategies import points, quadratics
 from landscapes import Cosine, DoubleWell, Landscape, NotHolomorphicError, Quadratic, QuarticWell, Rosenbrock
+from tests.examples import few
 from tests.flows.toys import Kinked
 from tests.tensors import c128, f64
 
@@ -174,7 +175,7 @@ def test_flat_directions_descend_as_gradient_flow(kind):
     assert_close(velocity, f64(math.log(0.6) / 0.4 * 2.0, -1.0, 0.0))
 
 
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
 def test_equals_gradient_descent_on_quadratics(data):
     h = data.draw(st.sampled_from([0.1, 1.0]))

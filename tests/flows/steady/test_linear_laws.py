@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -20,6 +20,7 @@ from flows.steady.ornstein_uhlenbeck import (
 from landscapes import Cosine, DoubleWell, NoisyQuadratic, Quadratic, QuadraticSum, UnsupportedError
 from landscapes.noise import GradientNoise
 from landscapes.toys.finite_sums import FINITE_SUMS
+from tests.examples import few
 from tests.flows.stepping import slopes
 from tests.tensors import f64
 
@@ -64,7 +65,7 @@ def test_chain_against_the_recursion(normal):
         covariance = matrix @ covariance @ matrix.mT + root @ root.mT
 
 
-@settings(max_examples=25)
+@few(25)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 4), j=st.integers(0, 50), k=st.integers(0, 10**6))
 def test_steps_of_a_chain_add_up(normal, seed, size, j, k):
     matrix = normal(seed, size, size)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad_vec
 from torch.testing import assert_close
@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from flows import BrownianPath, integrate
 from flows.steady.linear_laws import LinearChain, NoStationaryLawError
 from flows.steady.ornstein_uhlenbeck import MomentumOrnsteinUhlenbeck, OrnsteinUhlenbeck
+from tests.examples import few
 from tests.tensors import f64
 
 STABLE = f64([1.5, 0.8, 0.0], [-0.6, 0.9, 0.3], [0.2, -0.4, 0.7])
@@ -89,7 +90,7 @@ def test_stationary_covariance_is_the_kronecker_solution(noise):
     assert_close(law.covariance(f64(1e3, 1e6, 1e12))[-1], expected, rtol=1e-11, atol=1e-12)
 
 
-@settings(max_examples=25)
+@few(25)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 5), s=st.floats(0, 30), t=st.floats(0, 30))
 def test_time_adds_up(normal, seed, size, s, t):
     """Chapman–Kolmogorov, symmetry, positive semidefiniteness, and S = A S Aᵀ + Q where there is an S."""
