@@ -1,10 +1,15 @@
-# The README's two commands: `make demo` runs the main job, `make test` the whole suite, both in .venv.
+# The README's two commands: `make demo` runs the main job, `make test` the suite, both in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := results/demo
 
-.PHONY: demo test wheel check bench clean
+# Slow by nature: what `make test` leaves out, and its properties on 20 times as many examples, drawn anew each time.
+PROPERTIES := $(addprefix tests/,flows/test_invariants.py flows/models flows/steady flows/ensembles \
+	landscapes/krylov landscapes/noise landscapes/toys)
+PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8
+
+.PHONY: demo test soak wheel check bench clean
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,7 +38,11 @@ demo: $(VENV)/installed
 		--descent gd sgd --rtol 1e-4 --atol 1e-6 --krylov 12 --krylov-tolerance 1e-4 --dtype float32 --threads 1 --out $(OUT)/cnn
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8
+	$(PYTEST)
+
+soak: $(VENV)/installed
+	$(PYTEST) -m soak --durations 15
+	THALWEG_HYPOTHESIS=soak $(PYTEST) -m 'hypothesis and not soak' --durations 15 $(PROPERTIES)
 
 wheel: $(VENV)/installed
 	$(BIN)/python -m pytest -m wheel tests/test_wheel.py

@@ -8,10 +8,16 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.examples import ORDINARY, SOAKED  # noqa: E402
+from tests.tensors import draw  # noqa: E402
+
 torch.set_num_threads(THREADS)
 
-hypothesis.settings.register_profile("thalweg", deadline=None, max_examples=25, derandomize=True)
-hypothesis.settings.load_profile("thalweg")
+hypothesis.settings.register_profile("thalweg", deadline=None, max_examples=ORDINARY, derandomize=True)
+hypothesis.settings.register_profile(
+    "soak", deadline=None, max_examples=SOAKED, derandomize=False, print_blob=True
+)  # other examples each time, and what reproduces a failure
+hypothesis.settings.load_profile(os.environ.get("THALWEG_HYPOTHESIS", "thalweg"))
 
 DEVICES = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 
@@ -30,10 +36,5 @@ def dtype(request):
 
 @pytest.fixture(scope="session")
 def normal():
-    """``normal(seed, *shape, dtype=float64)``: standard normal numbers, the same for the same seed."""
-
-    def draw(seed, *shape, dtype=torch.float64):
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(*shape, generator=generator, dtype=dtype)
-
+    """``normal(seed, *shape, dtype=float64)``: ``tests.tensors.draw`` for tests that take it as a fixture."""
     return draw

@@ -137,3 +137,8 @@ def differential(whole, parts, degree):
         return result
 
     return contract(parts[whole.colour], directions)
+
+
+def compositions(n):
+    """The ways to write n as a sum of positive numbers in order."""
+    return [(n,)] + [(k, *rest) for k in range(1, n) for rest in compositions(n - k)]

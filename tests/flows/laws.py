@@ -87,3 +87,8 @@ F = torch.tensor([[1.0, 0.4], [-0.3, 0.7]], dtype=torch.float64)
 B = torch.tensor([[0.5, 0.0, 0.2], [0.1, 0.4, 0.0]], dtype=torch.float64)
 OU = Linear(F, B)
 START = torch.tensor([1.0, -0.5], dtype=torch.float64)
+
+
+def square(theta):
+    """The first coordinate's square, an observable."""
+    return theta[..., 0].square()

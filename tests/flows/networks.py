@@ -4,8 +4,10 @@ import functools
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from nets import MLP, NetworkLandscape, cross_entropy, load_data
+from tests.tensors import draw
 
 
 @functools.cache
@@ -24,3 +26,11 @@ def tanh_network(chunk_size=None):
     inputs = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     module = MLP((2, 4, 3), seed=1).double()
     return NetworkLandscape(module, cross_entropy, inputs, torch.arange(6) % 3, chunk_size)
+
+
+@functools.cache
+def wide_network():
+    """A tanh network of 31 weights on 15 points in three classes, torch's own start."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    return NetworkLandscape(module, cross_entropy, draw(1, 15, 3), torch.arange(15) % 3)

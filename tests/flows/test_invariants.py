@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flows import Descent, Flow, GradientDescent, GradientFlow, HeavyBall, ModifiedFlow, OptimizerDescent, PrincipalFlow
 from flows.invariants import InvariantError, check_batch, check_descent, check_equivariance, check_order
 from flows.strategies import points, quadratics, rotations, seeds, smooth_landscapes
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, Rosenbrock
+from tests.examples import few
 
 VALLEY = Rosenbrock(b=5.0)
 START = torch.tensor([-0.4, 0.6], dtype=torch.float64)
@@ -145,7 +146,7 @@ def test_order_tolerance_is_the_callers():
     check_order(lambda h: Scaled(WELL), descents, BEYOND, 2.4, LADDER, tolerance=0.5)
 
 
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
 def test_equivariance_passes(data):
     landscape = data.draw(smooth_landscapes(2))
@@ -170,7 +171,7 @@ def test_equivariance_fails_for_what_depends_on_coordinates(theta):
     check_equivariance(Leaning, nearly, theta, TURN, tolerance=1e-4)
 
 
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
 def test_descent_passes_for_a_users_flow(data):
     landscape = data.draw(smooth_landscapes(2))
@@ -251,7 +252,7 @@ def test_batch_fails_where_a_member_is_lost(normal):
         check_batch(AllOrNothing(VALLEY), theta, steps=2)
 
 
-@settings(max_examples=15)
+@few(15)
 @given(data=st.data())
 def test_strategies_give_what_they_say(data):
     d = data.draw(st.integers(1, 5))
@@ -269,7 +270,7 @@ def test_strategies_give_what_they_say(data):
     assert isinstance(data.draw(seeds()), torch.Generator)
 
 
-@settings(max_examples=6)
+@few(6)
 @given(data=st.data())
 def test_smooth_landscapes_are_smooth_and_holomorphic(data):
     landscape = data.draw(smooth_landscapes(3))
@@ -285,7 +286,7 @@ def test_smooth_landscapes_are_smooth_and_holomorphic(data):
 def test_strategies_vary():
     seen = set()
 
-    @settings(max_examples=10)
+    @few(10)
     @given(landscape=smooth_landscapes(2), theta=points(2))
     def draw(landscape, theta):
         seen.add(round(float(landscape.loss(theta)), 9))

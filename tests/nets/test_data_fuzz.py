@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nets import load_data
 from nets.datasets.errors import DataError
+from tests.examples import few
 from tests.nets.data_files import (
     cifar_members,
     tar_bytes,
@@ -86,7 +87,7 @@ def test_damaged_files_give_data_or_a_data_error(tmp_path_factory, kind):
     root = tmp_path_factory.mktemp("spoilt") / "root"
     seen = set()
 
-    @settings(max_examples=100)
+    @few(100)
     @given(st.sampled_from(files), damage())
     def check(file, spoil):
         shutil.rmtree(root, ignore_errors=True)
@@ -110,7 +111,7 @@ def test_damage_below_the_compression(tmp_path_factory, kind):
     content = gzip.decompress(path.read_bytes())
     seen = set()
 
-    @settings(max_examples=150)
+    @few(150)
     @given(damage())
     def check(spoil):
         path.write_bytes(gzip.compress(spoil(content), 1))

@@ -21,13 +21,10 @@ from nets import (
     cross_entropy,
     square_loss,
 )
+from tests.tensors import draw
 
 N, C = 6, 2
 close = functools.partial(assert_close, rtol=1e-10, atol=1e-12)
-
-
-def draw(seed, *shape, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def mlp():

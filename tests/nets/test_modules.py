@@ -9,6 +9,7 @@ from torch import nn
 
 from landscapes import NotHolomorphicError, UnsupportedError
 from nets import MLP, HolomorphicNetworkLandscape, LeNet, NetworkLandscape
+from tests.tensors import draw
 
 N = 8
 cross_entropy = functools.partial(F.cross_entropy, reduction="none")
@@ -16,10 +17,6 @@ cross_entropy = functools.partial(F.cross_entropy, reduction="none")
 
 def square(outputs, targets):
     return ((outputs - targets) ** 2).sum(-1)
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 INPUTS, LABELS, VALUES = draw(1, N, 4), torch.arange(N) % 3, draw(2, N, 3)

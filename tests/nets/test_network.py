@@ -13,8 +13,8 @@ from torch import nn
 
 from landscapes import Counted, FiniteSum, Regularised, UnsupportedError
 from nets import MLP, LeNet, NetworkLandscape, load_data
+from tests.tensors import draw
 
-DEVICES = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 CHUNKS = [None, 1, 3, 4, 12, 50]
 N = 12
 cross_entropy = functools.partial(F.cross_entropy, reduction="none")
@@ -22,15 +22,6 @@ cross_entropy = functools.partial(F.cross_entropy, reduction="none")
 
 def square(outputs, targets):
     return ((outputs - targets) ** 2).sum(-1)
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    return request.param
-
-
-def draw(seed, *shape, device="cpu"):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
 
 def data(device="cpu", n=N):

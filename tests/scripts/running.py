@@ -1,16 +1,4 @@
-"""Running a script as its command line does."""
-
-from scripts import compare
-
-
-def run(arguments, capsys, main=compare.main):
-    """Exit status, standard output and standard error."""
-    try:
-        status = main(arguments.split())
-    except SystemExit as stop:
-        status = stop.code
-    said = capsys.readouterr()
-    return status, said.out, said.err
+"""What a script said and left, read back."""
 
 
 def says_in_one_line(said, word):
@@ -20,3 +8,13 @@ def says_in_one_line(said, word):
     assert err.count("\n") == 1
     assert err.startswith("error: ")
     assert word in err
+
+
+def parts(folder):
+    """The tensor files of a folder, each with the time of its last change."""
+    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+
+
+def rows(out, *begin):
+    """The lines of a table that begin with these words, as words."""
+    return [line.split() for line in out.splitlines() if line.split()[: len(begin)] == list(begin)]

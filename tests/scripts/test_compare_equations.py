@@ -3,15 +3,16 @@
 import torch
 
 from flows.engines.trajectory import load_tensors
-from tests.scripts.running import run, says_in_one_line
+from scripts import compare
+from tests.scripts.running import says_in_one_line
 
 NET = "net --architecture mlp --examples 20 --width 0.1 --h 0.125 --steps 3 --batch-size 5 --sampling subset"
 
 
-def test_coupled_and_in_law(tmp_path, capsys):
+def test_coupled_and_in_law(tmp_path, run):
     said = f"{NET} --descent sgd --flows gradient sde-1 sde-2 --runs 3"
     for coupling in ("--coupled", "--no-coupled"):
-        status, out, _ = run(f"{said} {coupling} --out {tmp_path / coupling}", capsys)
+        status, out, _ = run(compare.main, f"{said} {coupling} --out {tmp_path / coupling}")
         assert status == 0
         assert "‖∇f‖²" in out
         assert "error of a law" not in out
@@ -22,14 +23,14 @@ def test_coupled_and_in_law(tmp_path, capsys):
     assert not torch.equal(paired["flow.1.losses"], paired["flow.2.losses"])
 
 
-def test_momentum_and_its_equation(tmp_path, capsys):
+def test_momentum_and_its_equation(tmp_path, run):
     said = f"{NET} --descent sgd-scaled-heavy-ball --friction 1 --flows momentum-sde-1 momentum-sde-2 --runs 2"
-    status, out, _ = run(f"{said} --coupled --out {tmp_path}", capsys)
+    status, out, _ = run(compare.main, f"{said} --coupled --out {tmp_path}")
     assert status == 0
     assert "ScaledStochasticHeavyBall" in out
 
 
-def test_what_does_not_fit_is_one_line(tmp_path, capsys):
+def test_what_does_not_fit_is_one_line(tmp_path, run):
     said = f"--flows sde-1 --steps 2 --out {tmp_path}"
     assert_one_line = {
         f"rosenbrock --h 0.01 {said}": "needs examples",
@@ -38,4 +39,4 @@ def test_what_does_not_fit_is_one_line(tmp_path, capsys):
         f"{NET} --descent sgd-heavy-ball --coupled {said}": "one mini-batch a step",
     }
     for arguments, word in assert_one_line.items():
-        says_in_one_line(run(arguments, capsys), word)
+        says_in_one_line(run(compare.main, arguments), word)

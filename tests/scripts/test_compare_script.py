@@ -5,15 +5,16 @@ import torch
 
 from flows import Trajectory
 from landscapes import LANDSCAPES
+from scripts import compare
 from scripts.benchmark import BENCHMARKS, Settings, peak
 from scripts.lab.command_line import one_line
 from scripts.lab.grounds import GROUNDS
 from scripts.lab.network import NetGround
-from tests.scripts.running import run, says_in_one_line
+from tests.scripts.running import says_in_one_line
 
 
-def test_a_toy_leaves_table_figure_settings_and_trajectories(tmp_path, capsys):
-    status, out, _ = run(f"quadratic --h 1.05 --steps 5 --rtol 1e-6 --out {tmp_path}", capsys)
+def test_a_toy_leaves_table_figure_settings_and_trajectories(tmp_path, run):
+    status, out, _ = run(compare.main, f"quadratic --h 1.05 --steps 5 --rtol 1e-6 --out {tmp_path}")
     assert status == 0
     assert "principal" in out
     assert "outside its series: |hλ| = 2.1" in out
@@ -29,11 +30,11 @@ def test_a_toy_leaves_table_figure_settings_and_trajectories(tmp_path, capsys):
     assert not torch.allclose(Trajectory.load(tmp_path / "gradient").theta[-1], paper, atol=1e-1)
 
 
-def test_a_small_net_against_two_descents(tmp_path, capsys):
+def test_a_small_net_against_two_descents(tmp_path, run):
     arguments = (
         "net --architecture mlp --examples 20 --width 0.1 --h 0.1 --steps 2 --flows gradient modified-2 principal"
     )
-    status, out, _ = run(f"{arguments} --descent gd sgd Adam --batch-size 5 --krylov 8 --out {tmp_path}", capsys)
+    status, out, _ = run(compare.main, f"{arguments} --descent gd sgd Adam --batch-size 5 --krylov 8 --out {tmp_path}")
     assert status == 0
     assert "real branch" in out
     assert "noise floor" in out
@@ -46,8 +47,8 @@ def test_every_toy_has_a_subcommand():
 
 
 @pytest.mark.parametrize("ground", sorted(GROUNDS.keys() - {"net"}))
-def test_every_landscape_runs_from_its_own_start(ground, tmp_path, capsys):
-    status, out, _ = run(f"{ground} --h 0.001 --steps 2 --flows gradient modified-3 --out {tmp_path}", capsys)
+def test_every_landscape_runs_from_its_own_start(ground, tmp_path, run):
+    status, out, _ = run(compare.main, f"{ground} --h 0.001 --steps 2 --flows gradient modified-3 --out {tmp_path}")
     assert status == 0
     assert "diverged" not in out
 
@@ -71,8 +72,8 @@ def test_every_landscape_runs_from_its_own_start(ground, tmp_path, capsys):
         ("spherical-quotient --eigenvalues 1 2 4", "SphericalQuotientGround", {"eigenvalues": [1.0, 2.0, 4.0]}, 3),
     ],
 )
-def test_options_of_a_landscape_are_taken_and_recorded(arguments, class_name, options, dimension, tmp_path, capsys):
-    status, _, _ = run(f"{arguments} --h 0.01 --steps 1 --flows gradient --out {tmp_path}", capsys)
+def test_options_of_a_landscape_are_taken_and_recorded(arguments, class_name, options, dimension, tmp_path, run):
+    status, _, _ = run(compare.main, f"{arguments} --h 0.01 --steps 1 --flows gradient --out {tmp_path}")
     assert status == 0
     settings = json.loads((tmp_path / "settings.json").read_text())
     assert (settings["landscape"], settings["ground"]) == (class_name, options)
@@ -112,25 +113,25 @@ def test_options_of_a_landscape_are_taken_and_recorded(arguments, class_name, op
         ("quadratic --out /dev/null/x", "cannot be written"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(arguments, word, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_a_status(arguments, word, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    says_in_one_line(run(arguments, capsys), word)
+    says_in_one_line(run(compare.main, arguments), word)
 
 
-def test_help_names_the_options(capsys):
-    status, out, _ = run("net --help", capsys)
+def test_help_names_the_options(run):
+    status, out, _ = run(compare.main, "net --help")
     assert status == 0
     for option in ("--h ", "--steps", "--flows", "--descent", "--device", "--dtype", "--seed", "--out", "--examples"):
         assert option in out
 
 
-def test_help_of_a_toy_gives_its_formula_and_explains_its_options(capsys):
-    status, out, _ = run("barrier-valley --help", capsys)
+def test_help_of_a_toy_gives_its_formula_and_explains_its_options(run):
+    status, out, _ = run(compare.main, "barrier-valley --help")
     assert status == 0
     assert "½ s x² + ½ k y²" in out
     for option in ("--across", "Curvature k of the walls", "--frequency", "barriers stand 2π/ω apart"):
         assert option in out
-    assert "two wells along x" in " ".join(run("--help", capsys)[1].replace("│", " ").split())
+    assert "two wells along x" in " ".join(run(compare.main, "--help")[1].replace("│", " ").split())
 
 
 def test_a_box_becomes_one_line():

@@ -9,7 +9,6 @@ import pytest
 from landscapes.references import resolve_reference
 from scripts.lab.command_line import DTYPES
 from scripts.lab.experiment import Common
-from tests.scripts.running import run
 
 FAMILIES = ("principal_flow", "stochastic", "noise_spectrum", "regularisation")
 MAIN = {family: importlib.import_module(f"scripts.{family}.__main__") for family in FAMILIES}
@@ -29,10 +28,10 @@ def test_an_experiment_goes_by_its_own_name_and_says_what_its_results_depend_on(
 
 
 @every
-def test_help_begins_with_the_question_and_has_every_option(family, name, capsys, monkeypatch):
+def test_help_begins_with_the_question_and_has_every_option(family, name, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     kind = resolve_reference(MAIN[family].EXPERIMENTS[name], MAIN[family].__package__)
-    status, out, _ = run(f"{name} --help", capsys, MAIN[family].main)
+    status, out, _ = run(MAIN[family].main, f"{name} --help")
     assert status == 0
     assert kind.__doc__.splitlines()[0][:60] in out
     for field in dataclasses.fields(kind):  # a field that is options itself has them in the help, not its own name
@@ -42,16 +41,16 @@ def test_help_begins_with_the_question_and_has_every_option(family, name, capsys
 
 
 @every
-def test_a_bad_option_is_one_line_and_a_status(family, name, capsys):
-    status, out, err = run(f"{name} --dtype float{len(DTYPES)}", capsys, MAIN[family].main)
+def test_a_bad_option_is_one_line_and_a_status(family, name, run):
+    status, out, err = run(MAIN[family].main, f"{name} --dtype float{len(DTYPES)}")
     assert (status, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_familys_help_names_its_experiments(family, capsys):
-    status, out, _ = run("--help", capsys, MAIN[family].main)
+def test_a_familys_help_names_its_experiments(family, run):
+    status, out, _ = run(MAIN[family].main, "--help")
     assert status == 0
     assert f"python -m scripts.{family}" in out
     assert all(name in out for name in MAIN[family].EXPERIMENTS)

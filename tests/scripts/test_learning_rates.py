@@ -17,15 +17,10 @@ from scripts.principal_flow.__main__ import main
 from scripts.principal_flow.learning_rates import PLANS, LearningRates
 from scripts.principal_flow.rate_report import Cell, figure, said, spread
 from scripts.principal_flow.rate_runs import Rule, Training, trained_at
-from tests.scripts import running
 
 TINY = "--architecture mlp --examples 40 --test-examples 20 --epochs 2 --sharpness-every 1 --dtype float64"
 GRID = f"{TINY} --rates 0.2 0.5 --powers 0.5 1 --batch-sizes 15 all --seeds 2"
 PARTS = 16
-
-
-def run(arguments, capsys):
-    return running.run(f"learning-rates {arguments}", capsys, main)
 
 
 def network(seed):
@@ -146,13 +141,13 @@ def test_the_table_gives_means_and_standard_errors_of_the_parts(grid):
     assert "p trades stability of training against test performance" in text
 
 
-def test_a_stopped_grid_goes_on_and_touches_nothing_else(grid, capsys):
+def test_a_stopped_grid_goes_on_and_touches_nothing_else(grid, run):
     before = {path.name: path.stat().st_mtime_ns for path in grid.glob("*-seed-*")}
     table = (grid / "table.txt").read_text()
     name = "dal-1-batch-15-seed-1"
     lost = load_tensors(grid, name)[0]
     (grid / f"{name}.json").unlink()
-    assert run(f"{GRID} --out {grid}", capsys)[0] == 0
+    assert run(main, f"learning-rates {GRID} --out {grid}")[0] == 0
     after = {path.name: path.stat().st_mtime_ns for path in grid.glob("*-seed-*")}
     assert {file for file in before if before[file] != after[file]} == {f"{name}.json", f"{name}.safetensors"}
     again = load_tensors(grid, name)[0]
@@ -160,20 +155,20 @@ def test_a_stopped_grid_goes_on_and_touches_nothing_else(grid, capsys):
     assert (grid / "table.txt").read_text() == table
 
 
-def test_another_configuration_is_refused(grid, capsys):
+def test_another_configuration_is_refused(grid, run):
     for other, key in (("--cap 2", "cap"), ("--epochs 3", "plan")):
-        status, _, err = run(f"{GRID} --out {grid} {other}", capsys)
+        status, _, err = run(main, f"learning-rates {GRID} --out {grid} {other}")
         assert (status, err.count("\n")) == (2, 1)
         assert f"results made with other {key}" in err
 
 
-def test_what_a_preset_says_may_be_said_again(grid, capsys):
-    assert run(f"{GRID} --out {grid} --width 0.25 --data digits --threads 1", capsys)[0] == 0
+def test_what_a_preset_says_may_be_said_again(grid, run):
+    assert run(main, f"learning-rates {GRID} --out {grid} --width 0.25 --data digits --threads 1")[0] == 0
 
 
-def test_divergence_is_shown(tmp_path, capsys):
+def test_divergence_is_shown(tmp_path, run):
     rules = "--rates 0.2 1e38 --powers 1 --batch-sizes 15 --seeds 1 --dtype float32"
-    status, out, _ = run(f"{TINY} {rules} --out {tmp_path}", capsys)
+    status, out, _ = run(main, f"learning-rates {TINY} {rules} --out {tmp_path}")
     assert status == 0
     result = load_tensors(tmp_path, "fixed-1e+38-batch-15-seed-0")[0]
     assert not bool(result["finished"])
@@ -318,8 +313,8 @@ def test_presets_are_quarter_width_and_the_papers_size():
         ("--device nosuch", "--device"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_no_folder(arguments, word, tmp_path, capsys):
-    status, _, err = run(f"{TINY} --out {tmp_path / 'out'} {arguments}", capsys)
+def test_bad_input_is_one_line_and_leaves_no_folder(arguments, word, tmp_path, run):
+    status, _, err = run(main, f"learning-rates {TINY} --out {tmp_path / 'out'} {arguments}")
     assert status == 2
     assert err.count("\n") == 1
     assert err.startswith("error: ")

@@ -12,17 +12,12 @@ from flows.series.expressions import modified_gradient_flow
 from flows.series.latex import latex_field, latex_landscape
 from scripts import modified_equation as script
 from scripts.lab.tree_figure import WIDTH, draw_trees, shape_of
-from tests.scripts.running import run
 
 X, Y, H = sympy.symbols("x y h")
 
 
-def command(arguments, capsys):
-    return run(arguments, capsys, script.main)
-
-
-def test_a_table_of_gradient_descent_and_its_files(tmp_path, capsys):
-    status, out, err = command(f"--method euler --order 4 --loss x**4+x*y --out {tmp_path}", capsys)
+def test_a_table_of_gradient_descent_and_its_files(tmp_path, run):
+    status, out, err = run(script.main, f"--method euler --order 4 --loss x**4+x*y --out {tmp_path}")
     assert (status, err) == (0, "")
     series = modified_equation(EULER, 4)
     assert latex_field(series) in out
@@ -46,8 +41,8 @@ def test_a_table_of_gradient_descent_and_its_files(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", script.METHODS)
-def test_every_method_has_a_table(method, tmp_path, capsys):
-    status, out, err = command(f"--method {method} --order 3 --loss cos(x) --out {tmp_path}", capsys)
+def test_every_method_has_a_table(method, tmp_path, run):
+    status, out, err = run(script.main, f"--method {method} --order 3 --loss cos(x) --out {tmp_path}")
     assert (status, err) == (0, "")
     assert "dx/dt = " in out
     assert ("dv_x/dt = " in out) == (method in ("heavy-ball", "nesterov"))
@@ -55,8 +50,8 @@ def test_every_method_has_a_table(method, tmp_path, capsys):
     assert (tmp_path / "figure.png").exists()
 
 
-def test_a_table_says_where_friction_enters(tmp_path, capsys):
-    _, out, _ = command(f"--method heavy-ball --order 3 --out {tmp_path}", capsys)
+def test_a_table_says_where_friction_enters(tmp_path, run):
+    _, out, _ = run(script.main, f"--method heavy-ball --order 3 --out {tmp_path}")
     rows = {line.split()[0]: line.split(maxsplit=5)[5] for line in out.splitlines()[2:19]}
     assert rows["r[r]"] == "μ²v"
     assert rows["g[x,x]"] == "−D³f[v, v]"
@@ -130,9 +125,9 @@ def test_losses_that_are_no_plain_arithmetic_are_refused(text, says):
         ("--out /dev/null/there", "cannot be written"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(arguments, says, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_a_status(arguments, says, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, _, err = command(arguments, capsys)
+    status, _, err = run(script.main, arguments)
     assert status == 2
     assert len(err.splitlines()) == 1
     assert says in err

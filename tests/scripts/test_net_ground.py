@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 
 import pytest
 import torch
@@ -10,12 +9,12 @@ import torch
 from landscapes import DeepLinearChain, FiniteSum, LinearRegression, QuadraticSum
 from nets import ARCHITECTURES, GhostBatchLandscape, HolomorphicNetworkLandscape, NetworkLandscape, WrongDerivativeError
 from nets.data import DATA_SETS
+from scripts.compare import main
 from scripts.lab.grounds import RegressionGround
 from scripts.lab.network import NetGround
 from scripts.lab.presets import DEFAULT, LAPTOP, PAPER, PRESETS, preset_of
 from scripts.lab.starts import gentle, largest_curvature
 from tests.nets.data_files import real_root, write_idx
-from tests.scripts.running import run
 
 FOLDERS = {"mnist": "mnist", "fashion-mnist": "fashion_mnist", "cifar-10": "cifar-10-batches-bin"}
 
@@ -35,30 +34,43 @@ def test_a_network_without_presets_runs_on_the_default():
     assert preset_of("paper", "lenet") == PAPER["lenet"]
 
 
-def test_a_default_preset_takes_its_rate_from_the_curvature(tmp_path, capsys, monkeypatch):
+def test_a_default_preset_takes_its_rate_from_the_curvature(tmp_path, run, monkeypatch):
     for size in PRESETS:
         monkeypatch.delitem(PRESETS[size], "mlp")
-    status, out, _ = run(f"net --architecture mlp --examples 50 --steps 1 --out {tmp_path}", capsys)
+    status, out, _ = run(main, f"net --architecture mlp --examples 50 --steps 1 --out {tmp_path}")
     assert status == 0
     landscape, theta = NetGround(architecture="mlp", examples=50).build(0, torch.float64, "cpu")
     rate = float(re.search(r"h = (\S+), 1 steps", out)[1])
     assert rate == pytest.approx(0.5 / largest_curvature(landscape, theta), rel=0.02)
 
 
+DEEP = {"all-cnn-bn", "resnet-18", "resnet-20", "resnet-56", "wide-resnet-16-4", "wide-resnet-28-10"}
+BY_CURVATURE = [pytest.param(name, marks=pytest.mark.soak) if name in DEEP else name for name in ARCHITECTURES]
+
+
+def laptop_ground(name):
+    folder = FOLDERS.get(preset_of("laptop", name).data.removesuffix("-7x7"))
+    return NetGround(architecture=name, root=real_root(folder) if folder else None)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_laptop_preset_builds_its_landscape(name):
     preset = preset_of("laptop", name)
-    folder = FOLDERS.get(preset.data.removesuffix("-7x7"))
-    ground = NetGround(architecture=name, root=real_root(folder) if folder else None)
-    landscape, theta = ground.build(0, torch.float32, "cpu")
+    landscape, theta = laptop_ground(name).build(0, torch.float32, "cpu")
     assert landscape.size == preset.examples // (preset.ghost_size or 1)
     assert isinstance(landscape, GhostBatchLandscape) == (preset.ghost_size is not None)
     assert theta.shape == (landscape.dimension,)
     assert landscape.grad(theta).isfinite().all()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rate = gentle(landscape, theta) if preset.h is None else preset.h
-        assert 0.13 < rate * largest_curvature(landscape, theta) < 0.85  # as presets.py says, to ARPACK's percents
+
+
+@pytest.mark.filterwarnings("ignore")  # kinks
+@pytest.mark.parametrize("name", BY_CURVATURE)
+def test_the_rate_of_every_laptop_preset_suits_its_curvature(name):
+    landscape, theta = laptop_ground(name).build(0, torch.float32, "cpu")
+    preset = preset_of("laptop", name)
+    rate = gentle(landscape, theta) if preset.h is None else preset.h
+    # as presets.py says, to ARPACK's percents
+    assert 0.13 < rate * largest_curvature(landscape, theta) < 0.85
 
 
 def test_options_change_the_preset():
@@ -88,9 +100,9 @@ def test_a_presets_number_gives_way_to_what_there_is():
         NetGround(architecture="mlp", classes=(0, 1), examples=300).build(0, torch.float32, "cpu")
 
 
-def test_the_table_names_the_ghost_batches_there_are(tmp_path, capsys):
+def test_the_table_names_the_ghost_batches_there_are(tmp_path, run):
     arguments = "net --architecture small-fc --data digits --examples 20 --ghost-size 1000 --steps 1 --flows gradient"
-    status, out, _ = run(f"{arguments} --out {tmp_path}", capsys)
+    status, out, _ = run(main, f"{arguments} --out {tmp_path}")
     assert status == 0
     assert "a mean over 1 ghost batches of 20" in out
 
@@ -105,21 +117,21 @@ def test_batch_norm_means_ghost_batches_with_the_rest_left_out():
     assert whole.size == 1
 
 
-def test_holomorphic_runs_are_complex(tmp_path, capsys):
+def test_holomorphic_runs_are_complex(tmp_path, run):
     ground = NetGround(architecture="lenet", examples=20, width=0.2, holomorphic=True)
     assert isinstance(ground.build(0, torch.float64, "cpu")[0], HolomorphicNetworkLandscape)
     status, out, _ = run(
-        f"net --examples 20 --width 0.2 --holomorphic --h 2 --steps 2 --flows principal --out {tmp_path}", capsys
+        main, f"net --examples 20 --width 0.2 --holomorphic --h 2 --steps 2 --flows principal --out {tmp_path}"
     )
     assert status == 0
     assert "real branch" not in out
     assert json.loads((tmp_path / "settings.json").read_text())["ground"]["holomorphic"] is True
 
 
-def test_a_net_runs_on_its_preset_and_says_what_it_is(tmp_path, capsys):
+def test_a_net_runs_on_its_preset_and_says_what_it_is(tmp_path, run):
     arguments = f"net --architecture tiny-fc --root {tmp_path} --steps 2 --descent gd sgd --out {tmp_path / 'out'}"
     write_idx(tmp_path / "mnist", train=500)
-    status, out, _ = run(arguments, capsys)
+    status, out, _ = run(main, arguments)
     assert status == 0
     assert "tiny-fc on mnist-7x7, 917 parameters, a mean over 4 ghost batches of 50: h = 0.1, 2 steps" in out
     settings = json.loads((tmp_path / "out" / "gd" / "settings.json").read_text())
@@ -130,8 +142,8 @@ def test_a_net_runs_on_its_preset_and_says_what_it_is(tmp_path, capsys):
     assert settings["flows"] == ["gradient", "modified-2"]
 
 
-def test_a_toys_h_comes_from_its_curvature(tmp_path, capsys):
-    status, out, _ = run(f"rosenbrock --steps 2 --flows gradient --out {tmp_path}", capsys)
+def test_a_toys_h_comes_from_its_curvature(tmp_path, run):
+    status, out, _ = run(main, f"rosenbrock --steps 2 --flows gradient --out {tmp_path}")
     assert status == 0
     # λ is 200 at the start (0, ½) and 1001.6 at the minimum (1, 1): ½/1001.6
     assert "Rosenbrock, 2 parameters: h = 0.0005, 2 steps" in out
@@ -201,9 +213,9 @@ def test_fused_layers_would_be_caught_in_a_script_too():
         ("--chunk-size 0", "chunk_size"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(arguments, word, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_line_and_a_status(arguments, word, tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, _, err = run(f"net {arguments} --steps 1", capsys)
+    status, _, err = run(main, f"net {arguments} --steps 1")
     assert status == 2
     errors = [line for line in err.splitlines() if not line.startswith("note: ")]
     assert len(errors) == 1

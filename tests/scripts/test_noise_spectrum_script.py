@@ -25,21 +25,13 @@ from scripts.noise_spectrum.rule import Rule, geometric_mean, mean_difference, p
 from scripts.noise_spectrum.tasks import Tasks
 from scripts.noise_spectrum.training import Network, Task, average_statistics, load_images
 from tests.nets.data_files import write_cifar, write_idx
-from tests.scripts import running
+from tests.scripts.running import parts, says_in_one_line
 
 SMALL = "--data digits --batch-size 10 --dtype float64 --threads 1"
 NETWORKS = f"networks --architectures tiny-fc --classes 3 5 8 --examples 40 --images 24 --epochs 2 --at 0.5 1 {SMALL}"
 PAIRS = f"--architectures tiny-fc small-fc --pairs 3-5 4-9 --examples 30 --images 20 --epochs 2 --seeds 2 {SMALL}"
 CLASSES = (3, 5, 8)
 EPS = torch.finfo(torch.float32).eps
-
-
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
-
-
-def parts(folder):
-    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
 
 
 def rows(out, heading):
@@ -184,18 +176,18 @@ def test_frozen_statistics_are_means_over_batches_and_momentum_is_put_back():
     assert norm.momentum == 0.1
 
 
-def test_networks_go_on_where_they_were_and_take_more_seeds(tmp_path, capsys):
-    out = run(f"{NETWORKS} --seeds 1 --out {tmp_path}", capsys)[1]
+def test_networks_go_on_where_they_were_and_take_more_seeds(tmp_path, run):
+    out = run(main, f"{NETWORKS} --seeds 1 --out {tmp_path}")[1]
     assert (tmp_path / "figure.png").stat().st_size > 20_000
     before = parts(tmp_path)
     for name in ("look-tiny-fc-seed-0-0002", "train-tiny-fc-seed-0-0001"):
         for suffix in ("json", "safetensors"):
             (tmp_path / f"{name}.{suffix}").unlink()
-    assert run(f"{NETWORKS} --seeds 1 --out {tmp_path}", capsys)[1] == out
+    assert run(main, f"{NETWORKS} --seeds 1 --out {tmp_path}")[1] == out
     after = parts(tmp_path)
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"look-tiny-fc-seed-0-0002", "train-tiny-fc-seed-0-0001"}
-    status, more, _ = run(f"{NETWORKS} --seeds 2 --out {tmp_path}", capsys)
+    status, more, _ = run(main, f"{NETWORKS} --seeds 2 --out {tmp_path}")
     assert status == 0
     assert "2 seeds" in more
     assert {name: parts(tmp_path)[name] for name in after} == after
@@ -203,11 +195,11 @@ def test_networks_go_on_where_they_were_and_take_more_seeds(tmp_path, capsys):
     assert not torch.equal(
         *(load_tensors(tmp_path, f"look-tiny-fc-seed-{i}-0002")[0]["whole eigenvalues"] for i in (0, 1))
     )
-    running.says_in_one_line(run(f"{NETWORKS} --h 0.2 --out {tmp_path}", capsys), "holds results made with other h")
+    says_in_one_line(run(main, f"{NETWORKS} --h 0.2 --out {tmp_path}"), "holds results made with other h")
 
 
-def test_the_score_is_rank_fraction_and_clipped_variance(tmp_path, capsys):
-    status, out, err = run(f"tasks {PAIRS} --out {tmp_path}", capsys)
+def test_the_score_is_rank_fraction_and_clipped_variance(tmp_path, run):
+    status, out, err = run(main, f"tasks {PAIRS} --out {tmp_path}")
     assert (status, err) == (0, "")
     assert (tmp_path / "figure.png").stat().st_size > 20_000
     assert len(parts(tmp_path)) == 2 * 2 * 2 * 2
@@ -235,9 +227,9 @@ def test_the_score_is_rank_fraction_and_clipped_variance(tmp_path, capsys):
     ]
 
 
-def test_the_rule_keeps_its_product_and_the_geometric_mean_of_h(tmp_path, capsys):
+def test_the_rule_keeps_its_product_and_the_geometric_mean_of_h(tmp_path, run):
     arguments = f"rule {PAIRS} --architectures tiny-fc --at 0.5 --out {tmp_path}"
-    status, out, err = run(arguments, capsys)
+    status, out, err = run(main, arguments)
     assert (status, err) == (0, "")
     assert (tmp_path / "figure.png").stat().st_size > 20_000
     means = []
@@ -250,7 +242,7 @@ def test_the_rule_keeps_its_product_and_the_geometric_mean_of_h(tmp_path, capsys
             [0.1, 0.1 * ratio, 0.1 / ratio], rel=6e-3
         )  # 3 digits
     before = parts(tmp_path)
-    assert run(arguments, capsys)[1] == out
+    assert run(main, arguments)[1] == out
     assert parts(tmp_path) == before
 
 
@@ -387,7 +379,7 @@ def test_fractions_end_whole_epochs():
         ("rule --at 0.15", "at must hold rising fractions"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(arguments, word, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_a_status(arguments, word, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running.says_in_one_line(run(arguments, capsys), word)
+    says_in_one_line(run(main, arguments), word)
     assert not list(tmp_path.rglob("*.safetensors"))

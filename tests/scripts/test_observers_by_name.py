@@ -7,9 +7,10 @@ from torch.testing import assert_close
 from flows import GradientDescent, GradientFlow, compare, descend, integrate
 from flows.engines.trajectory import load_tensors
 from landscapes import Rosenbrock
+from scripts.compare import main
 from scripts.lab.models import Options
 from scripts.lab.observers import OBSERVERS, observer_by_name, shown
-from tests.scripts.running import run, says_in_one_line
+from tests.scripts.running import says_in_one_line
 
 VALLEY, H, STEPS = Rosenbrock(b=5.0), 0.01, 3
 every = pytest.mark.parametrize("name", OBSERVERS)
@@ -64,9 +65,9 @@ def test_the_states_of_a_finished_run_show_what_the_run_would_have(name, normal)
     assert after.observer_costs == with_it.observer_costs
 
 
-def test_the_table_of_a_comparison_and_its_files(tmp_path, capsys):
+def test_the_table_of_a_comparison_and_its_files(tmp_path, run):
     arguments = f"rosenbrock --b 5 --h {H} --steps {STEPS} --flows gradient principal --out {tmp_path}"
-    status, out, _ = run(f"{arguments} --observers {' '.join(OBSERVERS)}", capsys)
+    status, out, _ = run(main, f"{arguments} --observers {' '.join(OBSERVERS)}")
     assert status == 0
     rows = {line.split("  ")[0]: line for line in out.split("observed  ")[1].splitlines()}
     theta0 = torch.tensor(VALLEY.start, dtype=torch.float64)
@@ -80,16 +81,16 @@ def test_the_table_of_a_comparison_and_its_files(tmp_path, capsys):
     assert_close(tensors["loss"], VALLEY.loss(result.rows["gradient"].trajectory.theta))
 
 
-def test_means_are_taken_over_the_runs_of_sgd(tmp_path, capsys):
+def test_means_are_taken_over_the_runs_of_sgd(tmp_path, run):
     arguments = "two-quadratics --descent sgd --batch-size 1 --runs 4 --h 0.05 --steps 2 --flows sde-1 --observers"
-    status, out, err = run(f"{arguments} loss stability --out {tmp_path}", capsys)
+    status, out, err = run(main, f"{arguments} loss stability --out {tmp_path}")
     assert (status, err) == (0, "")
     tensors, _ = load_tensors(tmp_path / "stochasticgradientdescent", "observations")
     assert tensors["loss"].shape == (3, 4)
     assert f" {float(tensors['loss'][-1].mean()):.4g} " in out.split("observed  ")[1]
 
 
-def test_a_name_that_there_is_not_is_one_line(capsys, tmp_path, monkeypatch):
+def test_a_name_that_there_is_not_is_one_line(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    says_in_one_line(run("quadratic --observers loss nosuch", capsys), "--observers must be one of 'loss'")
+    says_in_one_line(run(main, "quadratic --observers loss nosuch"), "--observers must be one of 'loss'")
     assert not list(tmp_path.iterdir())

@@ -10,23 +10,15 @@ import torch
 from flows.engines.trajectory import load_tensors
 from scripts.lab.models import DESCENTS, FLOWS, NUMBERED, Options, descent_by_name, flow_by_name
 from scripts.orders import main
-from tests.scripts import running
+from tests.scripts.running import parts, says_in_one_line
 
 SHORT = "--rungs 4 --largest 0.2 --threads 1"
 NET = "net --architecture mlp --examples 20 --width 0.1 --threads 1"
 
 
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
-
-
-def parts(folder):
-    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-
-
-def test_a_quadratic_leaves_table_data_and_figure(tmp_path, capsys):
+def test_a_quadratic_leaves_table_data_and_figure(tmp_path, run):
     flows = "--flows gradient modified-2 modified-3 principal"
-    status, out, err = run(f"quadratic --time 0.8 --largest 0.4 --threads 1 {flows} --out {tmp_path}", capsys)
+    status, out, err = run(main, f"quadratic --time 0.8 --largest 0.4 --threads 1 {flows} --out {tmp_path}")
     assert (status, err) == (0, "")
     assert "Quadratic, 2 parameters: λ = 2 at 1 start, against gd" in out
     assert (tmp_path / "orders.png").stat().st_size > 10_000
@@ -50,45 +42,45 @@ def test_a_quadratic_leaves_table_data_and_figure(tmp_path, capsys):
     assert "the model is exact as far as can be seen" in out
 
 
-def test_a_run_goes_on_where_it_was_and_takes_more(tmp_path, capsys):
+def test_a_run_goes_on_where_it_was_and_takes_more(tmp_path, run):
     first = f"rosenbrock {SHORT} --flows gradient modified-2 --out {tmp_path}"
-    status, out, _ = run(first, capsys)
+    status, out, _ = run(main, first)
     assert status == 0
     before = parts(tmp_path)
     assert len(before) == 8
     gone = sorted(name for name in before if name.startswith("one-step-modified-2"))[0]
     for suffix in ("json", "safetensors"):
         (tmp_path / f"{gone}.{suffix}").unlink()
-    assert run(first, capsys)[1] == out
+    assert run(main, first)[1] == out
     after = parts(tmp_path)
     assert [name for name in before if after[name] != before[name]] == [gone]
-    status, more, _ = run(f"rosenbrock --rungs 5 --largest 0.2 --flows principal gradient --out {tmp_path}", capsys)
+    status, more, _ = run(main, f"rosenbrock --rungs 5 --largest 0.2 --flows principal gradient --out {tmp_path}")
     assert status == 0
     assert "principal" in more
     assert len(parts(tmp_path)) == 8 + 1 + 5
     assert {name: time for name, time in parts(tmp_path).items() if name in after} == after
 
 
-def test_results_of_another_configuration_are_not_taken(tmp_path, capsys):
-    assert run(f"quadratic {SHORT} --flows gradient --out {tmp_path}", capsys)[0] == 0
-    status, _, err = run(f"quadratic {SHORT} --flows gradient --starts 2 --out {tmp_path}", capsys)
+def test_results_of_another_configuration_are_not_taken(tmp_path, run):
+    assert run(main, f"quadratic {SHORT} --flows gradient --out {tmp_path}")[0] == 0
+    status, _, err = run(main, f"quadratic {SHORT} --flows gradient --starts 2 --out {tmp_path}")
     assert status == 2
     assert "holds results made with other starts" in err
 
 
-def test_failed_rungs_are_kept_as_such(tmp_path, capsys):
+def test_failed_rungs_are_kept_as_such(tmp_path, run):
     arguments = f"quadratic --ladder 0.5 0.25 0.125 --flows principal --threads 1 --out {tmp_path}"
     for _ in range(2):  # measured, then read
-        status, out, _ = run(arguments, capsys)
+        status, out, _ = run(main, arguments)
         assert status == 0
         assert "(singular mode)" in out
     assert json.loads((tmp_path / "orders.json").read_text())["studies"]["one-step"]["principal"]["errors"][0] is None
     assert load_tensors(tmp_path, "one-step-principal-0.5")[0]["figures"].isnan().all()
 
 
-def test_a_small_network_in_single_precision_from_two_starts(tmp_path, capsys):
+def test_a_small_network_in_single_precision_from_two_starts(tmp_path, run):
     status, out, _ = run(
-        f"{NET} --dtype float32 --starts 2 --largest 0.8 --rungs 5 --flows gradient --out {tmp_path}", capsys
+        main, f"{NET} --dtype float32 --starts 2 --largest 0.8 --rungs 5 --flows gradient --out {tmp_path}"
     )
     assert status == 0
     assert "at 2 starts" in out
@@ -96,8 +88,8 @@ def test_a_small_network_in_single_precision_from_two_starts(tmp_path, capsys):
     assert found["fit"]["low"] < 2 < found["fit"]["high"]
 
 
-def test_a_small_network_with_its_presets_flows(tmp_path, capsys):
-    status, out, _ = run(f"{NET} --rungs 5 --largest 0.1 --out {tmp_path}", capsys)
+def test_a_small_network_with_its_presets_flows(tmp_path, run):
+    status, out, _ = run(main, f"{NET} --rungs 5 --largest 0.1 --out {tmp_path}")
     assert status == 0, out
     found = json.loads((tmp_path / "orders.json").read_text())["studies"]["one-step"]
     orders = {name: study["fit"]["order"] for name, study in found.items()}
@@ -105,10 +97,10 @@ def test_a_small_network_with_its_presets_flows(tmp_path, capsys):
     assert orders == pytest.approx(expected, abs=0.03)
 
 
-def test_momentum_and_fixed_steps(tmp_path, capsys):
+def test_momentum_and_fixed_steps(tmp_path, run):
     # a momentum's first step from rest is gradient descent's
     arguments = f"double-well --descent heavy-ball {SHORT} --flows gradient --method rk4 --substeps 8 --out {tmp_path}"
-    assert run(arguments, capsys)[0] == 0
+    assert run(main, arguments)[0] == 0
     found = json.loads((tmp_path / "orders.json").read_text())["studies"]["one-step"]["gradient"]
     assert found["order"] == pytest.approx(2, abs=0.1)
 
@@ -140,14 +132,14 @@ def test_momentum_and_fixed_steps(tmp_path, capsys):
         ("quadratic --out /dev/null/x", "cannot be written"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(arguments, word, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_a_status(arguments, word, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running.says_in_one_line(run(arguments, capsys), word)
+    says_in_one_line(run(main, arguments), word)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_help_names_the_options(capsys):
-    status, out, _ = run("net --help", capsys)
+def test_help_names_the_options(run):
+    status, out, _ = run(main, "net --help")
     assert status == 0
     for option in ("--ladder", "--flows", "--descent", "--starts", "--time", "--dtype", "--threads", "--out", "--data"):
         assert option in out
@@ -165,11 +157,11 @@ def test_models_go_by_their_names():
     assert flow_by_name("modified-2", landscape, 0.1, Options()).order == 2
 
 
-def test_settled_rungs_start_after_the_transient(tmp_path, capsys):
+def test_settled_rungs_start_after_the_transient(tmp_path, run):
     arguments = "rosenbrock --b 5 --momentum 0.2 --descent heavy-ball --flows reduced-heavy-ball-2 --largest 0.03 "
     arguments += f"--rungs 3 --settle 0.3 --out {tmp_path}"
-    status, out, _ = run(arguments, capsys)
+    status, out, _ = run(main, arguments)
     assert status == 0
     assert "one-step error from t = 0.3" in out
     assert float(re.search(r"observed order (\S+)", out)[1]) == pytest.approx(3, abs=0.15)
-    assert run(f"{arguments} --settle -1", capsys)[0] == 2
+    assert run(main, f"{arguments} --settle -1")[0] == 2

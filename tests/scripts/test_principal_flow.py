@@ -12,24 +12,19 @@ from landscapes import Quadratic
 from scripts.lab.store import Store, trained
 from scripts.principal_flow import one_step, toys
 from scripts.principal_flow.__main__ import EXPERIMENTS, main
-from tests.scripts import running
 
 EDGE = "--network mlp --data digits --examples 60 --width 0.02 --h 0.5 --steps 20 --every 2 --threads 1"
 
 
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
-
-
-def test_every_experiment_is_a_subcommand_with_help(capsys):
-    status, said, _ = run("--help", capsys)
+def test_every_experiment_is_a_subcommand_with_help(run):
+    status, said, _ = run(main, "--help")
     assert status == 0
     for name in EXPERIMENTS:
         assert name in said
 
 
-def test_quadratics_print_the_papers_numbers(tmp_path, capsys):
-    status, said, _ = run(f"quadratics --threads 1 --out {tmp_path} --figure {tmp_path / 'more' / 'paper.png'}", capsys)
+def test_quadratics_print_the_papers_numbers(tmp_path, run):
+    status, said, _ = run(main, f"quadratics --threads 1 --out {tmp_path} --figure {tmp_path / 'more' / 'paper.png'}")
     assert status == 0
     assert "gradient descent after 5 steps: (0.5636785, -0.1798637)" in said  # Rosca et al. 2023, at h = 1.05
     assert "principal flow: singular mode" in said
@@ -41,9 +36,9 @@ def test_quadratics_print_the_papers_numbers(tmp_path, capsys):
     assert (tmp_path / "table.txt").read_text().strip() in said
 
 
-def test_saddles_attract_the_igr_flow_below_minus_two(tmp_path, capsys, monkeypatch):
+def test_saddles_attract_the_igr_flow_below_minus_two(tmp_path, run, monkeypatch):
     monkeypatch.setitem(toys.CASES, "saddles", toys.CASES["saddles"][1:2])
-    status, said, _ = run(f"saddles --threads 1 --out {tmp_path}", capsys)
+    status, said, _ = run(main, f"saddles --threads 1 --out {tmp_path}")
     assert status == 0
     block = said.split("saddle, hλ = (0.8, −2.4)")[1].split("\n\n")[0]
     ends = {
@@ -55,38 +50,38 @@ def test_saddles_attract_the_igr_flow_below_minus_two(tmp_path, capsys, monkeypa
     assert ends["IGR flow"] < 0.2  # where it started
 
 
-def test_one_step_and_spectrum_at_small_size(tmp_path, capsys, monkeypatch):
+def test_one_step_and_spectrum_at_small_size(tmp_path, run, monkeypatch):
     monkeypatch.setattr(one_step, "LADDER", (0.5, 1.3))
     small = "--data digits --examples 30 --width 0.1 --points 3 --rtol 1e-4 --threads 1"
-    status, said, _ = run(f"one-step {small} --out {tmp_path / 'one'}", capsys)
+    status, said, _ = run(main, f"one-step {small} --out {tmp_path / 'one'}")
     assert status == 0
     assert "the principal flow's error over the smaller of the other two's" in said
     status, said, _ = run(
-        f"spectrum --width 0.05 --examples 40 --steps 4 --start 2 --window 2 --out {tmp_path / 's'}", capsys
+        main, f"spectrum --width 0.05 --examples 40 --steps 4 --start 2 --window 2 --out {tmp_path / 's'}"
     )
     assert status == 0
     assert "modes by regime" in said
     assert "Flows against GradientDescent: 2 steps" in said
 
 
-def test_an_edge_run_goes_on_where_it_was(tmp_path, capsys):
-    status, said, _ = run(f"edge {EDGE} --out {tmp_path}", capsys)
+def test_an_edge_run_goes_on_where_it_was(tmp_path, run):
+    status, said, _ = run(main, f"edge {EDGE} --out {tmp_path}")
     assert status == 0, said
     assert "change in a step of the window" in said
     parts = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     assert {"training-0000.safetensors", "training-0001.safetensors", "window-0000.safetensors"} <= set(parts)
     for suffix in ("json", "safetensors"):
         (tmp_path / f"training-0001.{suffix}").unlink()
-    status, again, _ = run(f"edge {EDGE} --out {tmp_path}", capsys)
+    status, again, _ = run(main, f"edge {EDGE} --out {tmp_path}")
     assert status == 0
     assert again == said
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     assert [name for name in parts if after[name] != parts[name]] == ["training-0001.safetensors"]
 
 
-def test_results_of_another_configuration_are_not_taken(tmp_path, capsys):
-    assert run(f"drift {EDGE} --out {tmp_path}", capsys)[0] == 0
-    status, _, said = run(f"drift {EDGE} --seed 1 --out {tmp_path}", capsys)
+def test_results_of_another_configuration_are_not_taken(tmp_path, run):
+    assert run(main, f"drift {EDGE} --out {tmp_path}")[0] == 0
+    status, _, said = run(main, f"drift {EDGE} --seed 1 --out {tmp_path}")
     assert status == 2
     assert (
         said.strip().splitlines()[-1].startswith(f"error: --out {str(tmp_path)!r} holds results made with other seed")
@@ -95,8 +90,8 @@ def test_results_of_another_configuration_are_not_taken(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", ["edge --network lenet", "nothing", "drift --h -1", "one-step --device tpu"])
-def test_bad_options_are_one_line(wrong, tmp_path, capsys):
-    status, _, said = run(f"{wrong} --out {tmp_path}" if " " in wrong else wrong, capsys)
+def test_bad_options_are_one_line(wrong, tmp_path, run):
+    status, _, said = run(main, f"{wrong} --out {tmp_path}" if " " in wrong else wrong)
     assert status == 2
     assert said.strip().splitlines()[-1].startswith("error: ")
 

@@ -20,24 +20,16 @@ from scripts.regularisation.common import descended, ladder_table, study
 from scripts.regularisation.exact_means import mean_over_draws, mean_over_orders
 from scripts.regularisation.mini_batch import in_batches
 from scripts.regularisation.scatter import ScatteredFlow, scatter_drift
-from tests.scripts import running
+from tests.scripts.running import parts, says_in_one_line
 
 NET = "--architecture mlp --examples 20 --width 0.1 --threads 1"
 FULL = f"full-batch {NET} --rate 0.2 --steps 4 --slowdown 2 --ladder 1 0.5"
 MINI = f"mini-batch {NET} --rate 0.2 --batches 2 --epochs 2 --runs 6 --slowdown 2 --ladder 1 0.5"
 
 
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
-
-
 def network():
     landscape, theta = NetGround("mlp", examples=20, width=0.1).build(0, torch.float64, "cpu")
     return landscape, theta
-
-
-def parts(folder):
-    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
 
 
 def row(out, label, width):
@@ -60,8 +52,8 @@ def penalised_descent(means, theta, h, steps, own, spread):
     return torch.stack(path)
 
 
-def test_full_batch_distances_are_those_of_runs_by_hand(tmp_path, capsys):
-    status, out, err = run(f"{FULL} --out {tmp_path}", capsys)
+def test_full_batch_distances_are_those_of_runs_by_hand(tmp_path, run):
+    status, out, err = run(main, f"{FULL} --out {tmp_path}")
     assert (status, err) == (0, "")
     assert (tmp_path / "table.txt").read_text().strip() in out
     assert (tmp_path / "figure.png").stat().st_size > 20_000
@@ -96,9 +88,9 @@ def small_end(f, theta):
     return penalised_descent(f, theta, 0.1, 8, 0.025, 0.0)[-1]
 
 
-def test_slopes_and_where_it_breaks(tmp_path, capsys):
+def test_slopes_and_where_it_breaks(tmp_path, run):
     ladder = "--ladder 8 1 0.5 0.25"
-    status, out, _ = run(f"full-batch {NET} --rate 0.1 --steps 8 --slowdown 2 {ladder} --out {tmp_path}", capsys)
+    status, out, _ = run(main, f"full-batch {NET} --rate 0.1 --steps 8 --slowdown 2 {ladder} --out {tmp_path}")
     assert status == 0
     orders = {
         "descent at h to descent at H": 1,
@@ -112,29 +104,29 @@ def test_slopes_and_where_it_breaks(tmp_path, capsys):
     assert out.count("leaves more than half of it at Hλ") == 2
 
 
-def test_full_batch_goes_on_where_it_was_and_takes_more_rungs(tmp_path, capsys):
-    out = run(f"{FULL} --out {tmp_path}", capsys)[1]
+def test_full_batch_goes_on_where_it_was_and_takes_more_rungs(tmp_path, run):
+    out = run(main, f"{FULL} --out {tmp_path}")[1]
     before = parts(tmp_path)
     for suffix in ("json", "safetensors"):
         (tmp_path / f"end-explicit-0.1.{suffix}").unlink()
-    assert run(f"{FULL} --out {tmp_path}", capsys)[1] == out
+    assert run(main, f"{FULL} --out {tmp_path}")[1] == out
     after = parts(tmp_path)
     assert [name for name in before if after[name] != before[name]] == ["end-explicit-0.1"]
-    assert run(f"{FULL} 0.25 --out {tmp_path}", capsys)[0] == 0
+    assert run(main, f"{FULL} 0.25 --out {tmp_path}")[0] == 0
     more = parts(tmp_path)
     assert {name: more[name] for name in after} == after
     assert len(more) == len(after) + 6
-    status, _, err = run(f"{FULL} --seed 1 --out {tmp_path}", capsys)
+    status, _, err = run(main, f"{FULL} --seed 1 --out {tmp_path}")
     assert status == 2
     assert "holds results made with other seed" in err
 
 
-def test_a_reference_that_diverges_is_an_error(tmp_path, capsys):
+def test_a_reference_that_diverges_is_an_error(tmp_path, run):
     net = "--architecture polynomial-mlp --examples 20 --width 0.1 --threads 1 --slowdown 2"
-    status, _, err = run(f"full-batch {net} --rate 0.5 --steps 16 --ladder 2 1 --out {tmp_path / 'full'}", capsys)
+    status, _, err = run(main, f"full-batch {net} --rate 0.5 --steps 16 --ladder 2 1 --out {tmp_path / 'full'}")
     assert status == 2
     assert "descent at H = 0.5 left the finite numbers" in err
-    status, _, err = run(f"mini-batch {net} --rate 2 --out {tmp_path / 'mini'}", capsys)
+    status, _, err = run(main, f"mini-batch {net} --rate 2 --out {tmp_path / 'mini'}")
     assert status == 2
     assert "not finite after step" in err
 
@@ -156,8 +148,8 @@ def test_what_diverges_ends_on_the_grid_and_is_a_dash(tmp_path):
     assert lines[2].split() == ["name", "–", "4.000e-02", "1.000e-02", "(2.00)", "–", "–"]
 
 
-def test_mini_batch_figures_are_those_of_runs_by_hand(tmp_path, capsys):
-    status, out, err = run(f"{MINI} --out {tmp_path}", capsys)
+def test_mini_batch_figures_are_those_of_runs_by_hand(tmp_path, run):
+    status, out, err = run(main, f"{MINI} --out {tmp_path}")
     assert (status, err) == (0, "")
     assert (tmp_path / "figure.png").stat().st_size > 20_000
     landscape, theta = network()
@@ -211,15 +203,15 @@ def check_rows(block, runs, predictions):
             assert float(shown) == pytest.approx(value, rel=0.6 * 10 ** (1 - digits), abs=6e-4), line
 
 
-def test_mini_batch_goes_on_where_it_was_and_takes_more_runs(tmp_path, capsys):
-    out = run(f"{MINI} --out {tmp_path}", capsys)[1]
+def test_mini_batch_goes_on_where_it_was_and_takes_more_runs(tmp_path, run):
+    out = run(main, f"{MINI} --out {tmp_path}")[1]
     before = parts(tmp_path)
     for suffix in ("json", "safetensors"):
         (tmp_path / f"runs-epoch-00000-6.{suffix}").unlink()
-    assert run(f"{MINI} --out {tmp_path}", capsys)[1] == out
+    assert run(main, f"{MINI} --out {tmp_path}")[1] == out
     after = parts(tmp_path)
     assert [name for name in before if after[name] != before[name]] == ["runs-epoch-00000-6"]
-    status, more, _ = run(f"{MINI} --runs 30 --out {tmp_path}", capsys)
+    status, more, _ = run(main, f"{MINI} --runs 30 --out {tmp_path}")
     assert status == 0
     assert "mean of 30 runs" in more
     groups = [load_tensors(tmp_path, f"runs-epoch-000{name}")[0]["theta"] for name in ("00-25", "25-5", "00-6")]
@@ -228,9 +220,9 @@ def test_mini_batch_goes_on_where_it_was_and_takes_more_runs(tmp_path, capsys):
     assert not torch.equal(groups[0][:5], groups[1])
 
 
-def test_many_batches_leave_out_the_exact_means(tmp_path, capsys):
+def test_many_batches_leave_out_the_exact_means(tmp_path, run):
     arguments = f"mini-batch {NET} --rate 0.1 --batches 6 --epochs 1 --runs 3 --slowdown 2 --out {tmp_path}"
-    status, out, _ = run(arguments, capsys)
+    status, out, _ = run(main, arguments)
     assert status == 0
     assert "left out, as its exact mean takes up to 6^6 sequences" in out
     assert "mean of 3 runs" in out
@@ -256,14 +248,14 @@ def test_many_batches_leave_out_the_exact_means(tmp_path, capsys):
         ("mini-batch --out /dev/null/x", "cannot be written"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(arguments, word, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_a_status(arguments, word, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running.says_in_one_line(run(arguments, capsys), word)
+    says_in_one_line(run(main, arguments), word)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_help_names_the_options(capsys):
-    status, out, _ = run("mini-batch --help", capsys)
+def test_help_names_the_options(run):
+    status, out, _ = run(main, "mini-batch --help")
     assert status == 0
     for option in ("--rate", "--slowdown", "--batches", "--runs", "--epochs", "--ladder", "--architecture", "--data"):
         assert option in out

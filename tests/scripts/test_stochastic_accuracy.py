@@ -12,21 +12,13 @@ from nets import load_data
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.accuracy import MODELS, Accuracy, chance, gathered, late
-from tests.scripts import running
+from tests.scripts.running import parts, says_in_one_line
 
 GROUND = NetGround("lenet", examples=20, width=0.25)
 TINY = (
     "accuracy --architecture lenet --examples 20 --width 0.25 --steps 8 --looks 4 --seeds 2 --dtype float64 --threads 1"
 )
 OPTIONS = Accuracy(ground=GROUND, steps=8, looks=4, seeds=2, dtype="float64")
-
-
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
-
-
-def names(folder):
-    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +82,20 @@ def test_seeds_differ_and_models_share_their_weights(done):
     for seed in (0, 1):
         starts = [float(load_tensors(done, f"{name}-{seed}")[0]["loss"][0]) for name in ("SGD", "SDE-isotropic")]
         assert starts[0] == starts[1]
-    ends = {stem: float(load_tensors(done, stem)[0]["loss"][-1]) for stem in names(done)}
+    ends = {stem: float(load_tensors(done, stem)[0]["loss"][-1]) for stem in parts(done)}
     assert len(set(ends.values())) == len(ends) == 2 * len(MODELS)
 
 
-def test_it_goes_on_where_it_was_and_takes_more_seeds(done, capsys):
-    before = names(done)
+def test_it_goes_on_where_it_was_and_takes_more_seeds(done, run):
+    before = parts(done)
     (done / "SGD-1.json").unlink()
     text = (done / "table.txt").read_text()
-    assert run(f"{TINY} --out {done}", capsys)[0] == 0
+    assert run(main, f"{TINY} --out {done}")[0] == 0
     assert (done / "table.txt").read_text() == text
-    after = names(done)
+    after = parts(done)
     assert [name for name in before if after[name] != before[name]] == ["SGD-1"]
-    assert run(f"{TINY} --seeds 3 --out {done}", capsys)[0] == 0
-    more = names(done)
+    assert run(main, f"{TINY} --seeds 3 --out {done}")[0] == 0
+    more = parts(done)
     assert {name: more[name] for name in after} == after
     assert len(more) == 3 * len(MODELS)
 
@@ -129,12 +121,12 @@ def test_late_means_and_chance():
         ("--batch-size 0", "batch_size must be at least 1"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(arguments, word, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_a_status(arguments, word, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running.says_in_one_line(run(f"accuracy {arguments}", capsys), word)
+    says_in_one_line(run(main, f"accuracy {arguments}"), word)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_run_that_diverges_is_one_line(tmp_path, capsys):
-    said = run(f"{TINY} --h 1e30 --loss square --activation gelu --out {tmp_path}", capsys)
-    running.says_in_one_line(said, "not finite")
+def test_a_run_that_diverges_is_one_line(tmp_path, run):
+    said = run(main, f"{TINY} --h 1e30 --loss square --activation gelu --out {tmp_path}")
+    says_in_one_line(said, "not finite")

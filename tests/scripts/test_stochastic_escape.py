@@ -17,14 +17,10 @@ from landscapes.noise import IsotropicNoise
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.escape import NOISES, Well
 from scripts.stochastic.passage import MeanTime, mean_time, passage_times
-from tests.scripts import running
+from tests.scripts.running import says_in_one_line
 
 WELL = Well(2.0, 0.5, 3, 30.0)
 TINY = "escape --paths 200 --temperatures 0.2 --horizon 20 --h 0.25 --threads 1"
-
-
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
 
 
 @pytest.mark.parametrize("T", [0.3, 0.05])
@@ -159,8 +155,8 @@ def test_all_arrived_is_the_plain_mean_and_few_are_a_bound():
     assert none.interval == (none.bound, math.inf)
 
 
-def test_table_figure_and_data(tmp_path, capsys):
-    status, out, err = run(f"{TINY} --out {tmp_path}", capsys)
+def test_table_figure_and_data(tmp_path, run):
+    status, out, err = run(main, f"{TINY} --out {tmp_path}")
     assert (status, err) == (0, "")
     assert (tmp_path / "table.txt").read_text().strip() in out
     assert (tmp_path / "figure.png").stat().st_size > 20_000
@@ -180,7 +176,7 @@ def test_table_figure_and_data(tmp_path, capsys):
         assert abs(float(row[5]) - float(row[4])) < 4.5 * float(row[7])
     before = {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     (tmp_path / "aligned-0.2-descent.json").unlink()
-    assert run(f"{TINY} --out {tmp_path}", capsys)[1] == out
+    assert run(main, f"{TINY} --out {tmp_path}")[1] == out
     after = {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     assert [name for name in before if after[name] != before[name]] == ["aligned-0.2-descent"]
     assert len(before) == len(NOISES) * 3
@@ -197,12 +193,12 @@ def test_table_figure_and_data(tmp_path, capsys):
         ("--paths 1", "paths must be at least 2"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(arguments, word, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_a_status(arguments, word, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running.says_in_one_line(run(f"escape {arguments}", capsys), word)
+    says_in_one_line(run(main, f"escape {arguments}"), word)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_rate_beyond_the_edge_is_one_line(tmp_path, capsys):
-    said = run(f"escape --h 6 --horizon 60 --paths 4 --temperatures 0.2 --out {tmp_path}", capsys)
-    running.says_in_one_line(said, "not finite")
+def test_a_rate_beyond_the_edge_is_one_line(tmp_path, run):
+    said = run(main, f"escape --h 6 --horizon 60 --paths 4 --temperatures 0.2 --out {tmp_path}")
+    says_in_one_line(said, "not finite")

@@ -12,20 +12,12 @@ from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.linear_scaling_results import SCATTER, Setting, Study
 from scripts.stochastic.runs import SHOWN, Curves, extrapolated, scaled_rate
-from tests.scripts import running
+from tests.scripts.running import rows, says_in_one_line
 
 TINY = "--architecture mlp --examples 20 --width 0.1 --threads 1"
 SIZES = "--paths 300 --runs 3 --equation-runs 3 --looks 2 --steps 8 --coarse 2"
 SMALL = f"linear-scaling {TINY} {SIZES} --toy-factors 1 8 32 --scaled 0.1"
 SCALED = f"{SMALL} --factors 1 4"
-
-
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
-
-
-def rows(out, *begin):
-    return [line.split() for line in out.splitlines() if line.split()[: len(begin)] == list(begin)]
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +64,17 @@ def test_network_rows_are_those_of_runs_by_hand(results):
     assert float(drift[3]) == pytest.approx(float(landscape.loss(flow)), abs=1e-4)
 
 
-def test_run_goes_on_where_it_was_and_takes_more_factors(results, capsys):
+def test_run_goes_on_where_it_was_and_takes_more_factors(results, run):
     before = {path.stem: path.stat().st_mtime_ns for path in results.glob("*.safetensors")}
     for suffix in ("json", "safetensors"):
         (results / f"sde-1-00000-3.{suffix}").unlink()
     said = (results / "table.txt").read_text()
-    status, out, _ = run(f"{SCALED} --out {results}", capsys)
+    status, out, _ = run(main, f"{SCALED} --out {results}")
     assert status == 0
     assert said.strip() in out
     after = {path.stem: path.stat().st_mtime_ns for path in results.glob("*.safetensors")}
     assert [name for name in before if after[name] != before[name]] == ["sde-1-00000-3"]
-    assert run(f"{SMALL} --factors 1 2 4 --out {results}", capsys)[0] == 0
+    assert run(main, f"{SMALL} --factors 1 2 4 --out {results}")[0] == 0
     assert len(list(results.glob("*.safetensors"))) == len(after) + 2
 
 
@@ -120,5 +112,5 @@ def test_extrapolation_takes_the_first_order_of_dt_out():
         ("--toy-scaled 0.1", "toy_scaled must be below 0.0625"),
     ],
 )
-def test_bad_options_are_told_in_one_line(option, word, tmp_path, capsys):
-    running.says_in_one_line(run(f"{SCALED} {option} --out {tmp_path}", capsys), word)
+def test_bad_options_are_told_in_one_line(option, word, tmp_path, run):
+    says_in_one_line(run(main, f"{SCALED} {option} --out {tmp_path}"), word)

@@ -16,20 +16,12 @@ from scripts.stochastic.__main__ import main
 from scripts.stochastic.runs import scaled_rate
 from scripts.stochastic.sampling import HESSIAN
 from scripts.stochastic.sampling_results import middle
-from tests.scripts import running
+from tests.scripts.running import rows, says_in_one_line
 
 MATRIX = torch.tensor(HESSIAN, dtype=torch.float64)
 TINY = "--architecture mlp --examples 20 --width 0.1 --threads 1"
 SMALL = f"sampling {TINY} --paths 200 --runs 3 --substeps 1 --network-substeps 1 --steps 4 --toy-batch-sizes 4 16"
 SAMPLED = f"{SMALL} --batch-sizes 5 20 --equation-batch-size 5"
-
-
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
-
-
-def rows(out, *begin):
-    return [line.split() for line in out.splitlines() if line.split()[: len(begin)] == list(begin)]
 
 
 def orders(landscape, b, k):
@@ -131,12 +123,12 @@ def test_network_rows_are_those_of_runs_by_hand(results):
     assert float(rows(out, "5", "subset")[0][2]) == pytest.approx(15 / 19, abs=1e-3)
 
 
-def test_run_goes_on_where_it_was(results, capsys):
+def test_run_goes_on_where_it_was(results, run):
     before = {path.stem: path.stat().st_mtime_ns for path in results.glob("*.safetensors")}
     for suffix in ("json", "safetensors"):
         (results / f"epoch-0005-00000-3.{suffix}").unlink()
     said = (results / "table.txt").read_text()
-    status, out, _ = run(f"{SAMPLED} --out {results}", capsys)
+    status, out, _ = run(main, f"{SAMPLED} --out {results}")
     assert status == 0
     assert said.strip() in out
     after = {path.stem: path.stat().st_mtime_ns for path in results.glob("*.safetensors")}
@@ -153,6 +145,6 @@ def test_run_goes_on_where_it_was(results, capsys):
         ("--runs 1", "runs"),
     ],
 )
-def test_bad_options_are_told_in_one_line(option, word, tmp_path, capsys):
+def test_bad_options_are_told_in_one_line(option, word, tmp_path, run):
     options = f"{SMALL} {option}"
-    running.says_in_one_line(run(f"{options} --out {tmp_path}", capsys), word)
+    says_in_one_line(run(main, f"{options} --out {tmp_path}"), word)

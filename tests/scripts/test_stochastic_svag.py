@@ -15,15 +15,11 @@ from landscapes.toys.finite_sums import FINITE_SUMS
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.runs import cell, scaled_rate
-from tests.scripts import running
+from tests.scripts.running import says_in_one_line
 
 TINY = "--architecture mlp --examples 20 --width 0.1 --threads 1"
 SMALL = f"svag {TINY} --levels 1 2 --network-levels 1 2 --paths 400 --runs 3 --equation-runs 3 --steps 3"
 SVAG_RUN = f"{SMALL} --network-steps 3 --substeps 1"
-
-
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
 
 
 def row(out, label):
@@ -128,18 +124,18 @@ def by_hand(descent, theta, steps, stream):
     return descend(descent, theta.expand(3, -1), steps, seed=seed_of(stream)).theta[-1]
 
 
-def test_run_goes_on_where_it_was_and_takes_more_levels(results, capsys):
+def test_run_goes_on_where_it_was_and_takes_more_levels(results, run):
     before = {path.stem: path.stat().st_mtime_ns for path in results.glob("*.safetensors")}
     for suffix in ("json", "safetensors"):
         (results / f"network-0002-00000-3.{suffix}").unlink()
     said = (results / "table.txt").read_text()
-    status, out, _ = run(f"{SVAG_RUN} --out {results}", capsys)
+    status, out, _ = run(main, f"{SVAG_RUN} --out {results}")
     assert status == 0
     assert said.strip() in out
     after = {path.stem: path.stat().st_mtime_ns for path in results.glob("*.safetensors")}
     assert [name for name in before if after[name] != before[name]] == ["network-0002-00000-3"]
     more = SVAG_RUN.replace("--levels 1 2", "--levels 1 2 4")
-    assert run(f"{more} --out {results}", capsys)[0] == 0
+    assert run(main, f"{more} --out {results}")[0] == 0
     assert len(list(results.glob("*.safetensors"))) == len(after) + 2
 
 
@@ -153,5 +149,5 @@ def test_run_goes_on_where_it_was_and_takes_more_levels(results, capsys):
         ("--toy-scaled -1", "toy_scaled"),
     ],
 )
-def test_bad_options_are_told_in_one_line(option, word, tmp_path, capsys):
-    running.says_in_one_line(run(f"{SMALL} {option} --out {tmp_path}", capsys), word)
+def test_bad_options_are_told_in_one_line(option, word, tmp_path, run):
+    says_in_one_line(run(main, f"{SMALL} {option} --out {tmp_path}"), word)

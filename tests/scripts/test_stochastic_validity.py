@@ -15,22 +15,14 @@ from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.validity import correlation
 from scripts.stochastic.validity_runs import PATHS, Cell, whole
-from tests.scripts import running
+from tests.scripts.running import parts, says_in_one_line
 
 NET = "validity --architecture mlp --examples 20 --width 0.1 --threads 1"
 SMALL = f"{NET} --scaled 0.5 0.25 --batches 2 10 --seeds 2 --second-seeds 1 --second-above 0.4 --runs 3 --sgd-runs 3"
 
 
-def run(arguments, capsys):
-    return running.run(arguments, capsys, main)
-
-
 def network():
     return NetGround("mlp", examples=20, width=0.1).build(0, torch.float64, "cpu")
-
-
-def parts(folder):
-    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
 
 
 def by_hand(landscape, theta, h, batch_size, steps, seed):
@@ -116,13 +108,13 @@ def test_laws_are_extrapolated_and_their_errors_those_of_independent_runs(made):
         assert float(rows[place][7]) == pytest.approx(error, rel=0.06)
 
 
-def test_a_run_goes_on_and_takes_more_seeds(made, capsys):
+def test_a_run_goes_on_and_takes_more_seeds(made, run):
     folder, _ = made
     before = parts(folder)
     removed = next(name for name in before if name.startswith("law-sde"))
     (folder / f"{removed}.json").unlink()
     more = SMALL.replace("--seeds 2", "--seeds 3")
-    status, _, err = run(f"{more} --steps 2 --out {folder}", capsys)
+    status, _, err = run(main, f"{more} --steps 2 --out {folder}")
     assert (status, err) == (0, "")
     after = parts(folder)
     new = {name for name in after if after[name] != before.get(name)}
@@ -143,8 +135,8 @@ def test_a_run_goes_on_and_takes_more_seeds(made, capsys):
         ("--steps 0", "steps"),
     ],
 )
-def test_bad_options_are_one_line(options, word, tmp_path, capsys):
-    running.says_in_one_line(run(f"{NET} --batches 2 --runs 3 {options} --out {tmp_path}", capsys), word)
+def test_bad_options_are_one_line(options, word, tmp_path, run):
+    says_in_one_line(run(main, f"{NET} --batches 2 --runs 3 {options} --out {tmp_path}"), word)
 
 
 def test_lost_runs_are_nan_after_their_start():

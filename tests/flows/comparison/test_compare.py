@@ -26,6 +26,8 @@ from flows import (
 )
 from flows.engines.trajectory import FolderError, load_tensors
 from landscapes import Counted, Quadratic
+from tests.flows.comparison.three import three
+from tests.tensors import f64
 
 H = torch.tensor([[2.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
 BOWL = Quadratic(H)
@@ -33,14 +35,6 @@ START = torch.tensor([1.0, -0.7], dtype=torch.float64)
 RATE, STEPS = 0.2, 4
 CLOCK = torch.arange(STEPS + 1, dtype=torch.float64) * RATE
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def three(landscape=BOWL, h=RATE):
-    return {"GF": GradientFlow(landscape), "MF2": ModifiedFlow(landscape, h, 2), "PF": PrincipalFlow(landscape, h)}
 
 
 def powers(matrix, start, steps=STEPS):
@@ -62,7 +56,7 @@ ONE_STEP = {
 @pytest.mark.parametrize("batch", [(), (2, 2)])
 def test_figures_against_closed_forms_on_a_quadratic(batch, normal):
     theta0 = START + 0.3 * normal(0, *batch, 2)
-    result = compare(GradientDescent(BOWL, RATE), three(), theta0, STEPS, **TIGHT)
+    result = compare(GradientDescent(BOWL, RATE), three(BOWL, RATE), theta0, STEPS, **TIGHT)
     iterates = powers(DESCENT, theta0)
     assert_close(result.times, CLOCK)
     assert_close(result.mean, iterates, rtol=1e-12, atol=1e-14)
@@ -84,7 +78,7 @@ def test_figures_against_closed_forms_on_a_quadratic(batch, normal):
 def test_model_and_integration_error_are_told_apart():
     figures = {}
     for rtol in (1e-3, 1e-6, 1e-9):
-        result = compare(GradientDescent(BOWL, RATE), three(), START, STEPS, rtol=rtol, atol=rtol / 100)
+        result = compare(GradientDescent(BOWL, RATE), three(BOWL, RATE), START, STEPS, rtol=rtol, atol=rtol / 100)
         assert result.settings["rtol"] == rtol
         figures[rtol] = result
     for name, matrix in ONE_STEP.items():
@@ -110,9 +104,9 @@ def test_fixed_step_methods():
     starts, ends = result.mean[:-1], result.mean[1:]  # single steps are taken at half the dt asked
     assert_close(result.one_step["GF"], (starts @ half @ half - ends).norm(dim=-1), rtol=1e-10, atol=1e-14)
     with pytest.raises(ValueError, match=r"times must lie on times\[0\] \+ k·dt"):
-        compare(GradientDescent(BOWL, RATE), three(), START, 2, method="rk4", dt=0.15)
+        compare(GradientDescent(BOWL, RATE), three(BOWL, RATE), START, 2, method="rk4", dt=0.15)
     with pytest.raises(ValueError, match="dt must be given for the fixed-step method 'rk4'"):
-        compare(GradientDescent(BOWL, RATE), three(), START, 2, method="rk4")
+        compare(GradientDescent(BOWL, RATE), three(BOWL, RATE), START, 2, method="rk4")
 
 
 def test_names():
@@ -170,7 +164,7 @@ def test_complex_flows_report_their_imaginary_part():
 
 
 def test_cost_is_what_counted_says():
-    result = compare(GradientDescent(BOWL, RATE), three(), START, STEPS)
+    result = compare(GradientDescent(BOWL, RATE), three(BOWL, RATE), START, STEPS)
     assert result.cost["GradientDescent"] == {
         "steps": STEPS,
         "loss": 0,
@@ -179,8 +173,8 @@ def test_cost_is_what_counted_says():
         "third": 0,
         "higher": 0,
     }
-    for name in three():
-        flow = three(Counted(BOWL))[name]
+    for name in three(BOWL, RATE):
+        flow = three(Counted(BOWL), RATE)[name]
         run = integrate(flow, START, CLOCK)
         for kind in ("grad", "hvp", "third"):
             assert result.cost[name][kind] == flow.landscape.counts[kind] == run.cost[kind]
@@ -190,7 +184,7 @@ def test_cost_is_what_counted_says():
 
 
 def test_the_table_is_aligned_and_complete():
-    result = compare(GradientDescent(BOWL, RATE), three(), START, STEPS)
+    result = compare(GradientDescent(BOWL, RATE), three(BOWL, RATE), START, STEPS)
     caption, heading, *rows = str(result).splitlines()
     assert f"{STEPS} steps, t = 0 … 0.8" in caption
     assert [row.split()[0] for row in rows] == ["GradientDescent", "GF", "MF2", "PF"]
@@ -206,7 +200,7 @@ def test_the_table_is_aligned_and_complete():
 
 
 def test_folder_and_save(tmp_path):
-    result = compare(GradientDescent(BOWL, RATE), three(), START, STEPS, folder=tmp_path / "live")
+    result = compare(GradientDescent(BOWL, RATE), three(BOWL, RATE), START, STEPS, folder=tmp_path / "live")
     runs = {"gradientdescent": result.descent, **{n.lower(): r.trajectory for n, r in result.rows.items()}}
     for folder in (tmp_path / "live", result.save(tmp_path / "saved")):
         for name, run in runs.items():
@@ -229,7 +223,7 @@ def test_folder_and_save(tmp_path):
 
 
 def compare_into(folder):
-    return compare(GradientDescent(BOWL, RATE), three(), START, 1, folder=folder)
+    return compare(GradientDescent(BOWL, RATE), three(BOWL, RATE), START, 1, folder=folder)
 
 
 GD, GF = GradientDescent(BOWL, RATE), GradientFlow(BOWL)
@@ -242,9 +236,9 @@ BAD_ARGUMENTS = {
     "numbers for names": (lambda: compare(GD, {1: GF}, START, 2), TypeError, "flows must .*names.*1"),
     "same name": (lambda: compare(GD, [GF, GF], START, 2), ValueError, "flows must have unique names"),
     "same folder": (lambda: compare(GD, {"a b": GF, "A-B": GF}, START, 2), ValueError, "unique names"),
-    "h": (lambda: compare(GD, three(h=0.3), START, 2), ValueError, r"h of .* is 0\.3, of the descent 0\.2"),
+    "h": (lambda: compare(GD, three(BOWL, 0.3), START, 2), ValueError, r"h of .* is 0\.3, of the descent 0\.2"),
     "momentum h": (
-        lambda: compare(HeavyBall(BOWL, 0.1, 0.5), three(), START, 2),
+        lambda: compare(HeavyBall(BOWL, 0.1, 0.5), three(BOWL, RATE), START, 2),
         ValueError,
         r"h of .* is 0\.2, of the descent 0\.1",
     ),
@@ -297,7 +291,7 @@ def test_scaled_momentum_too_and_a_descent_without_velocity_has_no_one_step_erro
 
 
 def test_derivatives_above_the_third_have_a_column_where_they_are_taken():
-    plain = compare(GradientDescent(BOWL, RATE), three(), START, 1)
+    plain = compare(GradientDescent(BOWL, RATE), three(BOWL, RATE), START, 1)
     assert " higher " not in str(plain)
     result = compare(GradientDescent(BOWL, RATE), [ModifiedFlow(BOWL, RATE, 5)], START, 1)
     cost = result.rows["ModifiedFlow order 5"].trajectory.cost

@@ -27,11 +27,6 @@ START = torch.tensor([1.0, -0.7], dtype=torch.float64)
 
 
 @pytest.fixture
-def regression(normal):
-    return LinearRegression(normal(0, 6, 2), normal(1, 6))
-
-
-@pytest.fixture
 def sgd(regression):
     return StochasticGradientDescent(regression, RATE, 2)
 

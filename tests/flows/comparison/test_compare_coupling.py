@@ -60,11 +60,6 @@ class AnotherGradient(OwnDescent):
     couples = False
 
 
-@pytest.fixture
-def regression(normal):
-    return LinearRegression(normal(0, 6, 2), normal(1, 6))
-
-
 @pytest.mark.parametrize("batch_size", [2, 4, 6])
 def test_noise_of_single_steps_is_not_coupled_to_epochs(batch_size, regression):
     """√(hc) of a single step on increments scaled for an epoch's c would be off by √((N − b)/N)."""

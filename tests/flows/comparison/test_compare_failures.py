@@ -9,31 +9,17 @@ from torch.testing import assert_close
 
 from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, compare, integrate
 from landscapes import DoubleWell, Landscape, NotHolomorphicError, Quadratic, QuarticWell, Rosenbrock
+from tests.flows.comparison.three import three
+from tests.flows.toys import Undeclared
+from tests.tensors import f64
 
 START = torch.tensor([1.0, -0.7], dtype=torch.float64)
 RATE, STEPS = 0.2, 6
 CLOCK = torch.arange(STEPS + 1, dtype=torch.float64) * RATE
 
 
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def three(landscape, h=RATE):
-    return {"GF": GradientFlow(landscape), "MF2": ModifiedFlow(landscape, h, 2), "PF": PrincipalFlow(landscape, h)}
-
-
-class Kinked(Landscape):
-    """½‖θ‖², which does not say that it is holomorphic."""
-
-    dimension = 2
-
-    def loss(self, theta):
-        return theta.square().sum(dim=-1) / 2
-
-
 def test_a_flow_that_cannot_run_is_a_row_that_says_why(tmp_path):
-    landscape = Kinked()
+    landscape = Undeclared()
     flows = {"PF": PrincipalFlow(landscape, RATE), "GF": GradientFlow(landscape)}
     flows["real"] = PrincipalFlow(landscape, RATE, branch="real")
     with pytest.raises(NotHolomorphicError):

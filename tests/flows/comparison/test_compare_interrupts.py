@@ -9,15 +9,9 @@ from torch.testing import assert_close
 from flows import GradientDescent, GradientFlow, StochasticGradientDescent, StochasticModifiedEquation, compare
 from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, SameNoise
-from landscapes import LinearRegression
 
 RATE, STEPS = 0.125, 4
 START = torch.tensor([1.0, -0.7], dtype=torch.float64)
-
-
-@pytest.fixture
-def regression(normal):
-    return LinearRegression(normal(0, 6, 2), normal(1, 6))
 
 
 class Alarm:

@@ -24,24 +24,15 @@ from flows import (
     minibatch_path,
 )
 from flows.engines.trajectory import load_tensors
-from landscapes import LinearRegression
 from landscapes.noise import IsotropicNoise, MinibatchNoise
+from tests.flows.laws import square
 
 RATE, STEPS, RUNS = 0.125, 4, 5
 START = torch.tensor([1.0, -0.7], dtype=torch.float64)
 
 
-@pytest.fixture
-def regression(normal):
-    return LinearRegression(normal(0, 6, 2), normal(1, 6))
-
-
 def equation(landscape, order=1, batch_size=2, sampling="replacement"):
     return StochasticModifiedEquation(landscape, RATE, batch_size, order, sampling)
-
-
-def square(theta):
-    return theta[..., 0].square()
 
 
 @pytest.mark.parametrize("sampling", ["replacement", "subset", "epoch"])

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch.testing import assert_close
 
@@ -22,11 +21,6 @@ from landscapes.noise import ConstantNoise
 
 RATE, STEPS, RUNS = 0.125, 4, 5
 START = torch.tensor([1.0, -0.7], dtype=torch.float64)
-
-
-@pytest.fixture
-def regression(normal):
-    return LinearRegression(normal(0, 6, 2), normal(1, 6))
 
 
 class Ends:

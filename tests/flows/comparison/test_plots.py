@@ -7,36 +7,20 @@ import torch
 
 from flows import (
     GradientDescent,
-    GradientFlow,
-    ModifiedFlow,
     PrincipalFlow,
     StochasticGradientDescent,
     compare,
 )
 from flows.engines.trajectory import FolderError
 from landscapes import Cosine, DoubleWell, Landscape, LinearRegression, Quadratic, Rosenbrock
+from tests.flows.comparison.three import three
+from tests.flows.toys import Undeclared
 from tests.flows.watching import watch_figures
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def flows(landscape, h):
-    return {"GF": GradientFlow(landscape), "MF2": ModifiedFlow(landscape, h, 2), "PF": PrincipalFlow(landscape, h)}
+from tests.tensors import f64
 
 
 def beside(landscape, h, theta0, steps=4):
-    return compare(GradientDescent(landscape, h), flows(landscape, h), theta0, steps)
-
-
-class Kinked(Landscape):
-    """Not holomorphic."""
-
-    dimension = 2
-
-    def loss(self, theta):
-        return theta.square().sum(dim=-1) / 2
+    return compare(GradientDescent(landscape, h), three(landscape, h), theta0, steps)
 
 
 def stochastic():
@@ -44,7 +28,7 @@ def stochastic():
     features, targets = torch.randn(5, 3, generator=generator).double().split([2, 1], dim=1)
     landscape = LinearRegression(features, targets[:, 0])
     sgd = StochasticGradientDescent(landscape, 0.1, 2)
-    return compare(sgd, flows(landscape, 0.1), f64(1.0, -0.5), 4, runs=3)
+    return compare(sgd, three(landscape, 0.1), f64(1.0, -0.5), 4, runs=3)
 
 
 BENT = Quadratic(torch.diag(f64(2.0, 0.02)))
@@ -55,7 +39,7 @@ CASES = {
     "batch": lambda: beside(Cosine(), 0.2, f64(0.1, 0.7, -0.3, 1.2, 0.5, 0.4).reshape(3, 2)),
     "complex": lambda: beside(BENT, 0.9, f64(-0.35, -0.2)),
     "stochastic": stochastic,
-    "failed row": lambda: beside(Kinked(), 0.1, f64(1.0, 2.0)),
+    "failed row": lambda: beside(Undeclared(), 0.1, f64(1.0, 2.0)),
     "singular": lambda: beside(BENT, 0.5, f64(-0.35, -0.2)),
     "at rest": lambda: beside(DoubleWell(dimension=2), 0.1, f64(0.0, 0.0)),
     "at a high saddle": lambda: beside(Cosine(amplitude=1e9), 1e-10, f64(3.141592653589793, 0.0)),

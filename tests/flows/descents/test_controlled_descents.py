@@ -23,18 +23,12 @@ from flows.descents.controlled import (
 )
 from landscapes import LinearRegression, NoisyQuadratic, QuadraticSum, Rosenbrock, UnsupportedError
 from landscapes.toys.finite_sums import FINITE_SUMS
+from tests.flows.stepping import states_of
 
 KINDS = [ControlledGradientDescent, ControlledMomentumDescent]
 kinds = pytest.mark.parametrize("kind", KINDS)
 excesses = pytest.mark.parametrize("excess", [SquaredMean(), MeanSquare()])
 samplings = pytest.mark.parametrize("sampling", ["replacement", "subset", "epoch"])
-
-
-def states_of(descent, theta0, steps, seed=0):
-    generator, states = torch.Generator(theta0.device).manual_seed(seed), [descent.start(theta0)]
-    for k in range(steps):
-        states.append(descent.step(states[-1], k, generator))
-    return states
 
 
 def controls_by_hand(raw, value, beta, h, momentum, square):

@@ -24,6 +24,7 @@ from flows.strategies import points, quadratics, rotations, smooth_landscapes
 from landscapes import LANDSCAPES, Landscape, NoisyQuadratic, Quadratic, Regularised, Rosenbrock, UnsupportedError
 from landscapes.toys.finite_sums import FINITE_SUMS
 from landscapes.wrappers.rotated import Rotated
+from tests.examples import few
 
 GENERATOR = torch.Generator()  # full-batch steps draw nothing from it
 drifts = pytest.mark.parametrize("drift", ["exact", "difference"])
@@ -122,6 +123,7 @@ def test_below_one_a_sharpness_above_one_diverges_at_a_known_factor(theta, power
     assert_close(growth[1] / growth[0], torch.tensor(factor, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
+@few(6)
 @given(theta=points(3), power=st.floats(0.1, 0.9), sharpness=st.floats(0.3, 0.9), window=st.integers(1, 3))
 def test_below_one_a_sharpness_below_one_converges(theta, power, sharpness, window):
     quadratic = diagonal(sharpness, sharpness / 2, sharpness / 5)

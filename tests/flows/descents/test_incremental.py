@@ -6,10 +6,7 @@ import torch
 from flows import EpochFlow, GradientDescent, IncrementalGradientDescent, ModifiedFlow, compare, descend
 from landscapes import Counted, Quadratic, TwoQuadratics
 from landscapes.toys.finite_sums import QuadraticSum
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
+from tests.tensors import f64
 
 
 def wells(normal):

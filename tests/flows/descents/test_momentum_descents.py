@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -12,13 +12,12 @@ from flows import HeavyBall, descend
 from flows.descents.momentum import Nesterov, ScaledHeavyBall, ScaledNesterov
 from flows.invariants import check_batch
 from landscapes import Counted, Quadratic, QuarticWell, Rosenbrock
+from tests.examples import few
+from tests.flows.stepping import states_of
+from tests.tensors import f64
 
 ROSENBROCK = Rosenbrock()
 STEPS = 9
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def by_hand(theta0, steps, **options):
@@ -34,16 +33,8 @@ def by_hand(theta0, steps, **options):
     return torch.stack(states), torch.stack(buffers)
 
 
-def states_of(descent, theta0, steps=STEPS):
-    """Every state of a run, not only its positions."""
-    generator, states = torch.Generator().manual_seed(0), [descent.start(theta0)]
-    for k in range(steps):
-        states.append(descent.step(states[-1], k, generator))
-    return states
-
-
 @pytest.mark.parametrize("momentum", [0.3, 0.9, 0.999])
-@settings(max_examples=8)
+@few(8)
 @given(seed=st.integers(0, 2**31), h=st.floats(1e-6, 2e-4))
 def test_nesterov_is_torch_optim_to_the_last_bit(momentum, dtype, device, normal, seed, h):
     theta0 = normal(seed, 2, 3, 2, dtype=dtype).to(device) / 3
@@ -52,12 +43,12 @@ def test_nesterov_is_torch_optim_to_the_last_bit(momentum, dtype, device, normal
     expected, buffers = by_hand(theta0, STEPS, lr=h, momentum=momentum, nesterov=True)
     assert torch.equal(run.theta, expected)
     assert run.theta.dtype == dtype
-    assert torch.equal(torch.stack([p for _, p in states_of(descent, theta0)]), buffers)
+    assert torch.equal(torch.stack([p for _, p in states_of(descent, theta0, STEPS)]), buffers)
     assert run.times.tolist() == [k * h for k in range(STEPS + 1)]
     assert run.cost["grad"] == 6 * STEPS
 
 
-@settings(max_examples=10)
+@few(10)
 @given(seed=st.integers(0, 2**31), momentum=st.floats(0, 0.999))
 def test_nesterov_is_the_literatures_seen_from_where_the_gradient_is_taken(normal, seed, momentum):
     h, x = 1e-4, normal(seed, 2) / 3
@@ -74,19 +65,22 @@ def test_without_momentum_nesterov_is_gradient_descent(normal):
     assert torch.equal(theta, descend(HeavyBall(ROSENBROCK, 1e-3, 0.0), normal(0, 2), STEPS).theta)
 
 
-@settings(max_examples=15)
+@few(15)
 @given(seed=st.integers(0, 2**31), h=st.floats(1e-3, 1e-2), damping=st.floats(0.01, 1))
 def test_scaled_descents_are_the_plain_ones_in_other_variables(normal, seed, h, damping):
     friction, theta0 = damping / h, normal(seed, 3, 2) / 3
     friction = min(friction, math.nextafter(1 / h, 0))
     momentum = 1 - h * friction
-    plain = states_of(HeavyBall(ROSENBROCK, h**2, momentum), theta0)
-    for state, (theta, p) in zip(states_of(ScaledHeavyBall(ROSENBROCK, h, friction), theta0), plain, strict=True):
+    plain = states_of(HeavyBall(ROSENBROCK, h**2, momentum), theta0, STEPS)
+    for state, (theta, p) in zip(
+        states_of(ScaledHeavyBall(ROSENBROCK, h, friction), theta0, STEPS), plain, strict=True
+    ):
         x, v = state.chunk(2, dim=-1)
         assert_close(x, theta, rtol=1e-11, atol=1e-12)
         assert_close(v, -h * p, rtol=1e-10, atol=1e-11)
-    plain = states_of(Nesterov(ROSENBROCK, h**2, momentum), theta0)
-    for state, (theta, p) in zip(states_of(ScaledNesterov(ROSENBROCK, h, friction), theta0), plain, strict=True):
+    plain = states_of(Nesterov(ROSENBROCK, h**2, momentum), theta0, STEPS)
+    scaled = states_of(ScaledNesterov(ROSENBROCK, h, friction), theta0, STEPS)
+    for state, (theta, p) in zip(scaled, plain, strict=True):
         x, v = state.chunk(2, dim=-1)
         assert_close(x + h * momentum * v, theta, rtol=1e-11, atol=1e-12)
         assert_close(v, -h * p, rtol=1e-10, atol=1e-11)

@@ -1,4 +1,4 @@
-"""Noisy gradient descent: its draws, Gaussian SGD in one backward pass, moments, weak agreement with SGD, refusals."""
+"""Noisy gradient descent: its draw, Gaussian SGD in one backward pass, moments, weak agreement with SGD, refusals."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from landscapes.noise.label import LabelNoise
 from landscapes.noise.surrogates import IsotropicNoise
 from landscapes.toys.finite_sums import FINITE_SUMS
 from tests.flows.networks import tanh_network
+from tests.tensors import draw
 
 RATE = 0.05
 
@@ -46,10 +47,6 @@ class Charged(GradientNoise):
         return xi * self.landscape.grad(theta)
 
 
-def draws(seed, shape, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 def test_a_step_by_hand(dtype, device, normal):
     landscape, theta0 = Rosenbrock(), (normal(0, 3, 2, 2) / 3).to(device, dtype)
     descent = NoisyGradientDescent(landscape, 1e-3, Tilted())
@@ -73,7 +70,7 @@ def test_minibatch_noise_shares_the_backward_pass(name, sampling, normal):
     batch = min(2, landscape.size)
     noise, theta0 = MinibatchNoise(landscape, batch, sampling), normal(1, 2, landscape.dimension)
     fused = descend(NoisyGradientDescent(landscape, RATE, noise), theta0, 3, seed=2)
-    xi = draws(2, (2, landscape.size))
+    xi = draw(2, (2, landscape.size))
     expected = theta0 - RATE * (landscape.grad(theta0) + noise.factor(theta0, xi))
     assert_close(fused.theta[1], expected, rtol=1e-9, atol=1e-11)
     assert fused.cost["grad"] == 2 * 3  # one gradient a step and member, noise included
@@ -86,7 +83,7 @@ def test_noise_of_another_landscape_is_not_fused(normal):
     other = Regularised(landscape, 5.0)
     counted = Counted(other)
     descent = NoisyGradientDescent(counted, RATE, MinibatchNoise(landscape, 2))
-    xi = draws(4, (4, 12))
+    xi = draw(4, (4, 12))
     expected = other.grad(theta) + descent.noise.factor(theta, xi)
     assert_close(descent.noisy_gradient(theta, xi), expected)
     assert counted.counts["grad"] == 4  # the noise has a landscape of its own, which nobody counts
@@ -153,7 +150,7 @@ def test_isotropic_noise_is_added_as_it_is_and_costs_nothing(normal):
     theta0 = normal(7, 4, 2) / 3
     descent = NoisyGradientDescent(Rosenbrock(), 1e-3, IsotropicNoise(2.25, 2))
     run = descend(descent, theta0, 1, seed=5)
-    assert_close(run.theta[1], theta0 - 1e-3 * (Rosenbrock().grad(theta0) + 1.5 * draws(5, (4, 2))))
+    assert_close(run.theta[1], theta0 - 1e-3 * (Rosenbrock().grad(theta0) + 1.5 * draw(5, (4, 2))))
     assert run.cost["grad"] == 4
     assert_close(descent.step_noise(theta0), torch.full((4,), 1e-3 * 4.5**0.5, dtype=torch.float64))
 

@@ -11,16 +11,10 @@ from flows.descents.stochastic_momentum import ScaledStochasticHeavyBall, Stocha
 from landscapes import NoisyQuadratic, Quadratic, QuadraticSum
 from landscapes.sampling import Replacement
 from landscapes.toys.finite_sums import FINITE_SUMS
+from tests.flows.stepping import states_of
 
 GENERATOR = torch.Generator()
 samplings = pytest.mark.parametrize("sampling", ["replacement", "subset", "epoch"])
-
-
-def states_of(descent, theta0, steps, seed=0):
-    generator, states = torch.Generator(theta0.device).manual_seed(seed), [descent.start(theta0)]
-    for k in range(steps):
-        states.append(descent.step(states[-1], k, generator))
-    return states
 
 
 @samplings

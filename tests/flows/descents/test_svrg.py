@@ -12,6 +12,7 @@ from landscapes import LinearRegression, Quadratic, QuadraticSum, Regularised, U
 from landscapes.sampling import Epoch, Replacement, Subset
 from landscapes.toys.finite_sums import FINITE_SUMS
 from tests.flows.networks import tanh_network
+from tests.flows.stepping import states_of
 
 GENERATOR = torch.Generator()
 KINDS = {"replacement": Replacement, "subset": Subset, "epoch": Epoch}
@@ -34,13 +35,6 @@ def regression(normal):
 
 def minimum(regression):
     return torch.linalg.lstsq(regression.features, regression.targets[:, None]).solution[:, 0]
-
-
-def states_of(descent, theta0, steps, seed=0):
-    generator, states = torch.Generator().manual_seed(seed), [descent.start(theta0)]
-    for k in range(steps):
-        states.append(descent.step(states[-1], k, generator))
-    return states
 
 
 @samplings

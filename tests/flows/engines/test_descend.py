@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from flows import Descent, GradientDescent, HeavyBall, OptimizerDescent, descend
 from landscapes import Counted, Landscape, Quadratic, Rosenbrock
+from tests.examples import few
 
 HESSIAN = torch.tensor([[2.0, 0.7], [0.7, 1.0]], dtype=torch.float64)
 MINIMUM = torch.tensor([0.3, -0.4], dtype=torch.float64)
@@ -41,7 +42,7 @@ def by_hand(landscape, theta0, factory, steps):
 
 
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.9])
-@settings(max_examples=8)
+@few(8)
 @given(seed=st.integers(0, 2**31), h=st.floats(1e-6, 2e-4))
 def test_gradient_descent_and_heavy_ball_are_torch_optim_to_the_last_bit(momentum, dtype, device, normal, seed, h):
     theta0 = normal(seed, 2, 3, 2, dtype=dtype).to(device) / 3

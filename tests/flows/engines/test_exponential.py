@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch.testing import assert_close
 
 from flows import GradientFlow, integrate
@@ -29,6 +29,7 @@ from landscapes import (
 )
 from landscapes.wrappers.rotated import Rotated
 from nets import NetworkLandscape
+from tests.examples import few
 
 EXPRB = {"method": "exprb43"}
 TIGHT = {"rtol": 1e-12, "atol": 1e-13}
@@ -215,7 +216,7 @@ def test_a_batch_is_its_members_with_a_step_size_each(normal):
         assert value == sum(cost[name] for cost in costs)
 
 
-@settings(max_examples=8)
+@few(8)
 @given(points(2), rotations(2))
 def test_turned_coordinates_give_turned_states(theta0, rotation):
     plain = integrate(GradientFlow(Himmelblau()), theta0, [0.0, 0.02], rtol=1e-7, atol=1e-7, **EXPRB)

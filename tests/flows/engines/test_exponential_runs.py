@@ -14,20 +14,13 @@ from flows.engines import exponential
 from flows.flow import Linearisation
 from landscapes import Landscape, Quadratic, Rosenbrock, UnsupportedError
 from nets import NetworkLandscape
+from tests.flows.toys import Cubic
+from tests.tensors import f64
 
 TIMES = torch.linspace(0, 1, 11, dtype=torch.float64)
 END = 0.77  # where the bad things happen: between the outputs 0.7 and 0.8
 EXPRB = {"method": "exprb43"}
 START = torch.tensor([0.0, 0.5], dtype=torch.float64)
-
-
-class Cubic(Landscape):
-    """−θ³/3: gradient flow is θ' = θ², at infinity when t = 1/θ0."""
-
-    dimension, holomorphic = 1, True
-
-    def loss(self, theta):
-        return -(theta**3).sum(dim=-1) / 3
 
 
 class Cliff(Flow):
@@ -50,10 +43,6 @@ class Cliff(Flow):
 
 
 KINDS = {"nan": "diverged", "inf": "diverged", "singular mode": "singular mode"}
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -14,6 +14,7 @@ from flows.strategies import points, quadratics
 from landscapes import Quadratic
 from landscapes.krylov import eigenpairs, random_block
 from nets import MLP, HolomorphicNetworkLandscape, load_data, square_loss
+from tests.examples import few
 
 KINDS = {"dense": {}, "krylov": {"krylov": 20, "tolerance": 1e-12}}
 ACCURATE = {"method": "dopri8", "rtol": 1e-10, "atol": 1e-12}
@@ -24,7 +25,7 @@ def components(landscape, theta, vectors):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12)
+@few(12)
 @given(data=st.data())
 def test_growth_and_phase_of_every_mode(kind, data):
     h = data.draw(st.sampled_from([0.1, 1.0]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 from torchdiffeq import odeint
@@ -15,6 +15,7 @@ from flows import Flow, GradientDescent, GradientFlow, PrincipalFlow, Unconverge
 from flows.engines.integrate import METHODS
 from flows.engines.solvers import ADAPTIVE, EXPONENTIAL, FIXED, SEGMENT
 from landscapes import Counted, Landscape, Quadratic, Rosenbrock
+from tests.examples import few
 
 HESSIAN = torch.tensor([[2.0, 0.7], [0.7, 1.0]], dtype=torch.float64)
 MINIMUM = torch.tensor([0.3, -0.4], dtype=torch.float64)
@@ -170,7 +171,7 @@ def test_a_start_at_rest_stays(method):
         assert_close(run.theta.real, MINIMUM.expand(3, 2), rtol=0, atol=1e-14)
 
 
-@settings(max_examples=10)
+@few(10)
 @given(seed=st.integers(0, 2**31), start=st.floats(-5, 5), gaps=st.lists(st.floats(1e-3, 2), min_size=1, max_size=6))
 def test_output_times_are_returned_exactly_and_do_not_matter(normal, seed, start, gaps):
     times = start + torch.tensor([0.0, *gaps], dtype=torch.float64).cumsum(0)

@@ -11,8 +11,9 @@ import torch
 from torch.testing import assert_close
 
 from flows import Flow, GradientFlow, PrincipalFlow, SingularModeError, integrate
-from landscapes import Landscape, Quadratic
+from landscapes import Quadratic
 from landscapes.toys.separable import DoubleWell
+from tests.flows.toys import Cubic
 
 LOOSE = {"rtol": 1e-3, "atol": 1e-6}
 TIMES = torch.linspace(0, 1, 11, dtype=torch.float64)
@@ -86,15 +87,6 @@ def test_a_field_that_is_never_finite_leaves_the_start(setting):
     run = integrate(flow, start(1.0)[0], TIMES, **setting)
     assert run.status in ("diverged", "step underflow")
     assert (run.times.tolist(), run.theta.tolist(), run.alive.tolist()) == ([0.0], [[1.0, 1.0]], False)
-
-
-class Cubic(Landscape):
-    """−θ³/3: gradient flow is θ' = θ², at infinity when t = 1/θ0."""
-
-    dimension, holomorphic = 1, True
-
-    def loss(self, theta):
-        return -(theta**3).sum(dim=-1) / 3
 
 
 @named(ADAPTIVE)

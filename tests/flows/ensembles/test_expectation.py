@@ -10,14 +10,10 @@ from flows import GradientFlow, integrate
 from flows.ensembles import expectation
 from flows.ensembles.blocks import block_seed
 from landscapes import NoisyQuadratic
-from tests.flows.laws import OU, START, Exploding, Geometric
+from tests.flows.laws import OU, START, Exploding, Geometric, square
 
 ONE = torch.tensor([1.0], dtype=torch.float64)
 GEOMETRIC = Geometric()
-
-
-def square(theta):
-    return theta[..., 0].square()
 
 
 OBSERVABLES = {"x": lambda theta: theta, "x²": square}

@@ -23,15 +23,12 @@ from flows.ensembles.weak_ladder import fitted
 from flows.steady.second_moments import SecondMoments
 from landscapes import NoisyQuadratic, QuadraticSum
 from landscapes.noise import MinibatchNoise
+from tests.tensors import draw
 
 EIGENVALUES = torch.tensor([2.0, 0.5], dtype=torch.float64)
 ADDITIVE, B = NoisyQuadratic(torch.diag(EIGENVALUES), 8, seed=0), 4  # D = H²
 START = torch.tensor([1.0, -0.7], dtype=torch.float64)
 TIME = 1.0
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 SQUARES = draw(0, 4, 2, 2)

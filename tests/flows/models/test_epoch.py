@@ -1,6 +1,5 @@
 """The flow of an epoch in a given order: its order, its commutators, its formula in dense algebra, its cost."""
 
-import functools
 import itertools
 
 import pytest
@@ -11,24 +10,8 @@ from flows import GradientFlow, ModifiedFlow, integrate
 from flows.models.epoch import EpochFlow
 from landscapes import Counted, Quadratic, QuadraticSum
 from landscapes.wrappers.modified_losses import reshuffling_loss
-from nets import MLP, NetworkLandscape
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def quadratics():
-    """Eight examples in the plane whose Hessians do not commute."""
-    a = draw(1, 8, 2, 2)
-    return QuadraticSum(a + a.mT, draw(2, 8, 2))
-
-
-@functools.cache
-def network():
-    inputs, targets = draw(3, 8, 2), draw(4, 8, 1)
-    return NetworkLandscape(MLP((2, 3, 1)).double(), lambda o, y: (o - y).square().sum(-1), inputs, targets)
-
+from tests.flows.models.sums import at, network, quadratics
+from tests.tensors import draw
 
 LANDSCAPES = {"quadratics": quadratics, "network": network}
 BATCHES = {
@@ -38,10 +21,6 @@ BATCHES = {
 }
 landscapes = pytest.mark.parametrize("landscape", LANDSCAPES)
 orders = pytest.mark.parametrize("batches", BATCHES)
-
-
-def at(landscape, seed=5, *batch):
-    return 0.5 * draw(seed, *batch, landscape.dimension)
 
 
 def after_epoch(landscape, h, batches, theta):

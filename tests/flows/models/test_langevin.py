@@ -11,6 +11,7 @@ from flows import StochasticFlow, integrate
 from flows.models.langevin import LangevinFlow, UnderdampedLangevinFlow
 from flows.steady.ornstein_uhlenbeck import MomentumOrnsteinUhlenbeck, OrnsteinUhlenbeck
 from landscapes import Cosine, DoubleWell, Quadratic, Rosenbrock
+from tests.tensors import f64
 
 LANDSCAPES = {"rosenbrock": Rosenbrock(b=3.0), "cosine": Cosine(dimension=2, frequency=1.5), "well": DoubleWell()}
 KINDS = {
@@ -18,10 +19,6 @@ KINDS = {
     "underdamped": lambda f: UnderdampedLangevinFlow(f, 0.7, 1.3),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def noise_matrix(flow, state):

@@ -1,6 +1,5 @@
 """The exact mean of SGD's iterate after an epoch against the flow of its modified loss; descents on penalties."""
 
-import functools
 import itertools
 
 import pytest
@@ -19,7 +18,7 @@ from flows import (
     integrate,
 )
 from flows.orders.ladder import one_step_order
-from landscapes import LANDSCAPES, QuadraticSum
+from landscapes import LANDSCAPES
 from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePenalty
 from landscapes.wrappers.modified_losses import (
     epoch_variance,
@@ -27,33 +26,13 @@ from landscapes.wrappers.modified_losses import (
     replacement_loss,
     reshuffling_loss,
 )
-from nets import MLP, NetworkLandscape
+from tests.flows.models.sums import at, network, quadratics
 
 FOUR = torch.tensor([[3, 0], [5, 1], [2, 7], [6, 4]])  # batches of two, m = 4
 
 
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def quadratics(size=8):
-    """Examples in the plane whose Hessians do not commute."""
-    a = draw(1, size, 2, 2)
-    return QuadraticSum(a + a.mT, draw(2, size, 2))
-
-
-@functools.cache
-def network():
-    inputs, targets = draw(3, 8, 2), draw(4, 8, 1)
-    return NetworkLandscape(MLP((2, 3, 1)).double(), lambda o, y: (o - y).square().sum(-1), inputs, targets)
-
-
 SUMS = {"quadratics": quadratics, "network": network}
 sums = pytest.mark.parametrize("name", SUMS)
-
-
-def at(landscape, seed=5, *batch):
-    return 0.5 * draw(seed, *batch, landscape.dimension)
 
 
 def step(f, h, theta, batch):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -13,17 +13,15 @@ from flows import GradientFlow, ModifiedFlow, PrincipalFlow, integrate
 from flows.invariants import check_batch, check_descent
 from flows.strategies import points, quadratics, smooth_landscapes
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, Rosenbrock
+from tests.examples import few
 from tests.flows.networks import digits_network
+from tests.tensors import f64
 
 TOYS = {
     "rosenbrock": (Rosenbrock(b=5.0), [-0.4, 0.6], 0.02),
     "tilted-double-well": (DoubleWell(tilt=0.3, dimension=2), [1.6, 0.7], 0.08),
     "cosine": (Cosine(frequency=1.5), [0.9, -1.3], 0.1),
 }
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_a_batch_with_complex_members_is_its_members(normal):
@@ -34,7 +32,7 @@ def test_a_batch_with_complex_members_is_its_members(normal):
 
 
 @pytest.mark.parametrize("flow", [GradientFlow, lambda f: ModifiedFlow(f, 0.1, 1)], ids=["gradient", "modified-1"])
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data())
 def test_gradient_flow_never_raises_the_loss(flow, data):
     landscape = data.draw(st.one_of(smooth_landscapes(2), quadratics()))
@@ -47,7 +45,7 @@ def test_gradient_flow_never_raises_the_loss_of_a_network():
     check_descent(GradientFlow(network), network.theta0, [0.0, 0.5, 1.0, 2.0])
 
 
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data())
 def test_gradient_flow_of_a_quadratic_is_the_matrix_exponential(data):
     landscape = data.draw(quadratics())

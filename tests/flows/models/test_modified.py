@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sympy
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sympy import QQ
 from sympy.polys.rings import ring
@@ -42,7 +42,10 @@ from landscapes import (
 )
 from landscapes.errors import SmoothnessWarning
 from nets import NetworkLandscape, cross_entropy
+from tests.examples import few
+from tests.flows.jets import compositions
 from tests.flows.networks import tanh_network
+from tests.tensors import f64
 
 RING, X, Y = ring("x y", QQ)
 SYMBOLS = sympy.symbols("x y")
@@ -52,10 +55,6 @@ POLYNOMIALS = {
     "monkey": (X**3 - 3 * X * Y**2 + (X**2 + Y**2) ** 2 / 4 + X * Y / 3, (0.8, -0.3), 0.04),
 }
 ORDERS = range(1, 7)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def symbolic(name):
@@ -82,10 +81,6 @@ def lie_fields(name):
                 total = [a - b * QQ(1, math.factorial(len(parts))) for a, b in zip(total, term(parts), strict=True)]
         fields.append(total)
     return fields[1:]
-
-
-def compositions(n):
-    return [(n,)] + [(k, *rest) for k in range(1, n) for rest in compositions(n - k)]
 
 
 def evaluate(polynomial, x, y):
@@ -199,7 +194,7 @@ def test_high_orders_tend_to_the_principal_flow_on_a_quadratic():
     assert 0 < float(gap.abs().max()) < 0.3**10 / 5
 
 
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data(), order=st.integers(4, 6))
 def test_high_orders_turn_with_the_coordinates(data, order):
     landscape = data.draw(st.one_of(smooth_landscapes(2), quadratics(-2.0, 2.0, st.just(2))))
@@ -207,7 +202,7 @@ def test_high_orders_turn_with_the_coordinates(data, order):
     check_equivariance(lambda f: ModifiedFlow(f, 0.3, order), landscape, theta, rotation)
 
 
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data(), order=st.integers(1, 5), factor=st.floats(0.2, 5.0), constant=st.floats(-1e3, 1e3))
 def test_a_constant_does_nothing_and_a_factor_is_a_learning_rate(data, order, factor, constant):
     """f + c has f's field, and the field of (a f, h) is a times that of (f, a h)."""
@@ -223,7 +218,7 @@ def test_a_constant_does_nothing_and_a_factor_is_a_learning_rate(data, order, fa
     assert_close(left / size, right / size, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data(), order=st.integers(1, 6))
 def test_small_rates_tend_to_gradient_flow_linearly(data, order):
     landscape, theta = data.draw(smooth_landscapes(2)), data.draw(points(2, 3, scale=0.5))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -33,6 +33,8 @@ from flows.models.momentum_modes import (
 from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrincipalFlow
 from flows.strategies import rotations
 from landscapes import Cosine, Quadratic
+from tests.examples import few
+from tests.tensors import f64
 
 EPS = np.finfo(np.float64).eps
 KINDS = {"dense": {}, "krylov": {"krylov": 60, "tolerance": 1e-13}}
@@ -43,10 +45,6 @@ MODES = {"heavy ball": heavy_ball_modes, "nesterov": nesterov_modes}
 REGIMES = {"heavy ball": heavy_ball_regimes, "nesterov": nesterov_regimes}
 names = pytest.mark.parametrize("name", FLOWS)
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def step_matrix(name, x, beta):
@@ -155,7 +153,7 @@ def test_roots_are_turned_where_negative_only_also_at_tiny_momentum():
 
 
 @names
-@settings(max_examples=150)
+@few(150)
 @given(x=st.floats(-3, 8), beta=st.floats(0.01, 0.999))
 def test_regimes_are_what_the_roots_do(name, x, beta):
     edges = EDGES[name](beta)
@@ -218,7 +216,7 @@ def test_codes_at_and_beyond_the_edges():
 
 
 @names
-@settings(max_examples=40)
+@few(40)
 @given(data=st.data(), beta=st.floats(0.02, 0.99), h=st.sampled_from([0.1, 1.0]))
 def test_the_exponential_of_the_field_is_the_step(name, data, beta, h):
     edges = EDGES[name](beta)

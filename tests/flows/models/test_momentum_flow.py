@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -15,20 +15,15 @@ from flows.invariants import check_batch, check_equivariance
 from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrincipalFlow
 from flows.strategies import points, rotations, smooth_landscapes
 from landscapes import Cosine, Landscape, NotHolomorphicError, Quadratic, Rosenbrock
+from tests.examples import few
 from tests.flows.networks import digits_network
+from tests.flows.toys import Kinked
+from tests.tensors import c128, f64
 
 KINDS = {"dense": {}, "krylov": {"krylov": 60, "tolerance": 1e-13}}
 FLOWS = {"heavy ball": HeavyBallPrincipalFlow, "nesterov": NesterovPrincipalFlow}
 names = pytest.mark.parametrize("name", FLOWS)
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def c128(*values):
-    return torch.tensor(values, dtype=torch.complex128)
 
 
 @names
@@ -77,7 +72,7 @@ def test_single_precision(name, kind, normal):
 
 
 @names
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
 def test_the_field_turns_with_the_coordinates(name, data):
     landscape = data.draw(smooth_landscapes())
@@ -172,15 +167,6 @@ def test_nesterovs_singular_modes_are_named(kind):
     landscape = Quadratic(torch.diag(f64(4.0, 0.5)))  # heavy ball has none
     flow = HeavyBallPrincipalFlow(landscape, 0.25, 0.9, **KINDS[kind])
     assert bool(flow.velocity(0.0, flow.start(f64(1.0, 1.0))).isfinite().all())
-
-
-class Kinked(Landscape):
-    """Not holomorphic: it does not say so."""
-
-    dimension = 2
-
-    def loss(self, theta):
-        return (theta.abs() ** 3).sum(dim=-1)
 
 
 class Rooted(Landscape):

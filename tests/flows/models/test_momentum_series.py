@@ -21,6 +21,8 @@ from flows.models.momentum_modified import (
 from flows.orders.ladder import settled_order
 from landscapes import Quadratic, Rosenbrock, from_sympy
 from tests.flows.networks import tanh_network
+from tests.flows.stepping import slopes
+from tests.tensors import f64
 
 X, Y = sympy.symbols("x y")
 WAVES = from_sympy(sympy.sin(X + Y / 2) + X**4 / 4 + X * Y**2 / 2, (X, Y))
@@ -28,18 +30,10 @@ SCALED = {"heavy-ball": (ModifiedHeavyBallFlow, ScaledHeavyBall), "nesterov": (M
 REDUCED = {"heavy-ball": (ReducedHeavyBallFlow, HeavyBall), "nesterov": (ReducedNesterovFlow, Nesterov)}
 
 
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def advance(flow, state, t):
     """The flow's state after time t, tightly; from any velocity, not only from rest."""
     times = f64(0.0, t)
     return odeint(flow.velocity, state, times, method="dopri5", rtol=1e-13, atol=1e-14)[-1]
-
-
-def slopes(errors, ladder):
-    return np.diff(np.log(errors)) / np.diff(np.log(ladder))
 
 
 @pytest.mark.parametrize("name", SCALED)

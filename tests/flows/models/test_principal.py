@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -24,6 +24,9 @@ from flows import (
 from flows.models.principal import principal_coefficient, real_coefficient
 from flows.strategies import points, quadratics
 from landscapes import Cosine, DoubleWell, Landscape, NotHolomorphicError, Quadratic, QuarticWell, Rosenbrock
+from tests.examples import few
+from tests.flows.toys import Kinked
+from tests.tensors import c128, f64
 
 KINDS = {"dense": {}, "krylov": {"krylov": 20, "tolerance": 1e-13}}
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -42,14 +45,6 @@ COMPLEX = [
     -2 - 0.1j,
     40 - 3j,
 ]
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def c128(*values):
-    return torch.tensor(values, dtype=torch.complex128)
 
 
 def oracle(x):
@@ -180,7 +175,7 @@ def test_flat_directions_descend_as_gradient_flow(kind):
     assert_close(velocity, f64(math.log(0.6) / 0.4 * 2.0, -1.0, 0.0))
 
 
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
 def test_equals_gradient_descent_on_quadratics(data):
     h = data.draw(st.sampled_from([0.1, 1.0]))
@@ -263,15 +258,6 @@ def test_the_real_branch_refuses_complex_theta(kind):
     assert flow.start(f64(1.0, 1.0)).dtype == torch.float64
     with pytest.raises(BranchError, match=r"branch='real' takes real theta only"):
         flow.velocity(0.0, c128(1.0, 1.0))
-
-
-class Kinked(Landscape):
-    """Not holomorphic: it does not say so."""
-
-    dimension = 2
-
-    def loss(self, theta):
-        return (theta.abs() ** 3).sum(dim=-1)
 
 
 @kinds

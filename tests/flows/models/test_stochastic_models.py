@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import pytest
-import torch
 from hypothesis import given
 
 from flows import (
@@ -31,12 +30,9 @@ from landscapes.noise import (
     MinibatchNoise,
     VarianceReducedNoise,
 )
+from tests.tensors import draw
 
 D, N, RATE = 3, 5, 0.1
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 SQUARES = draw(0, N, D, D)

@@ -16,6 +16,7 @@ from landscapes import Counted, NoisyQuadratic, Quadratic, QuadraticSum, Rosenbr
 from landscapes.noise import GradientNoise
 from landscapes.toys.finite_sums import FINITE_SUMS
 from tests.flows.networks import tanh_network
+from tests.flows.stepping import slopes
 
 HESSIAN = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
 BOWL = NoisyQuadratic(HESSIAN, 8, seed=0)
@@ -60,10 +61,6 @@ def moments_of_the_descent(h, batch_size, steps):
         first, second = move @ first, move @ second @ move.T + kick @ kick.T
         out.append((first, second))
     return np.array([m for m, _ in out]), np.array([s for _, s in out])
-
-
-def slopes(errors, ladder):
-    return np.diff(np.log(errors), axis=0).T / np.diff(np.log(ladder))
 
 
 KINDS = {

@@ -25,12 +25,9 @@ from flows.observers import (
 from landscapes import Cosine, Counted, Landscape, Rosenbrock
 from landscapes.wrappers.base import no_counts
 from landscapes.wrappers.rotated import Rotated
+from tests.tensors import draw
 
 D, H, STEPS = 30, 0.3, 6
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 LANDSCAPE = Rotated(Cosine(dimension=D), torch.linalg.qr(draw(0, D, D))[0])

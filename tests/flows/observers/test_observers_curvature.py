@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sympy import sqrt, symbols
-from torch import nn
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, PrincipalFlow, UnconvergedWarning, descend, integrate
@@ -17,13 +16,10 @@ from flows.observers.curvature import regimes
 from flows.strategies import quadratics
 from landscapes import Cosine, Quadratic, Rosenbrock, UnsupportedError, from_sympy
 from landscapes.wrappers.rotated import Rotated
-from nets import NetworkLandscape, cross_entropy
+from tests.flows.networks import wide_network
+from tests.tensors import draw
 
 H = 0.3
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def turned(landscape, seed=7):
@@ -32,13 +28,7 @@ def turned(landscape, seed=7):
     return Rotated(landscape, rotation), rotation
 
 
-def tanh_net():
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    return NetworkLandscape(module, cross_entropy, draw(1, 15, 3), torch.arange(15) % 3)
-
-
-NET = tanh_net()
+NET = wide_network()
 CASES = {
     "cosine": (turned(Cosine(dimension=6))[0], draw(2, 6), 0.3),
     "rosenbrock": (Rosenbrock(), torch.tensor([0.0, 0.5], dtype=torch.float64), 2e-3),

@@ -14,13 +14,10 @@ from flows import GradientDescent, GradientFlow, PrincipalFlow, descend, integra
 from flows.observers import Drift
 from flows.strategies import quadratics
 from landscapes import Landscape, Quadratic, Rosenbrock, from_sympy
+from tests.tensors import draw
 
 H = 0.4
 x, y = symbols("x y")
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def see(landscape, theta, h=H, **options):

@@ -12,12 +12,9 @@ from flows import GradientDescent, GradientFlow, descend, integrate
 from flows.observers import Evaluation, Loss
 from landscapes import Quadratic, UnsupportedError
 from nets import GhostBatchLandscape, NetworkLandscape, cross_entropy
+from tests.tensors import draw
 
 N = 13
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def problem(dtype=torch.float64, chunk_size=None):

@@ -7,21 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sympy import sqrt, symbols
-from torch import nn
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, descend, integrate
 from flows.observers import FROZEN_MODELS, GradientPredictions, Loss, TopEigenpairs
 from flows.strategies import quadratics
 from landscapes import Quadratic, Rosenbrock, UnsupportedError, from_sympy
-from nets import NetworkLandscape, cross_entropy
+from tests.flows.networks import wide_network
+from tests.tensors import draw
 
 H = 0.4
 COMPONENTS, LOSS = "change of gradient components", "change of loss"
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def turned(eigenvalues, seed=0):
@@ -178,14 +174,8 @@ def test_orders_where_the_hessian_moves():
         assert abs(slope(components, ladder) - 2) < 0.1, name
 
 
-def net():
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    return NetworkLandscape(module, cross_entropy, draw(1, 15, 3), torch.arange(15) % 3)
-
-
 def test_on_a_network_the_observed_changes_are_those_of_loss_and_gradient():
-    network, h = net(), 0.2
+    network, h = wide_network(), 0.2
     top = TopEigenpairs(network, 3, tolerance=1e-12, vectors=True)
     seen = [top, GradientPredictions(top, h), Loss(network)]
     run = descend(GradientDescent(network, h), network.theta0, 5, observers=seen)

@@ -37,6 +37,7 @@ from flows.series.expressions import (
 from flows.series.landscape import VELOCITY, landscape_terms, on_landscape
 from flows.series.latex import latex_differential, latex_field, latex_landscape, oriented, plain_landscape
 from landscapes.errors import UnsupportedError
+from tests.flows.jets import compositions
 
 X, Y, V, W, H, Z, T = sympy.symbols("x y v w h z t")
 BETA, MU = sympy.symbols("beta mu")
@@ -67,10 +68,6 @@ def lie_recursion(step, symbols, order):
                 field = [a - b / math.factorial(len(parts)) for a, b in zip(field, term, strict=True)]
         fields.append([sympy.expand(c) for c in field])
     return fields[1:]
-
-
-def compositions(n):
-    return [(n,)] + [(k, *rest) for k in range(1, n) for rest in compositions(n - k)]
 
 
 def same(a, b):

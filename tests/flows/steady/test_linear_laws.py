@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -21,19 +20,14 @@ from flows.steady.ornstein_uhlenbeck import (
 from landscapes import Cosine, DoubleWell, NoisyQuadratic, Quadratic, QuadraticSum, UnsupportedError
 from landscapes.noise import GradientNoise
 from landscapes.toys.finite_sums import FINITE_SUMS
+from tests.examples import few
+from tests.flows.stepping import slopes
+from tests.tensors import f64
 
 GENERATOR = torch.Generator()
 HESSIAN = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
 BOWL = NoisyQuadratic(HESSIAN, 8, seed=0)
 ORIGIN, W0 = torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, -0.7], dtype=torch.float64)
-
-
-def f64(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def slopes(errors, ladder):
-    return np.diff(np.log(errors)) / np.diff(np.log(ladder))
 
 
 def expected_loss(law, t, x0):
@@ -71,7 +65,7 @@ def test_chain_against_the_recursion(normal):
         covariance = matrix @ covariance @ matrix.mT + root @ root.mT
 
 
-@settings(max_examples=25)
+@few(25)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 4), j=st.integers(0, 50), k=st.integers(0, 10**6))
 def test_steps_of_a_chain_add_up(normal, seed, size, j, k):
     matrix = normal(seed, size, size)
@@ -87,7 +81,7 @@ def test_steps_of_a_chain_add_up(normal, seed, size, j, k):
 
 def test_circulation_of_a_chain(normal):
     """½ E (y x'ᵀ − x' yᵀ) from the autocovariance; none for steps with symmetric A and N that commute."""
-    chain = LinearChain(f64([[0.5, 0.4], [-0.3, 0.6]]), f64([[1.0, 0.3], [0.3, 0.5]]), ORIGIN)
+    chain = LinearChain(f64([0.5, 0.4], [-0.3, 0.6]), f64([1.0, 0.3], [0.3, 0.5]), ORIGIN)
     joint = chain.autocovariance(1)
     assert_close(chain.autocovariance(torch.tensor([-1]))[0], joint.mT)
     assert_close(chain.circulation(), (joint.mT - joint) / 2)
@@ -97,10 +91,10 @@ def test_circulation_of_a_chain(normal):
 
 
 def test_a_chain_is_sampled():
-    chain, n = LinearChain(f64([[0.5, 0.4], [-0.3, 0.6]]), f64([[1.0, 0.3], [0.3, 0.5]]), f64([1.0, 2.0])), 20_000
-    paths = chain.sample(f64([3.0, 0.0]).expand(n, 2), torch.tensor([0, 1, 4]), torch.Generator().manual_seed(0))
+    chain, n = LinearChain(f64([0.5, 0.4], [-0.3, 0.6]), f64([1.0, 0.3], [0.3, 0.5]), f64(1.0, 2.0)), 20_000
+    paths = chain.sample(f64(3.0, 0.0).expand(n, 2), torch.tensor([0, 1, 4]), torch.Generator().manual_seed(0))
     for k, states in zip((1, 4), paths[1:], strict=True):
-        mean, covariance = chain.mean(k, f64([3.0, 0.0])), chain.covariance(k)
+        mean, covariance = chain.mean(k, f64(3.0, 0.0)), chain.covariance(k)
         assert bool(((states.mean(0) - mean).abs() < 4.5 * covariance.diagonal().sqrt() / math.sqrt(n)).all())
         squares = (states - mean)[:, :, None] * (states - mean)[:, None, :]
         assert bool(((squares.mean(0) - covariance).abs() < 4.5 * squares.std(0) / math.sqrt(n)).all())
@@ -243,7 +237,7 @@ class Large(Quadratic):
 
 def test_points_that_are_no_minimum():
     well, h = DoubleWell(dimension=2), 0.1
-    saddle, slope = ORIGIN, f64([1.2, 0.0])
+    saddle, slope = ORIGIN, f64(1.2, 0.0)
     with pytest.raises(NotAMinimumError, match="eigenvalue -1") as caught:
         ornstein_uhlenbeck_at(well, saddle, h, Isotropic(2))
     assert caught.value.measured == pytest.approx(-1)
@@ -252,8 +246,8 @@ def test_points_that_are_no_minimum():
     assert caught.value.measured == pytest.approx(0.528)
     assert float(ornstein_uhlenbeck_at(well, slope, h, Isotropic(2), tolerance=0.5).drift[0, 0]) > 0
     # Beside rounding: at a minimum whose noise vanishes, as where a model interpolates, the gradient is no more.
-    tall = Quadratic(1e6 * HESSIAN, f64([0.1, 0.3]))
-    assert ornstein_uhlenbeck_at(tall, f64([0.1, 0.3]), 1e-8, Isotropic(2, 0.0)).drift.shape == (2, 2)
+    tall = Quadratic(1e6 * HESSIAN, f64(0.1, 0.3))
+    assert ornstein_uhlenbeck_at(tall, f64(0.1, 0.3), 1e-8, Isotropic(2, 0.0)).drift.shape == (2, 2)
 
 
 def test_arguments_of_laws_about_a_minimum():
@@ -284,18 +278,18 @@ def test_arguments_of_laws_about_a_minimum():
 @pytest.mark.parametrize("sampling", ["replacement", "subset"])
 def test_singular_noise_of_few_examples(sampling):
     """Two examples in the plane: D has rank one, and the law lives where the noise and its images under H reach."""
-    pair = QuadraticSum(torch.stack([HESSIAN, HESSIAN]), f64([[1.0, 0.0], [-1.0, 0.0]]))
+    pair = QuadraticSum(torch.stack([HESSIAN, HESSIAN]), f64([1.0, 0.0], [-1.0, 0.0]))
     law = ornstein_uhlenbeck_at(pair, ORIGIN, 0.1, MinibatchNoise(pair, 1, sampling))
     assert int(torch.linalg.matrix_rank(law.diffusion_matrix)) == 1
     assert int(torch.linalg.matrix_rank(law.stationary())) == 2
-    single = LinearChain(torch.eye(2) / 2, torch.diag(f64([1.0, 0.0])), ORIGIN)
+    single = LinearChain(torch.eye(2) / 2, torch.diag(f64(1.0, 0.0)), ORIGIN)
     with pytest.raises(ValueError, match="no density"):
         single.log_density(ORIGIN)
 
 
 def test_a_gradient_of_rounding_size_is_no_gradient():
     """Noise-free, at a minimum off by an ulp: the gradient is rounding, not zero."""
-    point = f64([0.1, 0.3])
+    point = f64(0.1, 0.3)
     tall = Quadratic(1e6 * HESSIAN, torch.nextafter(point, point + 1))
     assert float(tall.grad(point).norm()) > 0
     assert ornstein_uhlenbeck_at(tall, point, 1e-8, Isotropic(2, 0.0)).drift.shape == (2, 2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad_vec
 from torch.testing import assert_close
@@ -15,22 +15,19 @@ from torch.testing import assert_close
 from flows import BrownianPath, integrate
 from flows.steady.linear_laws import LinearChain, NoStationaryLawError
 from flows.steady.ornstein_uhlenbeck import MomentumOrnsteinUhlenbeck, OrnsteinUhlenbeck
+from tests.examples import few
+from tests.tensors import f64
 
-
-def f64(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-STABLE = f64([[1.5, 0.8, 0.0], [-0.6, 0.9, 0.3], [0.2, -0.4, 0.7]])
-NOISE = f64([[1.0, 0.4, 0.0], [0.4, 0.5, -0.2], [0.0, -0.2, 0.3]])
-CENTRE = f64([0.3, -1.0, 2.0])
-RANK_ONE = torch.outer(f64([1.0, 2.0, 0.0]), f64([1.0, 2.0, 0.0]))
+STABLE = f64([1.5, 0.8, 0.0], [-0.6, 0.9, 0.3], [0.2, -0.4, 0.7])
+NOISE = f64([1.0, 0.4, 0.0], [0.4, 0.5, -0.2], [0.0, -0.2, 0.3])
+CENTRE = f64(0.3, -1.0, 2.0)
+RANK_ONE = torch.outer(f64(1.0, 2.0, 0.0), f64(1.0, 2.0, 0.0))
 DRIFTS = {
     "stable": STABLE,
     "unstable": STABLE - 1.6 * torch.eye(3, dtype=torch.float64),
-    "nilpotent": f64([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
+    "nilpotent": f64([0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]),
     "none": torch.zeros(3, 3, dtype=torch.float64),
-    "stiff": torch.diag(f64([1e3, 1.0, 1e-3])) @ STABLE,
+    "stiff": torch.diag(f64(1e3, 1.0, 1e-3)) @ STABLE,
 }
 NOISES = {"regular": NOISE, "rank one": RANK_ONE, "tiny": 1e-12 * NOISE, "large": 1e12 * NOISE}
 drifts = pytest.mark.parametrize("drift", DRIFTS)
@@ -64,7 +61,7 @@ def test_covariance_is_the_integral(drift, noise):
 
 @drifts
 def test_mean_is_the_exponential(drift, normal):
-    law, x0, times = OrnsteinUhlenbeck(DRIFTS[drift], NOISE, CENTRE), normal(0, 2, 4, 3), f64([0.0, 0.3, 2.0])
+    law, x0, times = OrnsteinUhlenbeck(DRIFTS[drift], NOISE, CENTRE), normal(0, 2, 4, 3), f64(0.0, 0.3, 2.0)
     means = law.mean(times, x0)
     assert means.shape == (3, 2, 4, 3)
     for t, mean in zip(times.tolist(), means, strict=True):
@@ -90,10 +87,10 @@ def test_stationary_covariance_is_the_kronecker_solution(noise):
     assert_close(law.stationary(), expected, rtol=1e-11, atol=1e-13)
     assert float((STABLE @ NOISE - NOISE @ STABLE).abs().max()) > 0.1  # or the test would not ask much
     # Where e^{Ft} is far beyond float64; a time of 1e12 is 40 doublings.
-    assert_close(law.covariance(f64([1e3, 1e6, 1e12]))[-1], expected, rtol=1e-11, atol=1e-12)
+    assert_close(law.covariance(f64(1e3, 1e6, 1e12))[-1], expected, rtol=1e-11, atol=1e-12)
 
 
-@settings(max_examples=25)
+@few(25)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 5), s=st.floats(0, 30), t=st.floats(0, 30))
 def test_time_adds_up(normal, seed, size, s, t):
     """Chapman–Kolmogorov, symmetry, positive semidefiniteness, and S = A S Aᵀ + Q where there is an S."""
@@ -110,15 +107,15 @@ def test_time_adds_up(normal, seed, size, s, t):
 
 @pytest.mark.parametrize("rate", [2.5, -2.5, 0.0])
 def test_one_dimension_in_closed_form(rate):
-    law = OrnsteinUhlenbeck(f64([[rate]]), f64([[3.0]]), f64([1.0]))
-    times = f64([0.0, 1e-9, 0.01, 1.0, 100.0])
+    law = OrnsteinUhlenbeck(f64([rate]), f64([3.0]), f64(1.0))
+    times = f64(0.0, 1e-9, 0.01, 1.0, 100.0)
     expected = 3 * times if rate == 0 else -3 * torch.expm1(-2 * rate * times) / (2 * rate)
     assert_close(law.covariance(times)[:, 0, 0], expected, rtol=1e-12, atol=0)
-    assert_close(law.mean(times, f64([5.0]))[:, 0], 1 + 4 * torch.exp(-rate * times), rtol=1e-12, atol=0)
+    assert_close(law.mean(times, f64(5.0))[:, 0], 1 + 4 * torch.exp(-rate * times), rtol=1e-12, atol=0)
 
 
 def test_vectors_of_times_are_times_one_by_one():
-    law, times = OrnsteinUhlenbeck(STABLE, NOISE, CENTRE), f64([[0.0, 1e-6, 0.5], [3.0, 40.0, 1e5]])
+    law, times = OrnsteinUhlenbeck(STABLE, NOISE, CENTRE), f64([0.0, 1e-6, 0.5], [3.0, 40.0, 1e5])
     covariances = law.covariance(times)
     assert covariances.shape == (2, 3, 3, 3)
     for i in range(2):
@@ -127,7 +124,7 @@ def test_vectors_of_times_are_times_one_by_one():
 
 
 def test_autocovariance():
-    law, lags = OrnsteinUhlenbeck(STABLE, NOISE, CENTRE), f64([-0.4, 0.0, 0.4])
+    law, lags = OrnsteinUhlenbeck(STABLE, NOISE, CENTRE), f64(-0.4, 0.0, 0.4)
     behind, at, ahead = law.autocovariance(lags)
     assert_close(at, law.stationary())
     assert_close(ahead, torch.linalg.matrix_exp(-0.4 * STABLE) @ law.stationary())
@@ -135,8 +132,8 @@ def test_autocovariance():
     assert_close(law.autocovariance(0.4), ahead, rtol=1e-14, atol=1e-15)  # a Python float keeps its digits
     # From a path: the joint law of X(0), X(t) in the stationary state.
     n = 40_000
-    start = law.sample(CENTRE.expand(n, 3), f64([0.0, 60.0]), torch.Generator().manual_seed(1))[-1]
-    moved = law.sample(start, f64([0.0, 0.4]), torch.Generator().manual_seed(2))[-1]
+    start = law.sample(CENTRE.expand(n, 3), f64(0.0, 60.0), torch.Generator().manual_seed(1))[-1]
+    moved = law.sample(start, f64(0.0, 0.4), torch.Generator().manual_seed(2))[-1]
     products = (moved - CENTRE)[:, :, None] * (start - CENTRE)[:, None, :]
     assert bool(((products.mean(dim=0) - ahead).abs() < 4.5 * products.std(dim=0) / math.sqrt(n)).all())
 
@@ -145,7 +142,7 @@ def test_log_density_and_its_absence(normal):
     law, x = OrnsteinUhlenbeck(STABLE, NOISE, CENTRE), normal(3, 5, 3)
     gaussian = torch.distributions.MultivariateNormal(CENTRE, law.stationary())
     assert_close(law.log_density(x), gaussian.log_prob(x))
-    flat = OrnsteinUhlenbeck(torch.diag(f64([1.0, 2.0, 3.0])), torch.diag(f64([1.0, 1.0, 0.0])), CENTRE)
+    flat = OrnsteinUhlenbeck(torch.diag(f64(1.0, 2.0, 3.0)), torch.diag(f64(1.0, 1.0, 0.0)), CENTRE)
     with pytest.raises(ValueError, match="no density"):
         flat.log_density(x)
 
@@ -153,7 +150,7 @@ def test_log_density_and_its_absence(normal):
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_a_density_does_not_depend_on_units(scale, normal):
     """Positions and velocities may differ by any factor: the test of singularity is of correlations."""
-    units = torch.diag(f64([1.0, scale, 1.0]))
+    units = torch.diag(f64(1.0, scale, 1.0))
     law = OrnsteinUhlenbeck(units @ STABLE @ units.inverse(), units @ NOISE @ units, units @ CENTRE)
     x = normal(3, 3)
     expected = OrnsteinUhlenbeck(STABLE, NOISE, CENTRE).log_density(x) - math.log(scale)
@@ -171,9 +168,9 @@ def test_circulation_is_the_area_swept():
 
 def test_the_published_planar_circulation():
     """F = diag(a, c): Q₁₂ = ½C₁₂(a − c)/(a + c); detailed balance where a = c. Chaudhari & Soatto 2018."""
-    noise = f64([[1.0, 0.6], [0.6, 2.0]])
+    noise = f64([1.0, 0.6], [0.6, 2.0])
     for a, c in ((1.0, 3.0), (2.0, 2.0)):
-        law = OrnsteinUhlenbeck(torch.diag(f64([a, c])), noise, torch.zeros(2))
+        law = OrnsteinUhlenbeck(torch.diag(f64(a, c)), noise, torch.zeros(2))
         assert float(law.circulation()[0, 1]) == pytest.approx(0.3 * (a - c) / (a + c), abs=1e-14)
 
 
@@ -187,7 +184,7 @@ def test_the_current_keeps_the_density(normal):
 
 def test_samples_have_the_law_on_any_grid(normal):
     law, n = OrnsteinUhlenbeck(STABLE, NOISE, CENTRE), 20_000
-    x0, times = f64([2.0, 0.0, -1.0]), f64([0.5, 0.6, 1.7, 1.8, 4.0])
+    x0, times = f64(2.0, 0.0, -1.0), f64(0.5, 0.6, 1.7, 1.8, 4.0)
     paths = law.sample(x0.expand(n, 3), times, torch.Generator().manual_seed(0))
     assert paths.shape == (5, n, 3)
     assert torch.equal(paths[0], (x0.expand(n, 3) - CENTRE) + CENTRE)
@@ -199,15 +196,15 @@ def test_samples_have_the_law_on_any_grid(normal):
 
 
 def test_samples_without_noise_are_the_mean(normal):
-    law, x0, times = OrnsteinUhlenbeck(STABLE, 0 * NOISE, CENTRE), normal(5, 4, 3), f64([0.0, 1.0, 1.5])
+    law, x0, times = OrnsteinUhlenbeck(STABLE, 0 * NOISE, CENTRE), normal(5, 4, 3), f64(0.0, 1.0, 1.5)
     assert_close(law.sample(x0, times, torch.Generator().manual_seed(0)), law.mean(times, x0), rtol=1e-12, atol=1e-12)
 
 
 def test_short_samples_of_a_position_keep_their_digits():
     """Over t = 1e-6 the position's variance is t³/3 = 3e-19 beside the velocity's 1e-6: eigh alone would round it."""
-    law = MomentumOrnsteinUhlenbeck(f64([[0.0, -1.0], [0.0, 0.0]]), torch.diag(f64([0.0, 1.0])), torch.zeros(2))
+    law = MomentumOrnsteinUhlenbeck(f64([0.0, -1.0], [0.0, 0.0]), torch.diag(f64(0.0, 1.0)), torch.zeros(2))
     n, t = 20_000, 1e-6
-    states = law.sample(torch.zeros(n, 2, dtype=torch.float64), f64([0.0, t]), torch.Generator().manual_seed(4))[-1]
+    states = law.sample(torch.zeros(n, 2, dtype=torch.float64), f64(0.0, t), torch.Generator().manual_seed(4))[-1]
     assert float(states[:, 0].var()) == pytest.approx(t**3 / 3, rel=5 * math.sqrt(2 / n))
     assert float(np.corrcoef(states.T)[0, 1]) == pytest.approx(math.sqrt(3) / 2, abs=0.02)
 
@@ -215,7 +212,7 @@ def test_short_samples_of_a_position_keep_their_digits():
 def test_euler_steps_of_the_flow_are_the_linear_chain():
     """integrate's Euler–Maruyama has the law A = I − F dt, N = C dt: an exact oracle, with dt far from zero."""
     law, dt, steps, n = OrnsteinUhlenbeck(STABLE, NOISE, CENTRE), 0.2, 10, 20_000
-    x0 = f64([2.0, 0.0, -1.0])
+    x0 = f64(2.0, 0.0, -1.0)
     states = integrate(law, x0.expand(n, 3), [0.0, steps * dt], dt=dt, seed=1).theta[-1]
     chain = LinearChain(torch.eye(3, dtype=torch.float64) - dt * STABLE, dt * NOISE, CENTRE)
     mean, covariance = chain.mean(steps, x0), chain.covariance(steps)
@@ -244,7 +241,7 @@ def test_flow_and_root(noise, normal, dtype, device):
     assert_close(law.velocity(0.0, state), ((CENTRE.to(state) - state) @ STABLE.mT.to(state)))
     columns = law.diffusion(0.0, state[0, :3], torch.eye(3, dtype=dtype, device=device))
     assert_close(columns.mT @ columns, NOISES[noise].to(state))
-    given = OrnsteinUhlenbeck(STABLE, RANK_ONE, CENTRE, root=f64([[1.0], [2.0], [0.0]]))
+    given = OrnsteinUhlenbeck(STABLE, RANK_ONE, CENTRE, root=f64([1.0], [2.0], [0.0]))
     assert (given.noise_size, law.noise_size, law.noise_kind) == (1, 3, "additive")
     moved = given.diffusion(0.0, state, torch.ones(2, 5, 1, dtype=dtype, device=device))
     assert_close(moved, torch.tensor([1.0, 2.0, 0.0], dtype=dtype, device=device).expand(2, 5, 3))
@@ -306,7 +303,7 @@ def test_calls_out_of_place():
         law.mean(1.0, torch.zeros(2))
     with pytest.raises(TypeError, match=r"drift must be a torch\.Tensor"):
         OrnsteinUhlenbeck([[1.0]], NOISE, CENTRE)
-    for times in (f64([0.0]), f64([1.0, 0.5]), f64([1.0, 1.0])):
+    for times in (f64(0.0), f64(1.0, 0.5), f64(1.0, 1.0)):
         with pytest.raises(ValueError, match="increase strictly"):
             law.sample(CENTRE, times, generator)
     with pytest.raises(ValueError, match="initial must be positive semidefinite"):

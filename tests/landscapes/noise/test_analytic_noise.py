@@ -11,6 +11,7 @@ from landscapes import UnsupportedError
 from landscapes.noise import GradientNoise
 from landscapes.noise.analytic import AnalyticNoise, noise_from_covariance
 from landscapes.noise.roots import IndefiniteCovarianceError, square_root
+from tests.landscapes.noise.sums import differenced_ito
 
 
 def triangular(x):
@@ -27,15 +28,6 @@ def covariance(x):
 def isotropic_at_zero(x):
     """I + θθᵀ: its eigenvalues meet at θ = 0."""
     return torch.eye(2, dtype=x.dtype) + x[..., :, None] * x[..., None, :]
-
-
-def differenced_ito(noise, theta, step=1e-5):
-    columns = noise.columns(theta)
-    moved = [
-        (noise.columns(theta + step * c)[j] - noise.columns(theta - step * c)[j]) / (2 * step)
-        for j, c in enumerate(columns)
-    ]
-    return torch.stack(moved).sum(0) / 2
 
 
 def test_a_root_is_used_as_it_stands(normal):

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from landscapes import Counted, LinearRegression, NoisyQuadratic, QuadraticSum, Regularised, Rosenbrock, TwoQuadratics
+from landscapes import Counted, NoisyQuadratic, QuadraticSum, Regularised, Rosenbrock, TwoQuadratics
 from landscapes.landscape import FiniteSum
 from landscapes.noise import GradientNoise, MinibatchNoise
 from landscapes.noise import minibatch as module
 from landscapes.sampling import SAMPLINGS
-from nets import MLP, NetworkLandscape, cross_entropy
+from tests.landscapes.noise.sums import dense_covariance, gradient_gaps, network, regression
 
 SAMPLED = pytest.mark.parametrize("sampling", SAMPLINGS)
 
@@ -34,15 +34,6 @@ class Quartics(FiniteSum):
         return every.gather(-1, index.expand(*every.shape[:-1], index.shape[-1]))
 
 
-def regression(normal, n=7):
-    return LinearRegression(normal(0, n, 3), normal(1, n))
-
-
-def network(normal, chunk_size=None):
-    module = MLP((2, 2, 3)).double()
-    return NetworkLandscape(module, cross_entropy, normal(2, 6, 2), torch.arange(6) % 3, chunk_size)
-
-
 def quadratics(normal):
     a = normal(3, 6, 3, 3)
     return QuadraticSum(a + a.mT, normal(4, 6, 3))
@@ -60,23 +51,6 @@ SUMS = {
 sums = pytest.mark.parametrize("name", SUMS)
 
 
-def single_grads(landscape, theta):
-    """g_i (N, d) of one θ by torch.func, one example after another."""
-    return torch.stack(
-        [
-            torch.func.grad(lambda x, i=i: landscape.losses(x, torch.tensor([i])).sum())(theta)
-            for i in range(landscape.size)
-        ]
-    )
-
-
-def dense(landscape, theta):
-    """D = (1/N) Σ (g_i − g)(g_i − g)ᵀ of one θ."""
-    gaps = single_grads(landscape, theta)
-    gaps = gaps - gaps.mean(0)
-    return gaps.mT @ gaps / len(gaps)
-
-
 def factor_of(sampling, N, b):
     """c by hand."""
     return 1 / b if sampling == "replacement" else (N - b) / (b * (N - 1))
@@ -89,7 +63,9 @@ def test_moments_are_those_of_the_dense_covariance(name, sampling, normal):
     noise = MinibatchNoise(landscape, 2, sampling)
     theta = normal(5, 2, 2, landscape.dimension)
     c = factor_of(sampling, landscape.size, 2)
-    expected = c * torch.stack([dense(landscape, x) for x in theta.reshape(4, -1)]).reshape(2, 2, *theta.shape[-1:] * 2)
+    expected = c * torch.stack([dense_covariance(landscape, x) for x in theta.reshape(4, -1)]).reshape(
+        2, 2, *theta.shape[-1:] * 2
+    )
     assert_close(noise.covariance(theta), expected, rtol=1e-10, atol=1e-12)
     assert_close(noise.diagonal(theta), expected.diagonal(dim1=-2, dim2=-1), rtol=1e-10, atol=1e-12)
     assert_close(noise.trace(theta), expected.diagonal(dim1=-2, dim2=-1).sum(-1), rtol=1e-10, atol=1e-12)
@@ -101,10 +77,8 @@ def test_moments_are_those_of_the_dense_covariance(name, sampling, normal):
 def test_the_factor_is_a_square_root_of_the_covariance(name, normal):
     landscape = SUMS[name](normal)
     noise, theta = MinibatchNoise(landscape, 2, "subset"), normal(6, landscape.dimension)
-    gaps = single_grads(landscape, theta)
-    gaps = gaps - gaps.mean(0)
     N = landscape.size
-    root = math.sqrt(factor_of("subset", N, 2) / N) * gaps.mT  # (d, N)
+    root = math.sqrt(factor_of("subset", N, 2) / N) * gradient_gaps(landscape, theta).mT  # (d, N)
     xi = normal(7, 4, N)
     assert_close(noise.factor(theta, xi), xi @ root.mT, rtol=1e-10, atol=1e-12)
     assert_close(noise.columns(theta), root.mT, rtol=1e-10, atol=1e-12)

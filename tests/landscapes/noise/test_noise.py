@@ -1,26 +1,14 @@
 """The trace of the gradient noise's covariance against the dense matrix, and against enumerated mini-batches."""
 
-import functools
 import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.testing import assert_close
 
 from landscapes import LinearRegression, NoisyQuadratic, Regularised, TwoQuadratics
 from landscapes.noise import covariance_diagonal, covariance_matrix, covariance_trace, trace
-from nets import MLP, NetworkLandscape
-
-
-def regression(normal, n=7):
-    return LinearRegression(normal(0, n, 3), normal(1, n))
-
-
-def network(normal):
-    cross_entropy = functools.partial(F.cross_entropy, reduction="none")
-    return NetworkLandscape(MLP((2, 2, 3)).double(), cross_entropy, normal(2, 6, 2), torch.arange(6) % 3)
-
+from tests.landscapes.noise.sums import dense_covariance, network, regression
 
 SUMS = {
     "regression": regression,
@@ -29,16 +17,6 @@ SUMS = {
     "network": network,
 }
 sums = pytest.mark.parametrize("name", SUMS)
-
-
-def dense_covariance(landscape, theta):
-    """D = (1/N) Σ g_i g_iᵀ − g gᵀ of one θ, from gradients of single examples by torch.func."""
-    singles = [
-        torch.func.grad(lambda x, i=i: landscape.losses(x, torch.tensor([i])).sum())(theta)
-        for i in range(landscape.size)
-    ]
-    g = torch.stack(singles)  # (N, d)
-    return g.mT @ g / len(g) - torch.outer(g.mean(0), g.mean(0))
 
 
 @sums

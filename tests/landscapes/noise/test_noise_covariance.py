@@ -17,13 +17,10 @@ from landscapes.noise import MinibatchNoise
 from landscapes.noise.covariance import noise_covariance
 from nets import MLP, NetworkLandscape, build_network
 from tests.landscapes.dense import symmetric
+from tests.landscapes.noise.sums import dense_covariance, gradient_gaps
+from tests.tensors import draws
 
 WALKS = pytest.mark.parametrize("keep", [False, True], ids=["walked", "kept"])
-
-
-def draws(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def regression(n=9, d=4, seed=0):
@@ -61,33 +58,13 @@ SUMS = {
 sums = pytest.mark.parametrize("name", SUMS)
 
 
-def singles(landscape, theta):
-    """∇f_i of every example (N, d), one at a time by torch.func."""
-    return torch.stack(
-        [
-            torch.func.grad(lambda x, i=i: landscape.losses(x, torch.tensor([i])).sum())(theta)
-            for i in range(landscape.size)
-        ]
-    )
-
-
-def centred(landscape, theta):
-    g = singles(landscape, theta)
-    return g - g.mean(0)
-
-
-def covariance(landscape, theta):
-    rows = centred(landscape, theta)
-    return rows.mT @ rows / len(rows)
-
-
 @sums
 @WALKS
 def test_everything_against_dense_algebra(name, keep):
     landscape, draw = SUMS[name](), draws(4)
     d, N = landscape.dimension, landscape.size
     theta = draw(d) / 2
-    dense, rows = covariance(landscape, theta), centred(landscape, theta)
+    dense, rows = dense_covariance(landscape, theta), gradient_gaps(landscape, theta)
     operator = noise_covariance(landscape, theta, block=3, keep_gradients=keep)
     vectors, xi = draw(3, d), draw(2, N)
     close = {"rtol": 1e-10, "atol": 1e-11 * float(dense.trace())}
@@ -154,7 +131,7 @@ def test_layers_are_diagonal_blocks(keep):
     landscape = network()
     theta, layers = landscape.theta0, landscape.layers
     operator = noise_covariance(landscape, theta, block=2, keep_gradients=keep)
-    dense = covariance(landscape, theta)
+    dense = dense_covariance(landscape, theta)
     for name, part in layers.items():
         layer, inside = operator.layer(part), dense[part, part]
         v, xi = draws(9)(layer.dimension), draws(10)(7)
@@ -251,7 +228,7 @@ def test_dtype_and_device_of_theta(dtype, device):
         assert (vector.dtype, vector.device) == (dtype, v.device)
     for matrix in (operator.dense(), operator.gram(1), operator.diagonal, operator.variances(v[None])):
         assert (matrix.dtype, matrix.device) == (torch.float64, v.device)
-    exact = covariance(regression(), draws(13)(4))
+    exact = dense_covariance(regression(), draws(13)(4))
     accuracy = 30 * torch.finfo(dtype).eps
     assert_close(operator.product(v).cpu().double(), exact.sum(1), rtol=accuracy, atol=accuracy * float(exact.trace()))
 
@@ -260,7 +237,7 @@ def test_small_noise_on_a_large_mean_is_not_lost_in_float32():
     # gradients 1 + 1e-3 x: the difference of second moments would keep 1e-7/1e-6 of it, a tenth
     landscape = LinearRegression(torch.ones(50, 3), 1 + 1e-3 * draws(14)(50).float())
     theta = torch.zeros(3)
-    exact = covariance(landscape, theta.double())
+    exact = dense_covariance(landscape, theta.double())
     operator = noise_covariance(landscape, theta, block=7)
     for found in (operator.dense(), operator.products(torch.eye(3)).double()):
         assert_close(found, exact, rtol=2e-3, atol=0)

@@ -21,11 +21,7 @@ from landscapes.noise.spectrum import noise_spectrum
 from landscapes.noise.tails import batch_kurtosis, gaussian_norms, hill_index, random_directions, tail_check
 from nets import MLP, NetworkLandscape
 from tests.landscapes.dense import rotation, symmetric
-
-
-def draws(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+from tests.tensors import draws
 
 
 def regression(n=40, d=12, seed=0):

@@ -23,6 +23,7 @@ from landscapes.noise.surrogates import (
 )
 from landscapes.noise.variance_reduced import VarianceReducedNoise
 from nets import MLP, NetworkLandscape, cross_entropy
+from tests.landscapes.noise.sums import differenced_ito
 
 D = 3
 
@@ -63,15 +64,6 @@ NOISES = WRAPPED | {
 }
 noises = pytest.mark.parametrize("name", NOISES)
 wrapped = pytest.mark.parametrize("name", WRAPPED)
-
-
-def differenced_ito(noise, theta, step=1e-5):
-    """½ Σ_j (∂σ_j)σ_j of one θ by central differences of each column along itself."""
-    total = torch.zeros_like(theta)
-    for j, column in enumerate(noise.columns(theta)):
-        ahead, behind = noise.columns(theta + step * column)[j], noise.columns(theta - step * column)[j]
-        total = total + (ahead - behind) / (2 * step)
-    return total / 2
 
 
 def trace_of(matrix):

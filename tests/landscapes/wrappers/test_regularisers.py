@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -15,14 +15,12 @@ from landscapes.noise import covariance_trace
 from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePenalty
 from landscapes.wrappers.modified_losses import LandscapeSum, random_partition_loss, replacement_loss, reshuffling_loss
 from nets import MLP, NetworkLandscape
+from tests.examples import few
+from tests.tensors import draw
 
 EVEN = torch.tensor([[0, 4], [1, 5], [2, 3]])
 RAGGED = (torch.tensor([5, 0, 2, 1]), torch.tensor([4, 3]))
 SINGLES = torch.arange(6)[:, None]
-
-
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def quadratics():
@@ -110,15 +108,16 @@ def test_derivatives_equal_those_of_the_loss_written_out(name):
     landscape, written = CASES[name]()
     theta, u, v = (at(landscape, seed, 2) for seed in (5, 6, 7))
     point, gradient = landscape.expand(theta), torch.func.grad(written)
+    loss, grad, product, cubic = point.loss, point.grad, point.hvp(v), point.third(u, v)
     for k, x in enumerate(theta):
-        assert_close(point.loss[k], written(x), rtol=1e-10, atol=1e-10)
-        assert_close(point.grad[k], gradient(x), rtol=1e-9, atol=1e-9)
-        assert_close(point.hvp(v)[k], slope(gradient, v[k])(x), rtol=1e-9, atol=1e-8)
-        assert_close(point.third(u, v)[k], slope(slope(gradient, u[k]), v[k])(x), rtol=1e-8, atol=1e-7)
+        assert_close(loss[k], written(x), rtol=1e-10, atol=1e-10)
+        assert_close(grad[k], gradient(x), rtol=1e-9, atol=1e-9)
+        assert_close(product[k], slope(gradient, v[k])(x), rtol=1e-9, atol=1e-8)
+        assert_close(cubic[k], slope(slope(gradient, u[k]), v[k])(x), rtol=1e-8, atol=1e-7)
     assert_close(point.hessian()[0], torch.func.jacfwd(gradient)(theta[0]), rtol=1e-9, atol=1e-8)
-    assert_close(landscape.loss(theta), point.loss)
-    assert_close(landscape.grad(theta), point.grad)
-    for tensor in (point.loss, point.grad, point.hvp(v), point.third(u, v), landscape.loss(theta)):
+    assert_close(landscape.loss(theta), loss)
+    assert_close(landscape.grad(theta), grad)
+    for tensor in (loss, grad, product, cubic, landscape.loss(theta)):
         assert not tensor.requires_grad
 
 
@@ -139,7 +138,7 @@ def test_slopes_along_directions_give_higher_derivatives(name):
 
 
 @cases
-@settings(max_examples=5)
+@few(5)
 @given(seed=st.integers(0, 2**20))
 def test_products_are_symmetric_and_linear(name, seed):
     landscape, _ = CASES[name]()
