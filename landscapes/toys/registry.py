@@ -1,4 +1,4 @@
-r"""The closed-form toys by name, each with the parameters that scripts and tests start from."""
+r"""The closed-form toys by name, with the default parameters of scripts and tests."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ LANDSCAPES: dict[str, Callable[[], Toy]] = {
     ),
     "catapult": CatapultModel,
 }
-"""Toys by name; the quadratic is that of Rosca et al. 2023 (arXiv 2302.01952)."""
+"""Toys by name; the quadratic is from Rosca et al. 2023 (arXiv 2302.01952)."""
