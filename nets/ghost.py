@@ -85,7 +85,7 @@ class GhostBatchLandscape(NetworkLandscape):
         return few
 
     def restrict(self, index: Tensor) -> GhostBatchLandscape:
-        """The sum of the ghost batches in a 1-D ``index``."""
+        """The mean over the ghost batches in a 1-D ``index``."""
         fewer = cast(GhostBatchLandscape, super().restrict(index))
         fewer.ghost_batches = self.ghost_batches[index.cpu()]
         return fewer

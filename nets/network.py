@@ -232,7 +232,7 @@ class NetworkLandscape(NetworkOutputs):
         return torch.stack([gradient(field, theta) for field in ones])
 
     def restrict(self, index: Tensor) -> NetworkLandscape:
-        """The sum of the examples in a 1-D ``index``: the same network on the selected tensors."""
+        """The mean over the examples in a 1-D ``index``: the same network on the selected tensors."""
         check_index(index, self.size)
         if index.ndim != 1:
             raise ValueError(f"index must have shape (m,), got {tuple(index.shape)}")

@@ -41,7 +41,7 @@ class BarrierValley(Planar):
     """w, the width of the barriers across the valley."""
 
     def __post_init__(self) -> None:
-        """Check that all are positive, and that the loss is convex across the valley at the barriers."""
+        """Check that all are positive, and that the floor is a minimum across the valley everywhere."""
         for name in ("across", "along", "amplitude", "frequency", "width"):
             check_positive(name, getattr(self, name))
         most = self.across * self.width**2 / 2
@@ -88,7 +88,7 @@ class BarrierValley(Planar):
 
     @property
     def window(self) -> Window:
-        """Half a barrier beyond the last critical point that is possible, and the start."""
+        """Half a period beyond the last possible critical point and the start."""
         edge = max(self.start[0], self.amplitude * self.frequency / self.along) + math.pi / self.frequency
         return (-edge, edge), (-1.2 * self.start[1], 1.2 * self.start[1])
 

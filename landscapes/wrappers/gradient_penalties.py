@@ -313,8 +313,8 @@ class GradientPenaltySum(GradientPenalty, PenalisedSum):
 class VariancePenalty(PenalisedSum):
     r"""f(θ) + (c/m) Σ_k ‖∇f_k(θ) − ḡ(θ)‖² + a ‖ḡ(θ)‖², f_k the mean over batch k and ḡ = (1/m) Σ_k ∇f_k.
 
-    ``batches``: an index tensor (m, b), or 1-D index tensors of any lengths, such as ``torch.arange(N).split(b)``; c =
-    ``coefficient`` and a = ``mean_coefficient`` are any finite real numbers. Batches have equal weights in ḡ, which
+    ``batches``: an index tensor (m, b), or 1-D index tensors of any lengths, such as ``torch.arange(N).split(b)``.
+    c = ``coefficient`` and a = ``mean_coefficient`` are any finite real numbers. Batches have equal weights in ḡ, which
     therefore differs from ∇f if the last batch is short. For batches of one example, ``torch.arange(N)[:, None]``, the
     variance is tr D(θ), and κ tr D that of batches of b drawn without replacement, κ = (N − b)/(b (N − 1)), or with
     replacement, κ = 1/b. The penalty's gradient is (2/m) Σ_k H_k (c (∇f_k − ḡ) + a ḡ).

@@ -133,7 +133,7 @@ class LandscapeSum(FiniteSum):
         return release(torch.einsum("...n,...nd->...d", w, self.example_grads(theta)), theta)
 
     def restrict(self, index: Tensor) -> LandscapeSum:
-        """The sum of the landscapes in a 1-D ``index``."""
+        """The mean over the landscapes in a 1-D ``index``."""
         check_index(index, self.size)
         if index.ndim != 1:
             raise ValueError(f"index must have shape (m,), got {tuple(index.shape)}")
@@ -196,9 +196,9 @@ def reshuffling_loss(landscape: FiniteSum, h: float, batches: Batches) -> Landsc
 def random_partition_loss(landscape: FiniteSum, h: float, batch_size: int) -> VariancePenalty:
     r"""f + (h/4) (‖∇f‖² + κ tr D), κ = (N − b)/(b (N − 1)) if b divides N: epochs of SGD with new permutations.
 
-    The mean of ``reshuffling_loss`` over all partitions into batches of b = ``batch_size``. If the last batch has b' <
-    b examples, κ is the mean over the m = ⌈N/b⌉ steps minus (1 − b'/b)² κ(b')/m: the mean of the steps then depends on
-    the partition and differs from ∇f by (1 − b'/b)/m times the deviation of the short batch. One-epoch error of the
+    The mean of ``reshuffling_loss`` over all partitions into batches of b = ``batch_size``. With b' < b examples in
+    the last batch κ is the mean over the m = ⌈N/b⌉ steps minus (1 − b'/b)² κ(b')/m: the mean of the steps then depends
+    on the partition and differs from ∇f by (1 − b'/b)/m times the deviation of the short batch. One-epoch error of the
     mean over all permutations O(h³).
 
     A gradient costs two gradients and an HVP, one example at a time (see ``VariancePenalty``). Raises TypeError or
