@@ -39,7 +39,7 @@ class Examples:
             yield place, self.select(place if index is None else index[place])
 
 
-def check_examples(
+def examples_of(
     inputs: Tensor | tuple[Tensor, ...], targets: Tensor, dtype: torch.dtype, device: torch.device
 ) -> Examples:
     """Examples with floating tensors cast to ``dtype``, all on ``device``; raise unless their lengths agree."""

@@ -125,7 +125,7 @@ def check_module(module: nn.Module) -> None:
         raise ValueError(f"module must be on one device, got {sorted(map(str, devices))}; use .to(device)")
 
 
-def check_draws_nothing(call: Callable[[], Tensor], device: torch.device) -> Tensor:
+def deterministic_result(call: Callable[[], Tensor], device: torch.device) -> Tensor:
     """The result of ``call``; restore torch's generators and raise if it drew from them."""
     before = _generator_states(device)
     try:

@@ -20,8 +20,8 @@ from landscapes.expansion import AutogradExpansion, Expansion
 from nets.chunked import ChunkedExpansion, each_member, total
 from nets.derivatives import CheckedExpansion, DerivativeCheck
 from nets.differences import smoothness_of
-from nets.examples import Examples, check_examples
-from nets.functional import ModuleFunction, check_draws_nothing, check_recomputes_nothing
+from nets.examples import Examples, examples_of
+from nets.functional import ModuleFunction, check_recomputes_nothing, deterministic_result
 from nets.losses import LOSSES
 from nets.observed import observe, uses_attention
 from nets.outputs import LossFunction, NetworkOutputs
@@ -69,7 +69,7 @@ class NetworkLandscape(NetworkOutputs):
         self.loss_fn = loss_fn
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size)
         self._function = ModuleFunction(module)
-        self._examples = check_examples(inputs, targets, self._function.dtype, self._function.device)
+        self._examples = examples_of(inputs, targets, self._function.dtype, self._function.device)
         self._repeatable: set[tuple[bool, ...]] = {self._function.mode()}  # _probe checks the current one
         self._check_mode()
         ours = any(loss_fn is known for known in LOSSES.values())
@@ -317,7 +317,7 @@ class NetworkLandscape(NetworkOutputs):
             return self._forward(theta, self._first_examples(PROBES)._examples)
 
         with torch.no_grad():
-            once, again = check_draws_nothing(forward, self._function.device), forward()
+            once, again = deterministic_result(forward, self._function.device), forward()
         # kernels with a varying order of summation differ by rounding; equal_nan, as the loss may be NaN at theta0
         if not torch.allclose(once, again, rtol=torch.finfo(theta.dtype).eps ** 0.5, equal_nan=True):
             raise UnsupportedError(
