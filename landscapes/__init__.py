@@ -1,4 +1,4 @@
-"""Landscapes: what is descended, a loss and its derivatives."""
+"""Landscapes: loss functions and their derivatives."""
 
 from landscapes.errors import NotHolomorphicError, SmoothnessWarning, UnsupportedError
 from landscapes.expansion import Expansion

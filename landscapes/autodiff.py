@@ -1,11 +1,11 @@
 r"""Derivatives by automatic differentiation, batched, real or holomorphic.
 
-A field is a function of θ (..., d) whose batch members do not interact, so the gradient of its sum over the batch
-is the batch of gradients. torch returns the conjugate of a holomorphic derivative, hence the conjugations here: with
-them every product is bilinear (uᵀHv, never uᴴHv).
+A field is a function of θ (..., d) whose batch members do not interact, so the gradient of its sum over the batch is
+the batch of gradients. torch returns the conjugate of a holomorphic derivative; the conjugations below undo this, so
+that every product is bilinear (uᵀHv, not uᴴHv).
 
-Second and third products are reverse over reverse: forward mode through fused normalisation layers is silently wrong
-at second order.
+Second and third products use reverse over reverse mode: forward mode through fused normalisation layers gives wrong
+second derivatives without an error.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from landscapes.errors import UnsupportedError
 Field = Callable[[Tensor], Tensor]
 
 
-def transforming() -> bool:
+def inside_transform() -> bool:
     """True inside a torch.func transform (vmap, jvp, grad, ...), where torch.autograd.grad must not be called."""
     return torch._C._are_functorch_transforms_active()
 
 
 def conjugate(tensor: Tensor) -> Tensor:
-    """Complex conjugate with the lazy bit resolved; the tensor itself where it is real."""
+    """Complex conjugate with the lazy bit resolved; the tensor itself if it is real."""
     return tensor.conj().resolve_conj() if tensor.is_complex() else tensor
 
 
@@ -36,20 +36,22 @@ def wants_graph(theta: Tensor) -> bool:
 
 
 def refuse_inference() -> None:
-    """Raise under torch.inference_mode(), where every derivative would silently be zero."""
+    """Raise under torch.inference_mode(), where every derivative would be zero without an error."""
     if torch.is_inference_mode_enabled():
-        raise UnsupportedError("derivatives cannot be had under torch.inference_mode(); use torch.no_grad() there")
+        raise UnsupportedError(
+            "derivatives are not available under torch.inference_mode(); use torch.no_grad() instead"
+        )
 
 
 def release(result: Tensor, theta: Tensor) -> Tensor:
-    """``result`` without the graph that v or the weights may carry, where θ itself asks for none."""
-    return result if wants_graph(theta) or transforming() else result.detach()
+    """``result``, detached from the graph that v or the weights may carry unless θ requires grad."""
+    return result if wants_graph(theta) or inside_transform() else result.detach()
 
 
 def gradient(field: Field, theta: Tensor) -> Tensor:
     """Holomorphic derivative of a scalar field (...,) at θ (..., d); attached to θ only where θ requires grad."""
     refuse_inference()
-    if transforming():
+    if inside_transform():  # torch.autograd.grad is not valid on functorch's wrapped tensors
         value, pullback = torch.func.vjp(field, theta)  # type: ignore[misc]  # stubs know the has_aux form only
         return conjugate(pullback(torch.ones_like(value))[0])
     attached = wants_graph(theta)
@@ -65,6 +67,7 @@ def transposed_product(
     refuse_inference()
     if not output.requires_grad:
         return torch.zeros_like(leaf)
+    # torch conjugates both the cotangent and the product: undoing both leaves Jᵀ in place of Jᴴ
     weights = torch.ones_like(output) if cotangent is None else conjugate(cotangent)
     (product,) = torch.autograd.grad(
         output, leaf, weights, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True

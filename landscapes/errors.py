@@ -1,7 +1,7 @@
-"""Errors and argument checks shared by every floor of the house.
+"""Errors and argument checks shared by all packages.
 
-All of them are ``ValueError`` or ``TypeError`` (or subclasses), raised at the boundary, and name the argument,
-what was given and what is accepted.
+Errors are ``ValueError`` or ``TypeError`` (or subclasses), raised where arguments enter; the message names the
+argument, the value given and the values accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class UnsupportedError(TypeError):
-    """The operation is well formed but this landscape or flow cannot do it; the text says what to use instead."""
+    """The operation is valid but this landscape or flow does not support it; the message names an alternative."""
 
 
 class NotHolomorphicError(UnsupportedError):
@@ -27,14 +27,14 @@ class SmoothnessWarning(UserWarning):
     """A flow takes derivatives of a higher order than the landscape is known to have."""
 
 
-OURS = ("landscapes", "nets", "flows")
-"""The packages of this house."""
+PACKAGES = ("landscapes", "nets", "flows")
+"""The packages of this project."""
 
 
 def callers_level() -> int:
-    """``stacklevel``, for a warning given where this is called, of the innermost line outside our packages."""
+    """``stacklevel`` that attributes a warning raised by the caller to the innermost line outside our packages."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PACKAGES:
         frame, level = frame.f_back, level + 1
     return level
 

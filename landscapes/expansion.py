@@ -1,4 +1,4 @@
-r"""One state's loss, gradient and products, sharing one forward pass: what ``Landscape.expand`` returns."""
+r"""Loss, gradient and products at one θ from one forward pass: the results of ``Landscape.expand``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor
 
-from landscapes.autodiff import Field, release, transforming, transposed_product, wants_graph
+from landscapes.autodiff import Field, inside_transform, release, transposed_product, wants_graph
 from landscapes.errors import UnsupportedError, check_float_tensor
 
 
@@ -25,20 +25,20 @@ def basis_products(product: Field, theta: Tensor) -> Tensor:
 
 
 def spread(theta: Tensor, rows: Tensor) -> Tensor:
-    """θ (..., d) with the leading dimensions of ``rows`` (..., m) broadcast in: a row for each member."""
+    """θ (..., d) with its leading dimensions broadcast with those of ``rows`` (..., m)."""
     if theta.shape[:-1] == rows.shape[:-1]:  # torch's broadcast_shapes takes longer than a product of small tensors
         return theta
     return theta.expand(*torch.broadcast_shapes(theta.shape[:-1], rows.shape[:-1]), theta.shape[-1])
 
 
 class Expansion(ABC):
-    r"""The landscape seen from one point θ (..., d): loss, gradient and products with its higher derivatives.
+    r"""Loss, gradient and products with higher derivatives of a landscape at one point θ (..., d).
 
     Shapes: ``loss`` (...,), ``grad`` (..., d), ``hvp(v)`` = H v, ``third(u, v)`` = D³f[u, v] = ∇(uᵀHv) with u and v
     frozen, ``hessian()`` (..., d, d). u and v have θ's shape.
 
-    ``along(w)`` is the expansion of θ ↦ ∇f(θ)ᵀw with w frozen, which gives derivatives of any order: its gradient is
-    Hw, its products are D³f[w, v]; ``along(w).along(x)`` has the gradient D³f[w, x] and the products D⁴f[w, x, v].
+    ``along(w)`` is the expansion of θ ↦ ∇f(θ)ᵀw with w frozen, and gives derivatives of any order: its gradient is Hw,
+    its products are D³f[w, v]; ``along(w).along(x)`` has the gradient D³f[w, x] and the products D⁴f[w, x, v].
 
     Directions are constants of every product. Where θ requires grad they may depend on it, as the gradient does, and
     results carry the graph of both.
@@ -65,10 +65,10 @@ class Expansion(ABC):
         """D³f[u, v], shape (..., d)."""
 
     def along(self, w: Tensor) -> Expansion:
-        """The expansion at θ of the slope ∇fᵀw, w (..., d) frozen; what depends on w alone is computed once.
+        """The expansion at θ of the slope ∇fᵀw, w (..., d) frozen; terms that depend on w alone are computed once.
 
-        Free until it is read. An expansion that does not define it has no derivatives above the third: slopes made by
-        this default read f's products, and raise UnsupportedError beyond them.
+        Nothing is computed before a result is read. This default uses the products of f, and raises UnsupportedError
+        for derivatives above the third.
         """
         return SlopeExpansion(self, w)
 
@@ -89,7 +89,7 @@ class Expansion(ABC):
 
 
 class SlopeExpansion(Expansion):
-    """Expansion of θ ↦ ∇f(θ)ᵀw from the products of f's expansion; a subclass that knows more gives ``third``."""
+    """Expansion of θ ↦ ∇f(θ)ᵀw by f's products; a subclass with higher derivatives overrides ``third``."""
 
     def __init__(self, parent: Expansion, w: Tensor):
         self.theta = parent.theta
@@ -111,7 +111,7 @@ class SlopeExpansion(Expansion):
         return self._parent.third(self._direction, v)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
-        """D⁴f[w, u, v]: UnsupportedError, as f's expansion gives no products to make it of."""
+        """Raises UnsupportedError: f's expansion has no fourth derivative."""
         origin = self._parent
         while isinstance(origin, SlopeExpansion):
             origin = origin._parent
@@ -127,14 +127,14 @@ def along_each(point: Expansion, directions: Iterable[Tensor]) -> Expansion:
 
 
 class AutogradExpansion(Expansion):
-    """Expansion of any differentiable loss: one forward pass, its graph kept for as many products as are asked.
+    """Expansion of any differentiable loss: one forward pass, its graph kept for all products.
 
-    Slopes add one backward pass each to that graph. Where θ requires grad, a slope along a vector with a graph of its
-    own takes a forward pass of its own, so that the vector is a constant of its products.
+    Each slope adds one backward pass to that graph. If θ and the direction both require grad, the slope repeats the
+    forward pass, so that its products treat the direction as a constant.
     """
 
     def __init__(self, field: Field, theta: Tensor):
-        if transforming():
+        if inside_transform():
             raise UnsupportedError(
                 "expand, hvp, third and hessian cannot be called inside a torch.func transform; "
                 "use loss or grad there, or differentiate grad with the transform"
@@ -142,7 +142,7 @@ class AutogradExpansion(Expansion):
         self.theta = theta
         self._field = field
         self._attached = wants_graph(theta)
-        # An alias of θ: what directions owe to θ does not pass through it, so products do not differentiate them.
+        # An alias of θ: the graph of a direction leads to θ and not to the alias, so products do not differentiate it.
         self._leaf = theta.view_as(theta) if self._attached else theta.detach().requires_grad_()
 
     @cached_property
@@ -152,17 +152,17 @@ class AutogradExpansion(Expansion):
 
     @cached_property
     def _grad(self) -> Tensor:
-        return self._transposed(self._loss, None, create_graph=True)
+        return self._transposed_product(self._loss, None, create_graph=True)
 
-    def _transposed(self, output: Tensor, cotangent: Tensor | None, create_graph: bool) -> Tensor:
+    def _transposed_product(self, output: Tensor, cotangent: Tensor | None, create_graph: bool) -> Tensor:
         with torch.enable_grad():
             return transposed_product(output, self._leaf, cotangent, create_graph, retain_graph=True)
 
     def _release(self, tensor: Tensor) -> Tensor:
         return tensor if self._attached else tensor.detach()
 
-    def _afresh(self) -> AutogradExpansion:
-        """The same expansion on an alias of its own."""
+    def _with_new_leaf(self) -> AutogradExpansion:
+        """The same expansion on a new alias of θ."""
         return AutogradExpansion(self._field, self.theta)
 
     @property
@@ -178,7 +178,7 @@ class AutogradExpansion(Expansion):
     def hvp(self, v: Tensor) -> Tensor:
         """H v by one backward pass through the kept gradient graph."""
         self.check_vector("v", v)
-        return self._release(self._transposed(self._grad, v, self._attached))
+        return self._release(self._transposed_product(self._grad, v, self._attached))
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         """D³f[u, v] by two backward passes through the kept gradient graph."""
@@ -191,11 +191,11 @@ class AutogradExpansion(Expansion):
         self.check_vector("w", w)
         if not w.requires_grad:
             return AutogradSlope(self, w)
-        return AutogradSlope(self._afresh(), w) if self._attached else AutogradSlope(self, w.detach())
+        return AutogradSlope(self._with_new_leaf(), w) if self._attached else AutogradSlope(self, w.detach())
 
 
 class AutogradSlope(AutogradExpansion):
-    """Expansion of θ ↦ ∇f(θ)ᵀw on the graph of f's: reverse mode once more."""
+    """Expansion of θ ↦ ∇f(θ)ᵀw on the graph of f's expansion, by one more reverse pass."""
 
     def __init__(self, parent: AutogradExpansion, w: Tensor):
         self.theta = parent.theta
@@ -211,7 +211,7 @@ class AutogradSlope(AutogradExpansion):
 
     @cached_property
     def _grad(self) -> Tensor:
-        return self._transposed(self._parent._grad, self._direction, create_graph=True)
+        return self._transposed_product(self._parent._grad, self._direction, create_graph=True)
 
-    def _afresh(self) -> AutogradExpansion:
-        return AutogradSlope(self._parent._afresh(), self._direction)
+    def _with_new_leaf(self) -> AutogradExpansion:
+        return AutogradSlope(self._parent._with_new_leaf(), self._direction)

@@ -1,4 +1,4 @@
-r"""Sums of square losses that know their labels: how the gradient changes with what the outputs are held against.
+r"""Sums of square losses with known labels: the derivative of the gradient with respect to the labels.
 
 For f_i(θ) = ½ ‖m_i(θ) − y_i‖², with outputs m_i and labels y_i in R^C, the mixed derivative ∂²f_i/∂θ∂y_i is −J_iᵀ,
 J_i = ∂m_i/∂θ (C, d): exact, not a linearisation, as the gradient is affine in the labels.
@@ -20,8 +20,8 @@ from landscapes.wrappers.regularised import RegularisedSum
 class LabelledSum(FiniteSum):
     r"""A finite sum of square losses f_i = ½ ‖m_i(θ) − y_i‖², y_i in R^C.
 
-    A subclass gives ``label_size``, ``label_product`` and ``label_grads``. It may raise UnsupportedError from
-    ``label_size`` where its loss turns out not to be a square.
+    A subclass gives ``label_size``, ``label_product`` and ``label_grads``. ``label_size`` raises UnsupportedError if
+    the loss is not a square.
     """
 
     @property
@@ -38,7 +38,7 @@ class LabelledSum(FiniteSum):
     def label_product(self, theta: Tensor, cotangent: Tensor) -> Tensor:
         """Σ_i (∂²f_i/∂θ∂y_i) c_i = −Σ_i J_iᵀ c_i, shape (..., d), in one backward pass.
 
-        ``cotangent`` (..., N·C): the C numbers of each example one after another.
+        ``cotangent`` (..., N·C): C consecutive numbers for each example.
         """
 
     @abstractmethod
@@ -59,7 +59,7 @@ class LabelledSum(FiniteSum):
 
 @final
 class CountedLabels(CountedSum, LabelledSum):
-    """A labelled sum that counts: a product over all labels is one grad, C products an example C/N of one."""
+    """A labelled sum with counts: a product over all labels is one grad, C products of one example are C/N of one."""
 
     @property
     def label_size(self) -> int:
@@ -68,7 +68,7 @@ class CountedLabels(CountedSum, LabelledSum):
 
     @property
     def linear(self) -> bool:
-        """Whether the outputs are linear in θ: the wrapped sum's answer."""
+        """Whether the outputs of the wrapped sum are linear in θ."""
         return self.landscape.linear
 
     def label_product(self, theta: Tensor, cotangent: Tensor) -> Tensor:
@@ -82,20 +82,20 @@ class CountedLabels(CountedSum, LabelledSum):
         return self.landscape.label_grads(theta, index)
 
 
-def labelled(landscape: Landscape) -> LabelledSum:
-    """The landscape's labels, seen through Regularised (a penalty has none) and Counted (into the same counts).
+def labelled_sum_of(landscape: Landscape) -> LabelledSum:
+    """The labelled sum in a landscape, also inside Regularised (penalties have no labels) or Counted (same counts).
 
-    Raises UnsupportedError for a landscape that is not a sum of square losses, or does not know its labels.
+    Raises UnsupportedError for a landscape that is not a sum of square losses with known labels.
     """
     if isinstance(landscape, RegularisedSum):
-        return labelled(landscape.landscape)
+        return labelled_sum_of(landscape.landscape)
     if isinstance(landscape, LabelledSum):
-        check_count("label_size", landscape.label_size)  # which a network refuses for other losses
+        check_count("label_size", landscape.label_size)  # a network raises here for other losses
         return landscape
     if isinstance(landscape, CountedSum):
-        return CountedLabels(labelled(landscape.landscape), landscape.counts, landscape.unit)
+        return CountedLabels(labelled_sum_of(landscape.landscape), landscape.counts, landscape.unit)
     raise UnsupportedError(
-        f"{type(landscape).__name__} does not know its labels: label noise is for square losses, LinearRegression or "
+        f"{type(landscape).__name__} has no known labels: label noise needs square losses, LinearRegression or "
         "NetworkLandscape with nets.square_loss, plain or in Regularised; for another noise use MinibatchNoise or "
         "AnalyticNoise"
     )

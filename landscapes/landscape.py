@@ -1,13 +1,13 @@
-r"""What is descended: a loss f: R^d → R and its derivatives at flat parameters θ of shape (..., d).
+r"""A loss f: R^d → R and its derivatives at flat parameters θ of shape (..., d).
 
-A ``Landscape`` states a loss; ``Expansion`` gives everything at one point from one forward pass; a ``FiniteSum`` also
-knows its examples. Toys and networks are the same thing to a flow. Leading dimensions are batched: members never
-interact. dtype and device are those of θ. Derivatives have any order: the slope of f along a vector is a field with an
-expansion of its own.
+A ``Landscape`` defines a loss; an ``Expansion`` gives loss, gradient and products at one point from one forward pass; a
+``FiniteSum`` is a mean over examples. Toys and networks share this interface. Leading dimensions are batched: members
+never interact. dtype and device are those of θ. Derivatives of any order are available, as the slope of f along a
+vector has an expansion again.
 
-Complex θ is accepted where the loss is holomorphic: ``grad`` is the holomorphic derivative and products are bilinear.
-Results carry no autograd graph unless θ requires grad or the call stands inside a torch.func transform, where ``loss``
-and ``grad`` may be used and ``expand`` may not.
+Complex θ is accepted if the loss is holomorphic: ``grad`` is the holomorphic derivative and products are bilinear.
+Results carry no autograd graph unless θ requires grad or the call is inside a torch.func transform, where ``loss`` and
+``grad`` are available and ``expand`` is not.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Landscape(ABC):
     r"""A loss f: R^d → R on flat parameters θ of shape (..., d), leading dimensions batched.
 
     A subclass gives ``dimension`` and ``loss``; derivatives follow by automatic differentiation. Closed forms override
-    ``grad`` and ``expand``. ``holomorphic`` says whether the loss accepts complex θ.
+    ``grad`` and ``expand``. ``holomorphic``: whether the loss accepts complex θ.
     """
 
     holomorphic: bool = False
 
     @property
     def smoothness(self) -> float:
-        """k where f is known to have k continuous derivatives: math.inf, unless kinks are known."""
+        """k, the number of continuous derivatives of f: math.inf unless kinks are known."""
         return math.inf
 
     @property
@@ -70,11 +70,11 @@ class Landscape(ABC):
         return self.expand(theta).third(u, v)
 
     def hessian(self, theta: Tensor) -> Tensor:
-        """H(θ), shape (..., d, d); d Hessian-vector products where there is no closed form."""
+        """H(θ), shape (..., d, d); d Hessian-vector products if there is no closed form."""
         return self.expand(theta).hessian()
 
     def check(self, theta: Tensor) -> Tensor:
-        """Return θ; raise unless it is a floating tensor (..., d), complex only where the loss is holomorphic."""
+        """Return θ; raise unless it is a floating tensor (..., d), complex only if the loss is holomorphic."""
         check_float_tensor("theta", theta)
         if theta.ndim == 0 or theta.shape[-1] != self.dimension:
             raise ValueError(f"theta must have shape (..., {self.dimension}), got {tuple(theta.shape)}")
@@ -90,7 +90,7 @@ class FiniteSum(Landscape):
     r"""A loss that is a mean over examples, f = (1/N) Σ_i f_i.
 
     A subclass gives ``dimension``, ``size`` and ``losses``. ``index`` selects examples: shape (m,) shared by the batch,
-    or (..., m) with a selection for each member.
+    or (..., m) with one selection for each member.
     """
 
     @property
@@ -100,7 +100,7 @@ class FiniteSum(Landscape):
 
     @abstractmethod
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """f_i(θ) of the examples, shape (..., m); all N without an index."""
+        """f_i(θ) of the examples, shape (..., m); all N if the index is None."""
 
     def loss(self, theta: Tensor) -> Tensor:
         """(1/N) Σ_i f_i(θ), shape (...,)."""
@@ -128,7 +128,7 @@ class FiniteSum(Landscape):
         return gradient(lambda x: self.losses(x, each).squeeze(-1), copies)
 
     def restrict(self, index: Tensor) -> FiniteSum:
-        """The mean over the examples named by a 1-D ``index``, as a finite sum of its own."""
+        """The finite sum of the examples in a 1-D ``index``."""
         return Restricted(self, index)
 
     def check_weights(self, weights: Tensor) -> Tensor:
@@ -151,12 +151,12 @@ class Restricted(FiniteSum):
 
     @property
     def holomorphic(self) -> bool:  # type: ignore[override]
-        """Whether complex θ is accepted: the parent's answer."""
+        """Whether the parent accepts complex θ."""
         return self.parent.holomorphic
 
     @property
     def smoothness(self) -> float:
-        """How many continuous derivatives there are: the parent's answer."""
+        """The number of continuous derivatives of the parent."""
         return self.parent.smoothness
 
     @property
@@ -174,9 +174,9 @@ class Restricted(FiniteSum):
 
 
 def warn_smoothness(landscape: Landscape, order: int, who: str) -> None:
-    """Warn where ``who`` takes derivatives of an order that the landscape's kinks forbid; gradients are always fine.
+    """Warn if ``who`` takes derivatives of a higher order than the landscape has; gradients never warn.
 
-    Attributed to the line that called into our packages, so that Python shows it once for each such line.
+    The warning is attributed to the line that called into our packages, so that Python shows it once for each line.
     """
     smoothness = landscape.smoothness
     if order > max(smoothness, 1):
@@ -194,14 +194,14 @@ def check_finite_sum(landscape: Landscape) -> FiniteSum:
     """Return ``landscape``; raise unless it is a finite sum."""
     if not isinstance(landscape, FiniteSum):
         raise TypeError(
-            f"landscape must be a FiniteSum, which knows its examples, got {type(landscape).__name__}; a loss without "
+            f"landscape must be a FiniteSum, a mean over examples, got {type(landscape).__name__}; a loss without "
             "examples has no batches: use GradientDescent, GradientPenalty or ModifiedFlow, or AnalyticNoise"
         )
     return landscape
 
 
 def check_landscape(landscape: Landscape) -> Landscape:
-    """Return ``landscape``; raise unless it is one."""
+    """Return ``landscape``; raise unless it is a Landscape."""
     if not isinstance(landscape, Landscape):
         raise TypeError(f"landscape must be a Landscape, got {type(landscape).__name__}")
     return landscape

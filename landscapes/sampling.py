@@ -1,4 +1,4 @@
-r"""How mini-batches of b out of N examples are drawn, and what each way means for the covariance of their gradient."""
+r"""Sampling of mini-batches of b out of N examples, and the covariance of their gradient under each scheme."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from landscapes.errors import check_choice, check_count
 
 @dataclass(frozen=True)
 class Sampling(ABC):
-    """Mini-batches of b out of N examples; each batch member draws its own."""
+    """Mini-batches of b out of N examples, drawn independently for each batch member."""
 
     size: int
     batch_size: int
 
     @abstractmethod
     def draw(self, order: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The examples (..., m) of step k, and the order (..., N) that the next step takes up."""
+        """The examples (..., m) of step k, and the order (..., N) to pass to the next step."""
 
     def variance_factor(self) -> float:
         """c in Cov(g_batch) = c·D, D the centred covariance of the examples' gradients."""
@@ -34,15 +34,16 @@ class Sampling(ABC):
         return self.variance_factor()
 
     def steps_to_zero(self) -> int | None:
-        """After how many steps the noise sums to zero: those of an epoch that is reshuffled, None otherwise."""
+        """Number of steps over which the noise sums to zero: an epoch's steps if reshuffled, else None."""
         return None
 
     def first_order(self, batch: torch.Size, device: torch.device) -> Tensor:
-        """The examples in their given order, (..., N): what the first ``draw`` takes up."""
+        """The examples in their given order, (..., N): the argument of the first ``draw``."""
         return torch.arange(self.size, device=device).expand(*batch, -1)
 
     def permutation(self, order: Tensor, generator: torch.Generator) -> Tensor:
         """A uniform permutation (..., N) for each batch member."""
+        # sorting uniforms batches, which torch.randperm does not; float64, as ties of float32 would bias the order
         return torch.rand(order.shape, generator=generator, device=order.device, dtype=torch.float64).argsort(dim=-1)
 
 
@@ -73,7 +74,7 @@ class Subset(Sampling):
 @final
 @dataclass(frozen=True)
 class Epoch(Sampling):
-    """A reshuffled pass over all examples; the last batch of an epoch is short where b does not divide N.
+    """A reshuffled pass over all examples; the last batch of an epoch is smaller if b does not divide N.
 
     One step has a subset's covariance cD. Over an epoch of m = N/b steps the noise sums to zero: two of its steps have
     the covariance −cD/(m − 1), that of independent increments of covariance cD·m/(m − 1) less their mean.
@@ -86,22 +87,22 @@ class Epoch(Sampling):
         return order[..., place * self.batch_size : (place + 1) * self.batch_size], order
 
     def diffusion_factor(self) -> float:
-        """c·m/(m − 1) = N/((N − 1) b), before the mean over the epoch is taken off; zero for the full batch."""
+        """c·m/(m − 1) = N/((N − 1) b), before the mean over the epoch is subtracted; zero for the full batch."""
         return 0.0 if self.batch_size == self.size else self.size / (self.size - 1) / self.batch_size
 
     def steps_to_zero(self) -> int | None:
-        """m = N/b. Raises ValueError where b does not divide N: the last step's noise is then another."""
+        """m = N/b. Raises ValueError if b does not divide N: the noise of the last step then differs."""
         if self.size % self.batch_size:
             raise ValueError(
                 f"batch_size must divide the {self.size} examples for sampling='epoch' in continuous time, got "
-                f"{self.batch_size}: the last batch of an epoch would have noise of another size; drop examples with "
+                f"{self.batch_size}: the noise of the last batch of an epoch would differ; drop examples with "
                 "restrict, or use sampling='subset'"
             )
         return self.size // self.batch_size
 
 
 SAMPLINGS: dict[str, type[Sampling]] = {"replacement": Replacement, "subset": Subset, "epoch": Epoch}
-"""The three ways of drawing mini-batches, by name."""
+"""The three sampling schemes by name."""
 
 
 def sampling_of(size: int, batch_size: int, sampling: str) -> Sampling:

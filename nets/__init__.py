@@ -13,7 +13,7 @@ from nets.architectures import (
 )
 from nets.data import Data, load_data
 from nets.datasets.errors import DataError
-from nets.datasets.variants import limited, noisy_labels, only_classes, pooled, random_labels
+from nets.datasets.variants import limit_examples, noisy_labels, only_classes, pool_images, random_labels
 from nets.derivatives import PiecewiseLinearWarning, UncheckedDerivativesWarning, WrongDerivativeError
 from nets.ghost import GhostBatchLandscape
 from nets.layers import AveragePool, BatchNorm, GroupNorm, LayerNorm
@@ -45,11 +45,11 @@ __all__ = [
     "binary_cross_entropy",
     "build_network",
     "cross_entropy",
-    "limited",
+    "limit_examples",
     "load_data",
     "noisy_labels",
     "only_classes",
-    "pooled",
+    "pool_images",
     "random_labels",
     "square_loss",
 ]

@@ -1,8 +1,8 @@
-r"""Sums too large for one graph: f = Σ_c f_c over chunks of the examples, and θ (..., d) one member at a time.
+r"""Sums too large for one graph: f = Σ_c f_c over chunks of the examples, with θ (..., d) one member at a time.
 
-Loss, gradient and products are linear in f, so each is the sum over chunks of its own. A chunk's graph is built, used
-and dropped before the next one: memory is one chunk's, the price a forward and a backward pass with every product, and
-for the products of a slope those that its directions take.
+Loss, gradient and products are linear in f, so each is a sum over the chunks. The graph of a chunk is built, used and
+freed before the next one: memory is that of one chunk, at the cost of a forward and a backward pass for every product,
+and for products of a slope also the passes for its directions.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from landscapes.autodiff import Field, transforming, transposed_product, wants_graph
+from landscapes.autodiff import Field, inside_transform, transposed_product, wants_graph
 from landscapes.errors import UnsupportedError
 from landscapes.expansion import AutogradExpansion, Expansion, SlopeExpansion, along_each
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:
-    """Σ of at least one term, each asked for after the one before is added."""
+    """Σ of at least one term; a generator's terms are computed one at a time."""
     terms = iter(terms)
     result = next(terms)
     for term in terms:
@@ -28,7 +28,7 @@ def total(terms: Iterable[Tensor]) -> Tensor:
 
 
 def each_member(function: Callable[..., Tensor], theta: Tensor, *others: Tensor) -> Tensor:
-    """``function`` of each member: θ (..., d) and others (..., m), leading dimensions broadcast, looped over."""
+    """``function`` of each member of θ (..., d) and others (..., m), leading dimensions broadcast, in a loop."""
     rows = (theta, *others)
     if all(row.ndim == 1 for row in rows):
         return function(*rows)
@@ -42,15 +42,14 @@ def each_member(function: Callable[..., Tensor], theta: Tensor, *others: Tensor)
 
 
 class ChunkedExpansion(Expansion):
-    r"""Expansion of Σ_c f_c, each f_c a field of one member (d,) → (), that never holds more than one chunk's graph.
+    r"""Expansion of Σ_c f_c, each f_c a field of one member (d,) → (), with the graph of one chunk at a time.
 
-    Loss and gradient share a forward pass and are computed once; ``hvp``, ``third``, ``hessian`` and whatever is read
-    of slopes build each chunk's graph anew. Only where θ requires grad, so that the results carry their graph, are the
-    chunks' graphs kept.
+    Loss and gradient share a forward pass and are computed once; ``hvp``, ``third``, ``hessian`` and the results of
+    slopes rebuild each chunk's graph. If θ requires grad, results carry their graphs, and all chunks' graphs are kept.
     """
 
     def __init__(self, fields: list[Field], theta: Tensor):
-        if transforming():
+        if inside_transform():
             raise UnsupportedError(
                 "expand, hvp, third and hessian cannot be called inside a torch.func transform; "
                 "use loss or grad there, or differentiate grad with the transform"
@@ -60,7 +59,7 @@ class ChunkedExpansion(Expansion):
 
     @cached_property
     def _loss_and_grad(self) -> Tensor:
-        """Loss and gradient side by side, (..., 1 + d): one walk over the chunks gives both."""
+        """Loss and gradient in one tensor, (..., 1 + d), by one pass over the chunks."""
         return each_member(lambda x: total(loss_and_grad(field, x) for field in self._fields), self.theta)
 
     @property
@@ -74,26 +73,26 @@ class ChunkedExpansion(Expansion):
         return self._loss_and_grad[..., 1:]
 
     def hvp(self, v: Tensor) -> Tensor:
-        """Σ_c H_c v, each chunk's graph built and dropped."""
+        """Σ_c H_c v, one chunk's graph at a time."""
         self.check_vector("v", v)
         return self._walk(lambda point, w: point.hvp(w), v)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
-        """Σ_c D³f_c[u, v], each chunk's graph built and dropped."""
+        """Σ_c D³f_c[u, v], one chunk's graph at a time."""
         self.check_vector("u", u)
         self.check_vector("v", v)
         return self._walk(lambda point, a, b: point.third(a, b), u, v)
 
     def along(self, w: Tensor) -> Expansion:
-        """The slope ∇fᵀw, which builds each chunk's graph anew for whatever is read of it."""
+        """The slope ∇fᵀw, which rebuilds each chunk's graph for every result."""
         return ChunkedSlope(self, self, (), w)
 
     def hessian(self) -> Tensor:
-        """Σ_c H_c: a chunk's graph serves all d products before the next chunk's is built."""
+        """Σ_c H_c, with one graph a chunk for all d products."""
         return self._walk(lambda point: point.hessian())
 
     def _walk(self, product: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
-        """Σ_c ``product`` of the chunk's expansion and the vectors (..., d), member by member."""
+        """Σ_c ``product`` of the chunk's expansion and the vectors (..., d), for each member."""
         return each_member(
             lambda x, *rows: total(product(AutogradExpansion(f, x), *rows) for f in self._fields), self.theta, *vectors
         )
@@ -108,7 +107,7 @@ class ChunkedSlope(SlopeExpansion):
         self._directions = (*before, w)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
-        """Σ_c D^{m+3}f_c[w_1, …, w_m, u, v], each chunk's graph built and dropped."""
+        """Σ_c D^{m+3}f_c[w_1, …, w_m, u, v], one chunk's graph at a time."""
         self.check_vector("u", u)
         self.check_vector("v", v)
 
@@ -122,7 +121,7 @@ class ChunkedSlope(SlopeExpansion):
         return ChunkedSlope(self._origin, self, self._directions, w)
 
     def hessian(self) -> Tensor:
-        """Σ_c D^{m+2}f_c[w_1, …, w_m]: a chunk's graph serves all d products before the next chunk's is built."""
+        """Σ_c D^{m+2}f_c[w_1, …, w_m], with one graph a chunk for all d products."""
         return self._origin._walk(lambda point, *rows: along_each(point, rows).hessian(), *self._directions)
 
 

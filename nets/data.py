@@ -1,9 +1,8 @@
-r"""Real data sets by name, as tensors: split, limited and standardised the same way every time.
+r"""Data sets by name, as tensors: split, limited and standardised reproducibly.
 
-The split is fixed: neither ``seed`` nor ``limit`` moves an example from one part to the other. It is the official one
-where one ships with the data (for Tiny-ImageNet, whose test images have no labels, train and val). Elsewhere it is
-80/20 within each class: every fifth example of a class, in the order of the source, is a test example, a rule that no
-version of a random generator can change.
+The split is fixed: neither ``seed`` nor ``limit`` moves an example from one part to the other. It is the official
+split, if any (for Tiny-ImageNet, whose test images have no labels, train and val), else 80/20 within each class: every
+fifth example of a class, in the order of the source, is a test example, independent of random generators.
 
 On disk: "mnist" and "fashion-mnist" as idx files, plain or gz; "cifar-10" and "cifar-100" in their binary version, as
 files or in the official tar.gz; "tiny-imagenet" as a folder or in the official zip. Archives are read in place.
@@ -24,10 +23,10 @@ from nets.datasets.catalogue import CIFAR_SETS, IDX_SETS, TINY_IMAGENET
 from nets.datasets.cifar import cifar_part, find_cifar
 from nets.datasets.files import check_root
 from nets.datasets.idx import find_idx, idx_part
-from nets.datasets.parts import Data, Part, standardised
+from nets.datasets.parts import Data, Part, standardise_values
 from nets.datasets.shwartz_ziv import read_shwartz_ziv
 from nets.datasets.tiny_imagenet import find_tiny, tiny_part
-from nets.datasets.variants import balanced, blocks
+from nets.datasets.variants import balanced_indices, blocks
 
 POOLED = "-7x7"
 POOLED_SIZE = 7
@@ -35,7 +34,7 @@ POOLED_SIZE = 7
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts of a data set, each read when it is asked for."""
+    """The two parts of a data set, read on demand."""
 
     train: Callable[[], Part]
     test: Callable[[], Part]
@@ -43,7 +42,7 @@ class Split:
 
 def read_digits() -> Part:
     """1,797 handwritten digits, 8×8 pixels of 0 to 16 (Alpaydin & Kaynak 1998), from scikit-learn's wheel."""
-    from sklearn.datasets import load_digits  # here: scikit-learn is slow to import
+    from sklearn.datasets import load_digits  # imported here as scikit-learn loads slowly
 
     source = load_digits()
     return Part(torch.from_numpy(source.images)[:, None].double(), torch.from_numpy(source.target).long(), 10)
@@ -58,7 +57,7 @@ def read_breast_cancer() -> Part:
 
 
 WHEEL_SETS: dict[str, Callable[[], Part]] = {"digits": read_digits, "breast-cancer": read_breast_cancer}
-# sets that are at hand whole, and need no files
+# sets that need no files
 WHOLE_SETS: dict[str, Callable[[], Part]] = {**WHEEL_SETS, "shwartz-ziv": read_shwartz_ziv}
 
 
@@ -70,7 +69,7 @@ def idx_split(name: str, root: Path | None) -> Split:
 
 
 def pooled_split(name: str, root: Path | None) -> Split:
-    """The same averaged over blocks of 4×4 pixels to 7×7."""
+    """The images of ``idx_split`` averaged over blocks of 4×4 pixels to 7×7."""
     split = idx_split(name.removesuffix(POOLED), root)
     return Split(lambda: block_sums(split.train()), lambda: block_sums(split.test()))
 
@@ -110,19 +109,19 @@ def load_data(
     r"""The training or the test part of a data set by name: inputs (N, C, H, W) or (N, features), targets (N,).
 
     "digits", "breast-cancer" and "shwartz-ziv" need no files and take no ``root``. The others, "mnist",
-    "fashion-mnist", "mnist-7x7", "fashion-mnist-7x7", "cifar-10", "cifar-100" and "tiny-imagenet", are looked for in
-    the folder ``root`` or in the usual folders in it; without a root in the folder that THALWEG_DATA names, or the
-    system's cache, where what is missing is downloaded to. Files must have their format's structure, not the official
-    hash, which guards the download.
+    "fashion-mnist", "mnist-7x7", "fashion-mnist-7x7", "cifar-10", "cifar-100" and "tiny-imagenet", are searched for in
+    the folder ``root`` and its usual subfolders; without a root in the folder named by THALWEG_DATA, or the system's
+    cache, to which missing files are downloaded. The structure of files is checked; official hashes are checked for
+    downloads only.
 
-    ``limit`` keeps that many examples, as even over the classes as they allow, chosen by ``seed``, which does nothing
-    else; a larger limit keeps what a smaller one keeps. Examples stay in the order of the source. ``standardise``:
-    (x − mean)/std by the statistics of the whole training part, one of each a feature, for images one pair over all
-    pixels of a channel; a constant feature becomes 0. Without it, values as in the source: pixels of 0 to 255.
+    ``limit``: number of examples, balanced over the classes as far as possible and chosen by ``seed``, which has no
+    other effect; a larger limit contains the examples of a smaller one. Examples stay in the order of the source.
+    ``standardise``: (x − mean)/std with the statistics of the whole training part, one pair a feature, for images one
+    pair a channel; a constant feature becomes 0. Without it the values of the source, such as pixels of 0 to 255.
 
-    Raises ValueError for an unknown name, a root given to a set that has no use for one, a limit above N or below the
-    number of classes; TypeError for arguments of the wrong kind; DataError, a ValueError, for files that are missing,
-    damaged or out of reach, with the file and the remedy.
+    Raises ValueError for an unknown name, a root for a set without files, a limit above N or below the number of
+    classes; TypeError for arguments of the wrong type; DataError, a ValueError, for files that are missing, damaged or
+    unreachable, naming the file and the remedy.
     """
     if name not in DATA_SETS:
         raise ValueError(f"name must be one of {', '.join(map(repr, DATA_SETS))}, got {name!r}")
@@ -136,15 +135,15 @@ def load_data(
     part = split.train() if train else split.test()
     targets, values = part.targets, part.values
     if limit is not None:
-        kept = balanced(part, limit, seed)
+        kept = balanced_indices(part, limit, seed)
         targets, values = targets[kept], values[kept]
     if not standardise:
         return Data(values.to(torch.float64) * part.unit, targets, part.classes)
-    return Data(standardised(values, part.values if train else split.train().values), targets, part.classes)
+    return Data(standardise_values(values, part.values if train else split.train().values), targets, part.classes)
 
 
 def find_split(name: str, root: str | PathLike[str] | None) -> Split:
-    """The two parts of a set whose files have been found, not read."""
+    """The two parts of a set; its files are located, not read."""
     if name in FILE_SETS:
         return FILE_SETS[name](name, check_root(root))
     if root is not None:
@@ -156,18 +155,18 @@ def find_split(name: str, root: str | PathLike[str] | None) -> Split:
 
 
 def subset(whole: Part, kept: Tensor) -> Part:
-    """Some of the examples."""
+    """The examples selected by a boolean mask (N,) or indices."""
     return Part(whole.values[kept], whole.targets[kept], whole.classes, whole.unit)
 
 
 def block_sums(part: Part) -> Part:
-    """Images averaged to 7×7, as whole sums over blocks and the unit that makes them means."""
+    """Images averaged to 7×7, as integer sums over blocks with the unit that turns them into means."""
     cut = blocks(part.values, POOLED_SIZE)  # (N, C, 7, 4, 7, 4)
     return Part(cut.sum((3, 5), dtype=torch.int32), part.targets, part.classes, 1 / (cut.shape[3] * cut.shape[5]))
 
 
 def is_test(targets: Tensor) -> Tensor:
-    """Which examples are for testing, bool (N,): the third, eighth, ... of each class, a fifth to the nearest whole."""
+    """Mask (N,) of the test examples: the third, eighth, ... of each class, a fifth rounded to the nearest integer."""
     test = torch.zeros_like(targets, dtype=torch.bool)
     for label in targets.unique():
         test[(targets == label).nonzero()[2::5, 0]] = True

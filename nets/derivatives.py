@@ -1,9 +1,9 @@
-r"""Are a network's derivatives right? Asked once an order, before the first product is handed out.
+r"""Check of a network's derivatives, once for each order, before the first product is returned.
 
-torch's fused norms have silently wrong third derivatives, its weight norm second ones, and an autograd.Function of a
-user's may have anything. So at the first Hessian-vector product, and again at the first product of every higher order,
-products of a few examples in float64 are held against differences (differences.py). A network that fails is searched
-module by module, each with the inputs it saw, for the innermost one that fails on its own.
+torch's fused norms have wrong third derivatives and its weight norm wrong second ones, without an error, and a custom
+autograd.Function may have any error. Therefore at the first Hessian-vector product, and at the first product of every
+higher order, products of a few examples in float64 are compared with differences (differences.py). If the check fails,
+the modules are checked one by one, with the inputs observed, to find the innermost one that fails by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from landscapes.errors import UnsupportedError
 from landscapes.expansion import Expansion
 from nets.differences import Piece, Verdict, draw, judge, piece_of
 from nets.functional import ModuleFunction
-from nets.observed import Call, Observation, observed
+from nets.observed import Call, Observation, observe
 
 WEIGHT_NORM = "parametrise the weight as g·v/‖v‖ in a module of your own"
 REMEDIES: tuple[tuple[type[nn.Module], str], ...] = (
@@ -42,21 +42,21 @@ ADVICE = (
 
 
 class WrongDerivativeError(UnsupportedError):
-    """A module's derivatives disagree with differences; the text names the module and what to use instead."""
+    """A module's derivatives disagree with differences; the message names the module and an alternative."""
 
 
 class PiecewiseLinearWarning(UserWarning):
-    """A network has kinks: second and third derivatives are those of the smooth piece that θ lies in."""
+    """A network has kinks: second and third derivatives are those of the smooth piece containing θ."""
 
 
 class UncheckedDerivativesWarning(UserWarning):
-    """A network's derivatives could not be held against differences; the text says why."""
+    """A network's derivatives could not be compared with differences; the message gives the reason."""
 
 
 class CheckedExpansion(Expansion):
-    """An expansion of a network that asks whether its products are right before it gives the first of them.
+    """An expansion of a network that checks its products before the first is returned.
 
-    Where θ requires grad a product is there to be differentiated once more, so the next order is asked for.
+    If θ requires grad, products will be differentiated once more, so the next order is checked, too.
     """
 
     def __init__(self, inner: Expansion, check: DerivativeCheck, depth: int = 0):
@@ -64,7 +64,7 @@ class CheckedExpansion(Expansion):
         self._inner = inner
         self._check = check
         self._depth = depth
-        """How many slopes were taken: the loss is a derivative of this order."""
+        """Number of slopes taken: the loss is a derivative of this order."""
         self._more = int(wants_graph(inner.theta))
 
     @property
@@ -90,7 +90,7 @@ class CheckedExpansion(Expansion):
         return self._inner.third(u, v)
 
     def along(self, w: Tensor) -> Expansion:
-        """The slope ∇fᵀw, asked about when it is read."""
+        """The slope ∇fᵀw, checked at first access to a result."""
         return CheckedExpansion(self._inner.along(w), self._check, self._depth + 1)
 
     def hessian(self) -> Tensor:
@@ -106,17 +106,17 @@ class CheckedExpansion(Expansion):
 
 @dataclass(eq=False)
 class DerivativeCheck:
-    """Holds a network's products against differences, each order once for each mode (training or evaluation)."""
+    """Compares a network's products with differences, each order once for each mode (training or evaluation)."""
 
     function: ModuleFunction
     forward: Callable[[Tensor], Tensor]
     """Losses (m,) of a few examples in float64, at θ (d,) in float64."""
     trusted_loss: bool
-    """Whether the loss is one of ours, whose shifts by a constant look like kinks and are none."""
+    """Whether the loss is one of nets.losses, whose constant shifts (amax, clamp) cause no kinks."""
     asked: set[tuple[int, tuple[bool, ...]]] = field(default_factory=set)
 
     def __call__(self, order: int) -> None:
-        """Raise WrongDerivativeError if products of that order, or below, are wrong; warn where it cannot be known."""
+        """Raise WrongDerivativeError if products up to that order are wrong; warn if they cannot be checked."""
         mode = self.function.mode()
         for lower in range(1, order + 1):
             if (lower, mode) not in self.asked:
@@ -132,7 +132,10 @@ class DerivativeCheck:
         except (RuntimeError, TypeError, ValueError) as error:  # float32 constants, or a device without float64
             if order == 2:
                 reason = str(error).splitlines()[0]
-                warn(UncheckedDerivativesWarning, f"the network cannot be run in float64, so is not checked ({reason})")
+                warn(
+                    UncheckedDerivativesWarning,
+                    f"the network cannot be run in float64, so its derivatives are not checked ({reason})",
+                )
             return
         operations = seen.operations if self.trusted_loss else seen.operations | seen.outside
         whole = Piece("the network as a whole", lambda x: self.forward(x).mean(), position, frozenset(operations))
@@ -140,19 +143,19 @@ class DerivativeCheck:
         if verdict != "right":
             wrong = next((part for part in parts(seen) if is_wrong_alone(part, order)), None)
             if wrong is not None or verdict == "wrong":
-                raise WrongDerivativeError(complaint(wrong or whole, order))
+                raise WrongDerivativeError(error_text(wrong or whole, order))
         if order == 2 or verdict == "unclear":
-            tell(whole, seen.calls, verdict, order)
+            warn_about(whole, seen.calls, verdict, order)
 
     def _observe(self) -> tuple[Tensor, Observation]:
-        """A position near θ0 at which the losses are finite, and what the module does there."""
+        """A position near θ0 at which the losses are finite, and the observation of the module there."""
         theta = self.function.theta0.double()
         noise = draw(theta, 0)
         shift = (0.05 * theta.square().mean().sqrt() + 1e-2) * noise  # off symmetric points, such as layers at zero
         failure: Exception = ValueError("the loss is not finite")
         for position in (theta + shift, theta * (1 + 1e-3 * noise), theta):
             try:
-                with torch.no_grad(), observed(self.function.module) as seen:
+                with torch.no_grad(), observe(self.function.module) as seen:
                     losses = self.forward(position)
                 if bool(losses.isfinite().all()):
                     return position, seen
@@ -164,7 +167,7 @@ class DerivativeCheck:
 
 
 def parts(seen: Observation) -> Iterator[Piece]:
-    """The modules in the order in which their calls end, innermost first; of like layers of ours or torch's, one."""
+    """The called modules, innermost first; of identical layers of nets or torch only one."""
     known = set()
     for call in seen.calls:
         module = call.module
@@ -180,17 +183,17 @@ def parts(seen: Observation) -> Iterator[Piece]:
 
 
 def is_wrong_alone(part: Piece, order: int) -> bool:
-    """Whether a module fails by itself; one that cannot run apart from the rest is not to blame."""
+    """Whether a module fails by itself; False for one that cannot run by itself."""
     try:
         return judge(part, order) == "wrong"
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever a user's module raises at inputs it never meets
+    except Exception:  # a custom module may raise anything at perturbed inputs
         return False
 
 
-def tell(whole: Piece, calls: Sequence[Call], verdict: Verdict, order: int) -> None:
-    """Warn of kinks, at order 2, or that differences do not settle."""
+def warn_about(whole: Piece, calls: Sequence[Call], verdict: Verdict, order: int) -> None:
+    """Warn of kinks, at order 2, or that differences do not converge."""
     if whole.kinks and order == 2:
         leaves = {type(c.module).__name__ for c in calls if c.operations & whole.kinks and not has_children(c.module)}
         warn(
@@ -200,11 +203,13 @@ def tell(whole: Piece, calls: Sequence[Call], verdict: Verdict, order: int) -> N
             "softplus and average pooling for a smooth landscape",
         )
     elif verdict == "unclear" and not whole.kinks:
-        warn(UncheckedDerivativesWarning, f"differences do not settle, so derivatives of order {order} are not checked")
+        warn(
+            UncheckedDerivativesWarning, f"differences do not converge, so derivatives of order {order} are not checked"
+        )
 
 
-def complaint(piece: Piece, order: int) -> str:
-    """What is wrong, where, and what to do."""
+def error_text(piece: Piece, order: int) -> str:
+    """The message of an error: the module, the wrong product and the remedy."""
     names = {1: "gradient", 2: "Hessian-vector product", 3: "third derivative"}
     product = names.get(order, f"derivative of order {order}")
     remedy = next((text for kind, text in REMEDIES if isinstance(piece.module, kind)), ADVICE)
@@ -214,10 +219,10 @@ def complaint(piece: Piece, order: int) -> str:
 
 
 def warn(category: type[UserWarning], text: str) -> None:
-    """Warn, attributed to this module so that a filter can name it."""
+    """Warn with this module as origin, so that filters can select it."""
     warnings.warn(text, category, stacklevel=1)
 
 
 def has_children(module: nn.Module) -> bool:
-    """Whether a module has modules of its own."""
+    """Whether a module has submodules."""
     return next(module.children(), None) is not None

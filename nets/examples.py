@@ -21,7 +21,7 @@ class Examples:
         return self.targets.shape[0]
 
     def select(self, index: Tensor | slice) -> Examples:
-        """The examples named by ``index`` (m,) or a slice, which copies nothing."""
+        """The examples of ``index`` (m,) or of a slice, which makes no copy."""
         return Examples(tuple(x[index] for x in self.inputs), self.targets[index])
 
     def double(self) -> Examples:
@@ -29,7 +29,7 @@ class Examples:
         return Examples(tuple(_in_double(x) for x in self.inputs), _in_double(self.targets))
 
     def chunks(self, size: int, index: Tensor | None) -> Iterator[tuple[slice, Examples]]:
-        """The examples, or those of ``index`` (m,), ``size`` at a time, with their places among the m."""
+        """The examples, or those of ``index`` (m,), ``size`` at a time, each with its slice of the m."""
         m = len(self) if index is None else index.shape[0]
         if index is None and m <= size:
             yield slice(0, m), self
@@ -39,12 +39,12 @@ class Examples:
             yield place, self.select(place if index is None else index[place])
 
 
-def check_examples(
+def examples_of(
     inputs: Tensor | tuple[Tensor, ...], targets: Tensor, dtype: torch.dtype, device: torch.device
 ) -> Examples:
     """Examples with floating tensors cast to ``dtype``, all on ``device``; raise unless their lengths agree."""
     several = check_lengths(inputs, targets)
-    return Examples(tuple(_settled(x, dtype, device) for x in several), _settled(targets, dtype, device))
+    return Examples(tuple(_cast_floating(x, dtype, device) for x in several), _cast_floating(targets, dtype, device))
 
 
 def check_lengths(inputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, ...]:
@@ -70,6 +70,6 @@ def _in_double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _settled(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``tensor`` on the device, cast where it is floating: whole numbers (classes, tokens) keep their dtype."""
+def _cast_floating(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``tensor`` on the device, cast if floating; integers (classes, tokens) keep their dtype."""
     return tensor.detach().to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)

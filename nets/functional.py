@@ -1,8 +1,7 @@
 r"""A module as a function of flat weights: outputs = module(inputs) with θ (d,) in place of its parameters.
 
-The module itself is only read. Its weights and buffers are substituted for the length of a call, a shared tensor in
-every one of its places; buffers are given as copies, so that what a forward pass does to them (batch norm's running
-statistics) is forgotten.
+The module is not modified. Its weights and buffers are replaced during a call, a shared tensor at each of its places;
+buffers are replaced by copies, so that changes by the forward pass (batch norm's running statistics) are discarded.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from torch.nn.parameter import is_lazy
 from landscapes.autodiff import Field
 from landscapes.errors import UnsupportedError
 from nets.layers import BatchNorm
-from nets.observed import observed, plain_attention
+from nets.observed import observe, plain_attention
 
 
 class ModuleFunction:
     r"""outputs = module(*inputs) at flat weights θ (d,), in the order of ``module.parameters()``.
 
-    Frozen parameters (``requires_grad=False``) are part of θ, since ``parameters()`` lists them. Weights and buffers
-    are those at construction; the mode (train or eval) is read at each call.
+    Frozen parameters (``requires_grad=False``) are part of θ, as ``parameters()`` lists them. Weights and buffers are
+    those at construction; the mode (train or eval) is that at the call.
     """
 
     def __init__(self, module: nn.Module):
@@ -47,47 +46,47 @@ class ModuleFunction:
         self._dropouts = [(n, m) for n, m in module.named_modules() if isinstance(m, _DropoutNd)]
         self._batch_norms = [(n, m) for n, m in module.named_modules() if isinstance(m, (_BatchNorm, BatchNorm))]
         self.attention = False
-        """Whether the module calls torch's attention, which then goes through plain products."""
+        """Whether the module calls torch's attention, which is then computed by plain products."""
 
     def __call__(self, theta: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Outputs of the module at θ (d,); floating inputs become complex where θ is."""
-        # a bias is a slice of θ as it stands: views are half of what this costs beside a small network
+        """Outputs of the module at θ (d,); floating inputs become complex if θ is."""
+        # a bias is a slice of θ without a view: for small networks views are half of the cost of this method
         parts = [p if len(s) == 1 else p.view(s) for p, s in zip(theta.split(self._sizes), self._shapes, strict=True)]
         tensors = dict(zip(self._names, parts, strict=True))
         tensors |= self._fresh_buffers(theta.real.dtype)
         if theta.is_complex():
             inputs = tuple(x.to(theta.dtype) if x.is_floating_point() else x for x in inputs)
         with self.kernels():
-            # torch looks for shared tensors anew at every call
+            # tie_weights only if needed: torch searches for shared tensors at every call
             return torch.func.functional_call(self.module, tensors, inputs, tie_weights=self._tied)
 
     def _fresh_buffers(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Copies of the buffers, in θ's precision where they have the module's."""
+        """Copies of the buffers, those of the module's dtype in θ's precision."""
         return {
             name: buffer.to(dtype if buffer.dtype == self.dtype else buffer.dtype, copy=True)
             for name, buffer in self._buffers.items()
         }
 
     def kernels(self) -> AbstractContextManager[None]:
-        """Attention by plain products inside the block, where the module has any."""
+        """A context in which attention, if any, is computed by plain products."""
         return plain_attention() if self.attention else nullcontext()
 
     def layers(self) -> dict[str, slice]:
-        """The places in θ of each module's own weights, by the module's name."""
+        """The slice of θ of each module's own weights, by the module's name."""
         found: dict[str, slice] = {}
         place = 0
         for name, size in zip(self._names, self._sizes, strict=True):
-            layer = name.rpartition(".")[0]  # a module's own weights stand together
+            layer = name.rpartition(".")[0]  # a module's own weights are contiguous
             found[layer] = slice(found[layer].start if layer in found else place, place + size)
             place += size
         return found
 
     def mode(self) -> tuple[bool, ...]:
-        """Which modules are in training mode."""
+        """The training flag of each module."""
         return tuple(module.training for module in self._modules)
 
     def check_mode(self) -> None:
-        """Raise where a module drops units at random in its present mode."""
+        """Raise if a module drops units at random in its current mode."""
         for name, module in self._dropouts:
             if module.training and module.p > 0:
                 raise UnsupportedError(
@@ -96,7 +95,7 @@ class ModuleFunction:
                 )
 
     def coupling(self) -> str | None:
-        """The name of a batch norm that now uses batch statistics, which make f_i depend on other examples, if any."""
+        """The name of a batch norm, if any, that uses batch statistics, which make f_i depend on other examples."""
         for name, module in self._batch_norms:
             if module.training or module.running_mean is None:
                 return f"{name!r} ({type(module).__name__})"
@@ -111,7 +110,7 @@ def check_module(module: nn.Module) -> None:
         raise UnsupportedError("module must be a plain nn.Module, got a ScriptModule; give the module before scripting")
     parameters = dict(module.named_parameters())
     if not parameters:
-        raise ValueError("module must have parameters, got a module without any; there is nothing to descend")
+        raise ValueError("module must have parameters, got a module without any")
     lazy = [name for name, p in parameters.items() if is_lazy(p)]
     if lazy:
         raise ValueError(f"module has uninitialised lazy parameters {lazy}; run it once on its inputs first")
@@ -126,8 +125,8 @@ def check_module(module: nn.Module) -> None:
         raise ValueError(f"module must be on one device, got {sorted(map(str, devices))}; use .to(device)")
 
 
-def check_draws_nothing(call: Callable[[], Tensor], device: torch.device) -> Tensor:
-    """What ``call`` returns; raise, with torch's generators put back, if it drew from them."""
+def deterministic_result(call: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """The result of ``call``; restore torch's generators and raise if it drew from them."""
     before = _generator_states(device)
     try:
         result = call()
@@ -144,8 +143,8 @@ def check_draws_nothing(call: Callable[[], Tensor], device: torch.device) -> Ten
 
 
 def check_recomputes_nothing(module: nn.Module, field: Field, theta: Tensor) -> None:
-    """Raise where a backward pass runs modules again: by then they have their own weights back, not θ."""
-    with observed(module) as seen, torch.enable_grad():
+    """Raise if a backward pass runs modules again (checkpointing): they would use their own weights, not θ."""
+    with observe(module) as seen, torch.enable_grad():
         leaf = theta.detach().requires_grad_()
         value = field(leaf)
         before = seen.count

@@ -1,7 +1,7 @@
-r"""Layers whose derivatives are right to every order, real or complex: norms, pooling and polynomial activations.
+r"""Layers with correct derivatives of every order, real or complex: norms, pooling and polynomial activations.
 
 torch's fused LayerNorm, BatchNorm (training mode) and InstanceNorm give wrong third derivatives by repeated reverse
-mode, and wrong second ones by forward mode, without a word. Here norms are written from sums, products and one inverse
+mode, and wrong second ones by forward mode, without an error. Here norms are written as sums, products and one inverse
 square root. At complex x variances are bilinear, (x − μ)² and not |x − μ|², which keeps them holomorphic.
 """
 
@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscapes.autodiff import transforming
+from landscapes.autodiff import inside_transform
 from landscapes.errors import check_count, check_positive
 
 
-def widened(x: Tensor) -> Tensor:
-    """x, in float32 where squares of its sixteen bits could overflow."""
+def widen(x: Tensor) -> Tensor:
+    """x, in float32 if it has 16 bits, whose squares may overflow."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -28,7 +28,7 @@ def standardise(x: Tensor, dims: tuple[int, ...], epsilon: float) -> Tensor:
     return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + epsilon)
 
 
-def channelwise(parameter: Tensor, x: Tensor) -> Tensor:
+def broadcast_channels(parameter: Tensor, x: Tensor) -> Tensor:
     """A vector (C,) shaped to broadcast with x (m, C, ...)."""
     return parameter.reshape(-1, *[1] * (x.ndim - 2))
 
@@ -44,9 +44,9 @@ def check_channels(x: Tensor, channels: int) -> Tensor:
 class BatchNorm(nn.Module):
     r"""y = γ (x − μ)/√(σ² + ε) + β for x (m, C, ...): each channel standardised over examples and pixels.
 
-    Training mode takes μ and σ² (biased) from the batch, and moves ``running_mean`` and ``running_var`` (unbiased) by
-    ``momentum`` towards them; evaluation mode uses those. Values are those of torch's BatchNorm; state dicts are
-    compatible. Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
+    Training mode uses μ and σ² (biased) of the batch and updates ``running_mean`` and ``running_var`` (unbiased) with
+    ``momentum``; evaluation mode uses the running ones. Values and state dicts are those of torch's BatchNorm. Ioffe &
+    Szegedy 2015, arXiv 1502.03167, algorithm 1.
     """
 
     running_mean: Tensor
@@ -65,16 +65,17 @@ class BatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = widened(check_channels(x, self.channels))
+        wide = widen(check_channels(x, self.channels))
         if self.training:
             mean, variance = self._batch_statistics(wide)
         else:
             mean, variance = self.running_mean, self.running_var
         scale = self.weight * torch.rsqrt(variance + self.epsilon)
-        return ((wide - channelwise(mean, x)) * channelwise(scale, x) + channelwise(self.bias, x)).to(x.dtype)
+        shift = broadcast_channels(self.bias, x)
+        return ((wide - broadcast_channels(mean, x)) * broadcast_channels(scale, x) + shift).to(x.dtype)
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of each channel (C,), noted in the running ones."""
+        """Mean and biased variance of each channel (C,); updates the running ones."""
         values = x.transpose(0, 1).flatten(1)  # (C, m·pixels)
         count = values.shape[1]
         if count < 2:
@@ -82,7 +83,8 @@ class BatchNorm(nn.Module):
         mean = values.mean(1)
         centred = values - mean[:, None]
         variance = (centred * centred).mean(1)
-        if not (transforming() or x.is_complex()):  # inside a transform there is no one batch to note
+        # vmap hides the batch, and buffers must not hold wrapped tensors
+        if not (inside_transform() or x.is_complex()):
             with torch.no_grad():
                 unbiased = variance * (count / (count - 1))
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -96,7 +98,7 @@ class BatchNorm(nn.Module):
 
 @final
 class GroupNorm(nn.Module):
-    r"""y = γ (x − μ)/√(σ² + ε) + β for x (m, C, ...): each example's groups of channels standardised over their pixels.
+    r"""y = γ (x − μ)/√(σ² + ε) + β for x (m, C, ...): groups of channels standardised for each example.
 
     ``groups`` = C is instance norm, 1 is layer norm over channels and pixels. Wu & He 2018, arXiv 1803.08494.
     """
@@ -113,9 +115,9 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(x, self.channels)
-        groups = widened(x).unflatten(1, (self.groups, -1))
+        groups = widen(x).unflatten(1, (self.groups, -1))
         y = standardise(groups, tuple(range(2, groups.ndim)), self.epsilon).flatten(1, 2)
-        return (y * channelwise(self.weight, x) + channelwise(self.bias, x)).to(x.dtype)
+        return (y * broadcast_channels(self.weight, x) + broadcast_channels(self.bias, x)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.groups}, {self.channels}, epsilon={self.epsilon}"
@@ -135,7 +137,7 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 0 or x.shape[-1] != self.features:
             raise ValueError(f"input must have shape (..., {self.features}), got {tuple(x.shape)}")
-        return (standardise(widened(x), (-1,), self.epsilon) * self.weight + self.bias).to(x.dtype)
+        return (standardise(widen(x), (-1,), self.epsilon) * self.weight + self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.features}, epsilon={self.epsilon}"
@@ -143,7 +145,7 @@ class LayerNorm(nn.Module):
 
 @final
 class AveragePool(nn.Module):
-    """Means over ``size`` × ``size`` pixels, a rest at the edge dropped; complex images too, where torch has none."""
+    """Means over ``size`` × ``size`` pixels, a remainder at the edge dropped; also for complex images."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -160,8 +162,8 @@ class AveragePool(nn.Module):
 
 
 @final
-class Square(nn.Module):
-    """x²: the loss of a network of squares is a polynomial in θ, so its derivatives end."""
+class SquareActivation(nn.Module):
+    """x²: the loss of a network of squares is a polynomial in θ, whose high derivatives vanish."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x², the same shape."""
@@ -170,7 +172,7 @@ class Square(nn.Module):
 
 @final
 class Cubic(nn.Module):
-    """x − x³/3: tanh to third order, a polynomial."""
+    """x − x³/3, the Taylor polynomial of tanh of degree three."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x − x³/3, the same shape."""
@@ -179,7 +181,7 @@ class Cubic(nn.Module):
 
 @final
 class Sine(nn.Module):
-    """sin x, entire: complex θ never meets a pole, as it can with tanh. Sitzmann et al. 2020, arXiv 2006.09661."""
+    """sin x, an entire function: unlike tanh it has no poles at complex θ. Sitzmann et al. 2020, arXiv 2006.09661."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x)

@@ -1,8 +1,8 @@
-r"""Losses of each example, written from exp, log and products: right to every order, and holomorphic in the outputs.
+r"""Losses of each example from exp, log and products: correct derivatives of every order, holomorphic in the outputs.
 
-They take the place of torch's fused ones where θ may be complex. Exponents are shifted by a constant that cancels
-exactly, the largest real part, so that nothing overflows. At complex outputs a loss is determined up to multiples of
-2πi (the logarithm's branches), its derivatives are unique.
+They replace torch's fused losses for complex θ. Exponents are shifted by a constant that cancels exactly, the largest
+real part, to avoid overflow. At complex outputs a loss is determined up to multiples of 2πi (branches of the
+logarithm); its derivatives are unique.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from landscapes.autodiff import transforming
+from landscapes.autodiff import inside_transform
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     r"""−Σ_c p_c log softmax(z)_c of each example, (m,), for outputs z (m, C); softmax(z)_c = exp z_c / Σ_k exp z_k.
 
-    ``targets``: classes (m,), whole numbers in [0, C), where p is 1, or probabilities p (m, C), each row of sum 1.
-    Raises TypeError or ValueError for other shapes or kinds, or a class out of range (on a GPU the device says so).
+    ``targets``: classes (m,), integers in [0, C), or probabilities p (m, C), each row of sum 1. Raises TypeError or
+    ValueError for other shapes or dtypes, or a class out of range (on a GPU a device assertion).
     """
     shifted = check_outputs(outputs) - real_part(outputs).amax(-1, keepdim=True)
     normaliser = shifted.exp().sum(-1, keepdim=True).log()
     if targets.is_floating_point():
         wanted = check_values(outputs, targets)
-        surprise = torch.where(wanted != 0, wanted * (normaliser - shifted), 0)  # a class of output −∞ may be unwanted
-        return surprise.sum(-1)
+        # an output of −∞ with probability zero would give 0 · ∞
+        return torch.where(wanted != 0, wanted * (normaliser - shifted), 0).sum(-1)
     return (normaliser - shifted.gather(-1, check_classes(outputs, targets)[:, None])).squeeze(-1)
 
 
@@ -37,7 +37,7 @@ def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     if z.ndim != 1 or targets.shape != z.shape:
         raise ValueError(
             "outputs must have shape (m,) or (m, 1) and targets (m,), "
-            f"got {tuple(outputs.shape)} and {tuple(targets.shape)}; two outputs want cross_entropy"
+            f"got {tuple(outputs.shape)} and {tuple(targets.shape)}; use cross_entropy for two outputs"
         )
     shift = real_part(z).clamp_min(0)
     return shift + ((-shift).exp() + (z - shift).exp()).log() - targets * z
@@ -46,8 +46,8 @@ def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 def square_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     r"""½ Σ_c (z_c − y_c)² of each example, (m,), for outputs z (m, C), bilinear and not |z − y|² at complex outputs.
 
-    ``targets``: classes (m,), which stand for one-hot rows, or values y (m, C).
-    Raises TypeError or ValueError for other shapes or kinds.
+    ``targets``: classes (m,), taken as one-hot rows, or values y (m, C). Raises TypeError or ValueError for other
+    shapes or dtypes.
     """
     check_outputs(outputs)
     if targets.is_floating_point():
@@ -81,12 +81,13 @@ def check_values(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def check_classes(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Classes (m,) as int64; raise unless they are whole numbers in [0, C), looked at only where that costs nothing."""
+    """Classes (m,) as int64; raise unless they are integers in [0, C), checked on the CPU only."""
     if targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"targets must be whole numbers or real values, got {targets.dtype}; convert with .long()")
     if targets.shape != outputs.shape[:1]:
         raise ValueError(f"targets must have shape {tuple(outputs.shape[:1])}, got {tuple(targets.shape)}")
-    if targets.device.type == "cpu" and len(targets) and not transforming():
+    # reading values would synchronise a GPU, and is not possible inside a transform
+    if targets.device.type == "cpu" and len(targets) and not inside_transform():
         lowest, highest = int(targets.min()), int(targets.max())
         if not 0 <= lowest <= highest < outputs.shape[1]:
             raise ValueError(f"targets must be classes in [0, {outputs.shape[1]}), got {lowest} to {highest}")

@@ -1,7 +1,7 @@
 r"""Networks as landscapes: f(θ) = (1/N) Σ_i loss_fn(module_θ(x_i), y_i) on flat weights θ.
 
-Any nn.Module, any loss with one value an example. The module is called with θ in place of its weights (functional.py),
-over chunks of the examples and one member of a batch of θ at a time (chunked.py).
+For any nn.Module and any loss with one value an example. The module is called with θ in place of its weights
+(functional.py), for chunks of the examples and one member of a batch of θ at a time (chunked.py).
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from landscapes.autodiff import Field, gradient, transforming, wants_graph
+from landscapes.autodiff import Field, gradient, inside_transform, wants_graph
 from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index
 from landscapes.expansion import AutogradExpansion, Expansion
 from nets.chunked import ChunkedExpansion, each_member, total
 from nets.derivatives import CheckedExpansion, DerivativeCheck
 from nets.differences import smoothness_of
-from nets.examples import Examples, check_examples
-from nets.functional import ModuleFunction, check_draws_nothing, check_recomputes_nothing
+from nets.examples import Examples, examples_of
+from nets.functional import ModuleFunction, check_recomputes_nothing, deterministic_result
 from nets.losses import LOSSES
-from nets.observed import observed, uses_attention
+from nets.observed import observe, uses_attention
 from nets.outputs import LossFunction, NetworkOutputs
 
-PROBES = 2  # examples on which a module is tried before it is trusted with all of them
-CHECKED = 4  # examples on which its derivatives are held against differences
+PROBES = 2  # examples of the checks at construction
+CHECKED = 4  # examples of the checks of derivatives
 
 
 class NetworkLandscape(NetworkOutputs):
@@ -35,24 +35,25 @@ class NetworkLandscape(NetworkOutputs):
 
     ``loss_fn(outputs, targets) -> (m,)`` gives one loss an example, such as ``nets.cross_entropy`` or
     ``functools.partial(F.cross_entropy, reduction="none")``. ``inputs`` is a tensor (N, ...) or a tuple of them,
-    ``targets`` a tensor (N, ...); both are moved to the module's device, and cast to its dtype where they are floating,
-    once. θ must have the module's dtype and device. ``theta0`` (d,) is a copy of the weights at construction. Frozen
-    and shared parameters are part of θ, the latter once.
+    ``targets`` a tensor (N, ...); both are moved to the module's device and, if floating, cast to its dtype once. θ
+    must have the module's dtype and device. ``theta0`` (d,) is a copy of the weights at construction. Frozen parameters
+    are part of θ, shared ones once.
 
-    The module is left as found: weights, grads, requires_grad, mode, buffers. Weights and buffers are those at
-    construction, the mode that at the call. ``chunk_size`` examples go through the network at a time, all of them if
-    None: one chunk keeps its graph for all products of an expansion, several recompute and hold one chunk's graph at a
-    time. Leading dimensions of θ are looped over.
+    The module is not modified: weights, grads, requires_grad, mode, buffers. Weights and buffers are those at
+    construction, the mode that at the call. ``chunk_size``: number of examples evaluated at a time, None for all. A
+    single chunk keeps its graph for all products of an expansion; several chunks recompute it and hold one at a time.
+    Leading dimensions of θ are processed in a loop.
 
-    Batch norm that uses batch statistics (training mode, or no running ones) makes f_i depend on all examples: the full
-    sum in one chunk is then well defined, example numbers and several chunks are refused; see GhostBatchLandscape.
+    Batch norm with batch statistics (training mode, or no running ones) makes f_i depend on all examples: only the full
+    sum in one chunk is then defined, and an index or several chunks raise UnsupportedError; see GhostBatchLandscape.
 
-    Derivatives are held against differences before the first product of each order, from Hessian-vector products on, is
-    given out: WrongDerivativeError names a module that gets them wrong, PiecewiseLinearWarning tells of kinks.
+    Before the first product of each order, from Hessian-vector products on, derivatives are compared with differences:
+    WrongDerivativeError names a module with wrong derivatives, PiecewiseLinearWarning reports kinks.
 
     Raises TypeError or ValueError for a module without parameters or of mixed dtypes, inputs and targets of different
-    or no length, a loss_fn that does not return (m,), a bad chunk_size; UnsupportedError for a forward pass that draws
-    random numbers (dropout in training mode), keeps a state, checkpoints its activations or changes the data in place.
+    or no length, a loss_fn that does not return (m,), an invalid chunk_size; UnsupportedError for a forward pass that
+    draws random numbers (dropout in training mode), keeps a state, checkpoints its activations or changes the data in
+    place.
     """
 
     def __init__(
@@ -68,32 +69,32 @@ class NetworkLandscape(NetworkOutputs):
         self.loss_fn = loss_fn
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size)
         self._function = ModuleFunction(module)
-        self._examples = check_examples(inputs, targets, self._function.dtype, self._function.device)
-        self._repeatable: set[tuple[bool, ...]] = {self._function.mode()}  # the probe looks at the present one
+        self._examples = examples_of(inputs, targets, self._function.dtype, self._function.device)
+        self._repeatable: set[tuple[bool, ...]] = {self._function.mode()}  # _probe checks the current one
         self._check_mode()
         ours = any(loss_fn is known for known in LOSSES.values())
-        self._derivatives = DerivativeCheck(self._function, self._few(CHECKED)._forward_double, ours)
+        self._derivatives = DerivativeCheck(self._function, self._first_examples(CHECKED)._forward_double, ours)
         self._smoothness: dict[tuple[bool, ...], float] = {}
         self._probe()
 
-    def _few(self, m: int) -> NetworkLandscape:
-        """The network on its first m examples, in copies of them."""
+    def _first_examples(self, m: int) -> NetworkLandscape:
+        """The network on copies of its first m examples."""
         few = copy.copy(self)
         few._examples = self._examples.select(torch.arange(min(m, self.size), device=self._function.device))
         return few
 
     def _probe(self) -> None:
-        """Try the forward pass on a few examples, so that a wrong module or loss is told here."""
-        few, theta = self._few(PROBES)._examples, self.theta0
+        """Evaluate a few examples, so that an unsupported module or loss raises at construction."""
+        few, theta = self._first_examples(PROBES)._examples, self.theta0
         self._check_repeats()
-        with torch.no_grad(), observed(self._function.module) as seen:
+        with torch.no_grad(), observe(self._function.module) as seen:
             self._forward(theta, few)
         self._function.attention = uses_attention(self._function.module, seen)
         check_recomputes_nothing(self._function.module, lambda x: self._forward(x, few).sum(), theta)
         if any(tensor._version for tensor in (theta, *few.inputs, few.targets)):
             raise UnsupportedError(
-                "the module or loss_fn changes its inputs, targets or weights in place: every call would see other "
-                "data; give inplace=False to the layer that does"
+                "the module or loss_fn changes its inputs, targets or weights in place: every call would use other "
+                "data; set inplace=False in that layer"
             )
 
     @property
@@ -102,15 +103,15 @@ class NetworkLandscape(NetworkOutputs):
 
     @property
     def smoothness(self) -> float:
-        """0 where an operation has kinks for certain (relu, max pooling), 1 where its slope has (elu, Huber), else inf.
+        """0 if an operation always has kinks (relu, max pooling), 1 if its slope has (elu, Huber), else inf.
 
-        As seen when a few examples go through the network at θ0 in its present mode. Of clamp, where, max or sort,
-        whose kinks it may never meet, nothing is said.
+        Determined from the operations on a few examples at θ0 in the current mode. clamp, where, max and sort, whose
+        kinks may never be reached, are ignored.
         """
         mode = self._function.mode()
         if mode not in self._smoothness:
-            few = self._few(CHECKED)
-            with torch.no_grad(), observed(self._function.module) as seen:
+            few = self._first_examples(CHECKED)
+            with torch.no_grad(), observe(self._function.module) as seen:
                 few._forward(self.theta0, few._examples)
             outside = set() if self._derivatives.trusted_loss else seen.outside
             self._smoothness[mode] = smoothness_of(seen.operations | outside)
@@ -122,12 +123,12 @@ class NetworkLandscape(NetworkOutputs):
 
     @property
     def theta0(self) -> Tensor:
-        """The module's weights at construction, (d,): a fresh copy at each reading."""
+        """The module's weights at construction, (d,): a new copy at each access."""
         return self._function.theta0.clone()
 
     @property
     def layers(self) -> dict[str, slice]:
-        """The places in θ of each layer's weights, in order: the diagonal blocks of the Hessian."""
+        """The slice of θ of each layer's weights, in order; these define the diagonal blocks of the Hessian."""
         return self._function.layers()
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -139,19 +140,19 @@ class NetworkLandscape(NetworkOutputs):
     def grad(self, theta: Tensor) -> Tensor:
         """∇f(θ), shape (..., d)."""
         self.check(theta)
-        if wants_graph(theta) and not transforming():
-            self._derivatives(2)  # a gradient with its graph is there to be differentiated
+        if wants_graph(theta) and not inside_transform():
+            self._derivatives(2)  # a gradient with a graph will be differentiated
         return each_member(lambda x: total(gradient(field, x) for field in self._fields()), theta)
 
     def expand(self, theta: Tensor) -> Expansion:
-        """Loss, gradient and products: one kept graph where there is one chunk, else recomputed chunk by chunk."""
+        """Loss, gradient and products: by one stored graph for a single chunk, else recomputed for each chunk."""
         self.check(theta)
         if self._chunk >= self.size:
             return CheckedExpansion(AutogradExpansion(self.loss, theta), self._derivatives)
         return CheckedExpansion(ChunkedExpansion(list(self._fields()), theta), self._derivatives)
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """f_i(θ) of the examples, shape (..., m); all N without an index."""
+        """f_i(θ) of the examples, shape (..., m); all N if the index is None."""
         self.check(theta)
         self._check_mode(index)
         with graph_rule(theta):
@@ -172,14 +173,14 @@ class NetworkLandscape(NetworkOutputs):
         self.check(theta)
         self.check_weights(weights)
         if weights.is_complex() and not theta.is_complex():
-            raise TypeError(f"weights must be real where theta is, got {weights.dtype}; give weights.real")
+            raise TypeError(f"weights must be real if theta is, got {weights.dtype}; give weights.real")
         return each_member(lambda x, w: total(gradient(field, x) for field in self._fields(weights=w)), theta, weights)
 
     def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """∇f_i(θ) of each example, shape (..., m, d).
 
-        All examples of a chunk at once by torch.func.vmap; one at a time for a module that vmap cannot take (control
-        flow on values) or, where θ requires grad, would give wrong second derivatives, tried once on a few examples.
+        By torch.func.vmap over the examples of a chunk; one at a time for a module that vmap does not support (control
+        flow on values) or, if θ requires grad, for which it gives wrong second derivatives. Both are tested once.
         """
         self.check(theta)
         if self._coupling() is not None:
@@ -197,18 +198,18 @@ class NetworkLandscape(NetworkOutputs):
             )
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # vmap's refusals have no type of their own; a fault of the module returns in the loop
+        except RuntimeError:  # vmap's errors have no own type; an error of the module recurs in the loop
             return False
         return True
 
     @cached_property
     def _vectorises_twice(self) -> bool:
-        """Whether vmap's gradients have the derivatives of the loop's: through a fused layer norm they have not."""
-        few = self._few(PROBES)
+        """Whether vmap's gradients have the same derivatives as the loop's; not so for a fused layer norm."""
+        few = self._first_examples(PROBES)
         few._examples = few._examples.double()
         theta = self.theta0.double()
         noise = torch.randn(theta.shape, generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
-        theta = theta + 0.1 * noise.to(theta.device)  # away from weights of zero, where errors may vanish
+        theta = theta + 0.1 * noise.to(theta.device)  # away from zero weights, at which errors may vanish
         vmapped, looped = (
             gradient(lambda x, grads=grads: grads(x).square().sum(), theta)  # type: ignore[misc]
             for grads in (few._vmapped_grads, few._looped_grads)
@@ -231,7 +232,7 @@ class NetworkLandscape(NetworkOutputs):
         return torch.stack([gradient(field, theta) for field in ones])
 
     def restrict(self, index: Tensor) -> NetworkLandscape:
-        """The mean over the examples named by a 1-D ``index``: the same network on the selected tensors."""
+        """The mean over the examples in a 1-D ``index``: the same network on the selected tensors."""
         check_index(index, self.size)
         if index.ndim != 1:
             raise ValueError(f"index must have shape (m,), got {tuple(index.shape)}")
@@ -240,7 +241,7 @@ class NetworkLandscape(NetworkOutputs):
         return fewer
 
     def check(self, theta: Tensor) -> Tensor:
-        """Return θ; raise unless it is (..., d) of the module's dtype and device, complex only where holomorphic."""
+        """Return θ; raise unless it is (..., d) of the module's dtype and device, complex only if holomorphic."""
         super().check(theta)
         dtype = self._function.dtype.to_complex() if theta.is_complex() else self._function.dtype
         if theta.dtype != dtype:
@@ -285,7 +286,7 @@ class NetworkLandscape(NetworkOutputs):
         return losses
 
     def _forward_double(self, theta: Tensor) -> Tensor:
-        """f_i(θ) of all examples at one member in float64, whatever the module's precision, (m,)."""
+        """f_i(θ) of all examples at one member, (m,), in float64 for any precision of the module."""
         return self._forward(theta, self._examples.double())
 
     def _refuse_dtype(self, losses: torch.dtype, theta: torch.dtype) -> None:
@@ -297,7 +298,7 @@ class NetworkLandscape(NetworkOutputs):
         raise TypeError(f"loss_fn must return losses of the module's dtype {theta}, got {losses}")
 
     def _check_mode(self, index: Tensor | None = None) -> None:
-        """Raise where the module draws at random, or couples examples that are not all present at once."""
+        """Raise if the module draws random numbers, or couples examples that are not evaluated together."""
         self._function.check_mode()
         if self._function.mode() not in self._repeatable:
             self._check_repeats()
@@ -309,24 +310,24 @@ class NetworkLandscape(NetworkOutputs):
             self._refuse_coupling(f"chunk_size={self._chunk} would change the statistics")
 
     def _check_repeats(self) -> None:
-        """Raise where the module, in its present mode, draws at random; once a mode."""
+        """Raise if the module draws random numbers in its current mode; checked once for each mode."""
         theta = self.theta0
 
         def forward() -> Tensor:
-            return self._forward(theta, self._few(PROBES)._examples)
+            return self._forward(theta, self._first_examples(PROBES)._examples)
 
         with torch.no_grad():
-            once, again = check_draws_nothing(forward, self._function.device), forward()
-        # kernels that add in any order differ by rounding; equal_nan, as a start may be out of a loss's range
+            once, again = deterministic_result(forward, self._function.device), forward()
+        # kernels with a varying order of summation differ by rounding; equal_nan, as the loss may be NaN at theta0
         if not torch.allclose(once, again, rtol=torch.finfo(theta.dtype).eps ** 0.5, equal_nan=True):
             raise UnsupportedError(
-                "the module or loss_fn gives other losses at the same theta: it draws at random or keeps a state, so "
-                "the loss is not a function of theta; remove the random layer or the state"
+                "the module or loss_fn gives other losses at the same theta: it draws random numbers or keeps a state, "
+                "so the loss is not a function of theta; remove the random layer or the state"
             )
         self._repeatable.add(self._function.mode())
 
     def _coupling(self) -> str | None:
-        """What makes f_i depend on other examples, if anything does."""
+        """The name of the module, if any, that makes f_i depend on other examples."""
         return self._function.coupling()
 
     def _refuse_coupling(self, why: str) -> None:
@@ -339,19 +340,19 @@ class NetworkLandscape(NetworkOutputs):
 class HolomorphicNetworkLandscape(NetworkLandscape):
     r"""A network whose loss is holomorphic in θ: complex θ of the module's precision is accepted.
 
-    For layers and losses that torch has complex kernels for (linear, conv2d, tanh, sigmoid, exp, log, products; no max
+    For layers and losses with complex kernels in torch (linear, conv2d, tanh, sigmoid, exp, log, products; no max
     pooling, relu or fused losses) and those of nets: norms, AveragePool, cross_entropy and the other losses. ``grad``
-    is the holomorphic derivative, products are bilinear. The module and its data stay real; floating inputs become
-    complex on the fly.
+    is the holomorphic derivative, products are bilinear. The module and its data stay real; floating inputs are
+    converted to complex at each call.
 
-    Raises NotHolomorphicError where torch lacks a complex kernel or the loss fails the Cauchy–Riemann equations at θ0.
+    Raises NotHolomorphicError if torch lacks a complex kernel or the loss violates the Cauchy–Riemann equations at θ0.
     """
 
     holomorphic = True
 
     def _probe(self) -> None:
         super()._probe()
-        check_holomorphic(self._few(PROBES))
+        check_holomorphic(self._first_examples(PROBES))
 
 
 def check_holomorphic(network: NetworkLandscape) -> None:
@@ -360,7 +361,7 @@ def check_holomorphic(network: NetworkLandscape) -> None:
     point = network.expand(theta)
     slope = point.grad.norm()
     v = point.grad / slope.clamp_min(torch.finfo(theta.dtype).tiny)
-    # Cube root: torch's complex convolution rounds the imaginary part by the real part's size, the step errs by ε².
+    # ε = eps^⅓ balances the O(ε²) of the step with eps/ε: torch's complex convolution rounds Im relative to Re
     epsilon = torch.finfo(theta.dtype).eps ** (1 / 3)
     shifted = torch.complex(theta, epsilon * v)
     try:
@@ -373,7 +374,7 @@ def check_holomorphic(network: NetworkLandscape) -> None:
             f"torch cannot evaluate this module and loss_fn at complex theta ({error}); use tanh or sigmoid layers "
             "and nets.AveragePool, and nets.cross_entropy or another loss written from exp, log and products"
         ) from error
-    # The first term is far above O(ε²) and far below a missing derivative; the second allows for rounding.
+    # the first term is far above O(ε²) and far below the error of a non-holomorphic loss; the second allows rounding
     allowed = 1e-2 * slope + torch.finfo(theta.dtype).eps ** 0.5 * (1 + point.loss.abs())
     if not (value.imag / epsilon - slope).abs() <= allowed:
         raise NotHolomorphicError(
@@ -384,5 +385,5 @@ def check_holomorphic(network: NetworkLandscape) -> None:
 
 
 def graph_rule(theta: Tensor) -> AbstractContextManager:
-    """Autograd off unless results must stay attached to θ, whatever else the module or the loss may hold."""
-    return nullcontext() if transforming() or wants_graph(theta) else torch.no_grad()
+    """Autograd off unless results must stay attached to θ; tensors of the module or loss may require grad."""
+    return nullcontext() if inside_transform() or wants_graph(theta) else torch.no_grad()

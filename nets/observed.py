@@ -1,4 +1,4 @@
-"""What a module does when it is called: which modules run, with what inputs, and which torch operations in each."""
+"""Observation of a module's call: the modules called, their inputs, and the torch operations in each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Call:
 
 @dataclass(eq=False)
 class Observation:
-    """Calls in the order in which they end, innermost first, how many, and operations in the module and outside it."""
+    """Calls in the order of their ends, innermost first, their number, and operations in the module and outside it."""
 
     calls: list[Call] = field(default_factory=list)
     count: int = 0
@@ -41,7 +41,7 @@ class Observation:
 
 
 @contextmanager
-def observed(module: nn.Module) -> Iterator[Observation]:
+def observe(module: nn.Module) -> Iterator[Observation]:
     """Observe every call of ``module`` inside the block; hooks are removed after it."""
     seen = Observation()
     open_calls: list[Call] = []
@@ -59,34 +59,35 @@ def observed(module: nn.Module) -> Iterator[Observation]:
 def hooks(name: str, part: nn.Module, seen: Observation, open_calls: list[Call]) -> list[Any]:
     """Hooks that open a call before a module's forward pass and close it after."""
 
-    def opens(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def open_call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.count += 1
+        # copies: an in-place operation of the module may change its inputs
         copies = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         buffers = {key: buffer.detach().clone() for key, buffer in part.named_buffers()}
         parameters = {key: parameter.detach() for key, parameter in part.named_parameters()}
         open_calls.append(Call(name, part, copies, parameters, buffers))
 
-    def closes(_: nn.Module, __: Any, outputs: Any) -> None:
+    def close_call(_: nn.Module, __: Any, outputs: Any) -> None:
         call = open_calls.pop()
-        call.outputs = [out.detach() for out in floating(outputs)]
+        call.outputs = [out.detach() for out in floating_tensors(outputs)]
         if all(other.module is not part for other in seen.calls):
             seen.calls.append(call)
 
     return [
-        part.register_forward_pre_hook(opens, prepend=True, with_kwargs=True),
-        part.register_forward_hook(closes),
+        part.register_forward_pre_hook(open_call, prepend=True, with_kwargs=True),
+        part.register_forward_hook(close_call),
     ]
 
 
 class Operations(TorchDispatchMode):
-    """Notes the name of every torch operation in all calls that are open."""
+    """Records the name of every torch operation in all open calls."""
 
     def __init__(self, seen: Observation, open_calls: list[Call]):
         super().__init__()
         self.seen, self.open_calls = seen, open_calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and note it; in-place ones under their plain names."""
+        """Run the operation and record it; in-place ones under their plain names."""
         name = func.overloadpacket.__name__.rstrip("_")
         if name == "elu" and has_kink(*args[1:], **(kwargs or {})):
             name = "sharp_elu"
@@ -97,26 +98,26 @@ class Operations(TorchDispatchMode):
 
 
 def has_kink(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0, **_: Any) -> bool:
-    """Whether an elu's slopes differ on the two sides of zero, as selu's do: scale·alpha·input_scale and scale."""
+    """Whether an elu's one-sided slopes at zero, scale·alpha·input_scale and scale, differ, as selu's."""
     return not math.isclose(alpha * input_scale, 1.0)
 
 
 class Functions(TorchFunctionMode):
-    """Notes attention, which torch splits into kernels of many names."""
+    """Records attention, which torch dispatches to several kernels."""
 
     def __init__(self, seen: Observation):
         super().__init__()
         self.seen = seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function and note it."""
+        """Run the function and record it."""
         if getattr(func, "__name__", "") == ATTENTION:
             self.seen.operations.add(ATTENTION)
         return func(*args, **(kwargs or {}))
 
 
-def floating(outputs: Any) -> list[Tensor]:
-    """The real floating tensors among a module's outputs, however nested."""
+def floating_tensors(outputs: Any) -> list[Tensor]:
+    """The real floating tensors in a module's outputs, a pytree."""
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
@@ -128,7 +129,7 @@ def uses_attention(module: nn.Module, seen: Observation) -> bool:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention from plain products, without fused kernels and without the shortcut that inference takes."""
+    """Attention from plain products, without fused kernels and the fast path of inference."""
     shortcut = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

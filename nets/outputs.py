@@ -1,7 +1,7 @@
-r"""A network's outputs as functions of θ, and what its gradient owes to the labels where the loss is a square.
+r"""A network's outputs as functions of θ, and for square losses the derivative of its gradient by the labels.
 
 With f_i = ½ ‖m_i(θ) − y_i‖² the product −Σ_i J_iᵀ c_i is the gradient of the network whose loss is −c_iᵀ m_i and whose
-targets are the c_i: chunks, members and ghost batches (means over their examples) are then what they are for any loss.
+targets are the c_i: chunks, members and ghost batches (means over their examples) are then as for any loss.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def negative_pairing(outputs: Tensor, cotangents: Tensor) -> Tensor:
 
 
 class NetworkOutputs(LabelledSum):
-    """What a network landscape says of its outputs, (N, ...) at one member; labels are for ``nets.square_loss``."""
+    """Outputs of a network landscape, (N, ...) at one member; labels for ``nets.square_loss`` only."""
 
     loss_fn: LossFunction
     _function: ModuleFunction
@@ -39,14 +39,14 @@ class NetworkOutputs(LabelledSum):
     @property
     @abstractmethod
     def _chunk(self) -> int:
-        """How many examples go through the module at a time."""
+        """Number of examples evaluated at a time."""
 
     @abstractmethod
     def _check_mode(self, index: Tensor | None = None) -> None:
-        """Raise where the module's mode makes its outputs no function of θ and the example."""
+        """Raise if in its mode the module's outputs are no function of θ and the example."""
 
     @abstractmethod
-    def _few(self, m: int) -> NetworkOutputs:
+    def _first_examples(self, m: int) -> NetworkOutputs:
         """The network on its first m examples."""
 
     def outputs(self, theta: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class NetworkOutputs(LabelledSum):
 
     @property
     def label_size(self) -> int:
-        """C, the outputs of an example (of a ghost batch all its g·C). Raises UnsupportedError for other losses."""
+        """C, the number of outputs of an example (g·C of a ghost batch). Raises UnsupportedError for other losses."""
         if self.loss_fn is not square_loss:
             raise UnsupportedError(
                 "labels enter the gradient linearly for nets.square_loss only, got loss_fn="
@@ -79,10 +79,10 @@ class NetworkOutputs(LabelledSum):
 
     @cached_property
     def _label_shape(self) -> torch.Size:
-        few = self._few(2)
+        few = self._first_examples(2)
         with torch.no_grad():
             outputs = few._outputs(self._function.theta0, few._examples)
-        # of a ghost batch fewer examples were seen than it has
+        # a ghost batch was evaluated on fewer examples: its size is that of the inputs
         return torch.Size((*self._examples.inputs[0].shape[1 : outputs.ndim - 1], outputs.shape[-1]))
 
     def label_product(self, theta: Tensor, cotangent: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class NetworkOutputs(LabelledSum):
         everything = torch.ones(self.size, dtype=self._function.dtype, device=self._function.device)
 
         def product(x: Tensor, c: Tensor) -> Tensor:
-            return self._paired(c).weighted_grad(x, everything)
+            return self._with_cotangents(c).weighted_grad(x, everything)
 
         return each_member(product, theta, self.check_cotangent(cotangent))
 
@@ -101,12 +101,13 @@ class NetworkOutputs(LabelledSum):
         units = torch.eye(self.label_size, dtype=self._function.dtype, device=self._function.device)
         rows, paired = [], self
         for unit in units:
-            paired = paired._paired(unit.expand(self.size, -1))  # of the one before, which knows whether vmap takes it
+            # derived from the previous one, which has cached whether vmap supports the module
+            paired = paired._with_cotangents(unit.expand(self.size, -1))
             rows.append(paired.example_grads(theta, index))
         return torch.stack(rows, dim=-2)
 
-    def _paired(self, cotangent: Tensor) -> NetworkOutputs:
-        """The network with the loss −c_iᵀ m_i, for cotangents of N·C numbers."""
+    def _with_cotangents(self, cotangent: Tensor) -> NetworkOutputs:
+        """The network with the loss −c_iᵀ m_i, for N·C cotangents."""
         paired = copy.copy(self)
         paired.loss_fn = negative_pairing
         paired._examples = Examples(self._examples.inputs, cotangent.reshape(self.size, *self._label_shape))

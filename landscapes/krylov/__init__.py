@@ -1,8 +1,8 @@
 r"""Krylov methods on Hessian-vector products alone: functions of H, eigenpairs, densities and traces, layer by layer.
 
-Every method asks for ``product``, v (d,) ↦ Hv (d,), such as ``landscape.expand(theta).hvp``, counts its products, and
-says how far it is from converged. Vectors stay on their device and in their precision; projections, which are small,
-are solved on the CPU in float64.
+Every method takes ``product``, v (d,) ↦ Hv (d,), such as ``landscape.expand(theta).hvp``, counts its products and
+estimates its error. Vectors keep their device and precision; the small projected problems are solved on the CPU in
+float64.
 """
 
 from landscapes.krylov.blocks import block_product

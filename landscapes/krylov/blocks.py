@@ -1,4 +1,4 @@
-r"""Diagonal blocks of the Hessian: what a layer alone would see, by products with the whole."""
+r"""Diagonal blocks of the Hessian, such as that of one layer, by products with the whole matrix."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from landscapes.krylov.space import Product
 
 
 def block_product(product: Product, like: Tensor, part: slice) -> Product:
-    r"""v (n,) ↦ H_pp v (n,), the diagonal block of the coordinates ``part`` of θ; each costs one whole product.
+    r"""v (n,) ↦ H_pp v (n,), the diagonal block of the coordinates ``part`` of θ; one product with H each.
 
-    ``like`` (d,) gives size, precision and device. Every method of this package runs on it as on the whole: top
-    eigenpairs, density or trace of a layer. Raises ValueError where ``part`` names no coordinate or counts down.
+    ``like`` (d,) gives size, precision and device. Every method of this package accepts it: top eigenpairs, density or
+    trace of a layer. Raises ValueError if ``part`` is empty or descending.
     """
     check_float_tensor("like", like)
     if not isinstance(part, slice):
@@ -24,9 +24,9 @@ def block_product(product: Product, like: Tensor, part: slice) -> Product:
             f"{tuple(like.shape)}"
         )
 
-    def restricted(v: Tensor) -> Tensor:
+    def product_of_part(v: Tensor) -> Tensor:
         whole = torch.zeros_like(like)
         whole[part] = v
         return product(whole)[part]
 
-    return restricted
+    return product_of_part

@@ -1,12 +1,12 @@
-r"""Functions of the Hessian times a vector from Krylov subspaces: f(H) g ≈ Q f(T) Q*g without eigenvectors of H.
+r"""Functions of the Hessian times a vector by Krylov subspaces: f(H) g ≈ Q f(T) Q*g without eigenvectors of H.
 
 With the residual's direction q = q_{m+1} and φ(z) = (f(z) − f(0))/z the error of Q f(T) Q*g begins with
 
     β (e_mᵀ φ(T) Q*g) q,
 
-which costs no product (Saad 1992, SIAM J. Numer. Anal. 29, 209, for the exponential; the node 0 as most of a network's
-eigenvalues lie there). It is added to the value, and its size, the residual, is one of two that must be small before
-the process stops; the other is what the last product changed.
+which costs no product (Saad 1992, SIAM J. Numer. Anal. 29, 209, for the exponential; the node is 0, as most of a
+network's eigenvalues lie there). It is added to the value. The process stops when its norm, the residual, and the
+change by the last product are both small.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from landscapes.krylov.space import KrylovSpace, Product
 
 Spectral = Callable[[Tensor], Tensor]
 
-# Estimates fall short (6-fold in scripts.curvature velocity) while a mode that g hardly contains is unresolved.
+# Estimates are too small (6-fold in scripts.curvature velocity) while a mode of small weight in g is unresolved.
 SAFETY = 5
 
 
 @dataclass(frozen=True)
 class KrylovResult:
-    """f(H)g with its cost in HVPs, the last Ritz values, and how far it is from converged.
+    """f(H)g with its cost in HVPs, the last Ritz values and two error estimates.
 
-    ``residual``: the first neglected term, ``change``: what the last product changed, both relative to ‖f(H)g‖; 0 where
-    the result is exact, NaN where a product was not finite. Where f has several rows, those of the worst.
+    ``residual``: the first neglected term, ``change``: the change by the last product, both relative to ‖f(H)g‖; 0 if
+    the result is exact, NaN if a product was not finite. If f has several rows, the largest over the rows.
     """
 
     value: Tensor  # (..., d)
@@ -45,7 +45,7 @@ class KrylovResult:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A small matrix T by its eigenvalues and vectors, with the coefficients c of a vector b = V c."""
+    """Eigenvalues and eigenvectors V of a small matrix T, with the coefficients c of a vector b = V c."""
 
     eigenvalues: Tensor  # (..., n)
     vectors: Tensor  # (..., n, n), columns
@@ -58,14 +58,14 @@ class Spectrum:
 
 
 def decompose(matrix: Tensor, vector: Tensor) -> Spectrum:
-    """The spectrum of A (..., n, n), real symmetric or complex diagonalisable, with b (..., n) in its eigenvectors.
+    """The spectrum of A (..., n, n), real symmetric or complex diagonalisable, with b (..., n) in its eigenbasis.
 
-    A complex matrix that is real and symmetric to rounding is treated as such: exact and orthogonal. A genuinely
-    complex one goes through its (non-orthogonal) eigenvectors.
+    A complex matrix that is real and symmetric to rounding is solved by ``eigh``, with orthogonal eigenvectors; any
+    other complex matrix by its non-orthogonal eigenvectors.
     """
     if not matrix.is_complex() or is_real_symmetric(matrix):
         eigenvalues, vectors = torch.linalg.eigh(matrix.real if matrix.is_complex() else matrix)
-        vectors = vectors.to(matrix.dtype)
+        vectors = vectors.to(matrix.dtype)  # real entries: Vᵀ is the inverse for complex b, too
         return Spectrum(eigenvalues, vectors, (vectors.mT @ vector[..., None])[..., 0])
     eigenvalues, vectors = torch.linalg.eig(matrix)
     return Spectrum(eigenvalues, vectors, torch.linalg.solve(vectors, vector))
@@ -94,15 +94,14 @@ def matrix_function(
     r"""f(H) g for one g (d,), in at most ``limit`` products Hv.
 
     ``function`` maps eigenvalues (n,) to values (n,), or to (..., n) for several functions on one Krylov space, which
-    gives a value (..., d). It must be analytic at the Ritz values and at 0. Complex values make the result complex; a
-    complex g is taken for a complex symmetric H.
+    gives a value (..., d). It must be analytic at the Ritz values and at 0. Complex values make the result complex; for
+    a complex g, H is assumed to be complex symmetric.
 
-    Meant to be within ``tolerance``·‖f(H)g‖ + ``absolute``: stops once ``residual`` and ``change``, times ‖f(H)g‖, are
-    both below a fifth of that (``SAFETY``), or when the space is invariant, where the result is exact. A NaN or an
-    infinity gives a value of NaN, not converged.
-    The value carries no autograd graph.
+    The target error is ``tolerance``·‖f(H)g‖ + ``absolute``: iterations stop when ``residual`` and ``change``, times
+    ‖f(H)g‖, are both below a fifth of it (``SAFETY``), or when the space is invariant and the result exact. A NaN or an
+    infinity gives a value of NaN, not converged. The value carries no autograd graph.
 
-    Raises ValueError or TypeError for arguments out of place.
+    Raises ValueError or TypeError for invalid arguments.
     """
     check_float_tensor("vector", vector)
     if vector.ndim != 1:
@@ -127,7 +126,7 @@ def matrix_function(
             return not_a_number(vector, rows, space.size)
         current, residual, ritz = projected_action(space, function)
         norm = torch.linalg.vector_norm(current, dim=-1)
-        change = changes(current, previous)
+        change = change_norm(current, previous)
         allowed = (tolerance * norm + absolute) / SAFETY
         finite = bool(norm.isfinite().all())
         converged = finite and (space.invariant or bool(((residual <= allowed) & (change <= allowed)).all()))
@@ -136,7 +135,7 @@ def matrix_function(
         previous = current
     if not finite:
         return not_a_number(vector, rows, space.size, ritz)
-    neglected, moved = (0.0, 0.0) if space.invariant else (relative(residual, norm), relative(change, norm))
+    neglected, moved = (0.0, 0.0) if space.invariant else (relative_error(residual, norm), relative_error(change, norm))
     return KrylovResult(space.combine(current), space.size, ritz, neglected, moved, converged)
 
 
@@ -156,7 +155,7 @@ def projected_action(space: KrylovSpace, function: Spectral) -> tuple[Tensor, Te
 
 
 def divided_difference(function: Spectral, z: Tensor, values: Tensor, scale: float) -> Tensor:
-    """φ(z) = (f(z) − f(0))/z (..., n), and where z is too small for it the cubic through φ(±s) and φ(±2s).
+    """φ(z) = (f(z) − f(0))/z (..., n), and for small |z| the cubic through φ(±s) and φ(±2s).
 
     s = ε^{1/5} times the scale of z balances its error, O(s⁴), with the rounding of the quotient, ε/s.
     """
@@ -173,7 +172,7 @@ def divided_difference(function: Spectral, z: Tensor, values: Tensor, scale: flo
 
 
 def at_zero(function: Spectral, vector: Tensor) -> Tensor:
-    """f(0) (...,): raise unless it is finite, and there is one value an eigenvalue."""
+    """f(0) (...,): raise unless it is finite and f gives one value for each eigenvalue."""
     zero = torch.zeros(1, dtype=torch.complex128 if vector.is_complex() else torch.float64)
     values = function(zero)
     if not isinstance(values, Tensor) or values.ndim == 0 or values.shape[-1] != 1:
@@ -185,14 +184,14 @@ def at_zero(function: Spectral, vector: Tensor) -> Tensor:
 
 
 def not_a_number(vector: Tensor, rows: torch.Size, products: int, ritz: Tensor | None = None) -> KrylovResult:
-    """The result where the vector, a product, or f at a Ritz value is not finite."""
+    """The result if the vector, a product or f at a Ritz value is not finite."""
     ritz = torch.zeros(0, dtype=torch.float64) if ritz is None else ritz
     value = vector.new_full((*rows, vector.shape[-1]), torch.nan)
     return KrylovResult(value, products, ritz, math.nan, math.nan, False)
 
 
-def changes(current: Tensor, previous: Tensor | None) -> Tensor:
-    """‖current − previous‖ (...,) in an orthonormal basis that has grown since; infinite where there is none before."""
+def change_norm(current: Tensor, previous: Tensor | None) -> Tensor:
+    """‖current − previous‖ (...,), the basis having grown in between; infinite if ``previous`` is None."""
     if previous is None:
         return torch.full(current.shape[:-1], torch.inf, dtype=torch.float64)
     shared = current.clone()
@@ -200,6 +199,6 @@ def changes(current: Tensor, previous: Tensor | None) -> Tensor:
     return torch.linalg.vector_norm(shared, dim=-1)
 
 
-def relative(error: Tensor, norm: Tensor) -> float:
-    """The largest error/norm, 0 where both are."""
+def relative_error(error: Tensor, norm: Tensor) -> float:
+    """The largest error/norm, 0 if both are 0."""
     return float(torch.where(error == 0, 0, error / norm).max())

@@ -1,10 +1,10 @@
 r"""Traces and spectral densities from random probes, with standard errors over the probes.
 
 For z with independent entries of mean 0 and variance 1, E zᵀAz = tr A (Hutchinson 1990). Lanczos from a z uniform on
-the sphere gives Gauss quadrature for its spectral measure, zᵀf(H)z ≈ Σ_j ω_j f(τ_j), exact for polynomials of degree
-2m − 1, and E zᵀf(H)z = tr f(H)/d: stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. 38,
-1075; for networks Ghorbani, Krishnan & Xiao 2019, arXiv 1901.10159). Error bars are those of the probes; the
-quadrature's own error falls with the steps.
+the sphere gives Gauss quadrature for its spectral measure, zᵀf(H)z ≈ Σ_j ω_j f(τ_j), exact for polynomials of degree 2m
+− 1, and E zᵀf(H)z = tr f(H)/d: stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. 38, 1075;
+for networks Ghorbani, Krishnan & Xiao 2019, arXiv 1901.10159). Standard errors are over the probes; they exclude the
+quadrature error, which decreases with the number of steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from landscapes.krylov.space import KrylovSpace, Product
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over probes with its standard error, and the HVPs spent. NaN where a product was not finite."""
+    """A mean over probes with its standard error, and the HVPs spent. NaN if a product was not finite."""
 
     value: float
     error: float
@@ -33,7 +33,7 @@ class Estimate:
 
 
 def estimate(samples: Tensor, products: int) -> Estimate:
-    """Mean and standard error of samples (probes,), NaN where one is not finite."""
+    """Mean and standard error of samples (probes,), NaN if one is not finite."""
     if not bool(samples.isfinite().all()):
         return Estimate(math.nan, math.nan, products)
     return Estimate(float(samples.mean()), float(samples.std()) / math.sqrt(len(samples)), products)
@@ -50,19 +50,20 @@ def trace(product: Product, like: Tensor, probes: int = 30, seed: int = 0) -> Es
 def layer_traces(
     product: Product, like: Tensor, layers: Mapping[str, slice], probes: int = 30, seed: int = 0
 ) -> dict[str, Estimate]:
-    r"""tr H_ll of every diagonal block: the mean of z_lᵀ(Hz)_l; one HVP a probe serves all layers.
+    r"""tr H_ll of every diagonal block: the mean of z_lᵀ(Hz)_l; one HVP a probe for all layers.
 
     ``layers``: the coordinates of each, such as ``NetworkLandscape.layers``; ``like`` as in ``trace``.
     """
     check_like(like, probes)
     if not layers:
-        raise ValueError("layers must name at least one part of theta, got none; trace is that of the whole")
+        raise ValueError("layers must name at least one part of theta, got none; use trace for the whole matrix")
     like = like.detach()
     generator = torch.Generator(like.device).manual_seed(check_seed(seed))
     rows = []
     for _ in range(probes):
         signs = torch.randint(0, 2, like.shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1
         shares = signs * product(signs).detach()
+        # float64: a float32 sum over a network's parameters would lose digits to cancellation
         rows.append(torch.stack([shares[part].double().sum() for part in layers.values()]).cpu())
     samples = torch.stack(rows)  # (probes, layers)
     return {name: estimate(samples[:, i], probes) for i, name in enumerate(layers)}
@@ -70,9 +71,9 @@ def layer_traces(
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    r"""Nodes τ (probes, m) and weights ω (probes, m) of the spectral measure seen from each probe; Σ_j ω_j = 1.
+    r"""Nodes τ (probes, m) and weights ω (probes, m) of the spectral measure of each probe; Σ_j ω_j = 1.
 
-    A node of weight 0 pads a probe whose Krylov space was invariant early.
+    Nodes of weight 0 pad a probe whose Krylov space was invariant before m steps.
     """
 
     nodes: Tensor
@@ -91,7 +92,7 @@ class SpectralDensity:
 
     @property
     def extremes(self) -> tuple[float, float]:
-        """The smallest and the largest node: within the spectrum, and close to its ends once m is large."""
+        """The smallest and the largest node: within the spectrum, close to its ends for large m."""
         return float(self.nodes.min()), float(self.nodes.max())
 
     def cumulative(self, grid: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,8 +117,8 @@ def spectral_density(
 ) -> SpectralDensity:
     r"""The density of H's eigenvalues by stochastic Lanczos quadrature: ``probes`` × ``steps`` HVPs at most.
 
-    ``like`` (d,) gives size, precision and device. Raises ValueError for fewer than two probes, which have no error,
-    FloatingPointError where a product is not finite.
+    ``like`` (d,) gives size, precision and device. Raises ValueError for fewer than two probes, which have no standard
+    error, FloatingPointError if a product is not finite.
     """
     check_like(like, probes)
     check_count("steps", steps)
@@ -130,9 +131,9 @@ def spectral_density(
         while space.size < m and not space.invariant:
             space.grow()
             if not space.finite:
-                raise FloatingPointError("a Hessian-vector product is not finite: the spectrum does not exist there")
+                raise FloatingPointError("a Hessian-vector product is not finite: the spectrum is not defined")
         values, vectors = torch.linalg.eigh(space.projected)
-        nodes[i] = values[-1]
+        nodes[i] = values[-1]  # padding inside the spectrum: ``extremes`` stays right
         nodes[i, : space.size] = values
         weights[i, : space.size] = vectors[0].square()
         products += space.size
@@ -140,7 +141,7 @@ def spectral_density(
 
 
 def check_grid(grid: Tensor) -> Tensor:
-    """``grid`` on the CPU in double precision, where nodes are; raise unless it is one real vector (n,)."""
+    """``grid`` on the CPU in float64, as the nodes; raise unless it is one real vector (n,)."""
     check_float_tensor("grid", grid)
     if grid.ndim != 1 or grid.is_complex():
         raise ValueError(f"grid must be one real vector (n,), got {tuple(grid.shape)} {grid.dtype}")
@@ -148,7 +149,7 @@ def check_grid(grid: Tensor) -> Tensor:
 
 
 def check_like(like: Tensor, probes: int) -> None:
-    """Raise unless ``like`` is a real vector (d,) and there are probes enough for a standard error."""
+    """Raise unless ``like`` is a real vector (d,) and there are at least two probes."""
     check_float_tensor("like", like)
     if like.ndim != 1 or like.is_complex():
         raise ValueError(f"like must be one real vector (d,), got {tuple(like.shape)} {like.dtype}")

@@ -1,9 +1,9 @@
-r"""A few eigenpairs of the Hessian by a block method that starts from what is known.
+r"""A few eigenpairs of the Hessian by a block method with warm starts.
 
 Rayleigh–Ritz on a basis that begins with the rows of ``start`` (the block carried from a nearby Hessian, or random) and
-grows by the residuals of the least accurate pairs (Davidson 1975 without a preconditioner). From one random row
-this is Lanczos with full reorthogonalisation; from a carried block it spends products only where pairs have moved. A
-basis too large is compressed to its best Ritz vectors (thick restart, Wu & Simon 2000).
+grows by the residuals of the least accurate pairs (Davidson 1975 without a preconditioner). From one random row this is
+Lanczos with full reorthogonalisation; from a carried block it spends products only on pairs that have changed. A basis
+that is too large is compressed to its best Ritz vectors (thick restart, Wu & Simon 2000).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from landscapes.krylov.space import Product
 
 WHICH = ("largest", "smallest", "magnitude")
 LARGEST_BASIS = 60  # rows before a restart, or three times those that are carried
-SCOUTS = 2  # products beyond the start before it is believed
-CHANCE = 0.3  # share of a random direction in a scout's
+SCOUTS = 2  # products from the guards before the first test of convergence
+CHANCE = 0.3  # weight of the random direction in such a product
 NEGLIGIBLE = 100  # eps times the largest Ritz value: a residual below is rounding
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    r"""The wanted eigenpairs, most wanted first, with what is known of their accuracy.
+    r"""The wanted eigenpairs, most wanted first, with error estimates.
 
-    ``residuals`` ‖Hu − λu‖: H has an eigenvalue at least as close as that. ``errors``: |λ − exact| as estimated by
-    min(‖r‖, ‖r‖²/gap), the gap to where the last carried value may still be; too small where the space has not met an
-    eigenvalue yet, as of a multiple or a cluster wider than the block. ``converged``: every error is within tolerance,
-    and no guard hides a better pair.
-    ``block`` (p, d): the orthonormal rows to carry to the next, nearby Hessian. ``products``: HVPs spent.
+    ``residuals`` ‖Hu − λu‖: H has an eigenvalue within that distance. ``errors``: |λ − exact|, estimated by min(‖r‖,
+    ‖r‖²/gap) with the gap to the interval of the last carried value; too small if the space misses an eigenvalue, such
+    as one of a multiple eigenvalue or cluster wider than the block. ``converged``: every error is within tolerance, and
+    no guard can be a better pair. ``block`` (p, d): the orthonormal rows to carry to the next, nearby Hessian.
+    ``products``: HVPs spent.
     """
 
     values: Tensor  # (k,) float64 on the CPU
@@ -44,7 +44,7 @@ class Eigenpairs:
 
 
 def random_block(like: Tensor, rows: int, seed: int = 0) -> Tensor:
-    """Normal rows (rows, d) of the size, precision and device of ``like`` (..., d): a start where nothing is known."""
+    """Normal rows (rows, d) of the size, dtype and device of ``like`` (..., d): a start without prior information."""
     generator = torch.Generator(like.device).manual_seed(check_seed(seed))
     shape = (check_count("rows", rows), check_float_tensor("like", like).shape[-1])
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
@@ -84,10 +84,10 @@ class RitzBasis(RitzSpace):
         self._which = which
 
     def extend(self, directions: Tensor, room: int) -> int:
-        """Add what is new in ``directions`` (n, d), at most ``room`` rows, a product each; how many were added."""
+        """Add the parts of ``directions`` (n, d) outside the span, at most ``room``; returns the number of products."""
         added = 0
         for direction in directions:
-            row = unit_part_outside(direction, self.rows)
+            row = unit_part_outside(direction, self.rows)  # one by one, so that the rows added are orthogonal, too
             if row is not None and added < room:
                 self.rows = torch.cat([self.rows, row[None]])
                 self.images = torch.cat([self.images, self._product(row).detach()[None]])
@@ -102,6 +102,7 @@ class RitzBasis(RitzSpace):
         if not bool(projection.isfinite().all()):
             self.values = torch.full(projection.shape[:1], torch.nan, dtype=torch.float64)
             return
+        # QHQᵀ is symmetric only up to the rounding of the products, and eigh reads one triangle
         values, mixing = torch.linalg.eigh((projection + projection.mT) / 2)
         order = self._rank(values).argsort(descending=True, stable=True)
         self.values, self._mixing = values[order], mixing[:, order]
@@ -139,17 +140,17 @@ def eigenpairs(
     r"""The ``count`` largest, smallest or largest-in-magnitude eigenpairs of a real symmetric H (d, d).
 
     ``start`` (b, d): rows to begin with, ``random_block`` or the ``block`` of an earlier call at a nearby θ. Rows
-    beyond ``count`` guard the last pairs, whose errors are of first order in the residual without them, and meet modes
-    that rise from below, for which two products look from them in any case: carry one or two. A single row finds every
-    eigenvalue once, however often it occurs.
+    beyond ``count`` guard the last pairs, whose errors would be of first order in the residual without them, and detect
+    modes that enter the wanted set, by two products from the guards in any case: carry one or two. A single row finds
+    each multiple eigenvalue once.
 
     Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude
-    and no guard can outrank the last of them by more, or after ``limit`` products. ``width``: how many residuals join
-    the basis at a time; 1 takes fewest products. ``seed``: of the random part of the look from the guards; give another
-    each call.
+    and no guard can outrank the last of them by more, or after ``limit`` products. ``width``: the number of residuals
+    added to the basis at a time; 1 takes fewest products. ``seed`` of the random part of the products from the guards:
+    change it from call to call.
 
-    Raises ValueError or TypeError for arguments out of place, a ``limit`` below ``count`` among them. A product that is
-    not finite gives NaN, not converged. Results carry no autograd graph.
+    Raises ValueError or TypeError for invalid arguments, such as a ``limit`` below ``count``. A product that is not
+    finite gives NaN, not converged. Results carry no autograd graph.
     """
     check_start(start, count)
     check_choice("which", which, WHICH)
@@ -176,6 +177,7 @@ def eigenpairs(
             break
         if len(basis.rows) + width > max(LARGEST_BASIS, 3 * carried):
             basis.compress(max(carried, LARGEST_BASIS // 3))
+        # stable: ties are broken the same way on every device
         worst = shortfalls.argsort(descending=True, stable=True)[:width].to(start.device)
         if not basis.extend(residuals[worst], limit - basis.products):  # the space is invariant
             if enough or not basis.extend(random_block(start, 1, seed=basis.products), 1):
@@ -187,10 +189,10 @@ def eigenpairs(
 
 
 def carried_shortfalls(ranks: Tensor, residuals: Tensor, k: int) -> Tensor:
-    r"""By how much the carried pairs (p,) miss what is asked of them.
+    r"""Error estimates of the carried pairs (p,).
 
-    The k wanted: their errors, min(‖r‖, ‖r‖²/gap), with gaps to where the last carried value may be, known to its own
-    residual as it is. The guards: how far the eigenvalue near each may outrank the last wanted one.
+    The k wanted pairs: min(‖r‖, ‖r‖²/gap), with gaps to the interval of the last carried value, which is known up to
+    its own residual. The guards: by how much the eigenvalue near each may outrank the last wanted one.
     """
     gaps = ranks - ranks[-1] - residuals[-1]
     errors = torch.where(gaps > residuals, residuals.square() / gaps, residuals)
@@ -198,9 +200,10 @@ def carried_shortfalls(ranks: Tensor, residuals: Tensor, k: int) -> Tensor:
 
 
 def scout(basis: RitzBasis, count: int, carried: int, limit: int, seed: int) -> None:
-    """Extend the basis by the residual of the guard that is furthest from an eigenvector and something random.
+    """Extend the basis by the largest residual of a guard plus a random direction.
 
-    A mode that rises from below, not coupled to the wanted pairs, has no part in their residuals; in a guard's it has.
+    A mode that enters the wanted set uncoupled from the wanted pairs does not appear in their residuals; it does in a
+    guard's.
     """
     if not basis.finite or len(basis.rows) <= count:
         return
@@ -213,12 +216,12 @@ def scout(basis: RitzBasis, count: int, carried: int, limit: int, seed: int) -> 
 
 
 def unit_part_outside(direction: Tensor, rows: Tensor) -> Tensor | None:
-    """The direction without its part in the span of orthonormal rows, as a unit vector; None where nothing is left."""
+    """The direction without its part in the span of orthonormal rows, as a unit vector; None if it is rounding."""
     size = torch.linalg.vector_norm(direction)
     if not float(size) > 0:
         return None
     unit = direction / size
-    for _ in range(2):  # once leaves eps over what remains
+    for _ in range(2):  # one projection leaves an error of eps relative to the remaining part
         unit = unit - (rows @ unit) @ rows
         left = torch.linalg.vector_norm(unit)
         if float(left) < NEGLIGIBLE * torch.finfo(rows.dtype).eps:
@@ -228,7 +231,7 @@ def unit_part_outside(direction: Tensor, rows: Tensor) -> Tensor | None:
 
 
 def no_pairs(start: Tensor, count: int, products: int) -> Eigenpairs:
-    """The result where a product was not finite."""
+    """The result if a product was not finite."""
     nothing = torch.full((count,), torch.nan, dtype=torch.float64)
     vectors = start.new_full((count, start.shape[-1]), torch.nan)
     return Eigenpairs(nothing, vectors, nothing, nothing, False, products, random_block(start, len(start)))
@@ -242,4 +245,4 @@ def check_start(start: Tensor, count: int) -> None:
     if check_count("count", count) > start.shape[-1]:
         raise ValueError(f"count must be at most d = {start.shape[-1]}, got {count}")
     if not bool(start.isfinite().all()) or not bool(start.any()):
-        raise ValueError("start must be finite and not zero; use random_block where nothing is known")
+        raise ValueError("start must be finite and not zero; use random_block without prior information")

@@ -1,10 +1,10 @@
-r"""The Krylov space span{g, Hg, …, H^{m−1}g}: an orthonormal basis Q (m, d) and T = Q* H Q, a product at a time.
+r"""The Krylov space span{g, Hg, …, H^{m−1}g}: an orthonormal basis Q (m, d) and T = Q* H Q, one product at a time.
 
-Full reorthogonalisation (classical Gram–Schmidt, twice) keeps Q orthonormal to rounding, so that Ritz values are never
-doubled. Real symmetric H: Lanczos, T tridiagonal and real; T is filled from both sides by the same numbers, as ``eigh``
-reads one triangle. Complex θ: H is complex symmetric and T the Hessenberg matrix of the same process under the
-Hermitian inner product, which cannot break down early as the bilinear three-term recurrence can. The basis lives on
-the vector's device; T, m×m, on the CPU in double precision.
+Full reorthogonalisation (classical Gram–Schmidt, twice) keeps Q orthonormal to rounding, which avoids spurious copies
+of Ritz values. Real symmetric H: Lanczos, T tridiagonal and real; both triangles of T hold the same numbers, as
+``eigh`` reads only one. Complex θ: H is complex symmetric and T the Hessenberg matrix of the same process under the
+Hermitian inner product, which breaks down on invariant spaces only, unlike the bilinear three-term recurrence. The
+basis is on the vector's device; T (m, m) on the CPU in float64.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
 
-ROUNDING = 10  # a residual below this many eps of the projection is noise: the space is invariant
+ROUNDING = 10  # a residual below this many eps of the projection is rounding: the space is invariant
 FEWEST = 8  # rows of storage to begin with
 
 
 class KrylovSpace:
     r"""Q (m, d), T (m, m) and the residual H q_m − Q* T e_m = β q_{m+1} after m products.
 
-    ``beta`` is 0 where the space is invariant: T then has eigenvalues of H, and functions of H on g are exact.
-    ``finite`` is False once a vector or a product is not. The vector must not be zero. Nothing here carries
-    an autograd graph.
+    ``beta`` is 0 if the space is invariant: the eigenvalues of T are then eigenvalues of H, and functions of H on g are
+    exact. ``finite`` is False once a vector or a product is not finite. The vector must not be zero. Results carry no
+    autograd graph.
     """
 
     def __init__(self, product: Product, vector: Tensor):
@@ -52,7 +52,7 @@ class KrylovSpace:
 
     @property
     def direction(self) -> Tensor:
-        """q_{m+1} (d,): where the space grows next; meaningless where beta is 0."""
+        """q_{m+1} (d,), the next basis vector; meaningless if beta is 0."""
         return self._rows[self.size]
 
     @property
@@ -66,10 +66,10 @@ class KrylovSpace:
         return self.size > 0 and self.beta == 0
 
     def grow(self) -> None:
-        """One product more: m becomes m + 1."""
+        """Add one dimension, m → m + 1, by one product."""
         m = self.size
         self._reserve(m + 2)
-        residual, column = orthogonalised(self._product(self._rows[m]).detach(), self._rows[: m + 1])
+        residual, column = orthogonalise(self._product(self._rows[m]).detach(), self._rows[: m + 1])
         column = column.to("cpu", self.wide)
         self._projected[: m + 1, m] = column
         if self.wide == torch.float64:
@@ -78,6 +78,7 @@ class KrylovSpace:
         beta = float(torch.linalg.vector_norm(residual))
         self.finite = bool(column.isfinite().all()) and beta < float("inf")
         rounding = ROUNDING * torch.finfo(residual.dtype).eps * float(self.projected.abs().max())
+        # at m = d the residual is zero in exact arithmetic: normalising it would add a row of rounding errors
         if not self.finite or beta <= rounding or self.size == self.dimension:
             self.beta = 0.0
             return
@@ -87,7 +88,7 @@ class KrylovSpace:
 
     def _reserve(self, rows: int) -> None:
         if rows > self._rows.shape[0]:
-            # What is spare is never read; doubling keeps copies to one a row on the average.
+            # unused rows are never read; doubling costs about one copy of each row in total
             more = min(2 * rows, self.dimension + 1)
             self._rows = torch.cat(
                 [self._rows, self._rows.new_empty(max(more, rows) - len(self._rows), self.dimension)]
@@ -104,8 +105,9 @@ class KrylovSpace:
         return coefficients.to(rows) @ rows
 
 
-def orthogonalised(image: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def orthogonalise(image: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """The part of ``image`` (d,) orthogonal to the basis (m, d), and its components along it (m,), by two passes."""
+    # classical and not modified Gram–Schmidt: two matrix products a pass, and twice is enough for orthogonality
     first = basis.conj() @ image
     residual = image - first @ basis
     second = basis.conj() @ residual

@@ -1,7 +1,7 @@
-r"""Eigenpairs along a run: warm starts that follow θ, and vectors that keep their names through crossings.
+r"""Eigenpairs along a run: warm starts, and modes identified across crossings of eigenvalues.
 
-At the edge of stability θ jumps from side to side, and the Hessian of two steps ago is nearer than the last one. The
-block to start from is therefore that of the nearer of the last two θ.
+At the edge of stability θ oscillates with period two, and the Hessian of two steps ago is closer than that of the last
+step. The starting block is therefore that of the closer of the last two θ.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ GUARDS = 1  # rows carried beyond those wanted
 
 @dataclass(frozen=True)
 class FollowedPairs:
-    r"""Eigenpairs with the modes of the call before found again.
+    r"""Eigenpairs with the modes of the previous call identified.
 
-    ``order`` (k,): place in ``pairs`` of each followed mode; modes keep their place here while eigenvalues cross.
-    ``overlaps`` (k,): |uᵀu_before| of each mode, u_before of the call before or the one before that, whichever is
-    closer; 0 at the first call. Below ½ a mode has left the wanted ones, and the place holds a newcomer. Signs are such
-    that uᵀu_before ≥ 0.
+    ``order`` (k,): the index in ``pairs`` of each followed mode, constant for a mode while eigenvalues cross.
+    ``overlaps`` (k,): |uᵀu_before| of each mode, the larger over the last two calls; 0 at the first call. Below ½ a
+    mode has left the wanted set and another takes its index. Signs are such that uᵀu_before ≥ 0.
     """
 
     pairs: Eigenpairs
@@ -41,10 +40,10 @@ class FollowedPairs:
 
 
 class EigenpairTracker:
-    r"""Finds the wanted eigenpairs of a Hessian that changes from call to call.
+    r"""The wanted eigenpairs of a Hessian that changes from call to call, such as along a run.
 
-    Holds what one run reuses: the blocks and θ of the last two calls. ``tolerance``, ``which``, ``limit`` and ``width``
-    as in ``eigenpairs``.
+    Stores the blocks and θ of the last two calls. ``tolerance``, ``which``, ``limit`` and ``width`` are those of
+    ``eigenpairs``.
     """
 
     def __init__(
@@ -71,10 +70,10 @@ class EigenpairTracker:
     def __call__(self, product: Product, theta: Tensor) -> FollowedPairs:
         """The wanted eigenpairs at θ (d,), with H by its product.
 
-        Raises ValueError or TypeError unless θ is one real vector of the size of those before.
+        Raises ValueError or TypeError unless θ is one real vector of the same size as before.
         """
         self._check(theta)
-        theta = theta.detach().clone()  # optimisers of a user's own loop write into θ
+        theta = theta.detach().clone()  # an optimiser of the caller may update θ in place
         count = min(self.count, theta.shape[-1])
         start = self._start(theta, min(count + GUARDS, theta.shape[-1]))
         self._calls += SCOUTS
@@ -91,7 +90,9 @@ class EigenpairTracker:
             raise ValueError(f"theta must be one real vector (d,), got {tuple(theta.shape)} {theta.dtype}")
         if self._past and theta.shape != self._past[0][0].shape:
             before = tuple(self._past[0][0].shape)
-            raise ValueError(f"theta must be {before} as before, got {tuple(theta.shape)}; a run has its own tracker")
+            raise ValueError(
+                f"theta must be {before} as before, got {tuple(theta.shape)}; use one tracker for each run"
+            )
 
     def _start(self, theta: Tensor, rows: int) -> Tensor:
         if not self._past:
@@ -104,7 +105,7 @@ class EigenpairTracker:
         if not self._past:
             return FollowedPairs(pairs, torch.arange(k), torch.zeros(k, dtype=torch.float64), pairs.vectors)
         products = torch.stack([vectors @ pairs.vectors.mT for _, _, vectors in self._past]).to("cpu", torch.float64)
-        # (calls, k before, k now): a mode is whatever resembles it most over both calls
+        # (calls, k before, k now): the assignment of largest total overlap over both calls
         order = torch.from_numpy(linear_sum_assignment(products.abs().sum(0).numpy(), maximize=True)[1])
         own = products[:, torch.arange(k), order]  # (calls, k)
         closest = own.gather(0, own.abs().argmax(0, keepdim=True))[0]

@@ -1,4 +1,4 @@
-r"""The noise of stochastic gradients: as what drives a flow or a descent, and as an operator that is looked at."""
+r"""Gradient noise: models that drive flows and descents, and its covariance as an operator with diagnostics."""
 
 from landscapes.noise.analytic import AnalyticNoise, ConstantNoise, noise_from_covariance
 from landscapes.noise.base import GradientNoise, ito_correction
@@ -15,7 +15,7 @@ from landscapes.noise.surrogates import (
     FrozenNoise,
     IsotropicNoise,
     IsotropicSurrogate,
-    frozen,
+    freeze,
 )
 from landscapes.noise.tails import batch_kurtosis, hill_index, random_directions, tail_check
 from landscapes.noise.trace import covariance_diagonal, covariance_matrix, covariance_trace
@@ -43,7 +43,7 @@ __all__ = [
     "covariance_diagonal",
     "covariance_matrix",
     "covariance_trace",
-    "frozen",
+    "freeze",
     "hill_index",
     "ito_correction",
     "layer_spectra",

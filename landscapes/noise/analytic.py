@@ -1,4 +1,4 @@
-r"""Noises given by formulas: a root σ(θ), a covariance C(θ) whose symmetric root is taken, or a constant root."""
+r"""Noises given by formulas: a root σ(θ), a covariance C(θ) with its symmetric root, or a constant root."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: tuple[Kind, ...] = ("additive", "diagonal", "general")
 
 
 class SizedNoise(GradientNoise):
-    """A noise whose d and m are fields. Plain attributes here, as a dataclass cannot put fields over properties."""
+    """A noise with the fields d and m. Class attributes here, as a dataclass field cannot override a property."""
 
     dimension: int = 0
     size: int = 0
@@ -28,12 +28,12 @@ class SizedNoise(GradientNoise):
 @final
 @dataclass(frozen=True)
 class AnalyticNoise(SizedNoise):
-    r"""σ(θ)ξ with a given ``root``: θ (..., d) ↦ σ (..., d, m), or (d, m) where it is the same for the whole batch.
+    r"""σ(θ)ξ with a given ``root``: θ (..., d) ↦ σ (..., d, m), or (d, m) if it is the same for the whole batch.
 
     ``root`` must be differentiable by torch for ``ito_correction`` (m jvps, one if diagonal) and ``trace_gradient``.
-    ``kind`` is taken at its word: additive where σ does not depend on θ; diagonal where m = d, σ is a diagonal matrix
-    and σ_ii depends on θ_i only. Raises TypeError or ValueError for arguments out of place, and when called for a root
-    of another shape or dtype.
+    ``kind`` is not verified: additive if σ does not depend on θ; diagonal if m = d, σ is a diagonal matrix and σ_ii
+    depends on θ_i only. Raises TypeError or ValueError for invalid arguments, and when called for a root of another
+    shape or dtype.
     """
 
     dimension: int = field()
@@ -68,10 +68,10 @@ class AnalyticNoise(SizedNoise):
 def noise_from_covariance(dimension: int, covariance: Callable[[Tensor], Tensor]) -> AnalyticNoise:
     r"""The noise of a given covariance θ (..., d) ↦ C (..., d, d), with its symmetric root √C; m = d, for small d.
 
-    C may also be (d, d), the same for the whole batch. One eigendecomposition an evaluation. √C is differentiable where
-    C has repeated eigenvalues too, and where its kernel does not depend on θ (``landscapes.noise.roots``). When called,
-    raises IndefiniteCovarianceError for a C with an eigenvalue that is negative beyond rounding, ValueError or
-    TypeError for one that is not finite and symmetric, of shape (..., d, d) and θ's dtype.
+    C may also be (d, d), the same for the whole batch. One eigendecomposition an evaluation. √C is differentiable also
+    at repeated eigenvalues, and if its kernel does not depend on θ (``landscapes.noise.roots``). When called, raises
+    IndefiniteCovarianceError for a C with an eigenvalue that is negative beyond rounding, ValueError or TypeError
+    unless C is finite and symmetric, of shape (..., d, d) and θ's dtype.
     """
     check_count("dimension", dimension)
     if not callable(covariance):
@@ -88,9 +88,9 @@ def noise_from_covariance(dimension: int, covariance: Callable[[Tensor], Tensor]
 @final
 @dataclass(frozen=True, eq=False)
 class ConstantNoise(GradientNoise):
-    r"""σξ with one matrix σ = ``root`` (d, m) everywhere.
+    r"""σξ with a constant matrix σ = ``root`` (d, m).
 
-    Raises TypeError or ValueError unless it is a matrix, finite and real.
+    Raises TypeError or ValueError unless the root is a finite real matrix.
     """
 
     root: Tensor
@@ -124,7 +124,7 @@ class ConstantNoise(GradientNoise):
 
 
 def check_matrix(name: str, matrix: Tensor, theta: Tensor, columns: int) -> Tensor:
-    """The matrix for each member, (..., d, m); raise unless it is that, or (d, m), and of θ's dtype."""
+    """The matrix expanded to (..., d, m); raise unless its shape is that or (d, m), and its dtype θ's."""
     check_float_tensor(name, matrix)
     shape = (*theta.shape, columns)
     if matrix.shape not in (shape, shape[-2:]) or matrix.dtype != theta.dtype:

@@ -1,7 +1,7 @@
 r"""The noise of a stochastic gradient: g̃ = ∇f(θ) + σ(θ)ξ with ξ ∈ R^m of mean 0 and covariance I.
 
-A ``GradientNoise`` says what σ(θ)ξ is. Its covariance is C(θ) = σσᵀ; a step of learning rate h adds −hσξ, and the
-stochastic differential equation of the same covariance is driven by √h σ(X) dW.
+A ``GradientNoise`` defines σ(θ)ξ. Its covariance is C(θ) = σσᵀ; a step of learning rate h adds −hσξ, and the stochastic
+differential equation with the same covariance has the noise term √h σ(X) dW.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Diffusion = Callable[[Tensor, Tensor], Tensor]
 class GradientNoise(ABC):
     r"""σ(θ)ξ and its moments; θ (..., d), ξ (..., m) with leading dimensions that broadcast.
 
-    A subclass gives ``dimension``, ``size`` and ``factor``; the defaults below build the columns of σ, m at a time,
-    which is for small m. Concrete ones are frozen dataclasses.
+    A subclass gives ``dimension``, ``size`` and ``factor``; the defaults below build all m columns of σ, for small m.
+    Concrete subclasses are frozen dataclasses.
     """
 
     @property
     def kind(self) -> Kind:
-        """What is known of σ: additive, diagonal or general."""
+        """The structure of σ: additive, diagonal or general."""
         return "general"
 
     @property
@@ -42,7 +42,7 @@ class GradientNoise(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """m, the number of normals that the noise takes."""
+        """m, the number of normal variables ξ."""
 
     @abstractmethod
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
@@ -67,13 +67,13 @@ class GradientNoise(ABC):
         return self.diagonal(theta).sum(dim=-1)
 
     def trace_gradient(self, theta: Tensor) -> Tensor:
-        """∇ tr C(θ), shape (..., d): zero where the noise is additive, else by a backward pass through ``trace``."""
+        """∇ tr C(θ), shape (..., d): zero if the noise is additive, else by a backward pass through ``trace``."""
         if self.kind == "additive":
             return torch.zeros_like(self.check_theta(theta))
         return gradient(self.trace, self.check_theta(theta))
 
     def ito_correction(self, theta: Tensor) -> Tensor:
-        """½ Σ_j (∂σ_j) σ_j, shape (..., d): by how much the Itô drift exceeds Stratonovich's for the noise σ dW."""
+        """½ Σ_j (∂σ_j) σ_j, shape (..., d): the Itô drift minus the Stratonovich drift for the noise σ dW."""
         return ito_correction(self.factor, self.check_theta(theta), self.size, self.kind)
 
     def check_theta(self, theta: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def ito_correction(diffusion: Diffusion, state: Tensor, size: int, kind: Kind) -
         return torch.zeros_like(state)
     unit = torch.eye(size, dtype=state.dtype, device=state.device)
     directions = unit.sum(dim=0, keepdim=True) if kind == "diagonal" else unit
-    state = state.contiguous()  # forward mode refuses expanded tensors, such as one start for a batch of paths
+    state = state.contiguous()  # forward mode rejects expanded tensors, such as one start for a batch of paths
     total = torch.zeros_like(state)
     for direction in directions:
         xi = direction.expand(*state.shape[:-1], size)
@@ -111,5 +111,6 @@ def ito_correction(diffusion: Diffusion, state: Tensor, size: int, kind: Kind) -
         def column(x: Tensor, xi: Tensor = xi) -> Tensor:
             return diffusion(x, xi)
 
+        # the tangent σ_j is detached: its own dependence on X is no part of (∂σ_j)σ_j
         total = total + torch.func.jvp(column, (state,), (column(state).detach().contiguous(),))[1]
     return total.detach() / 2

@@ -1,7 +1,7 @@
-r"""What the noise of mini-batches has to do with the curvature: alignment, shared directions, noise scales.
+r"""Relations between mini-batch noise and curvature: alignment, overlap of subspaces, noise scales.
 
-C = cD is a ``CovarianceOperator``, H the Hessian by its product v ↦ Hv, such as ``landscape.expand(theta).hvp``. Scales
-of mini-batches are those of one example: give them the covariance D of a finite sum.
+C = cD is a ``CovarianceOperator``, H the Hessian by its product v ↦ Hv, such as ``landscape.expand(theta).hvp``. Noise
+scales refer to one example: pass the covariance D of a finite sum.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from landscapes.noise.ritz import orthonormal_outside
 
 @dataclass(frozen=True)
 class Alignment:
-    r"""How far C and H are the same matrix; estimates with standard errors over the probes, exact ones with none.
+    r"""Alignment of C and H; estimates have standard errors over the probes, exact values the error zero.
 
-    ``cosine`` tr(CH)/(‖C‖_F ‖H‖_F), 1 where they are proportional. ``anisotropy`` tr(CH)/(tr C tr H/n): by how much C
-    raises the loss beyond isotropic noise of equal trace (Zhu et al. 2019, arXiv 1803.00195). ``product`` tr(CH),
+    ``cosine`` tr(CH)/(‖C‖_F ‖H‖_F), 1 if they are proportional. ``anisotropy`` tr(CH)/(tr C tr H/n): the increase of
+    the loss by C relative to isotropic noise of equal trace (Zhu et al. 2019, arXiv 1803.00195). ``product`` tr(CH),
     ``covariance_norm`` ‖C‖_F, ``hessian_norm`` ‖H‖_F, ``hessian_trace`` tr H; ``covariance_trace`` tr C is exact.
     """
 
@@ -46,16 +46,16 @@ def alignment(
     basis: Tensor | None = None,
     seed: int = 0,
 ) -> Alignment:
-    r"""Alignment of C with H: exact by n products where ``probes`` is None, else estimated.
+    r"""Alignment of C with H: exact by n products if ``probes`` is None, else estimated.
 
-    ``basis`` (r, n): rows whose span is taken exactly, r products with H more, so that only the rest is left to the
-    probes (Meyer, Musco, Musco & Woodruff 2021, arXiv 2010.09649); top eigenvectors of C and H make the error bars
-    small, as both matrices are nearly of low rank. Orthonormalised here. With P the projection off it,
-    tr A = Σ_q qᵀAq + E zᵀPAPz over z with entries ±1, A = CH, C², H². Ratios carry jackknife errors, which are too
-    small where a few probes do not see the largest eigenvalues.
+    ``basis`` (r, n): rows whose span is treated exactly, by r more products with H; the probes estimate the rest
+    (Meyer, Musco, Musco & Woodruff 2021, arXiv 2010.09649). Top eigenvectors of C and H reduce the errors, as both
+    matrices are nearly of low rank. It is orthonormalised here. With the orthonormal rows q and the projection P onto
+    their complement, tr A = Σ_q qᵀAq + E zᵀPAPz over z with entries ±1, A = CH, C², H². Ratios have jackknife errors,
+    which are too small if a few probes miss the largest eigenvalues.
 
-    One pass for all products with C, one for tr C. Raises ValueError for fewer than two probes or a basis that does not
-    fit; FloatingPointError where a product is not finite.
+    One pass for all products with C, one for tr C. Raises ValueError for fewer than two probes or a basis of another
+    shape; FloatingPointError if a product is not finite.
     """
     check_operator(operator)
     before, n = operator.passes, operator.dimension
@@ -65,23 +65,23 @@ def alignment(
     signs = exact[:0]
     if probes is not None:
         signs = random_signs(operator.like, check_count("probes", probes, minimum=2), seed)
-        signs = signs - (signs @ exact.mT) @ exact
+        signs = signs - (signs @ exact.mT) @ exact  # Pz: its forms are those of PAP, without products with P
     rows = torch.cat([exact, signs])
     samples = paired_forms(operator.products(rows), torch.stack([hvp(row).detach() for row in rows]), rows)
     known, drawn = samples[: len(exact)].sum(dim=0), samples[len(exact) :]
     trace = operator.trace
     cost = (operator.passes - before, len(rows))
 
-    def of(index: int) -> NoiseEstimate:
+    def estimate_of(index: int) -> NoiseEstimate:
         return jackknife(known, drawn, lambda m: m[..., index], cost)
 
     return Alignment(
         cosine=jackknife(known, drawn, lambda m: m[..., 0] / (m[..., 1] * m[..., 2]).sqrt(), cost),
         anisotropy=jackknife(known, drawn, lambda m: m[..., 0] / (trace * m[..., 3] / n), cost),
-        product=of(0),
+        product=estimate_of(0),
         covariance_norm=jackknife(known, drawn, lambda m: m[..., 1].sqrt(), cost),
         hessian_norm=jackknife(known, drawn, lambda m: m[..., 2].sqrt(), cost),
-        hessian_trace=of(3),
+        hessian_trace=estimate_of(3),
         covariance_trace=trace,
     )
 
@@ -91,14 +91,16 @@ def paired_forms(images: Tensor, curved: Tensor, rows: Tensor) -> Tensor:
     pairs = ((images, curved), (images, images), (curved, curved), (rows, curved))
     forms = torch.stack([(a.double() * b.double()).sum(dim=-1) for a, b in pairs], dim=-1).cpu()
     if not bool(forms.isfinite().all()):
-        raise FloatingPointError("a product with the covariance or the Hessian is not finite: there is no alignment")
+        raise FloatingPointError(
+            "a product with the covariance or the Hessian is not finite: the alignment is not defined"
+        )
     return forms
 
 
 def jackknife(
     known: Tensor, drawn: Tensor, function: Callable[[Tensor], Tensor], cost: tuple[float, int]
 ) -> NoiseEstimate:
-    """``function`` of the means (m,) of samples (probes, m) on top of what is known, with its jackknife error."""
+    """``function`` of ``known`` plus the means (m,) of samples (probes, m), with its jackknife error."""
     k = len(drawn)
     if k == 0:
         return NoiseEstimate(float(function(known)), 0.0, *cost)
@@ -110,7 +112,7 @@ def jackknife(
 
 
 def orthonormal_basis(operator: CovarianceOperator, basis: Tensor | None) -> Tensor:
-    """Orthonormal rows of the basis's span, none where there is no basis; raise unless it has shape (r, n)."""
+    """Orthonormal rows of the basis's span, none if it is None; raise unless it has shape (r, n)."""
     empty = operator.like.new_empty(0, operator.dimension)
     if basis is None:
         return empty
@@ -120,10 +122,10 @@ def orthonormal_basis(operator: CovarianceOperator, basis: Tensor | None) -> Ten
 
 @dataclass(frozen=True)
 class SubspaceOverlap:
-    r"""How much of one space lies in another: principal cosines σ, largest first, and their mean square.
+    r"""Overlap of two subspaces: principal cosines σ, largest first, and their mean square.
 
-    ``overlap`` tr(P_U P_V)/min(k, l) is 1 where one holds the other (Gur-Ari, Roberts & Dyer 2018, arXiv 1812.04754);
-    ``chance`` max(k, l)/n is what random spaces have on the average.
+    ``overlap`` tr(P_U P_V)/min(k, l) is 1 if one contains the other (Gur-Ari, Roberts & Dyer 2018, arXiv 1812.04754);
+    ``chance`` max(k, l)/n is the mean overlap of random subspaces.
     """
 
     cosines: Tensor  # (min(k, l),) float64 on the CPU
@@ -132,7 +134,7 @@ class SubspaceOverlap:
 
 
 def subspace_overlap(left: Tensor, right: Tensor) -> SubspaceOverlap:
-    """Overlap of the spans of the rows U (k, n) and V (l, n), of any length; raise ValueError unless they fit."""
+    """Overlap of the spans of the rows U (k, n) and V (l, n), of any length; raise ValueError for other shapes."""
     for name, rows in (("left", left), ("right", right)):
         check_float_tensor(name, rows)
         if rows.ndim != 2 or rows.shape[-1] != left.shape[-1] or len(rows) == 0 or rows.is_complex():
@@ -141,7 +143,7 @@ def subspace_overlap(left: Tensor, right: Tensor) -> SubspaceOverlap:
             )
     bases = [orthonormal_outside(rows, rows[:0]) for rows in (left, right)]
     if not all(len(b) for b in bases):
-        raise ValueError("left and right must span something, got rows that are zero")
+        raise ValueError("left and right must have nonzero rows, got rows that are all zero")
     cosines = torch.linalg.svdvals(wide_product(*bases)).cpu().clamp_max(1)
     k, other = sorted(map(len, bases))
     return SubspaceOverlap(cosines, float(cosines.square().sum()) / k, other / left.shape[-1])
@@ -151,8 +153,8 @@ def subspace_overlap(left: Tensor, right: Tensor) -> SubspaceOverlap:
 class NoiseAlong:
     r"""Noise and curvature along directions u, such as eigenvectors of H: (k,) each, float64.
 
-    ``variance`` uᵀCu, ``mean`` gᵀu, ``curvature`` uᵀHu. ``concentration`` (uᵀCu/tr C)/(uᵀHu/tr H): 1 where the noise
-    has along u the share of its trace that the curvature has (Zhu et al. 2019).
+    ``variance`` uᵀCu, ``mean`` gᵀu, ``curvature`` uᵀHu. ``concentration`` (uᵀCu/tr C)/(uᵀHu/tr H): 1 if noise and
+    curvature have the same fraction of their traces along u (Zhu et al. 2019).
     """
 
     variance: Tensor
@@ -161,12 +163,12 @@ class NoiseAlong:
     covariance_trace: float
 
     def concentration(self, hessian_trace: float) -> Tensor:
-        """(uᵀCu/tr C)/(uᵀHu/tr H) for a tr H that is known, (k,)."""
+        """(uᵀCu/tr C)/(uᵀHu/tr H) for a known tr H, (k,)."""
         return (self.variance / self.covariance_trace) / (self.curvature / hessian_trace)
 
 
 def noise_along(operator: CovarianceOperator, directions: Tensor, hvp: Product) -> NoiseAlong:
-    """uᵀCu, gᵀu and uᵀHu of the rows u (k, n), taken at unit length: two passes and k products with H."""
+    """uᵀCu, gᵀu and uᵀHu of the rows u (k, n), normalised here: two passes and k products with H."""
     check_rows("directions", directions, check_operator(operator))
     units = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
     if not bool(units.isfinite().all()):
@@ -178,10 +180,10 @@ def noise_along(operator: CovarianceOperator, directions: Tensor, hvp: Product) 
 
 @dataclass(frozen=True)
 class NoiseScales:
-    r"""McCandlish, Kaplan & Amodei 2018, arXiv 1812.06162: the batch size at which noise and mean weigh the same.
+    r"""McCandlish, Kaplan & Amodei 2018, arXiv 1812.06162: the batch size at which noise and mean are equal in size.
 
-    ``simple`` tr C/‖g‖²; ``curved`` tr(CH)/gᵀHg, by which a step's expected change of the loss is governed: meaningless
-    unless gᵀHg is positive. Infinite at a critical point.
+    ``simple`` tr C/‖g‖²; ``curved`` tr(CH)/gᵀHg, which appears in the expected change of the loss by a step:
+    meaningless unless gᵀHg is positive. Infinite at a critical point.
     """
 
     simple: float
@@ -196,7 +198,7 @@ def noise_scales(
     basis: Tensor | None = None,
     seed: int = 0,
 ) -> NoiseScales:
-    """Both noise scales; options as in ``alignment``, at whose price they come, and one product with H."""
+    """Both noise scales; options as in ``alignment``, at its cost plus one product with H."""
     aligned = alignment(operator, hvp, probes=probes, basis=basis, seed=seed).product
     mean = operator.gradients.mean[operator.part]
     square, bend = (float((mean.double() * v.double()).sum()) for v in (mean, hvp(mean).detach()))

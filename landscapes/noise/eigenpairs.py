@@ -1,4 +1,4 @@
-r"""Top eigenpairs of a noise covariance, by the cheapest of its matrix, the Gram matrix and a block Krylov method."""
+r"""Top eigenpairs of a noise covariance by the cheapest of its matrix, the Gram matrix and a block Krylov method."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from landscapes.errors import check_choice, check_count, check_positive, check_s
 from landscapes.krylov import random_block
 from landscapes.krylov.ritz_pairs import NEGLIGIBLE, carried_shortfalls
 from landscapes.noise.covariance import CovarianceOperator
-from landscapes.noise.plans import METHODS, Plan, choose, guarded
+from landscapes.noise.plans import METHODS, Plan, choose, guarded_rows
 from landscapes.noise.ritz import BlockRitz, RitzPairs, check_finite, top_pairs
 
 MEMORY = 2**30  # bytes
@@ -19,11 +19,11 @@ MEMORY = 2**30  # bytes
 
 @dataclass(frozen=True)
 class NoiseEigenpairs:
-    r"""The largest eigenpairs of C, largest first, and how they were had.
+    r"""The largest eigenpairs of C, largest first, with errors, method and cost.
 
-    ``residuals`` ‖Cu − λu‖; ``errors``: |λ − exact| as estimated by min(‖r‖, ‖r‖²/gap). ``converged``: every error is
+    ``residuals`` ‖Cu − λu‖; ``errors``: |λ − exact|, estimated by min(‖r‖, ‖r‖²/gap). ``converged``: every error is
     within tolerance, relative to its eigenvalue, or rounding. ``method``: "dense", "gram" or "krylov"; ``passes``:
-    gradients of all examples taken; ``bytes``: what the method's plan says it held beyond the landscape.
+    gradients of all examples taken; ``bytes``: memory beyond the landscape's own, by the method's plan.
     """
 
     values: Tensor  # (k,) float64 on the CPU
@@ -48,22 +48,22 @@ def top_eigenpairs(
 ) -> NoiseEigenpairs:
     r"""The ``count`` largest eigenpairs of C, by its matrix, the Gram matrix or a block Krylov method.
 
-    ``method`` "auto": whichever is expected to be cheapest of those that fit in ``memory`` bytes beyond the landscape's
-    own (``landscapes.noise.plans``). ``tolerance`` is relative to each eigenvalue, down to rounding of the largest.
-    ``limit``: passes after which the Krylov method stops, not converged; ``seed``: of its first block.
+    ``method`` "auto": the one of least expected cost that fits in ``memory`` bytes beyond the landscape's own
+    (``landscapes.noise.plans``). ``tolerance`` is relative to each eigenvalue, down to rounding of the largest.
+    ``limit``: passes after which the Krylov method stops, not converged; ``seed`` of its first block.
 
-    Raises ValueError or TypeError for arguments out of place, a ``memory`` that no method fits in among them;
-    FloatingPointError where gradients are not finite.
+    Raises ValueError or TypeError for invalid arguments, such as a ``memory`` too small for every method;
+    FloatingPointError if gradients are not finite.
     """
     if check_count("count", count) > check_operator(operator).dimension:
-        raise ValueError(f"count must be at most the side of the covariance, {operator.dimension}, got {count}")
+        raise ValueError(f"count must be at most the order of the covariance, {operator.dimension}, got {count}")
     check_options(method, memory, tolerance, limit, seed)
     plan, before = choose(operator, count, method, memory), operator.passes
     if plan.method == "krylov":
-        start = random_block(operator.like, guarded(operator, count), seed)
+        start = random_block(operator.like, guarded_rows(operator, count), seed)
         pairs = krylov_pairs(operator, start, count, plan, tolerance, limit)
     else:
-        pairs = refined(operator, direct_vectors(operator, count, plan), count, tolerance, seed)
+        pairs = refine(operator, direct_vectors(operator, count, plan), count, tolerance, seed)
     return NoiseEigenpairs(
         pairs.values[:count],
         pairs.vectors[:count],
@@ -79,7 +79,7 @@ def top_eigenpairs(
 def krylov_pairs(
     operator: CovarianceOperator, start: Tensor, count: int, plan: Plan, tolerance: float, limit: int
 ) -> RitzPairs:
-    """The block method from the rows of ``start``."""
+    """Eigenpairs by the block method with the first block ``start``."""
     return top_pairs(operator.products, start, count, tolerance=tolerance, limit=limit, largest_basis=plan.rows)
 
 
@@ -95,8 +95,8 @@ def direct_vectors(operator: CovarianceOperator, count: int, plan: Plan) -> Tens
     return total
 
 
-def refined(operator: CovarianceOperator, vectors: Tensor, count: int, tolerance: float, seed: int) -> RitzPairs:
-    """Ritz pairs of the space of ``vectors``, by one pass; where they are fewer, C has no more that are not zero."""
+def refine(operator: CovarianceOperator, vectors: Tensor, count: int, tolerance: float, seed: int) -> RitzPairs:
+    """Ritz pairs of the span of ``vectors``, by one pass; below ``count`` dimensions, it is the range of C."""
     basis = BlockRitz(operator.products, operator.like.new_empty(0, operator.dimension))
     basis.extend(vectors)
     if len(basis.rows) < count:
@@ -110,7 +110,7 @@ def refined(operator: CovarianceOperator, vectors: Tensor, count: int, tolerance
 
 
 def check_options(method: str, memory: int, tolerance: float, limit: int, seed: int) -> None:
-    """Raise unless the options of ``top_eigenpairs`` are in place."""
+    """Raise unless the options of ``top_eigenpairs`` are valid."""
     check_choice("method", method, METHODS)
     check_count("memory", memory)
     check_positive("tolerance", tolerance)
@@ -119,7 +119,7 @@ def check_options(method: str, memory: int, tolerance: float, limit: int, seed: 
 
 
 def check_operator(operator: CovarianceOperator) -> CovarianceOperator:
-    """Return ``operator``; raise unless it is one."""
+    """Return ``operator``; raise unless it is a CovarianceOperator."""
     if not isinstance(operator, CovarianceOperator):
         raise TypeError(
             f"operator must be a CovarianceOperator, got {type(operator).__name__}; "

@@ -1,9 +1,9 @@
 r"""Label noise: fresh Gaussian noise on the labels of square losses at every step, f_i = ½ ‖m_i(θ) − y_i − ε_i‖².
 
 The gradient's mean is ∇f and its noise −(1/N) Σ_i J_iᵀ ε_i with J_i = ∂m_i/∂θ, exactly, as the gradient is affine in
-the labels. For ε of variance s² its covariance is (s²/N)·H where the loss is zero, and does not vanish there: it drives
-descent along a manifold of minima towards flat ones. Blanc, Gupta, Valiant & Valiant 2020, arXiv 1904.09080; Damian, Ma
-& Lee 2021, arXiv 2106.06530.
+the labels. For ε of variance s² its covariance is (s²/N)·H at zero loss, and so does not vanish there: it drives
+descent along a manifold of minima towards flat minima. Blanc, Gupta, Valiant & Valiant 2020, arXiv 1904.09080; Damian,
+Ma & Lee 2021, arXiv 2106.06530.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from landscapes.autodiff import gradient
 from landscapes.errors import check_count, check_nonnegative
-from landscapes.labelled import LabelledSum, labelled
+from landscapes.labelled import LabelledSum, labelled_sum_of
 from landscapes.landscape import FiniteSum, check_finite_sum
 from landscapes.noise.base import GradientNoise, Kind
 from landscapes.noise.trace import BLOCK
@@ -28,17 +28,17 @@ from landscapes.noise.trace import BLOCK
 @final
 @dataclass(frozen=True)
 class LabelNoise(GradientNoise):
-    r"""Noise of labels y_i + ε_i, ε_i ~ N(0, s²I) in R^C afresh at every step: C(θ) = (s²/bN) Σ_i J_iᵀJ_i, m = N·C.
+    r"""Noise of labels y_i + ε_i, ε_i ~ N(0, s²I) in R^C, drawn at every step: C(θ) = (s²/bN) Σ_i J_iᵀJ_i, m = N·C.
 
     s = ``standard_deviation`` ≥ 0, in the labels' unit. ``batch_size`` None is the full batch, b = N, where σ(θ)ξ =
-    −(s/N) Σ_i J_iᵀ ξ_i is the noise itself. For a batch of b it is the part of its noise that the labels make, averaged
-    over batches, each draw of an example with an ε of its own; that of the examples, ``MinibatchNoise``, is
-    uncorrelated with it and adds to it.
+    −(s/N) Σ_i J_iᵀ ξ_i is the exact noise. For a batch of b it is the part of the noise due to the labels, averaged
+    over batches, with an independent ε for each draw of an example; the part due to the choice of examples,
+    ``MinibatchNoise``, is uncorrelated with it and adds to it.
 
     The landscape is LinearRegression or a NetworkLandscape with ``nets.square_loss``, also in Regularised or Counted.
     ``factor`` costs one gradient; ``covariance`` (small d), ``diagonal``, ``trace`` and ``ito_correction`` take C
-    gradients an example, a block of them at a time. Raises UnsupportedError for losses that are not squares, TypeError
-    or ValueError unless 1 ≤ batch_size ≤ N and s ≥ 0.
+    gradients an example, by blocks. Raises UnsupportedError for losses that are not squares, TypeError or ValueError
+    unless 1 ≤ batch_size ≤ N and s ≥ 0.
     """
 
     landscape: FiniteSum
@@ -52,15 +52,15 @@ class LabelNoise(GradientNoise):
             raise ValueError(
                 f"batch_size must be at most the number of examples, {self.landscape.size}, got {self.batch_size}"
             )
-        labelled(self.landscape)
+        labelled_sum_of(self.landscape)
 
     @cached_property
     def _labels(self) -> LabelledSum:
-        return labelled(self.landscape)
+        return labelled_sum_of(self.landscape)
 
     @property
     def kind(self) -> Kind:
-        """Additive where the outputs are linear in θ."""
+        """Additive if the outputs are linear in θ."""
         return "additive" if self._labels.linear else "general"
 
     @property
@@ -69,7 +69,7 @@ class LabelNoise(GradientNoise):
 
     @property
     def size(self) -> int:
-        """N·C, a number for each number of each label."""
+        """N·C, one for each component of each label."""
         return self.landscape.size * self._labels.label_size
 
     def _scale(self) -> float:
@@ -101,7 +101,7 @@ class LabelNoise(GradientNoise):
         return self._scale() ** 2 * total
 
     def trace_gradient(self, theta: Tensor) -> Tensor:
-        r"""(s²/bN) ∇ Σ_i ‖J_i‖², shape (..., d), a block's graph at a time."""
+        r"""(s²/bN) ∇ Σ_i ‖J_i‖², shape (..., d), by blocks, which limits the graph held."""
         total = torch.zeros_like(self.check_theta(theta))
         for index in self._blocks(theta):
             total = total + gradient(partial(self._square, index), theta)
@@ -112,11 +112,11 @@ class LabelNoise(GradientNoise):
         return self._labels.label_grads(theta, index).square().sum(dim=(-3, -2, -1))
 
     def ito_correction(self, theta: Tensor) -> Tensor:
-        r"""½ Σ_j (∂σ_j)σ_j = ¼ ∇tr C, a gradient as σ's columns are, multiples of ∇m_ic."""
+        r"""½ Σ_j (∂σ_j)σ_j = ¼ ∇tr C, as σ's columns are gradients: multiples of ∇m_ic."""
         return self.trace_gradient(theta) / 4
 
     def _blocks(self, theta: Tensor) -> Iterator[Tensor]:
-        """Examples, as many at a time as make about ``BLOCK`` gradients."""
+        """Blocks of examples with about ``BLOCK`` gradients each."""
         yield from torch.arange(self.landscape.size, device=theta.device).split(
             max(1, BLOCK // self._labels.label_size)
         )

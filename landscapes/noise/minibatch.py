@@ -1,4 +1,4 @@
-r"""The noise of a mini-batch gradient, a square root of whose covariance costs one backward pass.
+r"""The noise of a mini-batch gradient, with a square root of its covariance that costs one backward pass.
 
 With D(θ) = (1/N) Σ_i (g_i − g)(g_i − g)ᵀ, g_i = ∇f_i, the gradient of a batch of b has the covariance cD; c is 1/b for
 independent draws, (1/b)(N − b)/(N − 1) without replacement (a finite population's). G = [g_i − g]/√N has D = GGᵀ, and
@@ -6,7 +6,7 @@ independent draws, (1/b)(N − b)/(N − 1) without replacement (a finite popula
     G ξ = Σ_i (ξ_i − ξ̄) g_i / √N
 
 is the gradient of a reweighted loss. Chaudhari & Soatto 2018, arXiv 1710.11029, give D and both c; their printed
-correction for draws without replacement has the other sign.
+correction for draws without replacement has the opposite sign.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from landscapes.sampling import Sampling, sampling_of
 class MinibatchNoise(GradientNoise):
     r"""Noise of covariance C(θ) = cD(θ), that of the gradient of ``batch_size`` examples; m = N normals.
 
-    ``sampling``: "replacement", c = 1/b; "subset" and "epoch", c = (1/b)(N − b)/(N − 1), zero at b = N. Of an epoch
-    this is what one step sees; its steps are not independent (``landscapes.sampling.Epoch``). ``factor`` costs one
-    gradient. ``covariance`` is for small d; ``diagonal``, ``trace`` and ``ito_correction`` take one gradient an
-    example, a block of them at a time.
+    ``sampling``: "replacement", c = 1/b; "subset" and "epoch", c = (1/b)(N − b)/(N − 1), zero at b = N. For an epoch
+    this is the covariance of one step; the steps are not independent (``landscapes.sampling.Epoch``). ``factor`` costs
+    one gradient. ``covariance`` is for small d; ``diagonal``, ``trace`` and ``ito_correction`` take one gradient an
+    example, by blocks.
 
     Raises TypeError or ValueError unless the landscape is a FiniteSum and 1 ≤ batch_size ≤ N.
     """
@@ -49,7 +49,7 @@ class MinibatchNoise(GradientNoise):
 
     @cached_property
     def sampler(self) -> Sampling:
-        """How the mini-batches are drawn."""
+        """The sampling of the mini-batches."""
         return sampling_of(self.landscape.size, self.batch_size, self.sampling)
 
     @property
@@ -89,18 +89,19 @@ class MinibatchNoise(GradientNoise):
         mean = self.landscape.grad(self.check_theta(theta))[..., None, :].detach()
         total = torch.zeros_like(theta)
         for index in torch.arange(self.size, device=theta.device).split(BLOCK):
-            total = total + self._pulled(theta, index, mean)
+            total = total + self._hessian_sum(theta, index, mean)
         return 2 * self.sampler.variance_factor() / self.size * total
 
     def ito_correction(self, theta: Tensor) -> Tensor:
-        r"""½ Σ_j (∂σ_j)σ_j = (c/2N) Σ_j (H_j − H)(g_j − g) = ¼ ∇tr C, a gradient as the H_j are symmetric."""
+        r"""½ Σ_j (∂σ_j)σ_j = (c/2N) Σ_j (H_j − H)(g_j − g) = ¼ ∇tr C, as the H_j are symmetric."""
         return self.trace_gradient(theta) / 4
 
-    def _pulled(self, theta: Tensor, index: Tensor, mean: Tensor) -> Tensor:
-        """Σ_j H_j (g_j − g) over some examples; those over all of them with H in place of H_j add up to zero."""
+    def _hessian_sum(self, theta: Tensor, index: Tensor, mean: Tensor) -> Tensor:
+        """Σ_j H_j (g_j − g) over some examples; the sum of H (g_j − g) over all is zero."""
 
         def slope(x: Tensor) -> Tensor:
             rows = self.landscape.example_grads(x if x.requires_grad else x.requires_grad_(), index)
+            # H_j acts on the frozen g_j − g: detached, so that one backward pass gives the product
             return (rows * (rows - mean).detach()).sum(dim=(-2, -1))
 
         return gradient(slope, theta)

@@ -1,10 +1,10 @@
-r"""Top eigenpairs of a positive semidefinite matrix by blocks: one walk over the examples serves a whole block.
+r"""Top eigenpairs of a positive semidefinite matrix by a block method: one pass over the examples for each block.
 
-Rayleigh–Ritz on the block Krylov space span{V, CV, C²V, …} of a random V with a few rows more than are wanted (Musco &
-Musco 2015, arXiv 1504.05477). Differences to their algorithm: the space grows by the residuals of the Ritz pairs, which
-spans the same and is orthonormal as it grows; it stops on error estimates and not after a fixed number of steps; and it
-is compressed to its best Ritz vectors where it would outgrow its memory (thick restart, Wu & Simon 2000). Vectors stay
-in their precision, projections are taken in float64.
+Rayleigh–Ritz on the block Krylov space span{V, CV, C²V, …} of a random V with a few more rows than wanted (Musco &
+Musco 2015, arXiv 1504.05477). Differences from their algorithm: the space is extended by the residuals of the Ritz
+pairs, which give the same span and an orthonormal basis; it stops by error estimates and not after a fixed number of
+steps; and it is compressed to its best Ritz vectors at its memory limit (thick restart, Wu & Simon 2000). Vectors keep
+their precision, projections are in float64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BlockProduct = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RitzPairs:
-    """The carried pairs, largest first: all p of the block, of which the first k were wanted."""
+    """The carried pairs, largest first: all p of the block, the first k of them wanted."""
 
     values: Tensor  # (p,) float64 on the CPU
     vectors: Tensor  # (p, n)
@@ -44,7 +44,7 @@ class BlockRitz(RitzSpace):
         self._projection = torch.zeros(0, 0, dtype=torch.float64)
 
     def extend(self, directions: Tensor) -> bool:
-        """Add what is new in ``directions`` (k, n) by one product with a block; False where there is nothing new."""
+        """Add the part of ``directions`` (k, n) outside the span by one product with a block; False if it is empty."""
         new = orthonormal_outside(directions, self.rows)
         new = new[: self.rows.shape[-1] - len(self.rows)]
         if not len(new):
@@ -52,7 +52,7 @@ class BlockRitz(RitzSpace):
         images = check_finite(self._product(new))
         self.products += 1
         self.rows, self.images = torch.cat([self.rows, new]), torch.cat([self.images, images])
-        edge = wide_product(new, self.images).cpu()  # (k, m)
+        edge = wide_product(new, self.images).cpu()  # (k, m), the new rows only: the rest is known
         wider = torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64)
         old = len(self.rows) - len(new)
         wider[:old, :old] = self._projection
@@ -74,11 +74,11 @@ class BlockRitz(RitzSpace):
 def top_pairs(
     product: BlockProduct, start: Tensor, count: int, *, tolerance: float, limit: int, largest_basis: int
 ) -> RitzPairs:
-    r"""The ``count`` largest eigenpairs from the rows of ``start`` (p, n), p ≥ count; the rest guard the last ones.
+    r"""The ``count`` largest eigenpairs from the rows of ``start`` (p, n), p ≥ count; the other rows are guards.
 
-    Stops once every wanted eigenvalue is estimated to within ``tolerance`` times itself, or to rounding, and no guard
-    can outrank the last by more, or after ``limit`` products with blocks. ``largest_basis``: rows held before the
-    space is compressed, at least twice the carried. Raises FloatingPointError where a product is not finite.
+    Stops when the error estimate of every wanted eigenvalue is within ``tolerance`` times the eigenvalue, or rounding,
+    and no guard can outrank the last by more, or after ``limit`` products with blocks. ``largest_basis``: rows held
+    before the space is compressed, at least twice the carried. Raises FloatingPointError if a product is not finite.
     """
     basis = BlockRitz(product, start)
     basis.extend(start)
@@ -96,7 +96,7 @@ def top_pairs(
             break
         if len(basis.rows) + carried > largest_basis:
             basis.compress(carried)
-        # a residual that is rounding has no direction worth a row
+        # residuals at the level of rounding have random directions: they would cost rows without improving a pair
         if not basis.extend(residuals[(sizes > rounding / NEGLIGIBLE).to(residuals.device)]):
             missed = missed & False
             break
@@ -105,37 +105,37 @@ def top_pairs(
 
 
 def check_finite(numbers: Tensor) -> Tensor:
-    """Return the numbers; raise FloatingPointError unless all are finite, which dense solvers do not survive."""
+    """Return the numbers; raise FloatingPointError unless all are finite, as dense solvers require."""
     if not bool(numbers.isfinite().all()):
         raise FloatingPointError(
-            "products with the covariance are not finite: gradients of single examples are not, or too large to be "
-            f"squared in {numbers.dtype}"
+            "products with the covariance are not finite: gradients of single examples are not finite, or "
+            f"their squares overflow in {numbers.dtype}"
         )
     return numbers
 
 
 def orthonormal_outside(directions: Tensor, rows: Tensor) -> Tensor:
-    """Orthonormal rows (j, n) that span what ``directions`` (k, n) have outside orthonormal ``rows``, j ≤ k."""
+    """Orthonormal rows (j, n), j ≤ k, that span the part of ``directions`` (k, n) outside orthonormal ``rows``."""
     eps = torch.finfo(rows.dtype).eps
     sizes = torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
     kept = directions[sizes[:, 0] > 0] / sizes[sizes[:, 0] > 0]
     if not len(kept):
         return kept
-    kept = outside(kept, rows)
+    kept = part_outside(kept, rows)
     _, strengths, axes = torch.linalg.svd(kept, full_matrices=False)
-    # weaker ones are rounding of the part that was taken off; what is kept is orthonormal after a second turn
-    new = outside(axes[strengths > eps**0.5], rows)
+    # smaller singular values are rounding of the subtracted part; a second projection makes the rest orthogonal
+    new = part_outside(axes[strengths > eps**0.5], rows)
     return torch.linalg.qr(new.mT)[0].mT.contiguous()
 
 
-def outside(directions: Tensor, rows: Tensor) -> Tensor:
-    """The directions without their parts along orthonormal rows, taken off twice."""
-    for _ in range(2):  # once leaves eps over what remains
+def part_outside(directions: Tensor, rows: Tensor) -> Tensor:
+    """The directions projected onto the complement of orthonormal rows, twice."""
+    for _ in range(2):  # one projection leaves an error of eps relative to the remaining part
         directions = directions - (directions @ rows.mT) @ rows
     return directions
 
 
 def widened_block(vectors: Tensor, rows: int, seed: int) -> Tensor:
-    """``vectors`` (p, n) and random rows below them, ``rows`` in all: a start where some are known."""
+    """``vectors`` (p, n) and random rows below them, ``rows`` in all: a start from some known pairs."""
     missing = rows - len(vectors)
     return torch.cat([vectors, random_block(vectors, missing, seed)]) if missing > 0 else vectors[:rows]

@@ -1,9 +1,9 @@
-r"""The symmetric root of a covariance, differentiable where an eigendecomposition is not.
+r"""The symmetric root of a covariance, differentiable also at repeated eigenvalues.
 
-S = √C has S dS + dS S = dC. In eigenvectors of S that is (dS)_ij = (dC)_ij / (s_i + s_j), which repeated eigenvalues do
-not disturb, where derivatives of eigenvectors do not exist. Where s_i + s_j = 0 to rounding, (dS)_ij is set to zero:
-right where the kernel of C does not depend on θ (a covariance of fixed, lower rank); elsewhere √C has no derivative.
-Both maps below are differentiated by the equation again, to any order: in reverse mode, with at most one forward mode.
+S = √C satisfies S dS + dS S = dC, in the eigenbasis of S (dS)_ij = (dC)_ij / (s_i + s_j). This is regular at repeated
+eigenvalues, where derivatives of eigenvectors do not exist. If s_i + s_j = 0 to rounding, (dS)_ij is set to zero, which
+is exact if the kernel of C does not depend on θ (a covariance of fixed lower rank); otherwise √C has no derivative.
+Both maps below are differentiable to any order by the same equation: in reverse mode, with at most one forward mode.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def square_root(matrix: Tensor) -> Tensor:
 
 
 def check_forward_mode() -> None:
-    """Raise inside two torch.func.jvp, where torch drops what the inner derivative owes to the outer direction."""
-    # pytorch issue 197867: through an autograd.Function the second derivative comes out wrong, without a word
+    """Raise inside two torch.func.jvp: torch drops the dependence of the inner derivative on the outer direction."""
+    # pytorch issue 197867: through an autograd.Function the second derivative is wrong, without an error
     levels = torch._C._functorch.get_interpreter_stack() or ()
     if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1:
         raise UnsupportedError(
@@ -48,7 +48,7 @@ def symmetric_part(matrix: Tensor) -> Tensor:
 
 
 def rounding(eigenvalues: Tensor) -> Tensor:
-    """What eigenvalues (..., d) of a symmetric matrix are rounded by, (..., 1)."""
+    """Bound (..., 1) on the rounding of eigenvalues (..., d) of a symmetric matrix."""
     width = 10 * eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps
     return width * eigenvalues.abs().amax(dim=-1, keepdim=True)
 
@@ -60,7 +60,7 @@ def check_semidefinite(eigenvalues: Tensor, allowed: Tensor) -> None:
     if lowest < -bound:
         raise IndefiniteCovarianceError(
             f"covariance must be positive semidefinite, got the eigenvalue {lowest:.6g} where rounding allows "
-            f"{-bound:.2g}; C = A Aᵀ is so for every A: give A as the root of an AnalyticNoise"
+            f"{-bound:.2g}; C = A Aᵀ is positive semidefinite for every A: pass A as the root of an AnalyticNoise"
         )
 
 
@@ -94,7 +94,7 @@ class SquareRoot(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], matrix: Tensor) -> tuple[Tensor, int]:
-        """Leading dimensions are batched as they are."""
+        """Move the mapped dimension to the front, where it is batched."""
         (dim,) = in_dims
         return square_root(matrix.movedim(dim or 0, 0)), 0
 
@@ -108,6 +108,7 @@ class Sylvester(torch.autograd.Function):
         sums = values[..., :, None] + values[..., None, :]
         regular = sums > rounding(values)[..., None]
         turned = vectors.mT @ right @ vectors
+        # the inner where keeps 0/0 out of the graph: a NaN in the branch not taken would reach the gradient
         return vectors @ torch.where(regular, turned / torch.where(regular, sums, 1), 0) @ vectors.mT
 
     @staticmethod
@@ -133,7 +134,7 @@ class Sylvester(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, int | None], root: Tensor, right: Tensor) -> tuple[Tensor, int]:
-        """Leading dimensions are batched as they are."""
+        """Move the mapped dimension to the front, where it is batched."""
         first, second = (
             x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
             for x, dim in zip((root, right), in_dims, strict=True)

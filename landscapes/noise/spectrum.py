@@ -1,7 +1,7 @@
-r"""The spectrum of gradient noise: top eigenpairs of its covariance, all of it, and its rank with the threshold said.
+r"""The spectrum of gradient noise: top or all eigenvalues of its covariance, and its numerical rank with the threshold.
 
-Chaudhari & Soatto 2018, arXiv 1710.11029, call rank the number of eigenvalues above λ_max·d·eps(float32), and print
-mean and deviation of all d eigenvalues with those below clipped at the threshold. Both are here, beside the unclipped.
+Chaudhari & Soatto 2018, arXiv 1710.11029, define the rank as the number of eigenvalues above λ_max·d·eps(float32), and
+report mean and deviation of all d eigenvalues clipped from below at the threshold. Both are given, with the unclipped.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor
 from landscapes.errors import check_count, check_positive
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.eigenpairs import MEMORY, check_operator, check_options
-from landscapes.noise.plans import Plan, choose, guarded, krylov_plan, largest_rank
+from landscapes.noise.plans import Plan, choose, guarded_rows, krylov_plan, largest_rank
 from landscapes.noise.ritz import check_finite, top_pairs, widened_block
 
-START = 32  # eigenvalues that are asked for first where those above a threshold are
-ROUNDING = 10  # eps by which gradients, and eigenvalues of the Krylov method, may be wrong
+START = 32  # eigenvalues of the first round of a search above a threshold
+ROUNDING = 10  # eps: assumed relative error of gradients, and of eigenvalues of the Krylov method
 
 
 @dataclass(frozen=True)
 class SpectrumHistogram:
     """``counts`` (b,) of eigenvalues between logarithmic ``edges`` (b + 1,), which begin at the threshold.
 
-    ``clipped``: how many lie at or below it, none of them in ``counts``: one bin of their own, at the threshold.
+    ``clipped``: the number at or below the threshold, not in ``counts``; drawn as one more bin at the threshold.
     """
 
     edges: Tensor
@@ -39,12 +39,12 @@ class SpectrumHistogram:
 @final
 @dataclass(frozen=True)
 class NoiseSpectrum:
-    r"""Eigenvalues of C (n, n), largest first, and what the papers make of them.
+    r"""Eigenvalues of C (n, n), largest first, with rank, mean and deviation.
 
-    ``eigenvalues``: all min(N − 1, n) that can differ from zero where ``whole``, else all above the threshold and a few
-    below. ``threshold``: below it they count as zero, λ_max·n·eps(float32) unless the caller says otherwise, or what
-    rounding of the gradients leaves where that is more. ``residual``: the largest ‖Cu − λu‖ of those above, zero where
-    a dense solver gave them; ``converged``, ``method``, ``passes``, ``bytes`` as in ``NoiseEigenpairs``.
+    ``eigenvalues``: all min(N − 1, n) that can be nonzero if ``whole``, else all above the threshold and a few below.
+    ``threshold``: eigenvalues below count as zero; by default λ_max·n·eps(float32), or the rounding of the gradients if
+    larger. ``residual``: the largest ‖Cu − λu‖ of those above, zero for a dense solver; ``converged``, ``method``,
+    ``passes``, ``bytes`` as in ``NoiseEigenpairs``.
     """
 
     eigenvalues: Tensor  # (r,) float64 on the CPU
@@ -61,7 +61,7 @@ class NoiseSpectrum:
 
     @property
     def rank(self) -> int:
-        """How many eigenvalues are above the threshold."""
+        """The number of eigenvalues above the threshold."""
         return int((self.eigenvalues > self.threshold).sum())
 
     @property
@@ -82,12 +82,12 @@ class NoiseSpectrum:
 
     @property
     def std_bound(self) -> float:
-        """The most that eigenvalues which were not found can change ``std`` by; zero where ``whole``."""
+        """Bound on the error of ``std`` by eigenvalues that were not computed; zero if ``whole``."""
         low, high = self._std_range()
         return (high - low) / 2
 
     def _std_range(self) -> tuple[float, float]:
-        """Those not found, m of them, have the sum R and are at most the last: R²/m ≤ Σλ² ≤ λ_last R."""
+        """The m missing eigenvalues have a known sum R and are at most λ_last: R²/m ≤ Σλ² ≤ λ_last R."""
         found = float(self.eigenvalues.square().sum())
         missing = 0 if self.whole else max(min(self.size - 1, self.dimension) - len(self.eigenvalues), 0)
         rest = max(self.trace - float(self.eigenvalues.sum()), 0.0) if missing else 0.0
@@ -98,19 +98,19 @@ class NoiseSpectrum:
 
     @property
     def clipped_mean(self) -> float:
-        """Mean of all n eigenvalues, those below the threshold taken as the threshold."""
+        """Mean of all n eigenvalues, clipped from below at the threshold."""
         above = self.eigenvalues[self.eigenvalues > self.threshold]
         return (float(above.sum()) + (self.dimension - len(above)) * self.threshold) / self.dimension
 
     @property
     def clipped_std(self) -> float:
-        """Deviation of all n eigenvalues, those below the threshold taken as the threshold."""
+        """Deviation of all n eigenvalues, clipped from below at the threshold."""
         above = self.eigenvalues[self.eigenvalues > self.threshold] - self.clipped_mean
         below = (self.threshold - self.clipped_mean) ** 2 * (self.dimension - len(above))
         return math.sqrt((float(above.square().sum()) + below) / self.dimension)
 
     def histogram(self, bins: int = 50) -> SpectrumHistogram:
-        """Logarithmic bins from the threshold to the largest eigenvalue; raise ValueError where none is above."""
+        """Logarithmic bins from the threshold to the largest eigenvalue; raise ValueError if none is above."""
         check_count("bins", bins)
         above = self.eigenvalues[self.eigenvalues > self.threshold]
         if not len(above) or self.threshold <= 0:
@@ -120,7 +120,8 @@ class NoiseSpectrum:
             )
         low, high = math.log10(self.threshold), math.log10(float(above[0]))
         edges = torch.logspace(low, high, bins + 1, dtype=torch.float64)
-        places = (torch.bucketize(above, edges[1:-1])).clamp_max(bins - 1)  # the ends take what rounding puts outside
+        # inner edges only: rounding may put the extreme values outside the first or last edge
+        places = (torch.bucketize(above, edges[1:-1])).clamp_max(bins - 1)
         counts = torch.bincount(places, minlength=bins)
         return SpectrumHistogram(edges, counts, self.dimension - len(above))
 
@@ -143,13 +144,13 @@ def noise_spectrum(
     limit: int = 200,
     seed: int = 0,
 ) -> NoiseSpectrum:
-    r"""The spectrum of C: whole where its matrix or the Gram matrix fits, else every eigenvalue above the threshold.
+    r"""The spectrum of C: all of it if its matrix or the Gram matrix fits, else every eigenvalue above the threshold.
 
-    "krylov" doubles the number of eigenvalues it asks for until the last is below. ``threshold`` None: the paper's
-    rule. ``method``, ``memory``, ``tolerance``, ``limit`` and ``seed`` as in ``top_eigenpairs``; the limit is for all
-    rounds.
+    "krylov" doubles the number of eigenvalues until the last is below the threshold. ``threshold`` None: the rule of
+    the paper. ``method``, ``memory``, ``tolerance``, ``limit`` and ``seed`` as in ``top_eigenpairs``; the limit is for
+    all rounds together.
 
-    Raises as ``top_eigenpairs``, and ValueError where the memory holds no block for the next round.
+    Raises as ``top_eigenpairs``, and ValueError if the memory is too small for the next round.
     """
     check_operator(operator)
     check_options(method, memory, tolerance, limit, seed)
@@ -182,16 +183,17 @@ def layer_spectra(
 ) -> dict[str, NoiseSpectrum]:
     """The spectrum of every layer's diagonal block, name → coordinates; options as in ``noise_spectrum``.
 
-    Passes are those of every layer; with ``keep_gradients`` the first pays for all.
+    Each layer takes its own passes; with ``keep_gradients`` one pass serves all layers.
     """
     return {name: noise_spectrum(operator.layer(part), **options) for name, part in layers.items()}
 
 
 def noise_threshold(operator: CovarianceOperator, largest: float, method: str = "gram") -> float:
-    r"""λ_max·n·eps(float32), Chaudhari & Soatto's; more where rounding leaves more.
+    r"""λ_max·n·eps(float32), Chaudhari & Soatto's threshold, or the level of rounding if larger.
 
-    Gradients wrong by some eps of their precision make eigenvalues of c·(eps)²·(1/N)Σ‖g_i‖², which matters where
-    examples agree; eigenvalues of the Krylov method are known to some eps of the largest, which matters for n < 10.
+    Relative errors of some eps in the gradients cause eigenvalues of c·(eps)²·(1/N)Σ‖g_i‖², which matters if examples
+    have nearly equal gradients; eigenvalues of the Krylov method have errors of some eps of the largest, which matters
+    for n < 10.
     """
     gradients = operator.gradients
     length = operator.scale * float(gradients.mean[operator.part].double().square().sum()) + operator.trace
@@ -201,15 +203,15 @@ def noise_threshold(operator: CovarianceOperator, largest: float, method: str = 
 
 
 def all_eigenvalues(operator: CovarianceOperator, plan: Plan) -> Tensor:
-    """The min(N − 1, n) eigenvalues of C that can differ from zero, largest first, float64 on the CPU."""
+    """The min(N − 1, n) eigenvalues of C that can be nonzero, largest first, float64 on the CPU."""
     matrix = operator.dense() if plan.method == "dense" else operator.gram(plan.rows * operator.like.nbytes)
     values = torch.linalg.eigvalsh(check_finite(matrix)).flip(0)[: largest_rank(operator)].cpu()
-    return values.clamp_min(0)  # what is negative is rounding
+    return values.clamp_min(0)  # negative values are rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """All eigenvalues above a threshold by the block Krylov method, asked for in rounds of twice as many."""
+    """All eigenvalues above a threshold by the block Krylov method, in rounds of doubled number."""
 
     operator: CovarianceOperator
     threshold: float | None
@@ -224,7 +226,7 @@ class Search:
         count, block = min(START, most), self.operator.like.new_empty(0, self.operator.dimension)
         while True:
             plan = self._plan(count)
-            start = widened_block(block, guarded(self.operator, count), self.seed + spent)
+            start = widened_block(block, guarded_rows(self.operator, count), self.seed + spent)
             pairs = top_pairs(
                 self.operator.products,
                 start,
@@ -249,6 +251,6 @@ class Search:
         if plan.bytes > self.memory:
             raise ValueError(
                 f"memory must be at least {plan.bytes} bytes to look for {count} eigenvalues above the threshold, got "
-                f"{self.memory}; half as many are all above it"
+                f"{self.memory}; all of the first half are above it"
             )
         return plan

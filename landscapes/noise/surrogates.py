@@ -1,6 +1,6 @@
-r"""Simpler noises: isotropic and diagonal ones, given or of the same trace as another noise, and a noise held at one θ.
+r"""Simpler noises: isotropic and diagonal, constant or of the same trace as another noise, and a noise frozen at one θ.
 
-Held against the true noise they tell what its state dependence, its correlations and its anisotropy each do: Zhu et al.
+Compared with the true noise they separate the effects of its state dependence, correlations and anisotropy: Zhu et al.
 2019, arXiv 1803.00195, compare escapes from minima under noises of equal trace.
 """
 
@@ -27,7 +27,7 @@ from landscapes.toys.closed_form import cast, check_real_tensor
 class IsotropicNoise(SizedNoise):
     r"""σξ = √v ξ with v = ``variance`` ≥ 0 in every direction of R^d, d = ``dimension``: C = v·I, tr C = v·d.
 
-    Raises TypeError or ValueError for arguments out of place.
+    Raises TypeError or ValueError for invalid arguments.
     """
 
     variance: float
@@ -51,7 +51,7 @@ class IsotropicNoise(SizedNoise):
         return spread(release(math.sqrt(self.variance) * xi, theta), theta)
 
     def diagonal(self, theta: Tensor) -> Tensor:
-        """v in every place, shape (..., d)."""
+        """v in every component, shape (..., d)."""
         return torch.full_like(self.check_theta(theta).detach(), self.variance)
 
 
@@ -60,7 +60,7 @@ class IsotropicNoise(SizedNoise):
 class DiagonalNoise(GradientNoise):
     r"""σξ = √v ∘ ξ with constant ``variances`` v (d,), at least zero: C = diag v.
 
-    Raises TypeError or ValueError for arguments out of place.
+    Raises TypeError or ValueError for invalid arguments.
     """
 
     variances: Tensor
@@ -113,7 +113,7 @@ class Surrogate(GradientNoise):
         return self.dimension
 
     def check_theta(self, theta: Tensor) -> Tensor:
-        """Return θ (..., d); raise where it is complex: noise has a phase there that no trace tells."""
+        """Return θ (..., d); raise if it is complex: the trace does not determine the phase of complex noise."""
         if super().check_theta(theta).is_complex():
             raise UnsupportedError(
                 f"a surrogate has the variances of real noise: theta must be real, got {theta.dtype}"
@@ -132,15 +132,15 @@ class Surrogate(GradientNoise):
 @final
 @dataclass(frozen=True)
 class IsotropicSurrogate(Surrogate):
-    r"""σ(θ)ξ = √(tr C(θ)/d) ξ, ξ in R^d: as strong as ``noise`` at every θ, of covariance C, and without a direction.
+    r"""σ(θ)ξ = √(tr C(θ)/d) ξ, ξ in R^d: isotropic, with the trace of ``noise``, of covariance C, at every θ.
 
-    An evaluation costs a trace of the noise's, for mini-batches one gradient an example; ``frozen`` pays it once.
-    Its Itô correction is ¼ ∇tr C/d. Raises TypeError unless ``noise`` is a GradientNoise.
+    An evaluation costs the trace of ``noise``, for mini-batches one gradient an example; ``freeze`` takes it once. Its
+    Itô correction is ¼ ∇tr C/d. Raises TypeError unless ``noise`` is a GradientNoise.
     """
 
     @property
     def kind(self) -> Kind:
-        """Additive where the noise is; each component depends on all of θ, so diagonal at d = 1 only."""
+        """Additive if ``noise`` is; each component depends on all of θ, so diagonal for d = 1 only."""
         if self.noise.kind == "additive":
             return "additive"
         return "diagonal" if self.dimension == 1 else "general"
@@ -151,7 +151,7 @@ class IsotropicSurrogate(Surrogate):
         return release(root(self.noise.trace(theta) / self.dimension)[..., None] * xi, theta)
 
     def diagonal(self, theta: Tensor) -> Tensor:
-        """tr C/d in every place, shape (..., d)."""
+        """tr C/d in every component, shape (..., d)."""
         return (self.noise.trace(theta) / self.dimension)[..., None].expand(theta.shape)
 
     def ito_correction(self, theta: Tensor) -> Tensor:
@@ -164,15 +164,15 @@ class IsotropicSurrogate(Surrogate):
 class DiagonalSurrogate(Surrogate):
     r"""σ(θ)ξ = √(diag C(θ)) ∘ ξ, ξ in R^d: the variances of ``noise``, of covariance C, without its correlations.
 
-    An evaluation costs a diagonal of the noise's, for mini-batches one gradient an example. Its Itô correction is
-    ¼ ∂_i C_ii, by d backward passes through that diagonal (one where the noise is diagonal): for small d. For
-    mini-batches it is (c/2N) Σ_j (g_j − g)_i (H_j − H)_ii, whose diagonals of every example's Hessian no fewer passes
-    give. Raises TypeError unless ``noise`` is a GradientNoise.
+    An evaluation costs the diagonal of ``noise``, for mini-batches one gradient an example. Its Itô correction is ¼ ∂_i
+    C_ii, by d backward passes through that diagonal (one if the noise is diagonal): for small d. For mini-batches it is
+    (c/2N) Σ_j (g_j − g)_i (H_j − H)_ii, and the diagonals of all examples' Hessians need as many passes. Raises
+    TypeError unless ``noise`` is a GradientNoise.
     """
 
     @property
     def kind(self) -> Kind:
-        """The noise's own: C_ii depends on what its row of σ depends on."""
+        """The kind of ``noise``: C_ii depends on the same θ_j as row i of σ."""
         return self.noise.kind
 
     def factor(self, theta: Tensor, xi: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class DiagonalSurrogate(Surrogate):
         return self.noise.diagonal(theta)
 
     def ito_correction(self, theta: Tensor) -> Tensor:
-        """½ s_i ∂_i s_i for s_i² = C_ii: ¼ ∂_i C_ii, shape (..., d), finite where C_ii is zero."""
+        """½ s_i ∂_i s_i for s_i² = C_ii: ¼ ∂_i C_ii, shape (..., d), finite also if C_ii is zero."""
         self.check_theta(theta)
         if self.kind == "additive":
             return torch.zeros_like(theta)
@@ -195,7 +195,7 @@ class DiagonalSurrogate(Surrogate):
         unit = torch.eye(self.dimension, dtype=theta.dtype, device=theta.device)
         total = torch.zeros_like(theta)
         for direction in unit.sum(dim=0, keepdim=True) if self.kind == "diagonal" else unit:
-            # reverse mode: forward mode through a network's fused norms is silently wrong
+            # reverse mode: forward mode through a network's fused norms is wrong without an error
             slopes = transposed_product(diagonal, leaf, direction.expand(theta.shape), retain_graph=True)
             total = total + direction * slopes
         return total / 4
@@ -204,7 +204,7 @@ class DiagonalSurrogate(Surrogate):
 @final
 @dataclass(frozen=True, eq=False)
 class FrozenNoise(GradientNoise):
-    r"""σ(θ*)ξ at every θ: ``noise`` held at the point θ* = ``theta`` (d,), and evaluated there at each call.
+    r"""σ(θ*)ξ at every θ: ``noise`` evaluated at the fixed point θ* = ``theta`` (d,) in each call.
 
     Raises TypeError or ValueError unless θ* is one finite θ of the noise.
     """
@@ -252,12 +252,12 @@ class FrozenNoise(GradientNoise):
         return self.noise.trace(self._point(theta)).expand(theta.shape[:-1])
 
 
-def frozen(noise: GradientNoise, theta: Tensor, dense: bool = False) -> GradientNoise:
-    r"""The additive noise that ``noise`` is at one θ (d,), with the same covariance C(θ) everywhere.
+def freeze(noise: GradientNoise, theta: Tensor, dense: bool = False) -> GradientNoise:
+    r"""The additive noise with the covariance C(θ) of ``noise`` at one θ (d,).
 
-    Of an isotropic or diagonal surrogate the isotropic or diagonal noise; a noise that is additive already, as it is;
-    of others ``FrozenNoise``, whose every evaluation costs what the noise's does and which suits any d. ``dense``:
-    ``ConstantNoise`` with the symmetric root of C(θ), by one eigendecomposition now, for small d and many evaluations.
+    ``IsotropicNoise`` or ``DiagonalNoise`` for a surrogate; an additive noise unchanged; else ``FrozenNoise``, each
+    evaluation of which costs as much as one of ``noise``, for any d. ``dense``: ``ConstantNoise`` with the symmetric
+    root of C(θ), by one eigendecomposition now, for small d and many evaluations.
 
     Raises TypeError or ValueError unless θ is one finite θ of the noise.
     """
@@ -275,12 +275,12 @@ def frozen(noise: GradientNoise, theta: Tensor, dense: bool = False) -> Gradient
 
 def root(square: Tensor) -> Tensor:
     """√x, with the derivative zero at x = 0; NaN stays NaN."""
-    positive = ~(square <= 0)
+    positive = ~(square <= 0)  # not square > 0: NaN takes the square root and stays NaN
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
 
 
 def check_gradient_noise(noise: GradientNoise) -> GradientNoise:
-    """Return ``noise``; raise unless it is one."""
+    """Return ``noise``; raise unless it is a GradientNoise."""
     if not isinstance(noise, GradientNoise):
         raise TypeError(
             f"noise must be a GradientNoise, got {type(noise).__name__}; MinibatchNoise(landscape, b) is one"

@@ -1,13 +1,13 @@
-r"""Is gradient noise heavy-tailed? Hill's index of ‖g_i − g‖ and the kurtosis of batches along directions.
+r"""Tests for heavy tails of gradient noise: Hill's index of ‖g_i − g‖, and the kurtosis of batches along directions.
 
-Both stand beside what Gaussian noise of the same covariance would give, without which neither says anything: Hill's
-index of a finite sample is finite whatever the law, and norms vary with the spectrum of C.
+Both need a comparison with Gaussian noise of the same covariance: Hill's index of a finite sample is finite for every
+distribution, and norms vary with the spectrum of C.
 
-A warning. Simsekli, Sagun & Gurbuzbalaban 2019, arXiv 1901.06053, find α-stable noise by an estimator that takes the
-coordinates of the noise for independent and identically distributed. They are neither, and unequal variances of
-Gaussian coordinates alone make it report α < 2 (Xie, Sato & Sugiyama 2021, arXiv 2002.03495); Panigrahi et al. 2019,
-arXiv 1910.09626, find batches of 256 and more Gaussian along random directions. It is not offered here. A finite sum
-has every moment, so a tail index speaks of the law that its examples may have been drawn from.
+Warning: Simsekli, Sagun & Gurbuzbalaban 2019, arXiv 1901.06053, find α-stable noise by an estimator that assumes the
+coordinates of the noise to be independent and identically distributed. They are neither, and unequal variances of
+Gaussian coordinates alone give α < 2 (Xie, Sato & Sugiyama 2021, arXiv 2002.03495); Panigrahi et al. 2019, arXiv
+1910.09626, find batches of 256 and more Gaussian along random directions. The estimator is not provided. A finite sum
+has all moments, so a tail index refers to the distribution that its examples are drawn from.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from landscapes.noise.eigenpairs import check_operator
 from landscapes.noise.spectrum import ROUNDING
 from landscapes.sampling import sampling_of
 
-GAUSSIAN_ROWS = 2**22  # numbers of a Gaussian sample that are held at once
+GAUSSIAN_ROWS = 2**22  # numbers of a Gaussian sample held at once
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class TailIndex:
 def hill_index(samples: Tensor, count: int) -> TailIndex:
     r"""Hill 1975, Ann. Statist. 3, 1163: 1/α = (1/k) Σ_{j≤k} log(X_(j)/X_(k+1)), the ``count`` k largest samples (N,).
 
-    Exact for a Pareto law; elsewhere biased by as much as the tail is not yet a power at X_(k+1), which k → ∞, k/N → 0
-    removes: look at several k. α is infinite where the k + 1 largest are equal.
+    Exact for a Pareto law; otherwise biased, as far as the tail deviates from a power law at X_(k+1); the bias vanishes
+    as k → ∞, k/N → 0: compare several k. α is infinite if the k + 1 largest are equal.
 
     Raises ValueError unless 1 ≤ k < N and the k + 1 largest samples are positive and finite.
     """
@@ -62,10 +62,10 @@ def hill_index(samples: Tensor, count: int) -> TailIndex:
 
 @dataclass(frozen=True)
 class TailCheck:
-    r"""Hill's index of the examples' ‖g_i − g‖, beside that of Gaussian vectors of the same covariance.
+    r"""Hill's index of the examples' ‖g_i − g‖, and of Gaussian vectors of the same covariance.
 
-    ``gaussian``: the index of N Gaussian norms, the mean over the repeats; ``gaussian_std``: its deviation from one
-    repeat to the next. Heavy tails: ``excess``, (α_Gauss − α)/deviation of the difference, well above 2.
+    ``gaussian``: the index of N Gaussian norms, mean over the repeats; ``gaussian_std``: its standard deviation over
+    the repeats. Heavy tails: ``excess``, (α_Gauss − α)/deviation of the difference, well above 2.
     """
 
     examples: TailIndex
@@ -83,8 +83,8 @@ def tail_check(
 ) -> TailCheck:
     r"""Hill's index of ‖g_i − g‖ from the ``count`` largest, N/20 and at least 2 if None, and of Gaussian norms.
 
-    ``eigenvalues`` (r,) of C, such as ``noise_spectrum(operator).eigenvalues``; what they lack of tr C is spread over
-    so many directions that it is taken as its mean. Two passes. Raises ValueError for fewer than two repeats.
+    ``eigenvalues`` (r,) of C, such as ``noise_spectrum(operator).eigenvalues``; the rest of tr C is assumed to be
+    spread over many directions and replaced by its mean. Two passes. Raises ValueError for fewer than two repeats.
     """
     check_operator(operator)
     check_float_tensor("eigenvalues", eigenvalues)
@@ -102,7 +102,7 @@ def tail_check(
 
 
 def gaussian_norms(eigenvalues: Tensor, rest: float, count: int, generator: torch.Generator) -> Tensor:
-    """‖x‖ of ``count`` Gaussian x of these variances, (count,): √(Σ_j λ_j χ²_j + rest)."""
+    """‖x‖ of ``count`` Gaussian vectors x with these variances, (count,): √(Σ_j λ_j χ²_j + rest)."""
     rows = max(GAUSSIAN_ROWS // max(len(eigenvalues), 1), 1)
     squares = [
         torch.randn(min(rows, count - done), len(eigenvalues), generator=generator, dtype=torch.float64).square()
@@ -114,13 +114,13 @@ def gaussian_norms(eigenvalues: Tensor, rest: float, count: int, generator: torc
 
 @dataclass(frozen=True)
 class Kurtosis:
-    r"""Excess kurtosis along directions, (k,) each, float64 on the CPU; NaN where there is no noise along one.
+    r"""Excess kurtosis along directions, (k,) each, float64 on the CPU; NaN for a direction without noise.
 
     ``examples``: of (g_i − g)ᵀu over the N examples, exact for this sum. ``errors``: its jackknife standard error, for
-    examples as a sample of a law; too small where the fourth moment is infinite, as one example then rules.
-    ``batches``: of the gradient of a batch of b, exact: the examples' over b for independent draws. Gaussian noise has
-    zero; ``gaussian_error``: the deviation of ``examples`` if N examples were Gaussian, and b times less for
-    independent batches.
+    examples as a sample of a distribution; too small if the fourth moment is infinite, as one example then dominates.
+    ``batches``: of the gradient of a batch of b, exact: that of the examples divided by b for independent draws.
+    Gaussian noise has zero; ``gaussian_error``: the standard deviation of ``examples`` for N Gaussian examples, and b
+    times less for independent batches.
     """
 
     examples: Tensor
@@ -134,8 +134,9 @@ def batch_kurtosis(
 ) -> Kurtosis:
     r"""Excess kurtosis of the noise of batches along the rows of ``directions`` (k, n), by two passes.
 
-    ``random_block`` gives random directions, which average over many coordinates and look Gaussian whatever those are;
-    top eigenvectors of C do not. Raises ValueError for N < 4, or where the batch is all examples without replacement.
+    ``random_block`` gives random directions, which average over many coordinates and appear Gaussian for any
+    distribution of these; top eigenvectors of C do not. Raises ValueError for N < 4, or for a batch of all examples
+    without replacement.
     """
     check_rows("directions", directions, check_operator(operator))
     N = check_count("the number of examples", operator.size, minimum=4)
@@ -146,18 +147,18 @@ def batch_kurtosis(
         )
     slopes = operator.slopes(directions).cpu()  # (N, k)
     slopes = slopes - slopes.mean(dim=0)
-    slopes[:, ~noisy(operator, directions, slopes)] = 0
+    slopes[:, ~has_noise(operator, directions, slopes)] = 0  # the kurtosis of rounding would be a number
     sums = [slopes.pow(power).sum(dim=0) for power in range(5)]
-    examples = excess(sums, N)
-    left_out = excess([total - slopes.pow(power) for power, total in enumerate(sums)], N - 1)  # (N, k)
+    examples = excess_kurtosis(sums, N)
+    left_out = excess_kurtosis([total - slopes.pow(power) for power, total in enumerate(sums)], N - 1)  # (N, k)
     errors = ((N - 1) / N * (left_out - left_out.mean(dim=0)).square().sum(dim=0)).sqrt()
     drawn = examples / batch_size if sampling == "replacement" else subset_excess(sums[2], sums[4], N, batch_size)
     gaussian = math.sqrt(24 * N * (N - 1) ** 2 / ((N - 3) * (N - 2) * (N + 3) * (N + 5)))
     return Kurtosis(examples, errors, drawn, gaussian)
 
 
-def noisy(operator: CovarianceOperator, directions: Tensor, slopes: Tensor) -> Tensor:
-    """Along which directions the slopes (N, k) are more than rounding of the gradients, (k,)."""
+def has_noise(operator: CovarianceOperator, directions: Tensor, slopes: Tensor) -> Tensor:
+    """Whether the slopes (N, k) along each direction exceed the rounding of the gradients, (k,)."""
     mean = operator.gradients.mean[operator.part].double().square().sum()
     length = math.sqrt(float(mean) + float(operator.gradients.squares[operator.part].sum()))  # rms of ‖g_i‖
     sizes = torch.linalg.vector_norm(directions, dim=-1).double().cpu()
@@ -170,7 +171,7 @@ def random_directions(operator: CovarianceOperator, count: int, seed: int = 0) -
     return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 
-def excess(sums: list[Tensor], n: int) -> Tensor:
+def excess_kurtosis(sums: list[Tensor], n: int) -> Tensor:
     """m₄/m₂² − 3 from the power sums Σx⁰ … Σx⁴ of n numbers about any centre."""
     mean, second, third, fourth = (total / n for total in sums[1:])
     variance = second - mean**2

@@ -1,6 +1,6 @@
 r"""Trace and diagonal of D(θ) = (1/N) Σ_i g_i g_iᵀ − g gᵀ, g_i = ∇f_i, one gradient an example, by blocks.
 
-At complex θ variances are those of the modulus, and D is Hermitian.
+At complex θ the variances are of the modulus, and D is Hermitian.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BLOCK = 256  # examples whose gradients are held at once
 
 
 def centred_blocks(landscape: FiniteSum, theta: Tensor) -> Iterator[Tensor]:
-    """g_i − g of the examples, ``BLOCK`` of them at a time: (..., m, d)."""
+    """g_i − g of the examples, (..., m, d) for m = ``BLOCK`` examples at a time."""
     mean = landscape.grad(theta)[..., None, :]
     for index in torch.arange(landscape.size, device=theta.device).split(BLOCK):
         yield landscape.example_grads(theta, index) - mean
@@ -24,6 +24,7 @@ def centred_blocks(landscape: FiniteSum, theta: Tensor) -> Iterator[Tensor]:
 
 def squares(rows: Tensor) -> Tensor:
     """|x|², real; differentiable at zero where x is real."""
+    # |x| has no derivative at zero: the real case avoids it
     return rows.abs().square() if rows.is_complex() else rows.square()
 
 

@@ -1,4 +1,4 @@
-r"""The noise of variance-reduced gradients: what a mini-batch says at θ less what it says at a snapshot θ̃.
+r"""The noise of variance-reduced gradients: a mini-batch gradient at θ minus the one at a snapshot θ̃.
 
 SVRG's gradient g_B(θ) − g_B(θ̃) + ∇f(θ̃) has the mean ∇f(θ) and the noise of mini-batches of the examples' differences
 g_i(θ) − g_i(θ̃), which are the gradients of f_i(θ) − g_i(θ̃)ᵀθ: ``MinibatchNoise`` of that sum. Johnson & Zhang 2013,
@@ -62,10 +62,10 @@ class Differences(Wrapper, FiniteSum):
 class VarianceReducedNoise(GradientNoise):
     r"""Noise of SVRG's gradient at the ``snapshot`` θ̃: C(θ) = c·Cov_i(g_i(θ) − g_i(θ̃)), O(‖θ − θ̃‖²); m = N normals.
 
-    c, ``batch_size`` and ``sampling`` are those of ``MinibatchNoise``. ``snapshot`` is (d,), or (..., d) with one for
-    each member of θ's batch. ``factor`` takes the examples with the same weights at θ and at θ̃: two gradients, and
-    ``covariance``, ``diagonal`` and ``trace`` two an example. Raises TypeError or ValueError unless the landscape is a
-    FiniteSum, 1 ≤ batch_size ≤ N, and the snapshot a finite θ of it.
+    c, ``batch_size`` and ``sampling`` are those of ``MinibatchNoise``. ``snapshot`` is (d,), or (..., d), one for each
+    member of θ's batch. ``factor`` costs two gradients, with the same weights at θ and θ̃; ``covariance``, ``diagonal``
+    and ``trace`` cost two an example. Raises TypeError or ValueError unless the landscape is a FiniteSum, 1 ≤
+    batch_size ≤ N, and the snapshot a finite θ of it.
     """
 
     landscape: FiniteSum
@@ -78,7 +78,7 @@ class VarianceReducedNoise(GradientNoise):
         check_real_tensor("snapshot", self.snapshot)
         self.landscape.check(self.snapshot)
         object.__setattr__(self, "snapshot", self.snapshot.detach().clone())
-        self._noise  # noqa: B018  # checks batch_size and sampling
+        self._noise  # noqa: B018  # raises for an invalid batch_size or sampling
 
     @cached_property
     def _noise(self) -> MinibatchNoise:
@@ -113,5 +113,5 @@ class VarianceReducedNoise(GradientNoise):
         return self._noise.trace_gradient(theta)
 
     def ito_correction(self, theta: Tensor) -> Tensor:
-        """¼ ∇tr C(θ), shape (..., d): what is taken off at the snapshot does not depend on θ."""
+        """¼ ∇tr C(θ), shape (..., d), as the gradients at the snapshot do not depend on θ."""
         return self._noise.ito_correction(theta)

@@ -1,10 +1,9 @@
-r"""Landscapes whose derivatives are written out: plain torch operations, as many as the formula has.
+r"""Landscapes with explicit derivatives in plain torch operations.
 
-A ``ClosedForm`` states loss, gradient, v ↦ Hv and D³f[u, v]; ``ClosedExpansion`` reads them at one point. What the
-products share is computed once a point. Derivatives beyond the third are traced through the formula for the third,
-unless a class writes them out too (``derivative``). All are holomorphic unless they say otherwise, so complex θ is
-accepted; plain operations also make ``expand`` usable inside torch.func transforms. A ``Toy`` also knows its critical
-points.
+A ``ClosedForm`` defines loss, gradient, v ↦ Hv and D³f[u, v]; ``ClosedExpansion`` evaluates them at one point and
+computes shared terms once. Derivatives beyond the third are traced through the formula for the third, unless a class
+overrides ``derivative``. All are holomorphic unless stated otherwise, so complex θ is accepted; plain operations also
+make ``expand`` usable inside torch.func transforms. A ``Toy`` also lists its critical points.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def symmetric_matrix(name: str, value: Tensor) -> Tensor:
     asymmetry = float((value - value.mT).abs().max())
     tolerance = 100 * value.shape[-1] * torch.finfo(value.dtype).eps * float(value.abs().max())
     if asymmetry > tolerance:
-        raise ValueError(f"{name} must be symmetric, got max |H - Hᵀ| = {asymmetry:.3g}; (H + H.mT) / 2 makes it so")
+        raise ValueError(f"{name} must be symmetric, got max |H - Hᵀ| = {asymmetry:.3g}; use (H + H.mT) / 2")
     return (value + value.mT).detach() / 2
 
 
@@ -46,17 +45,17 @@ def check_real_tensor(name: str, value: Tensor) -> Tensor:
     if value.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
     if not bool(value.isfinite().all()):
-        raise ValueError(f"{name} must be finite, got {int((~value.isfinite()).sum())} entries that are not")
+        raise ValueError(f"{name} must be finite, got {int((~value.isfinite()).sum())} entries that are not finite")
     return value
 
 
 def cast(parameter: Tensor, theta: Tensor) -> Tensor:
-    """A landscape's own tensor in θ's dtype, on θ's device."""
+    """A parameter of a landscape in θ's dtype, on θ's device."""
     return parameter.to(dtype=theta.dtype, device=theta.device)
 
 
 class ClosedForm(Landscape):
-    """A landscape that writes out its derivatives. ``curvature`` and ``third_product`` take arguments as checked."""
+    """A landscape with explicit derivatives. ``curvature`` and ``third_product`` do not check their arguments."""
 
     holomorphic = True
 
@@ -66,7 +65,7 @@ class ClosedForm(Landscape):
 
     @abstractmethod
     def curvature(self, theta: Tensor) -> Field:
-        """The map v ↦ H(θ) v for v that broadcasts with θ; what depends on θ alone is computed here, once."""
+        """The map v ↦ H(θ) v for v that broadcasts with θ; terms that depend on θ alone are computed here, once."""
 
     @abstractmethod
     def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -77,23 +76,23 @@ class ClosedForm(Landscape):
         if len(directions) == 2:
             return self.third_product(theta, directions[0], directions[1])
         *others, last = directions
-        alias = theta.view_as(theta)  # where θ requires grad, directions may depend on it, but not through its alias
+        alias = theta.view_as(theta)  # directions may depend on θ, but not on its alias: they are constants here
         return gradient(lambda x: (self.derivative(x, *others) * last).sum(dim=-1), alias)
 
     def matrix(self, theta: Tensor) -> Tensor:
-        """H(θ), shape (..., d, d): the curvature of the unit vectors, all at once."""
+        """H(θ), shape (..., d, d): the products with all unit vectors in one call."""
         d = theta.shape[-1]
         identity = torch.eye(d, dtype=theta.dtype, device=theta.device)
         rows = self.curvature(theta[..., None, :])(identity)  # row i is H eᵢ, and H is symmetric
         return rows.broadcast_to(*theta.shape, d)
 
     def expand(self, theta: Tensor) -> Expansion:
-        """Loss, gradient and products at θ, each from its formula."""
+        """Loss, gradient and products at θ by formulas."""
         return ClosedExpansion(self, self.check(theta))
 
 
 class ClosedExpansion(Expansion):
-    """Expansion of a closed form: every quantity is computed at its first reading and kept."""
+    """Expansion of a closed form; loss and gradient are computed at first access and cached."""
 
     def __init__(self, landscape: ClosedForm, theta: Tensor):
         self.theta = theta
@@ -124,7 +123,7 @@ class ClosedExpansion(Expansion):
         return release(self._landscape.third_product(self.theta, u, v), self.theta)
 
     def along(self, w: Tensor) -> Expansion:
-        """The slope ∇fᵀw, by formulas as far as they go."""
+        """The slope ∇fᵀw, by formulas as far as available."""
         return ClosedSlope(self._landscape, self, (), w)
 
     def hessian(self) -> Tensor:
@@ -159,7 +158,7 @@ class CriticalPoint:
 
 
 def signature(hessian: Tensor, scale: float) -> Kind:
-    """The kind of critical point that a Hessian (d, d) makes; eigenvalues within rounding of ``scale`` are zero."""
+    """The kind of a critical point with this Hessian (d, d); eigenvalues within rounding of ``scale`` count as zero."""
     eigenvalues = torch.linalg.eigvalsh(hessian)
     zero = 8 * hessian.shape[-1] * torch.finfo(hessian.dtype).eps * max(scale, float(eigenvalues.abs().max()))
     rises, falls = bool((eigenvalues > zero).any()), bool((eigenvalues < -zero).any())
@@ -171,29 +170,29 @@ def signature(hessian: Tensor, scale: float) -> Kind:
 
 
 class Toy(ClosedForm):
-    """A closed form whose map is known: its critical points, the window that shows them, and where to start from."""
+    """A closed form with known critical points, a plotting window and a starting point."""
 
     @property
     @abstractmethod
     def window(self) -> Window:
-        """One interval a coordinate, ((x_min, x_max), ...), worth drawing."""
+        """Plotting window: one interval a coordinate, ((x_min, x_max), ...)."""
 
     @property
     @abstractmethod
     def start(self) -> tuple[float, ...]:
-        """θ0 in the window, d numbers, from which gradient descent shows what the toy is for."""
+        """θ0 in the window, d numbers, from which gradient descent shows the toy's typical behaviour."""
 
     @abstractmethod
     def critical_positions(self) -> list[list[float]]:
         """Coordinates of every isolated critical point in the window, and of representatives of continuous families."""
 
     def critical_points(self) -> tuple[CriticalPoint, ...]:
-        """Critical points in the window, each with its kind; families of them by representatives."""
+        """Critical points in the window with their kinds; one or more representatives for each continuous family."""
         positions = torch.tensor(self.critical_positions(), dtype=torch.float64)
         scale = self.curvature_scale
         return tuple(CriticalPoint(position, signature(self.hessian(position), scale)) for position in positions)
 
     @property
     def curvature_scale(self) -> float:
-        """What second derivatives are rounded by the size of: the largest at the start."""
+        """Scale of the rounding of second derivatives: the largest of them at the start."""
         return float(self.hessian(torch.tensor(self.start, dtype=torch.float64)).abs().max())

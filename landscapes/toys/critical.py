@@ -1,6 +1,6 @@
-r"""Where gradients vanish: roots of cubics, of rippled bowls, and Newton's method from a nearby point.
+r"""Critical points: roots of cubics and of rippled bowls, and Newton's method from a nearby point.
 
-Toys whose critical points have no formula of their own take them from here, each to the rounding of float64.
+For toys whose critical points have no simple formula; results are exact to the rounding of float64.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from landscapes.landscape import Landscape
 Function = Callable[[float], float]
 NEWTON_STEPS = 20
 MOST = 10_000
-"""Critical points that a toy lists at the most."""
+"""Largest number of critical points that a toy lists."""
 
 
-def check_few(name: str, value: float, count: int) -> None:
-    """Raise ValueError naming the parameter where it makes for more critical points than anyone would list."""
+def check_listable(name: str, value: float, count: int) -> None:
+    """Raise ValueError, naming the parameter, if there are too many critical points to list."""
     if count > MOST:
         raise ValueError(f"{name} must leave at most {MOST:,} critical points to list, got {value!r}; lower it")
 
@@ -37,53 +37,53 @@ def depressed_cubic_roots(p: float, q: float) -> list[float]:
 
 
 def rippled_bowl_roots(slope: Function, curvature: Function, amplitude: float, frequency: float) -> list[float]:
-    r"""Every zero of φ'(x) = b'(x) + Ak sin kx, ascending: the critical points of a bowl b with ripples A (1 − cos kx).
+    r"""Every zero of φ'(x) = b'(x) + Ak sin kx, ascending: critical points of a bowl b with ripples A (1 − cos kx).
 
-    ``slope`` b' must be odd, increasing and convex on x > 0, ``curvature`` its derivative. For x > 0 a zero needs
-    sin kx < 0; on each such half period both terms are convex, so φ' has at most two zeros there, on either side of its
-    lowest point, the only zero of φ''. Beyond b' = Ak there are none.
+    ``slope`` b' must be odd, increasing and convex on x > 0, ``curvature`` its derivative. For x > 0 a zero needs sin
+    kx < 0; on each such half period both terms are convex, so φ' has at most two zeros there, on either side of its
+    minimum, the only zero of φ''. There are none for b' > Ak.
     """
     force = amplitude * frequency
 
-    def first(x: float) -> float:
+    def total_slope(x: float) -> float:
         return slope(x) + force * math.sin(frequency * x)
 
-    def second(x: float) -> float:
+    def total_curvature(x: float) -> float:
         return curvature(x) + force * frequency * math.cos(frequency * x)
 
     outer: list[float] = []
     left = math.pi / frequency
     while slope(left) < force:
         right = left + math.pi / frequency
-        if second(left) < 0:
-            lowest = bracketed(second, left, right)
-            if first(lowest) < 0:
-                outer += [bracketed(first, left, lowest), bracketed(first, lowest, right)]
+        if total_curvature(left) < 0:
+            lowest = zero_between(total_curvature, left, right)
+            if total_slope(lowest) < 0:
+                outer += [zero_between(total_slope, left, lowest), zero_between(total_slope, lowest, right)]
         left = right + math.pi / frequency
-        check_few("frequency", frequency, 2 * len(outer) + 1)
+        check_listable("frequency", frequency, 2 * len(outer) + 1)
     return [*(-x for x in reversed(outer)), 0.0, *outer]
 
 
-def bracketed(function: Function, low: float, high: float) -> float:
-    """The zero between two points of opposite sign, to rounding; the nearer end where only rounding keeps a sign."""
+def zero_between(function: Function, low: float, high: float) -> float:
+    """The zero between two points of opposite sign, to rounding; the end of smaller |value| if the signs are equal."""
     ends = function(low), function(high)
-    if ends[0] * ends[1] > 0:
+    if ends[0] * ends[1] > 0:  # the zero lies at an end, whose value has the wrong sign by rounding
         return low if abs(ends[0]) < abs(ends[1]) else high
-    from scipy.optimize import brentq  # here: scipy.optimize is slow to import
+    from scipy.optimize import brentq  # imported here as scipy.optimize loads slowly
 
     return float(brentq(function, low, high, xtol=1e-300, rtol=4 * torch.finfo(torch.float64).eps))
 
 
 def refine(landscape: Landscape, seeds: Sequence[Sequence[float]], reach: float = 1e-3) -> list[list[float]]:
-    """Newton's method on ∇f from points within ``reach`` of critical ones; ArithmeticError where one is not found.
+    """Newton's method on ∇f from points within ``reach`` of critical points; ArithmeticError if it does not converge.
 
-    Ends where the step is a few units in the last place of θ, so ∇f is as near zero as θ's rounding lets it be.
+    Stops when the step is a few units in the last place of θ, so that ∇f is zero up to the rounding of θ.
     """
     return [refine_one(landscape, seed, reach) for seed in seeds]
 
 
 def refine_one(landscape: Landscape, seed: Sequence[float], reach: float) -> list[float]:
-    """The critical point that Newton's method finds from one seed."""
+    """The critical point found by Newton's method from one seed."""
     theta = start = torch.tensor(seed, dtype=torch.float64)
     for _ in range(NEWTON_STEPS):
         step = torch.linalg.solve(landscape.hessian(theta), landscape.grad(theta))

@@ -1,8 +1,8 @@
 r"""Stochastic toys: means of N quadratic examples, f = (1/N) Σ_i f_i, in closed form.
 
-All are quadratic in θ, so the Hessian is constant and the third derivative zero; they differ in where the noise
-lives: in the targets and features of a regression, in examples that disagree about both curvature and minimum, or in
-minima alone, placed so that mean and covariance are known exactly.
+All are quadratic in θ, so the Hessian is constant and the third derivative zero; they differ in the source of the
+noise: targets and features of a regression, examples with different curvatures and minima, or different minima alone,
+placed so that mean and covariance are known exactly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class QuadraticExamples(FiniteSum, ClosedForm):
     """A finite sum of quadratics: D³f = 0. ``index`` is (m,), shared by the batch, or (..., m); None means all N."""
 
     def pick(self, theta: Tensor, index: Tensor | None, *data: Tensor) -> list[Tensor]:
-        """The examples' rows of each tensor (N, ...), in θ's dtype and on its device: (..., m, ...)."""
+        """The examples' rows of each tensor (N, ...), in θ's dtype and device: (..., m, ...)."""
         self.check(theta)
         if index is None:
             return [cast(rows, theta) for rows in data]
@@ -54,8 +54,8 @@ class QuadraticExamples(FiniteSum, ClosedForm):
 class LinearRegression(QuadraticExamples, LabelledSum):
     r"""f_i(θ) = ½ (x_iᵀθ − y_i)²; ``features`` x (N, d), ``targets`` y (N,), real and finite.
 
-    H = XᵀX/N, applied in two factors so that d > N costs no (d, d) matrix. From θ = 0 gradient methods reach the
-    least-norm solution Xᵀ(XXᵀ)⁻¹y where d > N. Raises ValueError or TypeError where shapes or values do not fit.
+    H = XᵀX/N, applied in two factors so that d > N needs no (d, d) matrix. From θ = 0 gradient methods reach the
+    least-norm solution Xᵀ(XXᵀ)⁻¹y if d > N. Raises ValueError or TypeError for invalid shapes or values.
     """
 
     def __init__(self, features: Tensor, targets: Tensor):
@@ -107,7 +107,7 @@ class LinearRegression(QuadraticExamples, LabelledSum):
 
     @property
     def linear(self) -> bool:
-        """True: ∂²f_i/∂θ∂y_i = −x_i whatever θ is."""
+        """True: ∂²f_i/∂θ∂y_i = −x_i for every θ."""
         return True
 
     def label_product(self, theta: Tensor, cotangent: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class LinearRegression(QuadraticExamples, LabelledSum):
         return -x[..., None, :].expand(*batch, x.shape[-2], 1, self.dimension)
 
     def restrict(self, index: Tensor) -> LinearRegression:
-        """The regression on the examples named by a 1-D ``index``."""
+        """The regression on the examples in a 1-D ``index``."""
         check_index(index, self.size)
         if index.ndim != 1:
             raise ValueError(f"index must have shape (m,), got {tuple(index.shape)}")
@@ -145,8 +145,8 @@ def residuals(x: Tensor, y: Tensor, theta: Tensor) -> Tensor:
 class QuadraticSum(QuadraticExamples):
     r"""f_i(θ) = ½ (θ − c_i)ᵀ A_i (θ − c_i); ``hessians`` A (N, d, d), each symmetric, ``minima`` c (N, d).
 
-    H = mean A_i, and the noise covariance changes with θ as (A_i − H)θ does. Raises ValueError or TypeError where
-    shapes or values do not fit.
+    H = (1/N) Σ A_i; the noise covariance depends on θ through (A_i − H)θ. Raises ValueError or TypeError for invalid
+    shapes or values.
     """
 
     def __init__(self, hessians: Tensor, minima: Tensor):
@@ -194,7 +194,7 @@ class QuadraticSum(QuadraticExamples):
 
 
 def TwoQuadratics(ratio: float = 4.0, separation: float = 2.0) -> QuadraticSum:
-    r"""Two examples in the plane that pull apart: A = diag(r, 1), diag(1, r), minima ∓(s/2, s/2).
+    r"""Two examples in the plane with different minima: A = diag(r, 1), diag(1, r), minima ∓(s/2, s/2).
 
     r = ``ratio`` > 0 is the anisotropy (at r = 1 the noise is additive), s = ``separation`` > 0. The mean has
     H = ½(1 + r) I; D(θ) = ¼ (g₁ − g₂)(g₁ − g₂)ᵀ has rank one everywhere and varies with θ.
@@ -207,11 +207,11 @@ def TwoQuadratics(ratio: float = 4.0, separation: float = 2.0) -> QuadraticSum:
 
 @final
 class NoisyQuadratic(QuadraticExamples):
-    r"""f_i(θ) = ½ (θ − γ_i)ᵀ H (θ − γ_i) − ½ tr H with γ centred and whitened: f = ½ θᵀHθ and D(θ) = H², everywhere.
+    r"""f_i(θ) = ½ (θ − γ_i)ᵀ H (θ − γ_i) − ½ tr H with γ centred and whitened: f = ½ θᵀHθ and D(θ) = H² for all θ.
 
     ``hessian`` H (d, d) symmetric; ``size`` N ≥ d + 1 examples; γ (N, d) from torch.Generator(``seed``), with mean 0
-    and (1/N) Σ γγᵀ = I to rounding. With this finite sum the laws known for Gaussian γ hold exactly up to second
-    moments (Li, Tai & E 2019, JMLR 20(40)). Raises ValueError or TypeError where the arguments do not fit.
+    and (1/N) Σ γγᵀ = I to rounding. First and second moments are then exactly those for Gaussian γ (Li, Tai & E 2019,
+    JMLR 20(40)). Raises ValueError or TypeError for invalid arguments.
     """
 
     def __init__(self, hessian: Tensor, size: int, seed: int):
@@ -220,7 +220,7 @@ class NoisyQuadratic(QuadraticExamples):
             raise ValueError(f"hessian must have shape (d, d), got {tuple(hessian.shape)}")
         check_count("size", size, minimum=self.dimension + 1)
         generator = torch.Generator().manual_seed(check_seed(seed))
-        self.centres = whitened(torch.randn(size, self.dimension, generator=generator, dtype=torch.float64))
+        self.centres = whiten(torch.randn(size, self.dimension, generator=generator, dtype=torch.float64))
 
     @property
     def dimension(self) -> int:
@@ -266,10 +266,11 @@ class NoisyQuadratic(QuadraticExamples):
         return lambda v: v @ matrix
 
 
-def whitened(samples: Tensor) -> Tensor:
-    """Samples (N, d) moved to mean 0 and second moment (1/N) Σ γγᵀ = I, both to rounding, N > d."""
+def whiten(samples: Tensor) -> Tensor:
+    """Samples (N, d), N > d, transformed to mean 0 and second moment (1/N) Σ γγᵀ = I, to rounding."""
     q, r = torch.linalg.qr(samples - samples.mean(dim=0))
-    return q * r.diagonal().sign() * math.sqrt(len(samples))  # the sign makes QR whiten as Cholesky does
+    # signs as if R had a positive diagonal, as in Cholesky's factorisation: a unique result
+    return q * r.diagonal().sign() * math.sqrt(len(samples))
 
 
 def _default_regression() -> LinearRegression:
@@ -283,4 +284,4 @@ FINITE_SUMS: dict[str, Callable[[], FiniteSum]] = {
     "two-quadratics": TwoQuadratics,
     "noisy-quadratic": lambda: NoisyQuadratic(torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64), 8, seed=0),
 }
-"""Stochastic toys by name, each with its defaults."""
+"""Stochastic toys by name, with default parameters."""

@@ -1,4 +1,4 @@
-r"""Linear networks small enough to know in full: the product of two weights, a chain, a factorisation, the catapult."""
+r"""Linear networks with known critical points: the product of two weights, a chain, a factorisation, the catapult."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from landscapes.autodiff import Field
 from landscapes.errors import check_count, check_real
 from landscapes.toys.closed_form import Toy, Window, cast, check_real_tensor
-from landscapes.toys.critical import check_few
+from landscapes.toys.critical import check_listable
 from landscapes.toys.planar import Partial, Planar
 
 Jet = tuple[Tensor, Tensor, Tensor, Tensor]  # coefficients of 1, s, t and st, where s² = t² = 0
@@ -33,8 +33,8 @@ def jet_product(p: Jet, q: Jet) -> Jet:
 def leave_one_out(w: Tensor, u: Tensor, v: Tensor) -> Jet:
     r"""Π_{j≠i} (w_j + s u_j + t v_j) for every i: coefficients (..., L).
 
-    With P = Π_j w_j these are ∇P, P''u, P''v and P'''[u, v]: as w_i is left out, every derivative by it is there.
-    Products from either end meet at i, so zeros need no division and L weights cost O(L).
+    With P = Π_j w_j these are ∇P, P''u, P''v and P'''[u, v], as ∂P/∂w_i is the product without w_i. They are products
+    of a prefix and a suffix, without division by weights that may be zero, at cost O(L).
     """
     zero, one = torch.zeros_like(w[..., 0]), torch.ones_like(w[..., 0])
     factors = [(*parts, zero) for parts in zip(w.unbind(-1), u.unbind(-1), v.unbind(-1), strict=True)]
@@ -52,9 +52,9 @@ def leave_one_out(w: Tensor, u: Tensor, v: Tensor) -> Jet:
 class DeepLinearChain(Toy):
     r"""f(w) = ½ (y − x w_1 w_2 … w_L)²: a linear network of depth L ≥ 2, one weight a layer, on one example (x, y).
 
-    Gradient flow keeps every w_i² − w_j². Minima fill the surface Π w = y/x, flat along it; the balanced ones of each
-    pattern of signs represent it. The other critical points have two weights zero or more: strict saddles with exactly
-    two (one of each pair represents them), H = 0 with more. At y = 0 the minima are where any weight is zero. x ≠ 0.
+    Gradient flow conserves w_i² − w_j². The minima form the surface Π w = y/x, represented by the balanced minimum of
+    each sign pattern. The other critical points have at least two zero weights: strict saddles with exactly two (one
+    representative for each pair), H = 0 with more. At y = 0 the minima are all points with a zero weight. x ≠ 0.
     ``Product`` is L = 2. Saxe, McClelland & Ganguli 2014, arXiv 1312.6120; Arora et al. 2019, arXiv 1810.02281.
     """
 
@@ -77,7 +77,7 @@ class DeepLinearChain(Toy):
 
     def error(self, theta: Tensor) -> Tensor:
         """x Π w − y, shape (...,)."""
-        product = functools.reduce(torch.mul, theta.unbind(-1))  # torch.prod divides by small weights when traced
+        product = functools.reduce(torch.mul, theta.unbind(-1))  # torch.prod's derivative divides by the weights
         return self.x * product - self.y
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -109,18 +109,18 @@ class DeepLinearChain(Toy):
 
     @property
     def window(self) -> Window:
-        """Twice the balanced minimum, at least ±2."""
+        """Twice the weight of a balanced minimum, at least ±2."""
         edge = max(2.0, 2 * abs(self.y / self.x) ** (1 / self.depth))
         return ((-edge, edge),) * self.depth
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Unbalanced and small, near the saddles: a plateau, then a fall to the minimum with these signs."""
+        """Small unbalanced weights near the saddles: a plateau, then descent to the minimum with these signs."""
         side = math.copysign(1.0, self.y / self.x)
         return *[0.2] * (self.depth - 1), 0.4 * side
 
     def critical_positions(self) -> list[list[float]]:
-        """The origin, ones with two zeros, and the balanced minima; at y = 0 the origin and ones with one zero."""
+        """The origin, points with two zeros and the balanced minima; at y = 0 the origin and points with one zero."""
         holes = 1 if self.y == 0 else 2
         flats = [
             [0.0 if i in chosen else 1.0 for i in range(self.depth)]
@@ -132,20 +132,20 @@ class DeepLinearChain(Toy):
             return [origin, *flats]
         size = abs(self.y / self.x) ** (1 / self.depth)
         last = math.copysign(size, self.y / self.x)
-        check_few("depth", self.depth, 2 ** (self.depth - 1))
+        check_listable("depth", self.depth, 2 ** (self.depth - 1))
         signs = itertools.product((1.0, -1.0), repeat=self.depth - 1)
         return [origin, *flats, *([size * s for s in some] + [last * math.prod(some)] for some in signs)]
 
 
 @final
 class MatrixFactorisation(Toy):
-    r"""f(U, V) = ½ ‖U Vᵀ − M‖²_F, θ = (vec U, vec V) by rows: a two-layer linear network, or the recovery of M.
+    r"""f(U, V) = ½ ‖U Vᵀ − M‖²_F, θ = (vec U, vec V) by rows: a two-layer linear network, or matrix recovery.
 
-    ``target`` M (m, n), ``rank`` r: U (m, r), V (n, r), d = (m + n) r. Gradient flow keeps UᵀU − VᵀV. Critical points
-    come in orbits (U G, V G⁻ᵀ), one for each set of at most r singular values kept; a balanced point with G = I stands
-    for each (sets of equal singular values and the null space of M, which add to the families, are not told apart).
-    The largest r make the global minimum, every other set a strict saddle: no other minimum, and a small start
-    learns singular values one after another. Baldi & Hornik 1989, Neural Netw. 2, 53; Gunasekar et al. 2017, arXiv
+    ``target`` M (m, n), ``rank`` r: U (m, r), V (n, r), d = (m + n) r. Gradient flow conserves UᵀU − VᵀV. The critical
+    points form orbits (U G, V G⁻ᵀ), one for each set of at most r singular values, represented by a balanced point with
+    G = I (the larger families for equal singular values and the null space of M are not distinguished). The r largest
+    give the global minimum, every other set a strict saddle: there is no other minimum, and from a small start singular
+    values are learnt one after another. Baldi & Hornik 1989, Neural Netw. 2, 53; Gunasekar et al. 2017, arXiv
     1705.09280.
     """
 
@@ -154,7 +154,7 @@ class MatrixFactorisation(Toy):
         if self.target.ndim != 2:
             raise ValueError(f"target must have shape (m, n), got {tuple(target.shape)}")
         if not bool(self.target.any()):
-            raise ValueError("target must not be zero: there would be nothing to factorise")
+            raise ValueError("target must not be zero")
         self.rank = check_count("rank", rank)
         if rank > min(self.target.shape):
             raise ValueError(f"rank must be at most min(m, n) = {min(self.target.shape)}, got {rank!r}")
@@ -206,27 +206,27 @@ class MatrixFactorisation(Toy):
         along_u, along_v, twice = a @ right.mT + left @ b.mT, c @ right.mT + left @ d.mT, a @ d.mT + c @ b.mT
         return self.join(twice @ right + along_u @ d + along_v @ b, twice.mT @ left + along_u.mT @ c + along_v.mT @ a)
 
-    def singular(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Left vectors (m, p), singular values (p,) and right vectors (n, p) of M, float64, zero values left out."""
+    def singular_triplets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Left vectors (m, p), nonzero singular values (p,) and right vectors (n, p) of M, float64."""
         left, values, right = torch.linalg.svd(self.target.double(), full_matrices=False)
         kept = values > 8 * max(self.target.shape) * torch.finfo(values.dtype).eps * values[0]
         return left[:, kept], values[kept], right.mT[:, kept]
 
     @property
     def window(self) -> Window:
-        """One and a half times the root of the largest singular value, at least ±1."""
-        edge = max(1.0, 1.5 * math.sqrt(float(self.singular()[1][0])))
+        """1.5 times the root of the largest singular value, at least ±1."""
+        edge = max(1.0, 1.5 * math.sqrt(float(self.singular_triplets()[1][0])))
         return ((-edge, edge),) * self.dimension
 
     @property
     def start(self) -> tuple[float, ...]:
-        """A tenth of the first r singular vectors, near the saddle at the origin: they grow one after another."""
+        """A tenth of the first r singular vectors, near the saddle at the origin: they grow in sequence."""
         left, _, right = torch.linalg.svd(self.target.double(), full_matrices=False)
         return tuple((self.join(left[:, : self.rank], right.mT[:, : self.rank]) / 10).tolist())
 
     def critical_positions(self) -> list[list[float]]:
         """A balanced point for each set of at most r singular values, the empty set (the origin) first."""
-        left, values, right = self.singular()
+        left, values, right = self.singular_triplets()
         m, n = self.target.shape
         positions = []
         for count in range(min(self.rank, len(values)) + 1):
@@ -243,11 +243,11 @@ class MatrixFactorisation(Toy):
 class CatapultModel(Toy):
     r"""L(u, v) = ½ (f − y)² with f = x uᵀv/√n: the two-layer linear network of width n on one example, θ = (u, v).
 
-    The tangent kernel is λ = x² (‖u‖² + ‖v‖²)/n. For x = 1, y = 0 a gradient-descent step is exactly
-    f ← f (1 − hλ + h²f²/n), λ ← λ + (hf²/n)(hλ − 4): with 2/λ < h < 4/λ the loss first grows, until λ has fallen below
-    2/h ("catapult"), where gradient flow would stay in the sharp valley. λ is also the sharpness at a minimum. Minima
-    fill uᵀv = y√n/x, represented by balanced ones; the origin is a saddle (degenerate at y = 0, a minimum itself).
-    x ≠ 0. Lewkowycz, Bahri, Dyer, Sohl-Dickstein & Gur-Ari 2020, arXiv 2003.02218.
+    The tangent kernel is λ = x² (‖u‖² + ‖v‖²)/n. For x = 1, y = 0 a gradient-descent step is exactly f ← f (1 − hλ +
+    h²f²/n), λ ← λ + (hf²/n)(hλ − 4): for 2/λ < h < 4/λ the loss first grows, until λ is below 2/h ("catapult"), whereas
+    gradient flow stays in the sharp valley. λ is also the sharpness at a minimum. The minima form the set uᵀv = y√n/x,
+    represented by balanced minima; the origin is a saddle (at y = 0 a degenerate minimum). x ≠ 0. Lewkowycz, Bahri,
+    Dyer, Sohl-Dickstein & Gur-Ari 2020, arXiv 2003.02218.
     """
 
     width: int = 8
@@ -304,24 +304,24 @@ class CatapultModel(Toy):
     @property
     def window(self) -> Window:
         """Twice the balanced minimum, at least ±2."""
-        edge = max(2.0, 2 * self.balanced())
+        edge = max(2.0, 2 * self.balanced_weight())
         return ((-edge, edge),) * self.dimension
 
     @property
     def start(self) -> tuple[float, ...]:
-        """u all ones, v in turn 1.1 and −0.9: f is small and λ about 2x², as at random weights of variance 1."""
+        """u all ones, v alternately 1.1 and −0.9: f is small and λ about 2x², as for random weights of variance 1."""
         return *[1.0] * self.width, *(1.1 if i % 2 == 0 else -0.9 for i in range(self.width))
 
-    def balanced(self) -> float:
-        """The size of each weight at a balanced minimum."""
+    def balanced_weight(self) -> float:
+        """The absolute value of each weight at a balanced minimum."""
         return math.sqrt(abs(self.y / self.gain) / self.width)
 
     def critical_positions(self) -> list[list[float]]:
-        """The origin and two balanced minima; at y = 0 the origin and one with v = 0."""
+        """The origin and two balanced minima; at y = 0 the origin and a point with v = 0."""
         n = self.width
         if self.y == 0:
             return [[0.0] * 2 * n, [1.0] * n + [0.0] * n]
-        u, side = self.balanced(), math.copysign(1.0, self.y / self.gain)
+        u, side = self.balanced_weight(), math.copysign(1.0, self.y / self.gain)
         return [[0.0] * 2 * n, *([sign * u] * n + [sign * side * u] * n for sign in (1.0, -1.0))]
 
 
@@ -335,8 +335,8 @@ def swap(theta: Tensor) -> Tensor:
 class Product(Planar):
     r"""f(a, b) = ½ (y − a b x)²: the product model, a two-layer linear net of one weight each on one example (x, y).
 
-    Minima fill the hyperbola ab = y/x, flat along it with sharpness x²(a² + b²) across; the origin is a saddle. The
-    balanced points of both branches represent the hyperbola. At y = 0 the minima are both axes. x ≠ 0.
+    The minima form the hyperbola ab = y/x, with sharpness x²(a² + b²) across it; the balanced points of both branches
+    represent it. The origin is a saddle. At y = 0 the minima are both axes. x ≠ 0.
     """
 
     y: float = 1.0
@@ -378,11 +378,11 @@ class Product(Planar):
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Unbalanced, where the valley is sharp."""
+        """An unbalanced point in the sharp part of the valley."""
         return 1.8, 0.1
 
     def critical_positions(self) -> list[list[float]]:
-        """The origin, and the balanced minima of both branches (of both axes where y = 0)."""
+        """The origin, and the balanced minima of both branches (a point of each axis at y = 0)."""
         if self.y == 0:
             return [[0, 0], [1, 0], [0, 1]]
         a = math.sqrt(abs(self.y / self.x))

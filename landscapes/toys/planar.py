@@ -1,4 +1,4 @@
-r"""Toys in the plane: second and third partial derivatives, contracted with vectors once for all of them."""
+r"""Toys in the plane, with products from second and third partial derivatives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from landscapes.autodiff import Field
 from landscapes.toys.closed_form import Toy
 
-Partial = Tensor | float  # (...,), or a number where it is constant
+Partial = Tensor | float  # (...,), or a number if it is constant
 
 
 class Planar(Toy):

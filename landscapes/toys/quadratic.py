@@ -1,4 +1,4 @@
-r"""The quadratic, from which most comparisons start."""
+r"""The quadratic loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Quadratic(Toy):
     r"""f(θ) = ½ (θ − m)ᵀ H (θ − m), any d; ``hessian`` H (d, d), ``minimum`` m (d,), zero by default.
 
     H must be real, finite and symmetric to rounding, else ValueError or TypeError; it may be indefinite, and m is then
-    a saddle or a maximum. Where H is singular m represents a flat of critical points.
+    a saddle or a maximum. If H is singular, m represents an affine space of critical points.
     """
 
     def __init__(self, hessian: Tensor, minimum: Tensor | None = None):

@@ -1,4 +1,4 @@
-r"""The closed-form toys by name, each with the parameters that scripts and tests start from."""
+r"""The closed-form toys by name, with the default parameters of scripts and tests."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ ENTRIES: dict[str, str | Callable[[], Toy]] = {
     ),
     "catapult": CatapultModel,
 }
-"""What there is, by class, maker or reference; one more is a line here (docs/extending.md)."""
+"""Classes, functions or references by name; a new one is a line here (docs/extending.md)."""
 LANDSCAPES: dict[str, Callable[[], Toy]] = resolve_references(ENTRIES)
-"""Toys by name; the quadratic is that of Rosca et al. 2023 (arXiv 2302.01952)."""
+"""Toys by name; the quadratic is from Rosca et al. 2023 (arXiv 2302.01952)."""

@@ -1,6 +1,6 @@
-r"""Toys without coupling, f(θ) = Σ_i φ_i(θ_i): saddle, double well, quartic well, egg box, Styblinski and Tang's.
+r"""Toys without coupling, f(θ) = Σ_i φ_i(θ_i): saddle, double well, quartic well, egg box, Styblinski–Tang.
 
-Their Hessian and third derivative are diagonal, which is all that ``Separable`` asks of them.
+Their Hessian and third derivative are diagonal; a ``Separable`` defines these diagonals.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from landscapes.autodiff import Field
 from landscapes.errors import check_count, check_positive, check_real
 from landscapes.toys.closed_form import Toy, Window
-from landscapes.toys.critical import check_few, depressed_cubic_roots
+from landscapes.toys.critical import check_listable, depressed_cubic_roots
 
 
 class Separable(Toy):
     """f(θ) = Σ_i φ_i(θ_i): H = diag φ'', D³f[u, v] = φ''' u v."""
 
     @abstractmethod
-    def second(self, theta: Tensor) -> Tensor:
+    def second_diagonal(self, theta: Tensor) -> Tensor:
         """φ''_i(θ_i), shape (..., d)."""
 
     @abstractmethod
@@ -32,14 +32,14 @@ class Separable(Toy):
         """φ'''_i(θ_i), shape (..., d)."""
 
     def curvature(self, theta: Tensor) -> Field:
-        second = self.second(theta)
+        second = self.second_diagonal(theta)
         return lambda v: second * v
 
     def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
         return self.third_diagonal(theta) * u * v
 
     def matrix(self, theta: Tensor) -> Tensor:
-        return torch.diag_embed(self.second(theta))
+        return torch.diag_embed(self.second_diagonal(theta))
 
 
 @final
@@ -47,7 +47,7 @@ class Separable(Toy):
 class Saddle(Separable):
     r"""f(x, y) = ½ (a x² − b y²), a, b > 0: the strict saddle, unbounded below along y.
 
-    The normal form of every nondegenerate saddle (Morse); for one confined by a quartic see ``DoubleWell``.
+    The normal form of every nondegenerate saddle (Morse); ``DoubleWell`` confines a saddle by a quartic.
     """
 
     a: float = 1.0
@@ -74,7 +74,7 @@ class Saddle(Separable):
         x, y = self.check(theta).unbind(-1)
         return torch.stack((self.a * x, -self.b * y), dim=-1)
 
-    def second(self, theta: Tensor) -> Tensor:
+    def second_diagonal(self, theta: Tensor) -> Tensor:
         """(a, −b)."""
         x, y = theta.unbind(-1)
         return torch.stack((torch.full_like(x, self.a), torch.full_like(y, -self.b)), dim=-1)
@@ -89,7 +89,7 @@ class Saddle(Separable):
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Beside the ridge: drawn to the saddle, then away from it."""
+        """Near the ridge: descent approaches the saddle, then leaves it."""
         return 1.0, 0.01
 
     def critical_positions(self) -> list[list[float]]:
@@ -99,7 +99,7 @@ class Saddle(Separable):
 @final
 @dataclass(frozen=True)
 class DoubleWell(Separable):
-    r"""f(x, y, ...) = (x² − 1)²/4 + tilt·x + ½(y² + ...): two wells along x, a parabola along all else; d ≥ 1.
+    r"""f(x, y, ...) = (x² − 1)²/4 + tilt·x + ½(y² + ...): two wells along x, a parabola along the others; d ≥ 1.
 
     Without tilt: minima at x = ±1 and a barrier of ¼ at 0. The wells merge at |tilt| = 2/(3√3). In 2-D the potential of
     Chaudhari & Soatto 2018, arXiv 1710.11029, section 4.
@@ -124,7 +124,7 @@ class DoubleWell(Separable):
         x, rest = self.check(theta)[..., :1], theta[..., 1:]
         return torch.cat((x * (x * x - 1) + self.tilt, rest), dim=-1)
 
-    def second(self, theta: Tensor) -> Tensor:
+    def second_diagonal(self, theta: Tensor) -> Tensor:
         """(3x² − 1, 1, ...)."""
         x, rest = theta[..., :1], theta[..., 1:]
         return torch.cat((3 * x * x - 1, torch.ones_like(rest)), dim=-1)
@@ -136,17 +136,17 @@ class DoubleWell(Separable):
 
     @property
     def window(self) -> Window:
-        """Half a unit beyond the outermost critical points along x, ±2 along all else."""
+        """Half a unit beyond the outermost critical points along x, ±2 along the others."""
         roots = [position[0] for position in self.critical_positions()]
         return (min(-1.5, *roots) - 0.5, max(1.5, *roots) + 0.5), *[(-2.0, 2.0)] * (self.dimension - 1)
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Just right of the barrier, up the wall of all else."""
+        """Just right of the barrier, displaced along the other coordinates."""
         return 0.1, *[1.0] * (self.dimension - 1)
 
     def critical_positions(self) -> list[list[float]]:
-        """The real roots of x³ − x + tilt, all else zero."""
+        """The real roots of x³ − x + tilt, the other coordinates zero."""
         return [[x, *[0.0] * (self.dimension - 1)] for x in depressed_cubic_roots(1.0, self.tilt)]
 
 
@@ -155,14 +155,14 @@ class DoubleWell(Separable):
 class QuarticWell(Separable):
     r"""f(x) = (S/2) x² − (Q/4) x⁴, S, Q > 0: sharpness S at the minimum 0, S − 3Qx² away from it.
 
-    The sharpness falls outwards, so gradient descent with h > 2/S settles in a two-cycle: the one-mode picture of the
+    The sharpness decreases outwards, so gradient descent with h > 2/S converges to a two-cycle: a one-mode model of the
     edge of stability. Maxima at ±√(S/Q), unbounded below outside. Regis & Chewi 2026, arXiv 2602.01480.
     """
 
     S: float
     """Sharpness at the bottom."""
     Q: float
-    """How fast the sharpness falls."""
+    """Rate of decrease of the sharpness."""
 
     def __post_init__(self) -> None:
         check_positive("S", self.S)
@@ -182,7 +182,7 @@ class QuarticWell(Separable):
         """x (S − Q x²), shape (..., 1)."""
         return self.check(theta) * (self.S - self.Q * torch.square(theta))
 
-    def second(self, theta: Tensor) -> Tensor:
+    def second_diagonal(self, theta: Tensor) -> Tensor:
         """S − 3Q x²."""
         return self.S - 3 * self.Q * torch.square(theta)
 
@@ -192,13 +192,13 @@ class QuarticWell(Separable):
 
     @property
     def window(self) -> Window:
-        """A quarter beyond the two maxima."""
+        """1.25 times the positions of the two maxima."""
         edge = 1.25 * math.sqrt(self.S / self.Q)
         return ((-edge, edge),)
 
     @property
     def start(self) -> tuple[float, ...]:
-        """0.3, or a quarter of the way to a maximum where that is nearer."""
+        """0.3, or a quarter of the distance to a maximum if that is smaller."""
         return (min(0.3, math.sqrt(self.S / self.Q) / 4),)
 
     def critical_positions(self) -> list[list[float]]:
@@ -212,16 +212,16 @@ class QuarticWell(Separable):
 class Cosine(Separable):
     r"""f(θ) = Σ_i A (1 − cos kθ_i), A = ``amplitude`` > 0, k = ``frequency`` > 0, any d: an egg box.
 
-    Critical where every kθ_i is a multiple of π: minima at even ones, maxima at odd ones, saddles between. The window
-    holds the 3^d of them with kθ_i in {−π, 0, π}.
+    Critical points have every kθ_i a multiple of π: minima for even multiples, maxima for odd ones, else saddles. The
+    window contains the 3^d of them with kθ_i in {−π, 0, π}.
     """
 
     amplitude: float = 1.0
     """A, half the height."""
     frequency: float = 1.0
-    """k; wells lie 2π/k apart."""
+    """k; the distance of wells is 2π/k."""
     dimension: int = 2
-    """Number of coordinates, all alike."""
+    """Number of coordinates."""
 
     def __post_init__(self) -> None:
         """Check amplitude, frequency and dimension."""
@@ -230,14 +230,14 @@ class Cosine(Separable):
         check_count("dimension", self.dimension)
 
     def loss(self, theta: Tensor) -> Tensor:
-        """Σ_i A (1 − cos kθ_i), written 2A Σ sin²(kθ_i/2) to keep small values exact; shape (...,)."""
+        """Σ_i A (1 − cos kθ_i), as 2A Σ sin²(kθ_i/2), which avoids cancellation; shape (...,)."""
         return 2 * self.amplitude * torch.square(torch.sin(self.frequency / 2 * self.check(theta))).sum(dim=-1)
 
     def grad(self, theta: Tensor) -> Tensor:
         """A k sin kθ, shape (..., d)."""
         return self.amplitude * self.frequency * torch.sin(self.frequency * self.check(theta))
 
-    def second(self, theta: Tensor) -> Tensor:
+    def second_diagonal(self, theta: Tensor) -> Tensor:
         """A k² cos kθ."""
         return self.amplitude * self.frequency**2 * torch.cos(self.frequency * theta)
 
@@ -259,20 +259,20 @@ class Cosine(Separable):
     def critical_positions(self) -> list[list[float]]:
         """Every point with kθ_i in {−π, 0, π}."""
         half = math.pi / self.frequency
-        check_few("dimension", self.dimension, 3**self.dimension)
+        check_listable("dimension", self.dimension, 3**self.dimension)
         return [list(point) for point in itertools.product((-half, 0, half), repeat=self.dimension)]
 
 
 @final
 @dataclass(frozen=True)
 class StyblinskiTang(Separable):
-    r"""f(θ) = ½ Σ_i (θ_i⁴ − 16θ_i² + 5θ_i), any d: 2^d wells, of which one is deepest.
+    r"""f(θ) = ½ Σ_i (θ_i⁴ − 16θ_i² + 5θ_i), any d: 2^d wells, one of them deepest.
 
-    Global minimum −39.16617 d where every θ_i = −2.903534. Styblinski & Tang 1990, Neural Netw. 3, 467.
+    Global minimum −39.16617 d at θ_i = −2.903534. Styblinski & Tang 1990, Neural Netw. 3, 467.
     """
 
     dimension: int = 2
-    """Number of coordinates, all alike."""
+    """Number of coordinates."""
 
     def __post_init__(self) -> None:
         check_count("dimension", self.dimension)
@@ -286,7 +286,7 @@ class StyblinskiTang(Separable):
         """2θ³ − 16θ + 5/2, shape (..., d)."""
         return 2 * self.check(theta) * (torch.square(theta) - 8) + 2.5
 
-    def second(self, theta: Tensor) -> Tensor:
+    def second_diagonal(self, theta: Tensor) -> Tensor:
         """6θ² − 16."""
         return 6 * torch.square(theta) - 16
 
@@ -301,7 +301,7 @@ class StyblinskiTang(Separable):
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Either side of the barrier in turn: every other coordinate falls into the higher well."""
+        """On alternate sides of the barrier: every other coordinate descends into the higher well."""
         return tuple(0.0 if i % 2 == 0 else 0.4 for i in range(self.dimension))
 
     def critical_positions(self) -> list[list[float]]:

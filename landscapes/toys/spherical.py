@@ -1,4 +1,4 @@
-r"""A loss on directions: what normalisation layers make of the weights before them."""
+r"""A scale-invariant loss, as normalisation layers make of the loss in the preceding weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from landscapes.toys.closed_form import Toy, Window, cast, symmetric_matrix
 
 @final
 class SphericalQuotient(Toy):
-    r"""f(θ) = θᵀAθ / (2 θᵀθ): half the Rayleigh quotient, the same along every ray; ``matrix`` A (d, d), d ≥ 2.
+    r"""f(θ) = θᵀAθ / (2 θᵀθ): half the Rayleigh quotient, constant along rays; ``matrix`` A (d, d), d ≥ 2.
 
-    f(cθ) = f(θ), so ∇f ⟂ θ and Hθ = −∇f: gradient flow keeps ‖θ‖, and gradient descent raises it, ‖θ'‖² = ‖θ‖² +
-    h²‖∇f‖², which lowers the step h/‖θ‖² that directions see. Critical rays are A's eigenvectors, represented by ± unit
-    vectors; each is flat along itself, so ends of the spectrum are degenerate and the others saddles. Of rays in the
-    span of equal eigenvalues a basis stands for all. Not defined at 0, nor where
-    θᵀθ overflows or vanishes in θ's precision: results there are not finite.
-    van Laarhoven 2017, arXiv 1706.05350; Arora, Li & Lyu 2019, arXiv 1812.03981.
+    f(cθ) = f(θ), so ∇f ⟂ θ and Hθ = −∇f: gradient flow conserves ‖θ‖, and gradient descent increases it, ‖θ'‖² = ‖θ‖² +
+    h²‖∇f‖², which lowers the effective step h/‖θ‖² of the direction. The critical rays are A's eigenvectors,
+    represented by ± unit vectors; f is constant along each, so the ends of the spectrum are degenerate and the others
+    saddles. Eigenspaces of equal eigenvalues are represented by a basis. Not defined at 0, nor if θᵀθ overflows or
+    underflows in θ's precision: results are then not finite. van Laarhoven 2017, arXiv 1706.05350; Arora, Li & Lyu
+    2019, arXiv 1812.03981.
     """
 
     def __init__(self, matrix: Tensor):
@@ -44,7 +44,7 @@ class SphericalQuotient(Toy):
         return (image - (theta * image).sum(dim=-1, keepdim=True) / square * theta) / square
 
     def curvature(self, theta: Tensor) -> Field:
-        """v ↦ (Av − 2f v − 2 (g·v) θ − 2 (θ·v) g) / θᵀθ with g = ∇f: twice Leibniz's rule on θᵀθ f = ½ θᵀAθ."""
+        """v ↦ (Av − 2f v − 2 (g·v) θ − 2 (θ·v) g) / θᵀθ with g = ∇f: from θᵀθ f = ½ θᵀAθ by Leibniz's rule, twice."""
         matrix, g = cast(self._matrix, theta), self.grad(theta)
         square, twice_f = (theta * theta).sum(dim=-1, keepdim=True), 2 * self.loss(theta)[..., None]
 
@@ -55,7 +55,7 @@ class SphericalQuotient(Toy):
         return product
 
     def third_product(self, theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """−(2/θᵀθ) ((θ·u) Hv + (θ·v) Hu + (uᵀHv) θ + (u·v) g + (g·v) u + (g·u) v): Leibniz's rule once more."""
+        """−(2/θᵀθ) ((θ·u) Hv + (θ·v) Hu + (uᵀHv) θ + (u·v) g + (g·v) u + (g·u) v): by Leibniz's rule again."""
         curvature, g = self.curvature(theta), self.grad(theta)
         bent_u, bent_v = curvature(u), curvature(v)
         pairs = ((theta, u), (theta, v), (u, bent_v), (u, v), (g, v), (g, u))
@@ -66,7 +66,7 @@ class SphericalQuotient(Toy):
 
     @property
     def curvature_scale(self) -> float:
-        """The largest entry of A, of which θᵀθ H is made by differences."""
+        """The largest entry of A: θᵀθ H is a difference of terms of that size."""
         return float(self._matrix.abs().max())
 
     @property
@@ -76,7 +76,7 @@ class SphericalQuotient(Toy):
 
     @property
     def start(self) -> tuple[float, ...]:
-        """A unit vector near the ray of the largest eigenvalue, the smallest's mixed in."""
+        """A unit vector near the eigenvector of the largest eigenvalue, with a part of the smallest's."""
         vectors = torch.linalg.eigh(self._matrix.double()).eigenvectors
         mixed = vectors[:, -1] + 0.2 * vectors[:, 0]
         return tuple((mixed / torch.linalg.vector_norm(mixed)).tolist())

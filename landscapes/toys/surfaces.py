@@ -1,4 +1,4 @@
-r"""Surfaces that optimisers and chemists have long been tried on: monkey saddle, Himmelblau, Beale, Müller–Brown."""
+r"""Standard test surfaces of optimisation and chemistry: monkey saddle, Himmelblau, Beale, Müller–Brown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from landscapes.toys.closed_form import Window, cast
 from landscapes.toys.critical import refine
 from landscapes.toys.planar import Partial, Planar
 
-BEALE = (1.5, 2.25, 2.625)  # its c
+BEALE = (1.5, 2.25, 2.625)  # c_k
 MUELLER_BROWN = torch.tensor(
     [
         [-200.0, -100.0, -170.0, 15.0],  # A
@@ -33,8 +33,8 @@ MUELLER_BROWN = torch.tensor(
 class MonkeySaddle(Planar):
     r"""f(x, y) = a (x³ − 3xy²) = a Re (x + iy)³, a = ``scale`` > 0: three valleys and three ridges meet at the origin.
 
-    The one critical point is degenerate, H = 0 there: escape from it is algebraic in time, not exponential. Gradient
-    flow keeps Im (x + iy)³ and runs off to −∞ in finite time. Hilbert & Cohn-Vossen 1932, Anschauliche Geometrie.
+    The only critical point is degenerate with H = 0: escape from it is algebraic in time, not exponential. Gradient
+    flow conserves Im (x + iy)³ and diverges in finite time. Hilbert & Cohn-Vossen 1932, Anschauliche Geometrie.
     """
 
     scale: float = 1.0
@@ -69,7 +69,7 @@ class MonkeySaddle(Planar):
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Just off the crest of a ridge: down to the saddle, a long stay, out through a valley."""
+        """Near the crest of a ridge: descent to the saddle, a plateau, escape through a valley."""
         return 1.2, 0.01
 
     def critical_positions(self) -> list[list[float]]:
@@ -112,7 +112,7 @@ class Himmelblau(Planar):
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Near the maximum, where a small change of h changes the minimum that is reached."""
+        """Near the maximum: a small change of h changes the minimum reached."""
         return -0.25, -0.5
 
     def critical_positions(self) -> list[list[float]]:
@@ -158,7 +158,7 @@ class Beale(Planar):
         return f_xx, f_xy, f_yy
 
     def third_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial, Partial]:
-        """0 and 2 Σ (2pp', p'' (r + xp) + 2x p'², x (3x p'p'' + r p''')), where p_3''' = 6 alone is not zero."""
+        """0 and 2 Σ (2pp', p'' (r + xp) + 2x p'², x (3x p'p'' + r p''')), where only p_3''' = 6 is nonzero."""
         r, p, first, second, x = self.residuals(theta)
         bends = 3 * x * first * second
         f_xxy = 4 * (p * first).sum(dim=-1)
@@ -167,7 +167,7 @@ class Beale(Planar):
 
     @property
     def window(self) -> Window:
-        """±4.5 along both coordinates, as is usual."""
+        """±4.5 along both coordinates, as usual."""
         return (-4.5, 4.5), (-4.5, 4.5)
 
     @property
@@ -179,13 +179,14 @@ class Beale(Planar):
         r"""(0, 1), and the real roots of one polynomial in y.
 
         With p = (y − 1) q, f_x = 0 gives x = −Σcq / ((y − 1) Σq²), and f_y = 0 becomes Σcp' Σq² = Σcq Σqp'. On the
-        lines y = 1 and x = 0 there is (0, 1) alone.
+        lines y = 1 and x = 0 the only critical point is (0, 1).
         """
         c = BEALE
         q = [Polynomial([1]), Polynomial([1, 1]), Polynomial([1, 1, 1])]
         slopes = [Polynomial([1]), Polynomial([0, 2]), Polynomial([0, 0, 3])]
         cq, cs = sum(a * b for a, b in zip(c, q, strict=True)), sum(a * b for a, b in zip(c, slopes, strict=True))
         qq, qs = sum(a * a for a in q), sum(a * b for a, b in zip(q, slopes, strict=True))
+        # y⁶ cancels in exact arithmetic: its rounding would give a spurious large root
         roots = (cs * qq - cq * qs).trim(1e-12).roots()
         real = [float(y.real) for y in roots if abs(y.imag) < 1e-9]
         (x_low, x_high), (y_low, y_high) = self.window
@@ -197,14 +198,14 @@ class Beale(Planar):
 @final
 @dataclass(frozen=True)
 class MuellerBrown(Planar):
-    r"""f(x, y) = Σ_k A_k exp(a_k δx² + b_k δx δy + c_k δy²), δ = θ − centre_k, four terms: a winding path of wells.
+    r"""f(x, y) = Σ_k A_k exp(a_k δx² + b_k δx δy + c_k δy²), δ = θ − centre_k, four terms: wells along a curved path.
 
-    Three minima in a stiff, bent valley, two saddles between them; sharpness up to some thousands. The potential that
-    searches for reaction paths are tried on: Müller & Brown 1979, Theor. Chim. Acta 53, 75.
+    Three minima in a stiff, curved valley, two saddles between them; sharpness up to some thousands. A standard test of
+    searches for reaction paths. Müller & Brown 1979, Theor. Chim. Acta 53, 75.
     """
 
     def terms(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Each term g_k and the slopes of its exponent E along x and y; E_xx, E_xy, E_yy stacked. All (..., 4)."""
+        """Each term g_k, E_x and E_y of its exponent E, and E_xx, E_xy, E_yy stacked. All (..., 4)."""
         height, a, b, c, centre_x, centre_y = cast(MUELLER_BROWN, theta)
         dx, dy = theta[..., :1] - centre_x, theta[..., 1:] - centre_y
         g = height * torch.exp(a * dx * dx + b * dx * dy + c * dy * dy)
@@ -227,7 +228,7 @@ class MuellerBrown(Planar):
         return f_xx, f_xy, f_yy
 
     def third_partials(self, theta: Tensor) -> tuple[Partial, Partial, Partial, Partial]:
-        """Σ g (E_x³ + 3E_x E_xx, E_x² E_y + 2E_x E_xy + E_y E_xx), and both with x and y changed over."""
+        """Σ g (E_x³ + 3E_x E_xx, E_x² E_y + 2E_x E_xy + E_y E_xx), and both with x and y exchanged."""
         g, e_x, e_y, (e_xx, e_xy, e_yy) = self.terms(theta)
         f_xxx = (g * e_x * (e_x * e_x + 3 * e_xx)).sum(dim=-1)
         f_xxy = (g * (e_x * (e_x * e_y + 2 * e_xy) + e_y * e_xx)).sum(dim=-1)
@@ -236,12 +237,12 @@ class MuellerBrown(Planar):
 
     @property
     def window(self) -> Window:
-        """The three minima and the slopes around them."""
+        """The three minima and their surroundings."""
         return (-1.5, 1.2), (-0.2, 2.0)
 
     @property
     def start(self) -> tuple[float, ...]:
-        """On the slope below the upper saddle: down the stiff valley to the middle minimum, past none of the others."""
+        """Below the upper saddle: descent along the stiff valley to the middle minimum."""
         return -0.75, 0.55
 
     def critical_positions(self) -> list[list[float]]:

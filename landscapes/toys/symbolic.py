@@ -1,9 +1,9 @@
-r"""``from_sympy``: any expression as a batched torch landscape, its derivatives derived and not traced.
+r"""``from_sympy``: any expression as a batched torch landscape, with symbolic derivatives.
 
 Each derivative is a straight-line program: sympy differentiates, powers become chains of squares, subexpressions common
-to all components are computed once, and the rest is written as torch operations on whole batches. Programs are
-compiled at first use. The source is built from a closed table of operations on names of our own, never from text that
-the caller gave.
+to all components are computed once, and the result is written as torch operations on whole batches. Programs are
+compiled at first use. The source is built from a fixed table of operations on generated names, never from text of the
+caller.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ Index = tuple[int, ...]
 
 
 class Square(sympy.Function):
-    """x², whole, so that every power is a chain of squares which components share."""
+    """x² as one node, so that cse shares the squares of which every power is a chain."""
 
     nargs = 1
 
 
 class Root(sympy.Function):
-    """√x, whole, for the same reason."""
+    """√x as one node, for the same reason."""
 
     nargs = 1
 
 
-NAMED = "exp log sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh"  # torch calls them by sympy's names
+NAMED = "exp log sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh"  # same names in torch and sympy
 HOLOMORPHIC = {getattr(sympy, name): f"torch.{name}({{}})" for name in NAMED.split()} | {
     sympy.sec: "torch.cos({}).reciprocal()",
     sympy.csc: "torch.sin({}).reciprocal()",
@@ -68,10 +68,10 @@ def from_sympy(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Symbo
     r"""The landscape f(θ) = ``expression`` with θ_i = ``symbols[i]``; θ (..., d), any floating dtype and device.
 
     Accepted: numbers, + · / and powers, the elementary, trigonometric and hyperbolic functions, erf, and (real θ only)
-    Abs, sign, Max, Min, Heaviside, Piecewise. Complex θ is accepted where none of the latter occurs. Kinks have the
-    derivative zero of their jump, as in autograd. Raises TypeError where the arguments are no expression and symbols,
-    ValueError where symbols repeat, miss one of the expression's, or the expression is not real and finite, and
-    UnsupportedError naming a function that is unknown.
+    Abs, sign, Max, Min, Heaviside, Piecewise. Complex θ is accepted if none of the latter occurs. At jumps the
+    derivative is zero, as in autograd. Raises TypeError unless the arguments are an expression and symbols, ValueError
+    if symbols repeat, one of the expression's is missing, or the expression is not real and finite, and
+    UnsupportedError, naming the function, for an unknown function.
     """
     return SymbolicLandscape(expression, symbols)
 
@@ -84,8 +84,8 @@ class SymbolicLandscape(ClosedForm):
         self.symbols = check_symbols(symbols)
         self.expression = check_expression(expression, self.symbols)
         self.holomorphic = is_holomorphic(self.expression)
-        # Without "real" sqrt(x²) stays itself, which complex θ needs; with it |x| has the derivative sign(x).
-        self._theta = names("t", self.dimension, real=None if self.holomorphic else True)
+        # without real=True sympy keeps sqrt(x²), which is right for complex θ; with it |x| has the derivative sign(x)
+        self._theta = generated_symbols("t", self.dimension, real=None if self.holomorphic else True)
         self._loss = self.expression.xreplace(dict(zip(self.symbols, self._theta, strict=True)))
         check_functions(self._loss)
         self._tables: dict[int, dict[Index, sympy.Expr]] = {}
@@ -93,7 +93,7 @@ class SymbolicLandscape(ClosedForm):
 
     @property
     def smoothness(self) -> float:
-        """math.inf, or 0 where Abs, sign, Max, Min, Heaviside or Piecewise occur: it may be smoother than is known."""
+        """math.inf, or 0 if Abs, sign, Max, Min, Heaviside or Piecewise occur: a lower bound."""
         smooth = (*ALGEBRA, *HOLOMORPHIC, sympy.erf, sympy.erfc)
         return math.inf if all(isinstance(p, smooth) for p in sympy.preorder_traversal(self._loss)) else 0
 
@@ -140,7 +140,7 @@ class SymbolicLandscape(ClosedForm):
     def _derivative_program(self, order: int) -> Program:
         """D^m f[w_1, …, w_{m−1}]_k = Σ_I ∂_{Ik} f · Σ over the arrangements J of I of Π_r w_{r,J_r}, compiled once."""
         if order not in self._programs:
-            arguments = {f"w{r}": names(f"w{r}_", self.dimension) for r in range(1, order)}
+            arguments = {f"w{r}": generated_symbols(f"w{r}_", self.dimension) for r in range(1, order)}
             weights = arrangements(list(arguments.values()))
             partials = self._partials(order)
             components = [
@@ -175,27 +175,27 @@ class SymbolicLandscape(ClosedForm):
         return self._derivative_program(len(directions) + 1)(theta, *directions)
 
 
-def names(letter: str, count: int, real: bool | None = None) -> list[sympy.Symbol]:
-    """Symbols of our own, letter0, letter1, ...: the caller's may be any text."""
+def generated_symbols(letter: str, count: int, real: bool | None = None) -> list[sympy.Symbol]:
+    """The symbols letter0, letter1, ...: names of the caller's symbols may be any text, also code."""
     return [sympy.Symbol(f"{letter}{i}", real=real) for i in range(count)]
 
 
 def arrangements(directions: list[list[sympy.Symbol]]) -> dict[Index, sympy.Expr]:
     """Σ over the distinct arrangements J of a sorted index I of Π_r w_{r,J_r}, for every I of one entry a direction.
 
-    One direction is taken off at a time, so that indices share the sums of what is left of them.
+    By recursion over the directions, so that indices share the sums of their subindices.
     """
     sums: dict[Index, sympy.Expr] = {(): sympy.S.One}
     for length, direction in enumerate(directions, start=1):
         sums = {
-            index: sympy.Add(*[direction[i] * sums[without(index, i)] for i in sorted(set(index))])
+            index: sympy.Add(*[direction[i] * sums[remove_entry(index, i)] for i in sorted(set(index))])
             for index in itertools.combinations_with_replacement(range(len(direction)), length)
         }
     return sums
 
 
-def without(index: Index, entry: int) -> Index:
-    """A sorted index less one of its entries."""
+def remove_entry(index: Index, entry: int) -> Index:
+    """A sorted index without one occurrence of ``entry``."""
     place = index.index(entry)
     return index[:place] + index[place + 1 :]
 
@@ -215,7 +215,7 @@ def check_symbols(symbols: Sequence[sympy.Symbol]) -> tuple[sympy.Symbol, ...]:
 
 
 def check_expression(expression: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> sympy.Expr:
-    """Return ``expression`` as a sympy expression; raise unless it is one, real and finite, in the symbols given."""
+    """Return ``expression`` as a sympy expression; raise unless it is real and finite, in the given symbols."""
     if isinstance(expression, (int, float)) and not isinstance(expression, bool):
         expression = sympy.sympify(expression)
     if not isinstance(expression, sympy.Expr):
@@ -232,12 +232,12 @@ def check_expression(expression: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) 
 
 
 def is_holomorphic(expression: sympy.Expr) -> bool:
-    """Whether only algebra and holomorphic functions occur."""
+    """Whether only algebraic and holomorphic functions occur."""
     return all(isinstance(part, (*ALGEBRA, *HOLOMORPHIC)) for part in sympy.preorder_traversal(expression))
 
 
 def check_functions(expression: sympy.Expr) -> None:
-    """Raise UnsupportedError unless every part of the expression is one that can be written in torch."""
+    """Raise UnsupportedError unless every part of the expression has a torch form."""
     known = (*ALGEBRA, *FUNCTIONS, *EXTREMES, *BRANCHES, *LOGIC)
     for part in sympy.preorder_traversal(expression):
         if not isinstance(part, known):
@@ -248,12 +248,12 @@ def check_functions(expression: sympy.Expr) -> None:
 
 
 def differentiate(expression: sympy.Expr, symbol: sympy.Symbol) -> sympy.Expr:
-    """∂ expression / ∂ symbol almost everywhere: the delta functions of kinks are dropped, as autograd does."""
+    """∂ expression / ∂ symbol almost everywhere: delta functions at jumps are dropped, as in autograd."""
     return sympy.diff(expression, symbol).replace(sympy.DiracDelta, lambda *_: sympy.S.Zero)
 
 
 def lower(expression: sympy.Expr) -> sympy.Expr:
-    """Numbers evaluated to 30 digits; powers of halves and wholes written as squares and roots."""
+    """The expression with numbers evaluated to 30 digits, and integer and half-integer powers as squares and roots."""
     evaluated = expression.xreplace(
         {part: part.evalf(30) for part in sympy.preorder_traversal(expression) if is_constant(part)}
     )
@@ -261,12 +261,12 @@ def lower(expression: sympy.Expr) -> sympy.Expr:
 
 
 def is_constant(part: Any) -> bool:
-    """Whether a part is a number that is not already written as one: π, √2, sin 1."""
+    """Whether a part is a constant in symbolic form, such as π, √2, sin 1."""
     return isinstance(part, sympy.Expr) and part.is_number and not part.is_Number
 
 
 def power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
-    """base^exponent by repeated squaring where the exponent is a multiple of one half."""
+    """base^exponent by repeated squaring if the exponent is a multiple of one half."""
     if exponent < 0:
         return 1 / power(base, -exponent)
     if 2 * exponent != int(2 * exponent):
@@ -283,7 +283,7 @@ def power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
 def compile_program(
     components: list[sympy.Expr], arguments: dict[str, list[sympy.Symbol]], result: str | None = None
 ) -> Program:
-    """A function of tensors (..., d) that returns the components, stacked last unless ``result`` says how."""
+    """A function of tensors (..., d) that returns the components, stacked last unless ``result`` is given as source."""
     shared, reduced = sympy.cse(
         [lower(component) for component in components],
         symbols=sympy.numbered_symbols("c"),
@@ -303,12 +303,12 @@ def compile_program(
 
 
 def write_tensor(expression: sympy.Expr) -> str:
-    """The expression as torch source that yields a tensor of the batch's shape even where it is constant."""
+    """The expression as torch source for a tensor of the batch's shape, also if it is constant."""
     return f"torch.full_like(t0, {number(expression)})" if expression.is_number else write(expression)
 
 
-def write(expression: Any) -> str:  # noqa: C901, PLR0911  # one line a kind of expression
-    """The expression as torch source; numbers stay Python floats, so θ's dtype and device rule."""
+def write(expression: Any) -> str:  # noqa: C901, PLR0911  # one case for each kind of expression
+    """The expression as torch source; numbers are Python floats, so results have θ's dtype and device."""
     if isinstance(expression, sympy.Symbol):
         return str(expression)
     if isinstance(expression, sympy.Expr) and expression.is_number:
@@ -344,7 +344,7 @@ def number(expression: sympy.Expr) -> str:
 
 
 def write_sum(expression: sympy.Add) -> str:
-    """Positive terms first, so that negative ones cost a subtraction and no negation."""
+    """A sum with positive terms first, so that negative ones are subtracted without a negation."""
     terms = sorted(expression.args, key=lambda term: bool(term.as_coeff_Mul()[0] < 0))
     text = write(terms[0])
     for term in terms[1:]:
@@ -353,7 +353,7 @@ def write_sum(expression: sympy.Add) -> str:
 
 
 def write_product(expression: sympy.Mul) -> str:
-    """Constant · numerators / denominators."""
+    """A product as constant · numerators / denominators."""
     above, below, constant = [], [], sympy.S.One
     for factor in expression.args:
         if factor.is_number:
@@ -379,7 +379,7 @@ def write_extreme(expression: sympy.Expr) -> str:
 
 
 def write_branches(expression: sympy.Piecewise) -> str:
-    """Nested torch.where; NaN where no condition holds."""
+    """Nested torch.where; NaN if no condition holds."""
     text = "torch.full_like(t0, float('nan'))"
     for value, condition in reversed(expression.args):
         chosen = write_tensor(value)

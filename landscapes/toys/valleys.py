@@ -1,4 +1,4 @@
-r"""Valleys, where large steps and gradient flow part: Rosenbrock's, a barred one, a bumpy basin, two unequal wells."""
+r"""Valleys in which large steps leave gradient flow: Rosenbrock's, one with barriers, a bumpy basin, two wells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from landscapes.autodiff import Field
 from landscapes.errors import check_count, check_positive, check_real
 from landscapes.toys.closed_form import Toy, Window
-from landscapes.toys.critical import check_few, rippled_bowl_roots
+from landscapes.toys.critical import check_listable, rippled_bowl_roots
 from landscapes.toys.planar import Partial, Planar
 from landscapes.toys.separable import Separable
 
@@ -21,11 +21,12 @@ from landscapes.toys.separable import Separable
 @final
 @dataclass(frozen=True)
 class BarrierValley(Planar):
-    r"""f(x, y) = ½ s x² + ½ k y² + A (1 − cos ωx) exp(−y²/2w²), all > 0, 2A < k w²: a valley barred on its floor.
+    r"""f(x, y) = ½ s x² + ½ k y² + A (1 − cos ωx) exp(−y²/2w²), all > 0, 2A < k w²: a valley with barriers.
 
-    The floor y = 0 falls gently to x = 0 over barriers of height about 2A that fade w up the walls. Gradient flow sinks
-    to the floor and stops at the first barrier; steps near 2/k bounce from wall to wall above them all. Every critical
-    point is on the floor, as 2A < k w². After Xing, Arpit, Tsirigotis & Bengio 2018, A walk with SGD, arXiv 1802.08770.
+    The floor y = 0 descends to x = 0 with barriers of height about 2A and width w across the valley. Gradient flow
+    reaches the floor and stops at the first barrier; descent with steps near 2/k oscillates between the walls above the
+    barriers. Every critical point is on the floor, as 2A < k w². After Xing, Arpit, Tsirigotis & Bengio 2018, A walk
+    with SGD, arXiv 1802.08770.
     """
 
     across: float = 20.0
@@ -35,12 +36,12 @@ class BarrierValley(Planar):
     amplitude: float = 0.21
     """A, half the height of a barrier."""
     frequency: float = 2 * math.pi
-    """ω; barriers stand 2π/ω apart."""
+    """ω; the distance of barriers is 2π/ω."""
     width: float = 0.15
-    """w, how far up the walls the barriers reach."""
+    """w, the width of the barriers across the valley."""
 
     def __post_init__(self) -> None:
-        """Check that all are positive, and that the floor stays lowest where barriers stand on it."""
+        """Check that all are positive, and that the floor is a minimum across the valley everywhere."""
         for name in ("across", "along", "amplitude", "frequency", "width"):
             check_positive(name, getattr(self, name))
         most = self.across * self.width**2 / 2
@@ -54,7 +55,8 @@ class BarrierValley(Planar):
         """Height A (1 − cos ωx), its slope and second derivative in x, and exp(−y²/2w²); each (...,)."""
         x, y = theta.unbind(-1)
         phase, force = self.frequency * x, self.amplitude * self.frequency
-        height = 2 * self.amplitude * torch.square(torch.sin(phase / 2))  # exact near the bottom of each well
+        # sin² and not 1 − cos, which cancels near the bottom of each well
+        height = 2 * self.amplitude * torch.square(torch.sin(phase / 2))
         fade = torch.exp(-torch.square(y / self.width) / 2)
         return height, force * torch.sin(phase), force * self.frequency * torch.cos(phase), fade
 
@@ -86,17 +88,17 @@ class BarrierValley(Planar):
 
     @property
     def window(self) -> Window:
-        """Half a barrier beyond where the bowl outweighs every barrier, and the start."""
+        """Half a period beyond the last possible critical point and the start."""
         edge = max(self.start[0], self.amplitude * self.frequency / self.along) + math.pi / self.frequency
         return (-edge, edge), (-1.2 * self.start[1], 1.2 * self.start[1])
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Ten widths up a wall, five half barriers along the valley."""
+        """Ten widths w up a wall, five half periods along the valley."""
         return 5 * math.pi / self.frequency, 10 * self.width
 
     def critical_positions(self) -> list[list[float]]:
-        """(x, 0) with s x + Aω sin ωx = 0: wells and, between them, the crests of the barriers."""
+        """(x, 0) with s x + Aω sin ωx = 0: wells, and the crests of the barriers between them."""
         roots = rippled_bowl_roots(lambda x: self.along * x, lambda x: self.along, self.amplitude, self.frequency)
         return [[x, 0] for x in roots]
 
@@ -104,22 +106,22 @@ class BarrierValley(Planar):
 @final
 @dataclass(frozen=True)
 class BumpyBasin(Separable):
-    r"""f(θ) = Σ_i (θ_i/R)⁴ + A (1 − cos kθ_i), all > 0, any d: a wide basin with a flat floor, bumpy from close by.
+    r"""f(θ) = Σ_i (θ_i/R)⁴ + A (1 − cos kθ_i), all > 0, any d: a wide basin with bumps on a flat floor.
 
-    Small steps end in the first hollow they meet. Once hAk² is well over 2 the outer hollows no longer hold gradient
-    descent (with the defaults from about 3.4), while the middle one does up to 4.603 = c with √(c² − 1) − arccos(1/c) =
-    π, beyond which steps jump from hollow to hollow. A basin rugged from close by, as those
-    that Entropy-SGD smooths: Chaudhari et al. 2017, arXiv 1611.01838.
+    Small steps converge to the first local minimum. For hAk² well above 2 gradient descent leaves the outer minima
+    (with the defaults from about 3.4), and stays in the middle one up to c = 4.603, √(c² − 1) − arccos(1/c) = π;
+    beyond, steps jump between minima. A basin rugged at small scales, as those that Entropy-SGD smooths: Chaudhari et
+    al. 2017, arXiv 1611.01838.
     """
 
     radius: float = 2.0
-    """R, where the basin without its bumps has risen to 1 a coordinate."""
+    """R, at which the basin without bumps has the value 1 for one coordinate."""
     amplitude: float = 0.03
     """A, half the height of a bump."""
     frequency: float = 10.0
-    """k; bumps stand 2π/k apart."""
+    """k; the distance of bumps is 2π/k."""
     dimension: int = 2
-    """Number of coordinates, all alike."""
+    """Number of coordinates."""
 
     def __post_init__(self) -> None:
         for name in ("radius", "amplitude", "frequency"):
@@ -136,7 +138,7 @@ class BumpyBasin(Separable):
         bumps = self.amplitude * self.frequency * torch.sin(self.frequency * self.check(theta))
         return 4 / self.radius**4 * theta * torch.square(theta) + bumps
 
-    def second(self, theta: Tensor) -> Tensor:
+    def second_diagonal(self, theta: Tensor) -> Tensor:
         """12θ²/R⁴ + Ak² cos kθ."""
         bumps = self.amplitude * self.frequency**2 * torch.cos(self.frequency * theta)
         return 12 / self.radius**4 * torch.square(theta) + bumps
@@ -147,13 +149,13 @@ class BumpyBasin(Separable):
 
     @property
     def window(self) -> Window:
-        """R, and beyond where the basin outweighs every bump, along every coordinate."""
+        """R along every coordinate, or more if critical points can lie beyond."""
         edge = max(self.radius, 1.2 * (self.amplitude * self.frequency * self.radius**4 / 4) ** (1 / 3))
         return ((-edge, edge),) * self.dimension
 
     @property
     def start(self) -> tuple[float, ...]:
-        """On the basin's wall, 0.8 R and 0.6 R in turn."""
+        """On the basin's wall, alternately 0.8 R and 0.6 R."""
         return tuple(self.radius * (0.8 if i % 2 == 0 else 0.6) for i in range(self.dimension))
 
     def roots(self) -> list[float]:
@@ -164,20 +166,20 @@ class BumpyBasin(Separable):
         )
 
     def critical_positions(self) -> list[list[float]]:
-        """Every combination of one coordinate's hollows and bumps."""
+        """Every combination of the critical points of one coordinate."""
         roots = self.roots()
-        check_few("dimension", self.dimension, len(roots) ** self.dimension)
+        check_listable("dimension", self.dimension, len(roots) ** self.dimension)
         return [list(point) for point in itertools.product(roots, repeat=self.dimension)]
 
 
 @final
 @dataclass(frozen=True)
 class SharpFlatWells(Toy):
-    r"""f(θ) = q_s q_f / (q_s + q_f), q_i = ½ k_i ‖θ − c_i‖²: a sharp well beside a flat one, both of depth 0, any d.
+    r"""f(θ) = q_s q_f / (q_s + q_f), q_i = ½ k_i ‖θ − c_i‖²: a sharp and a flat well, both of minimum 0, any d.
 
-    Curvature at the bottoms c_s = (−D/2, 0, ...) and c_f = (D/2, 0, ...) is exactly k_s I and k_f I, with no third
-    derivative. ∇f = 0 elsewhere needs ∇q_s/q_s² = −∇q_f/q_f², so the barrier is on the line between them, where
-    d_f/d_s = (k_s/k_f)^(1/3), and there is no other. After Hochreiter & Schmidhuber 1997, Neural Comput. 9, 1, and
+    The Hessians at the minima c_s = (−D/2, 0, ...) and c_f = (D/2, 0, ...) are exactly k_s I and k_f I, the third
+    derivatives zero. ∇f = 0 elsewhere requires ∇q_s/q_s² = −∇q_f/q_f²: the only other critical point is the barrier on
+    the line between them, at d_f/d_s = (k_s/k_f)^(1/3). After Hochreiter & Schmidhuber 1997, Neural Comput. 9, 1, and
     Keskar et al. 2017, arXiv 1609.04836.
     """
 
@@ -186,12 +188,12 @@ class SharpFlatWells(Toy):
     flat: float = 1.0
     """Curvature k_f of the well on the right."""
     separation: float = 4.0
-    """Distance D of the two bottoms."""
+    """Distance D of the two minima."""
     dimension: int = 2
     """Number of coordinates; the wells lie along the first."""
 
     def __post_init__(self) -> None:
-        """Check all four; a positive separation also keeps q_s + q_f above zero everywhere."""
+        """Check the parameters; q_s + q_f > 0 everywhere needs a positive separation."""
         for name in ("sharp", "flat", "separation"):
             check_positive(name, getattr(self, name))
         check_count("dimension", self.dimension)
@@ -242,13 +244,13 @@ class SharpFlatWells(Toy):
 
     @property
     def window(self) -> Window:
-        """Both wells with half their distance to spare."""
+        """Both wells with a margin of half their distance."""
         edge = self.separation
         return (-edge, edge), *[(-edge / 2, edge / 2)] * (self.dimension - 1)
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Beside the sharp bottom: steps just beyond 2/k_s bounce there, those beyond 5/k_s end in the flat well."""
+        """Near the sharp minimum: steps just above 2/k_s oscillate there, steps above 5/k_s reach the flat well."""
         return -0.55 * self.separation, *[0.05 * self.separation] * (self.dimension - 1)
 
     def critical_positions(self) -> list[list[float]]:

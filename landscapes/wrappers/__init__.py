@@ -1,1 +1,1 @@
-"""Landscapes made of another one: counted, regularised, rotated, penalised."""
+"""Landscapes that wrap another one: counted, regularised, rotated, penalised."""

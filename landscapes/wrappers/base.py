@@ -1,4 +1,4 @@
-r"""The base of landscapes around another landscape, and the tally of oracle calls."""
+r"""Base class of landscapes that wrap another one, and counts of oracle calls."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Counts = dict[str, float]
 
 
 def no_counts() -> Counts:
-    """A fresh tally: loss, grad, hvp, third, and higher (above the third, or through a torch.func transform)."""
+    """Counts at zero: loss, grad, hvp, third, and higher (above the third, or inside a torch.func transform)."""
     return {"loss": 0, "grad": 0, "hvp": 0, "third": 0, "higher": 0}
 
 
 class Wrapper(Landscape):
-    """A landscape around another one, ``landscape``, whose dimension, domain and checks it keeps."""
+    """A landscape that wraps ``landscape`` and has its dimension, domain and checks."""
 
     landscape: Any
 
     @property
     def holomorphic(self) -> bool:  # type: ignore[override]
-        """Whether complex θ is accepted: the wrapped landscape's answer."""
+        """Whether the wrapped landscape accepts complex θ."""
         return self.landscape.holomorphic
 
     @property
     def smoothness(self) -> float:
-        """How many continuous derivatives there are: the wrapped landscape's answer."""
+        """The number of continuous derivatives of the wrapped landscape."""
         return self.landscape.smoothness
 
     @property
@@ -36,5 +36,5 @@ class Wrapper(Landscape):
         return self.landscape.dimension
 
     def check(self, theta: Tensor) -> Tensor:
-        """The wrapped landscape's check, so that errors name it."""
+        """The check of the wrapped landscape, whose name appears in errors."""
         return self.landscape.check(theta)

@@ -7,20 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-from landscapes.autodiff import transforming
+from landscapes.autodiff import inside_transform
 from landscapes.errors import check_index
 from landscapes.expansion import Expansion
 from landscapes.landscape import FiniteSum, Landscape, check_landscape
 from landscapes.wrappers.base import Counts, Wrapper, no_counts
 
 KINDS = ("loss", "grad", "hvp", "third")
-"""What a derivative of order 0, 1, 2, 3 is counted as; any above is "higher"."""
+"""Keys of the counts of derivatives of order 0, 1, 2, 3; higher orders count as "higher"."""
 
 
 class CountedExpansion(Expansion):
-    """An expansion that counts: the loss and the gradient once however often they are read, each product once.
+    """An expansion with counts: loss and gradient count once at first access, each product counts once.
 
-    Slopes add to the same counts, each derivative by its order in f; the loss of a slope is the gradient it is made of.
+    Slopes add to the same counts, each derivative by its order in f; the loss of a slope counts as its parent's
+    gradient.
     """
 
     def __init__(self, inner: Expansion, counts: Counts, unit: float, parent: CountedExpansion | None = None):
@@ -43,7 +44,7 @@ class CountedExpansion(Expansion):
 
     @property
     def loss(self) -> Tensor:
-        """f(θ), counted at the first reading; of a slope, the gradient below it."""
+        """f(θ), counted at first access; for a slope, counted as the parent's gradient."""
         if self._parent is None:
             self._count_once(0)
         else:
@@ -52,7 +53,7 @@ class CountedExpansion(Expansion):
 
     @property
     def grad(self) -> Tensor:
-        """∇f(θ), counted at the first reading."""
+        """∇f(θ), counted at first access."""
         self._count_once(1)
         return self._inner.grad
 
@@ -67,7 +68,7 @@ class CountedExpansion(Expansion):
         return self._inner.third(u, v)
 
     def along(self, w: Tensor) -> Expansion:
-        """The slope ∇fᵀw, free until it is read."""
+        """The slope ∇fᵀw; counts nothing itself."""
         return CountedExpansion(self._inner.along(w), self._counts, self._unit, self)
 
     def hessian(self) -> Tensor:
@@ -80,14 +81,14 @@ class Counted(Wrapper):
     r"""A landscape that counts its oracle calls in ``counts``: {"loss", "grad", "hvp", "third", "higher"}.
 
     One unit is one product over the full sum for one θ: b of N examples count b/N, a batch of n states counts n,
-    ``hessian`` counts d hvps. A slope ``along(w)`` counts by the order of what is read: its gradient Hw as one hvp
-    however often it is read, its products D³f[w, v] as one third each, whatever lies above the third as one "higher";
-    its loss ∇fᵀw needs the gradient, which counts once. Calls inside a torch.func transform count as "higher" too, one
-    for what the transform shows: vmap hides the dimension it maps over.
+    ``hessian`` counts d hvps. The derivatives of a slope ``along(w)`` count by their order in f: its gradient Hw as one
+    hvp at first access, its products D³f[w, v] as one third each, orders above the third as one "higher" each; its loss
+    ∇fᵀw needs the gradient, which counts once. Calls inside a torch.func transform also count as "higher", by the batch
+    shape inside: vmap hides the mapped dimension.
     """
 
     def __new__(cls, landscape: Landscape, counts: Counts | None = None, unit: float = 1) -> Counted:
-        """A ``CountedSum`` where the landscape is a finite sum."""
+        """A ``CountedSum`` if the landscape is a finite sum."""
         return object.__new__(CountedSum if cls is Counted and isinstance(landscape, FiniteSum) else cls)
 
     def __init__(self, landscape: Landscape, counts: Counts | None = None, unit: float = 1):
@@ -97,7 +98,7 @@ class Counted(Wrapper):
 
     def _count(self, name: str, theta: Tensor, share: float = 1, index: Tensor | None = None) -> None:
         shape = theta.shape[:-1] if index is None else torch.broadcast_shapes(theta.shape[:-1], index.shape[:-1])
-        kind = "higher" if transforming() else name
+        kind = "higher" if inside_transform() else name
         self.counts[kind] += self.unit * share * math.prod(shape)
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -111,13 +112,13 @@ class Counted(Wrapper):
         return self.landscape.grad(theta)
 
     def expand(self, theta: Tensor) -> Expansion:
-        """Expansion whose readings and products are counted."""
+        """Expansion with counts."""
         self.check(theta)
         return CountedExpansion(self.landscape.expand(theta), self.counts, self.unit * math.prod(theta.shape[:-1]))
 
 
 class CountedSum(Counted, FiniteSum):
-    """A finite sum that counts: b of N examples count b/N."""
+    """A finite sum with counts: b of N examples count b/N."""
 
     @property
     def size(self) -> int:
@@ -147,5 +148,5 @@ class CountedSum(Counted, FiniteSum):
         return self.landscape.example_grads(theta, index)
 
     def restrict(self, index: Tensor) -> FiniteSum:
-        """A sum over fewer examples that adds to the same counts, m/N a call."""
+        """The restricted sum, with the same counts, m/N a call."""
         return CountedSum(self.landscape.restrict(index), self.counts, self.unit * self._share(index))

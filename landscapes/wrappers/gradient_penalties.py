@@ -1,11 +1,12 @@
-r"""Explicit regularisers: landscapes that penalise the gradients of a landscape, themselves landscapes.
+r"""Explicit regularisers: landscapes with a penalty on the gradients of a landscape.
 
 Every penalty here is a quadratic form in the gradients g_k = ∇f_k of some members f_1 … f_m,
 
     P(θ) = (c/m) Σ_k ‖g_k − ḡ‖² + a ‖ḡ‖² = Σ_k g_kᵀ (Sg)_k,   ḡ = (1/m) Σ_k g_k,   (Sg)_k = (1/m) [c (g_k − ḡ) + a ḡ],
 
-with S symmetric over the members. ``GradientPenalty`` is one member and a; ``VariancePenalty`` mini-batches and c.
-Derivatives follow from ∇P = 2 Σ_k H_k (Sg)_k and its Leibniz rule; ‖·‖² is bilinear, so holomorphic losses stay so.
+with S symmetric over the members. ``GradientPenalty`` has one member and uses a; ``VariancePenalty`` has mini-batches
+and uses c. Derivatives follow from ∇P = 2 Σ_k H_k (Sg)_k by Leibniz's rule; ‖·‖² is bilinear, so holomorphic losses
+remain holomorphic.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Generic, TypeVar, final
 import torch
 from torch import Tensor
 
-from landscapes.autodiff import gradient, release, transforming
+from landscapes.autodiff import gradient, inside_transform, release
 from landscapes.errors import check_index, check_real
 from landscapes.expansion import Expansion
 from landscapes.landscape import FiniteSum, Landscape, check_finite_sum, check_landscape
@@ -39,17 +40,17 @@ class SquaredGradients:
     spread: float
     centre: float
 
-    def weighed(self, rows: Sequence[Tensor]) -> list[Tensor]:
+    def apply_weights(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """(Sx)_k for one row x_k (..., d) a member."""
         m = len(rows)
-        if self.spread == self.centre:  # S is a multiple of the identity: no mean to take off and put back
+        if self.spread == self.centre:  # S is a multiple of the identity: no rounding from the mean
             return [self.spread / m * row for row in rows]
         middle = mean(rows)
         return [(self.spread * (row - middle) + self.centre * middle) / m for row in rows]
 
     def pairing(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         """Σ_k x_kᵀ (Sy)_k, bilinear, shape (...,)."""
-        return total((x * y).sum(dim=-1) for x, y in zip(left, self.weighed(right), strict=True))
+        return total((x * y).sum(dim=-1) for x, y in zip(left, self.apply_weights(right), strict=True))
 
     def expand(self, theta: Tensor) -> Family:
         """The members' expansions at θ."""
@@ -62,7 +63,7 @@ class SquaredGradients:
 
     def grad(self, theta: Tensor) -> Tensor:
         """∇P(θ), shape (..., d)."""
-        if transforming():
+        if inside_transform():
             return gradient(self.loss, theta)
         family = self.expand(theta)
         return PenalisedExpansion(theta, None, ((family, family, 1.0),), self).grad
@@ -71,15 +72,15 @@ class SquaredGradients:
 class PenalisedExpansion(Expansion):
     r"""Expansion of f + Σ w ⟨∇a, ∇b⟩, ⟨x, y⟩ = Σ_k x_kᵀ (Sy)_k, from the expansions of f and of the members.
 
-    ``base``: the expansion of f, None for f = 0. ``pairs``: (a, b, w), each of a and b one expansion a member;
-    the penalty itself is (members, members, 1), and derivatives along directions make further pairs of it. With a = b:
+    ``base``: the expansion of f, None for f = 0. ``pairs``: (a, b, w), a and b with one expansion for each member; the
+    penalty is (members, members, 1), and derivatives along directions give further pairs. With a = b:
 
         grad         g + 2w Σ H_k (S∇a)_k
         hvp(v)       Hv + 2w Σ (T_k[(S∇a)_k, v] + H_k (SHv)_k)
         third(u, v)  T[u,v] + 2w Σ (D⁴a_k[u, (S∇a)_k, v] + T_k[u, (SHv)_k] + T_k[v, (SHu)_k] + H_k (ST[u,v])_k)
 
-    What f and the members share is computed once. For one member that is f: grad, one gradient and one HVP; hvp, one
-    third derivative and two HVPs; third, one fourth derivative, three third ones and three HVPs.
+    Terms common to f and the members are computed once. For one member equal to f: grad, one gradient and one HVP; hvp,
+    one third derivative and two HVPs; third, one fourth derivative, three third ones and three HVPs.
     """
 
     def __init__(self, theta: Tensor, base: Expansion | None, pairs: tuple[Pair, ...], form: SquaredGradients):
@@ -101,8 +102,8 @@ class PenalisedExpansion(Expansion):
             lambda e: e.grad,
             (
                 w * e.hvp(q)
-                for a, b, w in self._directed()
-                for e, q in zip(a, self._form.weighed(grads(b)), strict=True)
+                for a, b, w in self._ordered_pairs()
+                for e, q in zip(a, self._form.apply_weights(grads(b)), strict=True)
             ),
         )
 
@@ -118,7 +119,7 @@ class PenalisedExpansion(Expansion):
         return release(self._third(u, v), self.theta)
 
     def along(self, w: Tensor) -> PenalisedExpansion:
-        """The expansion of θ ↦ ∇(f + P)ᵀw, w frozen: the pairs' Leibniz rule."""
+        """The expansion of θ ↦ ∇(f + P)ᵀw, w frozen, by Leibniz's rule on the pairs."""
         self.check_vector("w", w)
         slope = Memo(lambda e: e.along(w))
         base = None if self._base is None else slope(self._base)
@@ -131,16 +132,16 @@ class PenalisedExpansion(Expansion):
                 pairs += [(moved[id(a)], b, weight), (a, moved[id(b)], weight)]
         return PenalisedExpansion(self.theta, base, tuple(pairs), self._form)
 
-    # The slope along v has the gradient Hv and the products T[v, ·]: one graph of Hv serves them all. Vectors that
-    # depend on θ go to hvp, or to the first place of third, as cotangents of the last backward pass: where θ requires
-    # grad, a slope along a vector with a graph costs a forward pass of its own.
+    # The slope along v has the gradient Hv and the products T[v, ·], by one graph of Hv. Vectors that depend on θ are
+    # passed to hvp, or as first argument of third, where they are cotangents of the last backward pass: a slope along a
+    # vector with a graph would repeat the forward pass.
 
     def _hvp(self, v: Tensor) -> Tensor:
         slope = Memo(lambda e: e.along(v))
 
         def terms() -> Iterator[Tensor]:
-            for a, b, w in self._directed():
-                q, hq = self._form.weighed(grads(b)), self._form.weighed(grads(map(slope, b)))
+            for a, b, w in self._ordered_pairs():
+                q, hq = self._form.apply_weights(grads(b)), self._form.apply_weights(grads(map(slope, b)))
                 for k, e in enumerate(a):
                     yield w * (slope(e).hvp(q[k]) + e.hvp(hq[k]))
 
@@ -151,16 +152,16 @@ class PenalisedExpansion(Expansion):
         both = Memo(lambda e: along_u(e).hvp(v))
 
         def terms() -> Iterator[Tensor]:
-            for a, b, w in self._directed():
-                q, tuv = self._form.weighed(grads(b)), self._form.weighed([both(e) for e in b])
-                hu, hv = (self._form.weighed(grads(map(along, b))) for along in (along_u, along_v))
+            for a, b, w in self._ordered_pairs():
+                q, tuv = self._form.apply_weights(grads(b)), self._form.apply_weights([both(e) for e in b])
+                hu, hv = (self._form.apply_weights(grads(map(along, b))) for along in (along_u, along_v))
                 for k, e in enumerate(a):
                     curved = along_u(e).third(q[k], v) + along_u(e).hvp(hv[k]) + along_v(e).hvp(hu[k])
                     yield w * (curved + e.hvp(tuv[k]))
 
         return self._total(both, terms())
 
-    def _directed(self) -> Iterator[Pair]:
+    def _ordered_pairs(self) -> Iterator[Pair]:
         """Pairs (a, b, w) such that the gradient is Σ w Σ_k Ha_k (S∇b)_k."""
         for a, b, w in self._pairs:
             if a is b:
@@ -170,20 +171,20 @@ class PenalisedExpansion(Expansion):
                 yield b, a, w
 
     def _total(self, of_base: Callable[[Expansion], Tensor], terms: Iterable[Tensor]) -> Tensor:
-        """What f gives, if there is one, plus the sum of the penalty's terms."""
+        """The term of f, if any, plus the sum of the penalty's terms."""
         penalty = total(terms)
         return penalty if self._base is None else of_base(self._base) + penalty
 
 
 class Memo(Generic[Result]):
-    """A function of an expansion, evaluated once for each."""
+    """A function of an expansion, cached by identity of the expansion."""
 
     def __init__(self, function: Callable[[Expansion], Result]):
         self._function = function
         self._known: dict[int, Result] = {}
 
     def __call__(self, point: Expansion) -> Result:
-        """The function's value, known or found now."""
+        """The function's value, from the cache if present."""
         if id(point) not in self._known:
             self._known[id(point)] = self._function(point)
         return self._known[id(point)]
@@ -211,22 +212,22 @@ class Penalised(Wrapper):
 
     @property
     def smoothness(self) -> float:
-        """One continuous derivative less than the members have, −1 where their gradients jump."""
+        """One continuous derivative less than the members have; −1 if their gradients are discontinuous."""
         return max(-1, min(self.landscape.smoothness, *(member.smoothness - 1 for member in self.penalty.members)))
 
     def base(self, theta: Tensor, family: Family) -> Expansion:
-        """The landscape's own expansion; one of the members' where the landscape is among them."""
+        """The expansion of f; overridden if f is one of the members."""
         return self.landscape.expand(theta)
 
     def loss(self, theta: Tensor) -> Tensor:
         """f + P, shape (...,)."""
-        if transforming():
+        if inside_transform():
             return self.landscape.loss(self.check(theta)) + self.penalty.loss(theta)
         return self.expand(theta).loss
 
     def grad(self, theta: Tensor) -> Tensor:
         """∇f + ∇P, shape (..., d)."""
-        if transforming():
+        if inside_transform():
             return gradient(self.loss, self.check(theta))
         return self.expand(theta).grad
 
@@ -236,7 +237,7 @@ class Penalised(Wrapper):
 
 
 class PenalisedSum(Penalised, FiniteSum):
-    """A finite sum whose every example carries the whole penalty."""
+    """A finite sum with the whole penalty in every example."""
 
     @property
     def size(self) -> int:
@@ -260,13 +261,13 @@ class PenalisedSum(Penalised, FiniteSum):
         return self.landscape.example_grads(theta, index) + self.penalty.grad(theta)[..., None, :]
 
     def restrict(self, index: Tensor) -> FiniteSum:
-        """The mean over fewer examples, with the penalty of all."""
+        """The restricted sum, with the penalty of the full sum."""
         return PenalisedPart(self.landscape.restrict(index), self.penalty)
 
 
 @final
 class PenalisedPart(PenalisedSum):
-    """The mean over some examples of a penalised sum; the penalty stays that of the whole."""
+    """The mean over some examples of a penalised sum, with the penalty of the full sum."""
 
     def __init__(self, landscape: FiniteSum, penalty: SquaredGradients):
         self.landscape = landscape
@@ -278,19 +279,19 @@ class GradientPenalty(Penalised):
 
     c = h/4 makes implicit gradient regularisation explicit: gradient flow on it follows gradient descent of rate h on f
     with one-step error O(h³), as ``ModifiedFlow`` of order 2 does. c = −h/4 cancels that drift: gradient descent of
-    rate h on f − (h/4)‖∇f‖² follows the gradient flow of f with one-step error O(h³). On a saddle or far from a minimum
-    a negative penalty may leave the loss unbounded below. Barrett & Dherin 2021, arXiv 2009.11162.
+    rate h on f − (h/4)‖∇f‖² follows the gradient flow of f with one-step error O(h³). With a negative penalty the loss
+    may be unbounded below. Barrett & Dherin 2021, arXiv 2009.11162.
 
-    On a finite sum every example carries the penalty of the full sum, so mini-batch gradients stay unbiased and their
-    covariance is f's; a mini-batch step then costs a full gradient and a full HVP beside the batch's gradient. The norm
-    of the batch's own gradient would be cheaper, but its mean is c(‖g‖² + tr Cov(g_batch)): another landscape, see
-    ``reshuffling_loss``. A gradient costs one gradient and one HVP of f, an HVP two HVPs and one third derivative.
+    For a finite sum every example has the penalty of the full sum, so mini-batch gradients are unbiased and have the
+    covariance of f's; a mini-batch step costs a full gradient and a full HVP in addition to the batch gradient. The
+    penalty of the batch's own gradient would be cheaper, but its mean is c(‖g‖² + tr Cov(g_batch)): another landscape,
+    see ``reshuffling_loss``. A gradient costs one gradient and one HVP of f, an HVP two HVPs and one third derivative.
 
-    Raises TypeError or ValueError for something other than a landscape, or a c that is not a finite real number.
+    Raises TypeError or ValueError unless the landscape is a Landscape and c a finite real number.
     """
 
     def __new__(cls, landscape: Landscape, coefficient: float) -> GradientPenalty:
-        """A ``GradientPenaltySum`` where the landscape is a finite sum."""
+        """A ``GradientPenaltySum`` if the landscape is a finite sum."""
         known = cls is GradientPenalty and isinstance(landscape, FiniteSum)
         return object.__new__(GradientPenaltySum if known else cls)
 
@@ -300,29 +301,29 @@ class GradientPenalty(Penalised):
         self.penalty = SquaredGradients((landscape,), self.coefficient, self.coefficient)
 
     def base(self, theta: Tensor, family: Family) -> Expansion:
-        """The one member's expansion: the landscape is its own member."""
+        """The expansion of the only member, which is f."""
         return family[0]
 
 
 class GradientPenaltySum(GradientPenalty, PenalisedSum):
-    """A finite sum whose every example carries c‖∇f‖² of the full sum."""
+    """A finite sum with c‖∇f‖² of the full sum in every example."""
 
 
 @final
 class VariancePenalty(PenalisedSum):
     r"""f(θ) + (c/m) Σ_k ‖∇f_k(θ) − ḡ(θ)‖² + a ‖ḡ(θ)‖², f_k the mean over batch k and ḡ = (1/m) Σ_k ∇f_k.
 
-    ``batches``: an index tensor (m, b), or 1-D index tensors whose lengths may differ, as ``torch.arange(N).split(b)``
-    makes them; c = ``coefficient`` and a = ``mean_coefficient`` are any finite real numbers. Each step counts alike, so
-    ḡ weighs batches, not examples: with a short last batch it is not ∇f. With all examples one by one,
-    ``torch.arange(N)[:, None]``, the variance is tr D(θ), and κ tr D is that of batches of b drawn without replacement,
-    κ = (N − b)/(b (N − 1)), or with it, κ = 1/b. The penalty's gradient is (2/m) Σ_k H_k (c (∇f_k − ḡ) + a ḡ).
+    ``batches``: an index tensor (m, b), or 1-D index tensors of any lengths, such as ``torch.arange(N).split(b)``.
+    c = ``coefficient`` and a = ``mean_coefficient`` are any finite real numbers. Batches have equal weights in ḡ, which
+    therefore differs from ∇f if the last batch is short. For batches of one example, ``torch.arange(N)[:, None]``, the
+    variance is tr D(θ), and κ tr D that of batches of b drawn without replacement, κ = (N − b)/(b (N − 1)), or with
+    replacement, κ = 1/b. The penalty's gradient is (2/m) Σ_k H_k (c (∇f_k − ḡ) + a ḡ).
 
-    A finite sum, whose every example carries the whole penalty. Cost: the penalty takes one gradient and one HVP of
-    each batch, a pass over the examples each, one batch after the other, holding the graphs and gradients of all
-    batches at once; with examples one by one these are N small passes, (N, d) of gradients: for N in the thousands.
+    A finite sum with the whole penalty in every example. Cost: the penalty takes one gradient and one HVP of each
+    batch, in sequence, and holds the graphs and gradients of all batches at once; for batches of one example these are
+    N small passes and (N, d) gradients: for N up to thousands.
 
-    Raises TypeError or ValueError for a landscape without examples, or batches or coefficients out of place.
+    Raises TypeError or ValueError for a landscape without examples or invalid batches or coefficients.
     """
 
     def __init__(self, landscape: FiniteSum, batches: Batches, coefficient: float, mean_coefficient: float = 0.0):
@@ -335,7 +336,7 @@ class VariancePenalty(PenalisedSum):
 
 
 def check_batches(batches: Batches, size: int) -> tuple[Tensor, ...]:
-    """The batches as 1-D index tensors; raise unless there is one, and each holds example numbers in [0, size)."""
+    """The batches as 1-D index tensors; raise unless there is at least one and all indices are in [0, size)."""
     if isinstance(batches, Tensor) and batches.ndim != 2:
         raise ValueError(f"batches must have shape (m, b), a row a batch, got {tuple(batches.shape)}")
     if not isinstance(batches, (Tensor, list, tuple)):

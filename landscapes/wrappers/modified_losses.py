@@ -1,17 +1,17 @@
-r"""Modified losses of SGD over one epoch: what the mean iterate of m mini-batch steps descends, to second order in h.
+r"""Modified losses of SGD over one epoch: their gradient flow follows the mean iterate of m steps to second order in h.
 
 m Euler steps of rate h with batch losses f_1 … f_m, g_k = ∇f_k and H_k at the epoch's start x, give
 
     x_m = x − h Σ_k g_k + h² Σ_{j<k} H_k g_j + O(h³),
 
-and the flow of f + hR over the time mh gives x − mh ∇f − mh² ∇R + ½(mh)² H∇f + O(h³). Equating the means over what is
-drawn, E Σ_{j<k} H_k g_j = ½ E[(Σ H_k)(Σ g_j) − Σ H_k g_k] wherever the two orders of a pair are equally likely, yields
+and the flow of f + hR over the time mh gives x − mh ∇f − mh² ∇R + ½(mh)² H∇f + O(h³). Equating the means over the
+draws, with E Σ_{j<k} H_k g_j = ½ E[(Σ H_k)(Σ g_j) − Σ H_k g_k] if both orders of a pair are equally likely, gives
 
     R = ¼ ‖∇f‖² + ¼ [(1/m) Σ_k tr Cov(g_k) − m tr Cov(ḡ)],   f = E f_k averaged over k,   ḡ = (1/m) Σ_k g_k :
 
-a step's own variance less what the steps' mean has of it. All statements are about one epoch, m fixed and h → 0: the
-mean of x_m agrees with the flow at t = mh up to O(h³). Over 1/h steps independent draws scatter the iterates by O(√h),
-which moves their mean by a further −½ D³f[Cov] a unit of time: O(h), unless f is quadratic.
+the variance of single steps minus m times that of their mean. All statements are for one epoch, m fixed and h → 0: the
+mean of x_m agrees with the flow at t = mh up to O(h³). Over 1/h steps independent draws give the iterates a standard
+deviation O(√h), which adds the drift −½ D³f[Cov] = O(h) to their mean, unless f is quadratic.
 
 Smith, Dherin, Barrett & De 2021, arXiv 2101.12176.
 """
@@ -67,10 +67,11 @@ class MeanExpansion(Expansion):
 
 @final
 class LandscapeSum(FiniteSum):
-    r"""(1/m) Σ_k f_k(θ): any landscapes of one dimension as the examples of a finite sum.
+    r"""(1/m) Σ_k f_k(θ): landscapes of the same dimension as examples of a finite sum.
 
     With ``[f.restrict(batch) for batch in batches]`` its examples are fixed mini-batches of f; SGD with batch_size=1
-    and sampling="epoch" reshuffles those.
+    and sampling="epoch" reshuffles these batches.
+
     Raises TypeError or ValueError unless ``landscapes`` holds at least one Landscape, all of the same dimension.
     """
 
@@ -89,7 +90,7 @@ class LandscapeSum(FiniteSum):
 
     @property
     def smoothness(self) -> float:
-        """How many continuous derivatives all of them have."""
+        """The smallest number of continuous derivatives of the landscapes."""
         return min(landscape.smoothness for landscape in self.landscapes)
 
     @property
@@ -106,8 +107,8 @@ class LandscapeSum(FiniteSum):
         return theta
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """f_k(θ) of the landscapes chosen, shape (..., m)."""
-        return self._chosen(lambda landscape: landscape.loss(theta), self.check(theta), index, 0)
+        """f_k(θ) of the indexed landscapes, shape (..., m)."""
+        return self._evaluate(lambda landscape: landscape.loss(theta), self.check(theta), index, 0)
 
     def grad(self, theta: Tensor) -> Tensor:
         """(1/m) Σ_k ∇f_k(θ), shape (..., d)."""
@@ -119,12 +120,12 @@ class LandscapeSum(FiniteSum):
         return MeanExpansion(theta, [landscape.expand(theta) for landscape in self.landscapes])
 
     def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
-        """The mean gradient of the landscapes chosen, shape (..., d)."""
+        """The mean gradient of the indexed landscapes, shape (..., d)."""
         return self.example_grads(theta, index).mean(dim=-2)
 
     def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """∇f_k(θ) of the landscapes chosen, shape (..., m, d)."""
-        return self._chosen(lambda landscape: landscape.grad(theta), self.check(theta), index, 1)
+        """∇f_k(θ) of the indexed landscapes, shape (..., m, d)."""
+        return self._evaluate(lambda landscape: landscape.grad(theta), self.check(theta), index, 1)
 
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Σ_k w_k ∇f_k(θ), shape (..., d), by one gradient of each landscape."""
@@ -132,16 +133,16 @@ class LandscapeSum(FiniteSum):
         return release(torch.einsum("...n,...nd->...d", w, self.example_grads(theta)), theta)
 
     def restrict(self, index: Tensor) -> LandscapeSum:
-        """The mean over the landscapes named by a 1-D ``index``."""
+        """The mean over the landscapes in a 1-D ``index``."""
         check_index(index, self.size)
         if index.ndim != 1:
             raise ValueError(f"index must have shape (m,), got {tuple(index.shape)}")
         return LandscapeSum([self.landscapes[k] for k in index.tolist()])
 
-    def _chosen(
+    def _evaluate(
         self, function: Callable[[Landscape], Tensor], theta: Tensor, index: Tensor | None, inner: int
     ) -> Tensor:
-        """``function`` (..., *) of the landscapes in the index (..., m), once each: (..., m, *), * ``inner`` sizes."""
+        """``function`` (..., *) of the landscapes in the index (..., m), once each: (..., m, *), ``inner`` sizes *."""
         if index is None:
             return torch.stack([function(landscape) for landscape in self.landscapes], dim=-1 - inner)
         check_index(index, self.size)
@@ -156,20 +157,20 @@ class LandscapeSum(FiniteSum):
 
 
 def modified_loss(landscape: Landscape, h: float) -> GradientPenalty:
-    r"""f + (h/4) ‖∇f‖²: what gradient descent of rate h descends, one-step error O(h³); of any landscape.
+    r"""f + (h/4) ‖∇f‖², the modified loss of gradient descent of rate h, one-step error O(h³); of any landscape.
 
-    Its gradient flow is the modified flow of order 2. There is none of a higher order: that field has curl, except in
-    one dimension and on quadratics. Barrett & Dherin 2021, arXiv 2009.11162, eq. (5). Raises as GradientPenalty does,
-    or for an h that is not positive.
+    Its gradient flow is the modified flow of order 2. There is no modified loss of higher order: the modified field is
+    then no gradient, except in one dimension and for quadratics. Barrett & Dherin 2021, arXiv 2009.11162, eq. (5).
+    Raises as GradientPenalty does, or for an h that is not positive.
     """
     return GradientPenalty(landscape, check_positive("h", h) / 4)
 
 
 def replacement_loss(landscape: FiniteSum, h: float) -> GradientPenalty:
-    r"""f + (h/4) ‖∇f‖²: the modified loss of SGD whose steps draw independently, with replacement or fresh subsets.
+    r"""f + (h/4) ‖∇f‖²: the modified loss of SGD with independent steps, drawn with replacement or as subsets.
 
-    For independent steps m tr Cov(ḡ) is the mean of tr Cov(g_k), so R = ¼‖∇f‖² whatever the batch size: gradient
-    descent's. One-epoch error of the mean over all draws O(h³). Raises TypeError or ValueError for a landscape without
+    For independent steps m tr Cov(ḡ) is the mean of tr Cov(g_k), so R = ¼‖∇f‖² for every batch size, as for gradient
+    descent. One-epoch error of the mean over all draws O(h³). Raises TypeError or ValueError for a landscape without
     examples or an h that is not positive.
     """
     return GradientPenalty(check_finite_sum(landscape), check_positive("h", h) / 4)
@@ -179,13 +180,13 @@ def reshuffling_loss(landscape: FiniteSum, h: float, batches: Batches) -> Landsc
     r"""f̄ + (h/4) ‖ḡ‖² + (h/4m) Σ_k ‖∇f_k − ḡ‖², the same as (1/m) Σ_k [f_k + (h/4) ‖∇f_k‖²].
 
     The modified loss of m fixed batches in a random order, f̄ = (1/m) Σ_k f_k: Σ g_k is fixed, so m tr Cov(ḡ) = 0.
-    One-epoch error of the mean over all orders O(h³). f̄ is f where the batches share out the examples evenly; a short
-    last batch weighs as much as the others, as it does in an epoch. Smith et al. 2021, arXiv 2101.12176, eq. (1).
+    One-epoch error of the mean over all orders O(h³). f̄ = f if the batches partition the examples evenly; a short last
+    batch has the weight of the others, as in an epoch. Smith et al. 2021, arXiv 2101.12176, eq. (1).
 
-    Written in the second form: a finite sum of m, the batches, each with the penalty of its own gradient; so its
-    mini-batch gradients take that batch's products alone, and stay unbiased. ``VariancePenalty`` with both coefficients
-    h/4 is the first form, whose examples carry the whole penalty. A gradient costs one gradient and one HVP of every
-    batch. ``batches`` as ``VariancePenalty`` takes them; raises as it does, or for an h that is not positive.
+    Implemented in the second form, a finite sum of m batches, each with the penalty of its own gradient: mini-batch
+    gradients are unbiased and need products of that batch only. ``VariancePenalty`` with both coefficients h/4 is the
+    first form, with the whole penalty in every example. A gradient costs one gradient and one HVP of every batch.
+    ``batches`` and errors as for ``VariancePenalty``; also raises unless h is positive.
     """
     check_positive("h", h)
     members = [check_finite_sum(landscape).restrict(batch) for batch in check_batches(batches, landscape.size)]
@@ -193,12 +194,12 @@ def reshuffling_loss(landscape: FiniteSum, h: float, batches: Batches) -> Landsc
 
 
 def random_partition_loss(landscape: FiniteSum, h: float, batch_size: int) -> VariancePenalty:
-    r"""f + (h/4) (‖∇f‖² + κ tr D), κ = (N − b)/(b (N − 1)) where b divides N: epochs of SGD reshuffled anew.
+    r"""f + (h/4) (‖∇f‖² + κ tr D), κ = (N − b)/(b (N − 1)) if b divides N: epochs of SGD with new permutations.
 
-    The mean of ``reshuffling_loss`` over all partitions into batches of b = ``batch_size``. With a short last batch of
-    b' examples, kept at its size, κ is the mean over the m = ⌈N/b⌉ steps less (1 − b'/b)² κ(b')/m: the steps' mean then
-    differs from ∇f from one partition to the next, by (1 − b'/b)/m of the short batch's deviation. One-epoch error of
-    the mean over all permutations O(h³).
+    The mean of ``reshuffling_loss`` over all partitions into batches of b = ``batch_size``. With b' < b examples in
+    the last batch κ is the mean over the m = ⌈N/b⌉ steps minus (1 − b'/b)² κ(b')/m: the mean of the steps then depends
+    on the partition and differs from ∇f by (1 − b'/b)/m times the deviation of the short batch. One-epoch error of the
+    mean over all permutations O(h³).
 
     A gradient costs two gradients and an HVP, one example at a time (see ``VariancePenalty``). Raises TypeError or
     ValueError for a landscape without examples, h ≤ 0 or a batch size outside 1 … N.
@@ -214,9 +215,9 @@ def random_partition_loss(landscape: FiniteSum, h: float, batch_size: int) -> Va
 def epoch_variance(size: int, batch_size: int) -> float:
     r"""κ in (1/m) Σ_k Cov(g_k) − m Cov(ḡ) = κD over the random partitions of N examples into batches of b."""
 
-    def factor(b: int) -> float:
+    def variance_factor(b: int) -> float:
         return 0.0 if size == 1 else (size - b) / (b * (size - 1))
 
     sizes = [min(batch_size, size - start) for start in range(0, size, batch_size)]
     steps, last = len(sizes), sizes[-1]
-    return sum(map(factor, sizes)) / steps - (1 - last / batch_size) ** 2 * factor(last) / steps
+    return sum(map(variance_factor, sizes)) / steps - (1 - last / batch_size) ** 2 * variance_factor(last) / steps

@@ -35,7 +35,7 @@ class RegularisedExpansion(Expansion):
         return release(self._inner.hvp(v) + self._l2 * v, self.theta)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
-        """D³f[u, v]: a quadratic has no third derivative."""
+        """D³f[u, v], as the penalty is quadratic."""
         return self._inner.third(u, v)
 
     def along(self, w: Tensor) -> Expansion:
@@ -84,12 +84,12 @@ class TiltedExpansion(Expansion):
 class Regularised(Wrapper):
     r"""Weight decay: f(θ) + (l2/2) θᵀθ, gradient ∇f + l2 θ, as torch.optim's ``weight_decay``.
 
-    l2 is any finite real number (negative values make a landscape less convex). On a finite sum every example carries
-    the penalty, so mini-batches see it too.
+    l2 is any finite real number (negative values make a landscape less convex). In a finite sum every example has the
+    penalty, so that mini-batch gradients contain it.
     """
 
     def __new__(cls, landscape: Landscape, l2: float) -> Regularised:
-        """A ``RegularisedSum`` where the landscape is a finite sum."""
+        """A ``RegularisedSum`` if the landscape is a finite sum."""
         return object.__new__(RegularisedSum if cls is Regularised and isinstance(landscape, FiniteSum) else cls)
 
     def __init__(self, landscape: Landscape, l2: float):
@@ -109,7 +109,7 @@ class Regularised(Wrapper):
 
 
 class RegularisedSum(Regularised, FiniteSum):
-    """A finite sum whose every example carries the penalty."""
+    """A finite sum with the penalty in every example."""
 
     @property
     def size(self) -> int:

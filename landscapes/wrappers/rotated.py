@@ -1,4 +1,4 @@
-r"""``Rotated``: a landscape in turned coordinates."""
+r"""``Rotated``: a landscape in rotated coordinates."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class RotatedExpansion(Expansion):
 
 
 class Rotated(Wrapper):
-    r"""The landscape seen in rotated coordinates: f(Qᵀθ) for an orthogonal Q (d, d).
+    r"""The landscape in rotated coordinates: f(Qᵀθ) for an orthogonal Q (d, d).
 
-    What does not depend on coordinates (gradient descent, every flow built from it) commutes with the rotation.
+    Methods that do not depend on coordinates (gradient descent and flows built from it) commute with the rotation.
     Raises ValueError unless Q is square, of the landscape's dimension and orthogonal.
     """
 

@@ -14,7 +14,7 @@ from landscapes.errors import check_choice, check_count
 from landscapes.references import resolve_references
 from nets.architectures import lenet
 from nets.architectures.convolutional import VGG, AllCNN
-from nets.architectures.initialise import widened
+from nets.architectures.initialise import scale_widths
 from nets.architectures.lenet import LeNet
 from nets.architectures.mlp import MLP
 from nets.architectures.residual import ResNet, WideResNet
@@ -33,9 +33,9 @@ def fully_connected(
     norm: str = "none",
     seed: int = 0,
 ) -> MLP:
-    """An MLP for inputs of that shape, its ``hidden`` layers each times ``width``."""
+    """An MLP for inputs of that shape, with ``hidden`` layers scaled by ``width``."""
     features = [check_count(f"input_shape[{i}]", side) for i, side in enumerate(input_shape)]
-    sizes = (math.prod(features), *widened(width, *hidden), check_count("classes", classes))
+    sizes = (math.prod(features), *scale_widths(width, *hidden), check_count("classes", classes))
     return MLP(sizes, activation, norm=norm, seed=seed)
 
 
@@ -49,9 +49,9 @@ ENTRIES: dict[str, str | Builder] = {
     "polynomial-mlp": partial(fully_connected, hidden=(32,), activation="square"),
     "lenet": LeNet,
     "polynomial-lenet": partial(LeNet, activation="cubic"),
-    "hessian-lenet": partial(LeNet, plan=lenet.HESSIAN, activation="relu", pooling="max"),
-    "small-lenet": partial(LeNet, plan=lenet.SMALL, activation="relu", norm="batch", pooling="max"),
-    "entropy-sgd-lenet": partial(LeNet, plan=lenet.ENTROPY_SGD, activation="relu", norm="batch", pooling="max"),
+    "hessian-lenet": partial(LeNet, sizes=lenet.HESSIAN, activation="relu", pooling="max"),
+    "small-lenet": partial(LeNet, sizes=lenet.SMALL, activation="relu", norm="batch", pooling="max"),
+    "entropy-sgd-lenet": partial(LeNet, sizes=lenet.ENTROPY_SGD, activation="relu", norm="batch", pooling="max"),
     "all-cnn-c": AllCNN,
     "all-cnn-bn": partial(AllCNN, norm="batch", eighth=3, padding=1),
     "small-allcnn": partial(AllCNN, norm="batch", eighth=3, padding=1, channels=(12, 24)),
@@ -63,18 +63,18 @@ ENTRIES: dict[str, str | Builder] = {
     "wide-resnet-28-10": WideResNet,
     "vit": VisionTransformer,
 }
-"""What there is, by class, maker or reference; one more is a line here (docs/extending.md)."""
+"""Classes, functions or references by name; a new one is a line here (docs/extending.md)."""
 ARCHITECTURES: dict[str, Builder] = resolve_references(ENTRIES)
-"""Builders by name, each with the sizes of its paper at ``width`` 1.
+"""Builders by name, with the sizes of their papers at ``width`` 1.
 
 "walk-mlp": A Walk with SGD. "small-mnistfc", "hessian-lenet", "entropy-sgd-lenet", "all-cnn-bn": Entropy-SGD.
 "small-fc", "tiny-fc", "small-lenet", "small-allcnn": SGD performs variational inference. "shwartz-ziv": the 12-bit
-task. "mlp", "lenet", "vit" and the polynomial ones are sized for a laptop.
+task. "mlp", "lenet", "vit" and the polynomial networks are small.
 """
 
 
 def build_network(name: str, input_shape: Sequence[int], classes: int, **options: Any) -> nn.Module:
-    """The network of that name; an option that is None keeps the name's default.
+    """The network of that name; an option that is None keeps its default.
 
     Raises ValueError for an unknown name, or an option that the family does not have.
     """

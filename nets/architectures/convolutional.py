@@ -15,7 +15,7 @@ from nets.architectures.initialise import (
     linear,
     norm_layers,
     pooling_layers,
-    widened,
+    scale_widths,
 )
 
 
@@ -26,7 +26,7 @@ class AllCNN(nn.Module):
     a 3×3 one, one of ``eighth`` × ``eighth``, and 1×1 to the classes. ``eighth`` = 1, ``padding`` = 0 is All-CNN-C
     (Springenberg et al. 2014, arXiv 1412.6806, table 1; 1,369,738 weights); ``eighth`` = 3, ``padding`` = 1 and batch
     norm after every convolution, the last included, is the variant of Chaudhari et al. (1611.01838; 1,667,166 weights;
-    26,982 with channels (12, 24), 1710.11029). Without their dropout, which is no function of θ.
+    26,982 with channels (12, 24), 1710.11029). Dropout is omitted, as the loss must be a function of θ.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class AllCNN(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        # seventh: without padding it needs three pixels, which two strides make of nine
+        # without padding the seventh convolution needs three pixels, hence nine before two strides
         images = check_image_shape(input_shape, smallest=8 if padding else 9)[0]
         check_count("eighth", eighth)
-        first, second = widened(width, *channels)
-        plan = [(first, 3, 1, 1), (first, 3, 1, 1), (first, 3, 2, 1), (second, 3, 1, 1), (second, 3, 1, 1)]
-        plan += [(second, 3, 2, 1), (second, 3, 1, padding), (second, eighth, 1, eighth // 2)]
-        plan += [(check_count("classes", classes), 1, 1, 0)]
+        first, second = scale_widths(width, *channels)
+        stages = [(first, 3, 1, 1), (first, 3, 1, 1), (first, 3, 2, 1), (second, 3, 1, 1), (second, 3, 1, 1)]
+        stages += [(second, 3, 2, 1), (second, 3, 1, padding), (second, eighth, 1, eighth // 2)]
+        stages += [(check_count("classes", classes), 1, 1, 0)]
         layers: list[nn.Module] = []
-        for wide, kernel, stride, pad in plan:
+        for wide, kernel, stride, pad in stages:
             layers += [convolution(images, wide, kernel, stride, pad), *norm_layers(norm, wide)]
             layers += [activation_layer(activation)]
             images = wide
@@ -69,8 +69,8 @@ VGG_11 = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512,
 class VGG(nn.Module):
     r"""3×3 convolutions and poolings by two, a mean over pixels and one linear layer: images (m, C, H, W).
 
-    Configuration A of Simonyan & Zisserman 2014 (arXiv 1409.1556) with the head that small images are given: VGG-11,
-    9,231,114 weights with batch norm on CIFAR-10. Poolings that would leave no pixel are left out.
+    Configuration A of Simonyan & Zisserman 2014 (arXiv 1409.1556) with the usual head for small images: VGG-11,
+    9,231,114 weights with batch norm on CIFAR-10. Poolings that would leave no pixel are omitted.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class VGG(nn.Module):
         layers: list[nn.Module] = []
         for entry, following in zip(VGG_11, (*VGG_11[1:], ""), strict=True):
             if isinstance(entry, int):
-                (wide,) = widened(width, entry)
+                (wide,) = scale_widths(width, entry)
                 stride = 2 if pooling == "strided" and following == "pool" and min(sides) > 1 else 1
                 layers += [convolution(channels, wide, 3, stride, 1), *norm_layers(norm, wide)]
                 layers += [activation_layer(activation)]

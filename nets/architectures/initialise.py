@@ -1,4 +1,4 @@
-"""Layers and weights drawn from explicit generators: building a network leaves torch's global generator alone."""
+"""Layers and weights drawn from explicit generators, independent of torch's global generator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
-from nets.layers import AveragePool, BatchNorm, Cubic, GroupNorm, Sine, Square
+from nets.layers import AveragePool, BatchNorm, Cubic, GroupNorm, Sine, SquareActivation
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
     "sine": Sine,
-    "square": Square,
+    "square": SquareActivation,
     "cubic": Cubic,
     "identity": nn.Identity,
 }
@@ -29,14 +29,14 @@ POOLINGS = ("max", "average", "strided")
 
 
 def activation_layer(name: str) -> nn.Module:
-    """A fresh activation of that name; raise unless it is one of ``ACTIVATIONS``."""
+    """A new activation of that name; raise unless it is one of ``ACTIVATIONS``."""
     return ACTIVATIONS[check_choice("activation", name, tuple(ACTIVATIONS))]()
 
 
 def norm_layers(name: str, channels: int) -> list[nn.Module]:
-    """The norm of that name for C channels, as a list of one layer or none; raise unless it is one of ``NORMS``.
+    """The norm of that name for C channels, as a list of at most one layer; raise unless it is one of ``NORMS``.
 
-    Groups: as many as there can be with at least four channels each, 32 at most as in Wu & He 2018.
+    Groups: the largest number with at least four channels each, at most 32 as in Wu & He 2018.
     """
     check_choice("norm", name, NORMS)
     if name == "none":
@@ -48,37 +48,39 @@ def norm_layers(name: str, channels: int) -> list[nn.Module]:
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Module:
-    """A linear layer with its weights left to be drawn."""
+    """A linear layer with uninitialised weights."""
     return skip_init(nn.Linear, inputs, outputs, bias=bias)
 
 
 def convolution(
     inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
 ) -> nn.Module:
-    """A convolution with its weights left to be drawn."""
+    """A convolution with uninitialised weights."""
     return skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
 
 
 def pooling_layers(name: str, size: int) -> list[nn.Module]:
-    """Pooling of that name over ``size`` × ``size`` pixels; none for "strided": the convolution before it skips."""
+    """Pooling of that name over ``size`` × ``size`` pixels; none for "strided": the convolution has a stride."""
     check_choice("pooling", name, POOLINGS)
     if name == "strided":
         return []
     return [nn.MaxPool2d(size) if name == "max" else AveragePool(size)]
 
 
-def widened(width: float, *counts: int) -> tuple[int, ...]:
+def scale_widths(width: float, *counts: int) -> tuple[int, ...]:
     """Each count times ``width``, rounded, at least 1."""
     check_positive("width", width)
     return tuple(max(1, round(width * count)) for count in counts)
 
 
 def check_image_shape(shape: Sequence[int], smallest: int) -> tuple[int, int, int]:
-    """Return (C, H, W); raise unless it is that, with H and W at least ``smallest``."""
+    """Return (C, H, W); raise unless the shape has this form with H and W at least ``smallest``."""
     if isinstance(shape, str) or not isinstance(shape, Sequence):
         raise TypeError(f"input_shape must be a sequence (C, H, W), got {shape!r}")
     if len(shape) != 3:
-        raise ValueError(f"input_shape must be (C, H, W), got {tuple(shape)}; use an MLP for inputs that are no images")
+        raise ValueError(
+            f"input_shape must be (C, H, W), got {tuple(shape)}; use an MLP for inputs that are not images"
+        )
     channels, height, breadth = shape
     return (
         check_count("input_shape[0]", channels),
@@ -90,7 +92,7 @@ def check_image_shape(shape: Sequence[int], smallest: int) -> tuple[int, int, in
 def draw_weights(module: nn.Module, seed: int) -> None:
     r"""Draw weights and biases of linear and convolution layers from U(−1/√k, 1/√k), k the inputs of one unit.
 
-    torch's own default distribution, from a generator of its own: equal seeds give equal weights on every device.
+    torch's default distribution, from a separate generator: equal seeds give equal weights on every device.
     """
     generator = torch.Generator().manual_seed(check_seed(seed))
     for layer in drawn_layers(module):
@@ -102,7 +104,7 @@ def draw_weights(module: nn.Module, seed: int) -> None:
 def draw_he_weights(module: nn.Module, seed: int) -> None:
     r"""Draw weights of linear and convolution layers from N(0, 2/k), k the inputs of one unit; biases are zero.
 
-    Keeps the signal's size through many layers of ReLU. He et al. 2015, arXiv 1502.01852, eq. (10).
+    Preserves the variance of activations through many ReLU layers. He et al. 2015, arXiv 1502.01852, eq. (10).
     """
     generator = torch.Generator().manual_seed(check_seed(seed))
     for layer in drawn_layers(module):
@@ -112,5 +114,5 @@ def draw_he_weights(module: nn.Module, seed: int) -> None:
 
 
 def drawn_layers(module: nn.Module) -> list[nn.Linear | nn.Conv2d]:
-    """The layers whose weights are drawn."""
+    """The linear and convolution layers, in order."""
     return [layer for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]

@@ -16,13 +16,13 @@ from nets.architectures.initialise import (
     linear,
     norm_layers,
     pooling_layers,
-    widened,
+    scale_widths,
 )
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Sizes of a LeNet: one entry a convolution, then hidden units; ``dense_norm``: norms follow linear layers too."""
+class LeNetSizes:
+    """Sizes of a LeNet: one entry a convolution, then hidden units; ``dense_norm``: norms also after linear layers."""
 
     channels: tuple[int, ...]
     paddings: tuple[int, ...]
@@ -32,26 +32,25 @@ class Plan:
     dense_norm: bool = True
 
 
-DIGITS = Plan((6, 16), (1, 1), (2, 2), (32,), kernel=3)
-MNIST = Plan((6, 16), (2, 0), (2, 2), (120, 84))
-LENET_5 = Plan((6, 16), (0, 0), (2, 2), (120, 84))
-HESSIAN = Plan((10, 20), (0, 0), (2, 2), (128,))
-SMALL = Plan((8, 16), (0, 0), (3, 2), (128,))
-ENTROPY_SGD = Plan((20, 50), (0, 0), (3, 2), (500,), dense_norm=False)
+DIGITS = LeNetSizes((6, 16), (1, 1), (2, 2), (32,), kernel=3)
+MNIST = LeNetSizes((6, 16), (2, 0), (2, 2), (120, 84))
+LENET_5 = LeNetSizes((6, 16), (0, 0), (2, 2), (120, 84))
+HESSIAN = LeNetSizes((10, 20), (0, 0), (2, 2), (128,))
+SMALL = LeNetSizes((8, 16), (0, 0), (3, 2), (128,))
+ENTROPY_SGD = LeNetSizes((20, 50), (0, 0), (3, 2), (500,), dense_norm=False)
 
 
 class LeNet(nn.Module):
     r"""(convolution – norm – activation – pooling)s – (linear – norm – activation)s – linear: images (m, C, H, W).
 
-    ``plan`` None takes the sizes by the image: LeNet-5 (LeCun et al. 1998: 5×5 kernels, 6 and 16 channels, 120 and 84
-    hidden units; 61,706 weights on MNIST, whose images it pads to 32 pixels), and below 16 pixels a side a small one
-    (3×3 kernels, 32 hidden units; 3,350 weights on 8×8 digits). Deliberate differences from 1998: pooling has no
-    weights, the second convolution sees all channels, the last layer is linear.
-    ``width`` multiplies channels and hidden units. ``pooling``: "max", "average", or "strided", which keeps one pixel
-    of each patch that the others pool. Weights are torch's default distribution drawn from a generator seeded by
-    ``seed``.
+    ``sizes`` None depends on the image: LeNet-5 (LeCun et al. 1998: 5×5 kernels, 6 and 16 channels, 120 and 84 hidden
+    units; 61,706 weights on MNIST, whose images are padded to 32 pixels), and below 16 pixels a side a small network
+    (3×3 kernels, 32 hidden units; 3,350 weights on 8×8 digits). Differences from 1998: pooling has no weights, the
+    second convolution uses all channels, the last layer is linear. ``width`` multiplies channels and hidden units.
+    ``pooling``: "max", "average", or "strided", which replaces pooling by the stride of the convolution. Weights have
+    torch's default distribution, from a generator seeded by ``seed``.
 
-    Raises TypeError or ValueError naming the argument outside its range.
+    Raises TypeError or ValueError, naming the argument, for invalid arguments.
     """
 
     def __init__(
@@ -63,28 +62,28 @@ class LeNet(nn.Module):
         *,
         norm: str = "none",
         pooling: str = "average",
-        plan: Plan | None = None,
+        sizes: LeNetSizes | None = None,
         seed: int = 0,
     ):
         super().__init__()
         channels, *sides = check_image_shape(input_shape, smallest=4)
         check_count("classes", classes)
-        plan = plan_for(min(sides)) if plan is None else plan
+        sizes = sizes_for(min(sides)) if sizes is None else sizes
         layers: list[nn.Module] = []
-        stages = zip(widened(width, *plan.channels), plan.paddings, plan.pools, strict=True)
+        stages = zip(scale_widths(width, *sizes.channels), sizes.paddings, sizes.pools, strict=True)
         for wide, padding, pool in stages:
-            stride = pool if pooling == "strided" else 1  # pointwise activations let a stride stand for pooling
-            layers += [convolution(channels, wide, plan.kernel, stride, padding), *norm_layers(norm, wide)]
+            stride = pool if pooling == "strided" else 1  # a stride before pointwise activations replaces pooling
+            layers += [convolution(channels, wide, sizes.kernel, stride, padding), *norm_layers(norm, wide)]
             layers += [activation_layer(activation), *pooling_layers(pooling, pool)]
-            sides = [pooled_size(side + 2 * padding - plan.kernel + 1, pool, pooling) for side in sides]
+            sides = [pooled_size(side + 2 * padding - sizes.kernel + 1, pool, pooling) for side in sides]
             channels = wide
         if min(sides) < 1:
             raise ValueError(f"input_shape must have larger images for these kernels and poolings, got {input_shape}")
         self.features = nn.Sequential(*layers)
         dense: list[nn.Module] = []
         units = channels * sides[0] * sides[1]
-        for wide in widened(width, *plan.hidden):
-            dense += [linear(units, wide), *norm_layers(norm if plan.dense_norm else "none", wide)]
+        for wide in scale_widths(width, *sizes.hidden):
+            dense += [linear(units, wide), *norm_layers(norm if sizes.dense_norm else "none", wide)]
             dense += [activation_layer(activation)]
             units = wide
         self.classifier = nn.Sequential(*dense, linear(units, classes))
@@ -95,7 +94,7 @@ class LeNet(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def plan_for(side: int) -> Plan:
+def sizes_for(side: int) -> LeNetSizes:
     """The sizes for images with ``side`` pixels on their shorter side."""
     if side < 16:
         return DIGITS
@@ -103,5 +102,5 @@ def plan_for(side: int) -> Plan:
 
 
 def pooled_size(size: int, pool: int, pooling: str) -> int:
-    """Pixels a side after one pooling: pools drop a rest at the edge, strides keep its first pixel."""
+    """Pixels a side after one pooling: pools drop a remainder at the edge, strides keep its first pixel."""
     return -(-size // pool) if pooling == "strided" else size // pool

@@ -14,10 +14,10 @@ from nets.architectures.initialise import activation_layer, draw_weights, linear
 class MLP(nn.Module):
     r"""x ← a(norm(W_l x + b_l)), neither norm nor activation after the last layer: inputs (m, ...) flattened.
 
-    ``widths`` names every layer, inputs and outputs included: (64, 32, 10). ``norm`` is "none", "batch" or "group".
-    Weights are torch's default distribution drawn from a generator of their own seeded by ``seed``.
+    ``widths`` of all layers, inputs and outputs included: (64, 32, 10). ``norm`` is "none", "batch" or "group". Weights
+    have torch's default distribution, from a generator seeded by ``seed``.
 
-    Raises TypeError or ValueError unless widths are two or more whole numbers and activation and norm are known.
+    Raises TypeError or ValueError unless widths are at least two positive integers and activation and norm are known.
     """
 
     def __init__(

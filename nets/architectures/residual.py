@@ -15,7 +15,7 @@ from nets.architectures.initialise import (
     draw_he_weights,
     linear,
     norm_layers,
-    widened,
+    scale_widths,
 )
 
 
@@ -32,12 +32,12 @@ class Subsample(nn.Module):
         return F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """a(norm conv a(norm conv x) + shortcut x), 3×3 convolutions, the first with the stride."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, activation: str, norm: str, projected: bool):
         super().__init__()
-        bias = norm == "none"  # a norm takes the bias away
+        bias = norm == "none"  # a norm would cancel the bias
         self.residual = nn.Sequential(
             convolution(inputs, outputs, 3, stride, 1, bias),
             *norm_layers(norm, outputs),
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class PreactivatedBlock(nn.Module):
-    """conv a norm conv a norm x + x; where sizes change the shortcut is a 1×1 convolution of a norm x."""
+    """conv a norm conv a norm x + x; if sizes change, the shortcut is a 1×1 convolution of a norm x."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, activation: str, norm: str):
         super().__init__()
@@ -79,12 +79,12 @@ class PreactivatedBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    r"""3×3 convolution, stages of ``Block``s that halve the pixels, mean over pixels, linear: images (m, C, H, W).
+    r"""3×3 convolution, stages of ``BasicBlock``s that halve the pixels, mean over pixels, linear: images (m, C, H, W).
 
     ``channels`` and ``blocks`` have one entry a stage. CIFAR style: 16, 32, 64 channels with n blocks each and
     shortcuts without weights, depth 6n + 2 (ResNet-20: 269,722 weights; ResNet-56: 853,018). ``projected`` shortcuts,
-    64 to 512 channels and two blocks a stage are ResNet-18 with the stem that small images are given (11,173,962).
-    He et al. 2015, arXiv 1512.03385, section 4.2.
+    64 to 512 channels and two blocks a stage are ResNet-18 with the usual stem for small images (11,173,962). He et al.
+    2015, arXiv 1512.03385, section 4.2.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class ResNet(nn.Module):
         images = check_image_shape(input_shape, smallest=1)[0]
         if len(channels) != len(blocks):
             raise ValueError(f"channels and blocks must have one entry a stage each, got {channels} and {blocks}")
-        wides = widened(width, *channels)
+        wides = scale_widths(width, *channels)
         stem = [convolution(images, wides[0], 3, 1, 1, bias=norm == "none"), *norm_layers(norm, wides[0])]
         layers = [*stem, activation_layer(activation)]
         previous = wides[0]
         for stage, (wide, count) in enumerate(zip(wides, blocks, strict=True)):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                layers.append(Block(previous, wide, stride, activation, norm, projected))
+                layers.append(BasicBlock(previous, wide, stride, activation, norm, projected))
                 previous = wide
         self.features = nn.Sequential(*layers)
         self.classifier = linear(previous, check_count("classes", classes))
@@ -146,9 +146,9 @@ class WideResNet(nn.Module):
         check_count("blocks", blocks)
         check_positive("widening", widening)
         check_positive("width", width)
-        (previous,) = widened(min(1.0, width * widening), 16)  # the stem is not widened, but narrowed with the rest
+        (previous,) = scale_widths(min(1.0, width * widening), 16)  # the stem keeps 16 channels unless all are narrowed
         layers: list[nn.Module] = [convolution(images, previous, 3, 1, 1, bias=norm == "none")]
-        for stage, wide in enumerate(widened(width * widening, 16, 32, 64)):
+        for stage, wide in enumerate(scale_widths(width * widening, 16, 32, 64)):
             for i in range(blocks):
                 layers.append(PreactivatedBlock(previous, wide, 2 if stage > 0 and i == 0 else 1, activation, norm))
                 previous = wide

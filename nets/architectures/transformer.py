@@ -56,8 +56,8 @@ class VisionTransformer(nn.Module):
     r"""Patches as tokens, ``depth`` transformer blocks, mean over tokens, linear: images (m, C, H, W).
 
     ``patch`` pixels a side must divide H and W; 4 by default, 7 for 28×28 and 2 below 16. ``features`` times ``width``
-    is rounded to a multiple of ``heads``; the hidden layer of a block has twice as many. Learned positions; the mean of
-    all tokens is read out in place of a class token. Dosovitskiy et al. 2020, arXiv 2010.11929.
+    is rounded to a multiple of ``heads``; the hidden layer of a block has twice as many. Learned positions; the
+    classifier uses the mean of all tokens in place of a class token. Dosovitskiy et al. 2020, arXiv 2010.11929.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What the data sets on disk consist of: names of files, where they usually lie, where they come from, their hashes.
+"""Files of the data sets: names, usual folders, sources and hashes.
 
-The hashes are those of the official files; they guard downloads. What lies under a user's own root is held to its
-structure only, so that subsets and repacked copies are welcome.
+The hashes are those of the official files and are checked for downloads. Files under a root are checked for their
+structure only, so that subsets and repacked copies are accepted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class IdxSet:
-    """Four idx files, plain or gz, images of ``side``²; ``counts`` the official numbers of examples, the most read."""
+    """Four idx files, plain or gz, images of ``side``²; ``counts``: official numbers of examples, upper limits."""
 
     folders: tuple[str, ...]
     remotes: tuple[Remote, ...]
@@ -41,7 +41,7 @@ class IdxSet:
 
 @dataclass(frozen=True)
 class CifarSet:
-    """Files of records: a byte for each kind of ``labels``, the last ours, then 3,072 of pixels; ``most`` a file."""
+    """Files of records: a byte for each kind of ``labels`` (the last is used), 3,072 pixels; at most ``most`` each."""
 
     folder: str
     archive: Remote

@@ -9,8 +9,8 @@ import torch
 from nets.datasets.archives import read_tar
 from nets.datasets.catalogue import CifarSet
 from nets.datasets.download import download
-from nets.datasets.errors import damaged
-from nets.datasets.files import cache_folder, first_file, missing, read_whole
+from nets.datasets.errors import damage_error
+from nets.datasets.files import cache_folder, first_file, missing_files_error, read_whole
 from nets.datasets.parts import Part
 
 SIDE, CHANNELS = 32, 3
@@ -18,7 +18,7 @@ PIXELS = CHANNELS * SIDE * SIDE
 
 
 def find_cifar(name: str, kind: CifarSet, root: Path | None) -> dict[str, Path] | Path:
-    """The files by name, or, where not all of them are there, the official archive, downloaded without a root."""
+    """The files by name or, if some are missing, the official archive, downloaded if there is no root."""
     base = cache_folder() if root is None else root
     places = [base / kind.folder, base]
     wanted = (*kind.train, *kind.test)
@@ -30,11 +30,11 @@ def find_cifar(name: str, kind: CifarSet, root: Path | None) -> dict[str, Path] 
         return archive
     if root is None:
         return download(kind.archive, base)
-    raise missing(name, root, (each for each in wanted if each not in found), places, kind.archive.name)
+    raise missing_files_error(name, root, (each for each in wanted if each not in found), places, kind.archive.name)
 
 
 def cifar_part(source: dict[str, Path] | Path, kind: CifarSet, *, train: bool) -> Part:
-    """Images (N, 3, 32, 32) and fine labels of one part, from its files or from inside the archive."""
+    """Images (N, 3, 32, 32) and fine labels of one part, from its files or the archive."""
     names = kind.train if train else kind.test
     most = {each: (len(kind.labels) + PIXELS) * count for each, count in kind.most.items()}
     if isinstance(source, Path):
@@ -55,12 +55,12 @@ def records(content: bytes, where: str, kind: CifarSet, most: int) -> Part:
     length = len(kind.labels) + PIXELS
     count, rest = divmod(len(content), length)
     if rest or not 1 <= count <= most:
-        raise damaged(where, f"{len(content):,} bytes", f"1 to {most:,} whole records of {length:,}")
+        raise damage_error(where, f"{len(content):,} bytes", f"1 to {most:,} whole records of {length:,}")
     table = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(count, length)
     for column, classes in enumerate(kind.labels):
         worst = int(table[:, column].argmax())
         if int(table[worst, column]) >= classes:
             found = f"label {int(table[worst, column])} in record {worst}"
-            raise damaged(where, found, f"labels in [0, {classes})")
+            raise damage_error(where, found, f"labels in [0, {classes})")
     images = table[:, len(kind.labels) :].reshape(count, CHANNELS, SIDE, SIDE)
     return Part(images, table[:, len(kind.labels) - 1].long(), kind.labels[-1])

@@ -1,7 +1,7 @@
-"""Downloading an official file into a folder: https, hash, progress on a terminal, and resuming where a line broke.
+"""Download of an official file into a folder: https, hash, progress on a terminal, and resuming after interruptions.
 
-pooch keeps the books (where a file lies, whether its hash is right) and hands over the transfer, which is ours because
-pooch's own starts from nothing each time: what has come stays in NAME.part, and the next try asks for the rest.
+pooch manages the file and its hash. The transfer is implemented here, as pooch's own always restarts: received bytes
+stay in NAME.part, and the next try requests the rest.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from nets.datasets.catalogue import Remote
 from nets.datasets.errors import DataError
 from nets.datasets.files import VARIABLE
 
-TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
+TIMEOUT = (10, 60)  # seconds to connect, seconds between bytes
 CHUNK = 2**16
 PARTIAL, RANGE_NOT_SATISFIABLE = 206, 416
 
 
 def download(remote: Remote, folder: Path) -> Path:
-    """The official file in ``folder``, fetched there if it is not there yet; raise DataError where that fails."""
+    """The official file in ``folder``, downloaded unless present; raise DataError if that fails."""
     import pooch
 
     if urlsplit(remote.url).scheme != "https":
@@ -37,13 +37,13 @@ def download(remote: Remote, folder: Path) -> Path:
             path=folder,
             downloader=Resumable(remote, folder / f"{remote.name}.part"),
         )
-    except OSError as error:  # no room, no right to write
-        raise DataError(f"{folder}: cannot keep {remote.name} there ({error}); {remedy(remote)}") from error
+    except OSError as error:  # no space, no permission
+        raise DataError(f"{folder}: cannot store {remote.name} there ({error}); {remedy(remote)}") from error
     return Path(path)
 
 
 def remedy(remote: Remote) -> str:
-    """What to do when the file cannot be had here."""
+    """The advice for a file that cannot be downloaded here."""
     return (
         f"get {remote.name} from {remote.url} by other means and put it into a folder given as root= "
         f"or named by {VARIABLE}"
@@ -52,21 +52,21 @@ def remedy(remote: Remote) -> str:
 
 @dataclass(frozen=True)
 class Resumable:
-    """A downloader for pooch that goes on from ``part``, the bytes that earlier tries have left."""
+    """A downloader for pooch that resumes from ``part``, the bytes of earlier tries."""
 
     remote: Remote
     part: Path
 
     def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> None:
-        """Fetch ``url``, check its hash, and move it to ``output_file``; ``part`` stays only where more may come."""
+        """Fetch ``url``, check its hash, and move it to ``output_file``; ``part`` is kept only after interruptions."""
         del pooch, check_only
         import requests
         import urllib3
 
-        resumed = self.had()
+        resumed = self.received_bytes()
         try:
-            # a complete part needs no server: only its hash, below
-            if self.had() < self.remote.size and not self.fetch(url):
+            # a complete part needs only the check of its hash below
+            if self.received_bytes() < self.remote.size and not self.fetch(url):
                 self.part.unlink(missing_ok=True)
                 resumed = 0
                 self.fetch(url)
@@ -74,15 +74,15 @@ class Resumable:
             raise DataError(f"{url}: the server answered {error}; try again later, or {remedy(self.remote)}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise DataError(
-                f"{url}: no connection, or it broke after {self.had():,} of {self.remote.size:,} bytes "
+                f"{url}: no connection, or it broke after {self.received_bytes():,} of {self.remote.size:,} bytes "
                 f"({type(error).__name__}: {error}); if this machine is offline, {remedy(self.remote)}; "
-                "if not, try again: what has come is kept"
+                "if not, try again: the received bytes are kept"
             ) from error
         self.check(url, resumed)
         shutil.move(self.part, str(output_file))
 
-    def had(self) -> int:
-        """Bytes that have come; a part longer than the file is none of it, and goes."""
+    def received_bytes(self) -> int:
+        """Number of bytes in ``part``; a part longer than the file is invalid and deleted."""
         size = self.part.stat().st_size if self.part.exists() else 0
         if size > self.remote.size:
             self.part.unlink()
@@ -90,49 +90,49 @@ class Resumable:
         return size
 
     def fetch(self, url: str) -> bool:
-        """Add what is still to come; False where the server will not go on from here, so that all must be had anew."""
+        """Append the missing bytes; False if the server cannot resume here, so that the download must restart."""
         import requests
 
-        had = self.had()
-        # identity: the hash is of the file's bytes, and a range of a compressed stream would be another range
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
+        received = self.received_bytes()
+        # identity: hash and range refer to the file's bytes, not to a compressed stream
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={received}-"} if received else {})
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             hops = [each.url for each in (*response.history, response)]
             if urlsplit(url).scheme == "https" and any(urlsplit(hop).scheme != "https" for hop in hops):
-                raise DataError(f"{url}: the server leads on to {hops[-1]}, expected https; {remedy(self.remote)}")
-            if had and response.status_code == RANGE_NOT_SATISFIABLE:
+                raise DataError(f"{url}: the server redirects to {hops[-1]}, expected https; {remedy(self.remote)}")
+            if received and response.status_code == RANGE_NOT_SATISFIABLE:
                 return False
             response.raise_for_status()
             if response.status_code == PARTIAL:
-                if not response.headers.get("Content-Range", "").startswith(f"bytes {had}-"):
+                if not response.headers.get("Content-Range", "").startswith(f"bytes {received}-"):
                     return False
             else:
-                had = 0  # the server knows no ranges and sends the whole
-            self.write(response, had)
+                received = 0  # the server does not support ranges and sends the whole file
+            self.write(response, received)
         return True
 
-    def write(self, response: Any, had: int) -> None:
-        """Write a response's body after the first ``had`` bytes of the part, never a byte beyond the file's size."""
+    def write(self, response: Any, received: int) -> None:
+        """Write a response's body after the first ``received`` bytes of the part, at most to the file's size."""
         import requests
         from tqdm import tqdm
 
         total = self.remote.size
         # disable=None: a bar on a terminal, nothing in a log
         with (
-            self.part.open("ab" if had else "wb") as stream,
-            tqdm(total=total, initial=had, unit="B", unit_scale=True, desc=self.remote.name, disable=None) as bar,
+            self.part.open("ab" if received else "wb") as stream,
+            tqdm(total=total, initial=received, unit="B", unit_scale=True, desc=self.remote.name, disable=None) as bar,
         ):
             for chunk in response.raw.stream(CHUNK, decode_content=False):
-                had += len(chunk)
-                if had > total:
+                received += len(chunk)
+                if received > total:
                     stream.truncate(0)
                     raise DataError(
                         f"{response.url}: the server sends more than the file's {total:,} bytes; {remedy(self.remote)}"
                     )
                 stream.write(chunk)
                 bar.update(len(chunk))
-        if had < total:
-            raise requests.ConnectionError(f"the answer ended after {had:,} bytes")
+        if received < total:
+            raise requests.ConnectionError(f"the answer ended after {received:,} bytes")
 
     def check(self, url: str, resumed: int) -> None:
         """Raise, and delete the part, unless its hash is the official one."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nets.datasets.catalogue import IDX_NAMES, IdxSet
 from nets.datasets.download import download
-from nets.datasets.errors import blamed_on, damaged
-from nets.datasets.files import cache_folder, check_regular, first_file, missing
+from nets.datasets.errors import damage_error, report_damage
+from nets.datasets.files import cache_folder, check_regular, first_file, missing_files_error
 from nets.datasets.parts import Part
 
 # two zero bytes, 08 for unsigned bytes, the number of dimensions
@@ -22,13 +22,13 @@ IMAGES, LABELS = 0x0803, 0x0801
 
 
 def find_idx(name: str, kind: IdxSet, root: Path | None) -> dict[str, Path]:
-    """The four files by name, under ``root`` or in the cache, where those not there yet are downloaded to."""
+    """The four files by name, under ``root`` or in the cache, to which missing ones are downloaded."""
     base = cache_folder() if root is None else root
     places = [*(base / folder for folder in kind.folders), base]
     found = {each: first_file(places, (each, f"{each}.gz")) for each in IDX_NAMES}
     absent = [each for each, path in found.items() if path is None]
     if absent and root is not None:
-        raise missing(name, root, (f"{each}(.gz)" for each in absent), places)
+        raise missing_files_error(name, root, (f"{each}(.gz)" for each in absent), places)
     for each, remote in zip(IDX_NAMES, kind.remotes, strict=True):
         if found[each] is None:
             found[each] = download(remote, places[0])
@@ -41,18 +41,20 @@ def idx_part(files: dict[str, Path], kind: IdxSet, *, train: bool) -> Part:
     most = kind.counts[0 if train else 1]
     labels = read_idx(labels_path, LABELS, (), most)
     if int(labels.max()) >= kind.classes:
-        raise damaged(labels_path, f"label {int(labels.max())}", f"labels in [0, {kind.classes})")
+        raise damage_error(labels_path, f"label {int(labels.max())}", f"labels in [0, {kind.classes})")
     images = read_idx(images_path, IMAGES, (kind.side, kind.side), most)
     if len(images) != len(labels):
-        raise damaged(images_path, f"{len(images)} images", f"as many as the {len(labels)} labels in {labels_path}")
+        raise damage_error(
+            images_path, f"{len(images)} images", f"as many as the {len(labels)} labels in {labels_path}"
+        )
     return Part(images[:, None], labels.long(), kind.classes)
 
 
 def read_idx(path: Path, magic: int, shape: tuple[int, ...], most: int) -> Tensor:
-    """An idx file as uint8 (N, *shape), 1 ≤ N ≤ ``most``; anything else in it, or after it, is an error."""
-    with blamed_on(path, "an idx file of bytes, plain or gz"):
+    """An idx file as uint8 (N, *shape), 1 ≤ N ≤ ``most``; raise for any other content or trailing bytes."""
+    with report_damage(path, "an idx file of bytes, plain or gz"):
         check_regular(path)
-        # gz by its name, as gunzip has it; GzipFile checks the stream's own checksum once it meets its end
+        # gz by its suffix, as gunzip does; GzipFile verifies the checksum at the end of the stream
         stream = cast("BinaryIO", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
         with stream:
             count = read_header(stream, path, magic, shape, most)
@@ -60,7 +62,7 @@ def read_idx(path: Path, magic: int, shape: tuple[int, ...], most: int) -> Tenso
             content = stream.read(promised + 1)
     if len(content) != promised:
         found = f"{len(content):,} bytes" if len(content) < promised else "more bytes than that"
-        raise damaged(path, f"{found} after the header", f"the {promised:,} that the header promises")
+        raise damage_error(path, f"{found} after the header", f"the {promised:,} of the header")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(count, *shape)
 
 
@@ -69,14 +71,14 @@ def read_header(stream: BinaryIO, path: Path, magic: int, shape: tuple[int, ...]
     length = 4 * (2 + len(shape))
     header = stream.read(length)
     if len(header) != length:
-        raise damaged(path, f"{len(header)} bytes", f"an idx header of {length}")
+        raise damage_error(path, f"{len(header)} bytes", f"an idx header of {length}")
     found, count, *sides = struct.unpack(f">{length // 4}I", header)
     if found != magic:
-        raise damaged(
+        raise damage_error(
             path, f"magic number 0x{found:08x}", f"0x{magic:08x}, unsigned bytes in {1 + len(shape)} dimensions"
         )
     if tuple(sides) != shape:
-        raise damaged(path, f"images of {'×'.join(map(str, sides))}", "×".join(map(str, shape)))
+        raise damage_error(path, f"images of {'×'.join(map(str, sides))}", "×".join(map(str, shape)))
     if not 1 <= count <= most:
-        raise damaged(path, f"a count of {count:,}", f"1 to {most:,}")
+        raise damage_error(path, f"a count of {count:,}", f"1 to {most:,}")
     return count

@@ -1,4 +1,4 @@
-"""Examples with their classes, as they lie on disk and as they are handed out, and how the one becomes the other."""
+"""Examples with their classes, as stored and as returned, and the standardisation between the two."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One part of a data set as its source has it: inputs are ``values · unit``, integers at their own width.
+    """One part of a data set as stored: inputs are ``values · unit``, with values in the integer type of the source.
 
-    Eight bytes a pixel only for the examples that are asked for; and integers have exact statistics.
+    Integers save memory, as only requested examples are converted to float64, and have exact statistics.
     """
 
     values: Tensor
@@ -40,10 +40,10 @@ class Part:
 
 
 def statistics(training: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, float64, broadcast to the examples: a pair a feature, for images a pair a channel.
+    """Mean and standard deviation, float64, shaped to broadcast: a pair a feature, for images a pair a channel.
 
-    Integers are counted, value by value, and their moments are whole numbers: the results are right to the last bit,
-    however large the part. The standard deviation is the population's, and 1 where it would be 0.
+    Moments of integers are computed exactly from counts of values, so that results are correctly rounded for any size.
+    The standard deviation is the population's, replaced by 1 if it is 0.
     """
     over = tuple(axis for axis in range(training.ndim) if axis != 1)
     if training.is_floating_point():
@@ -56,17 +56,17 @@ def statistics(training: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whole_moments(values: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of natural numbers, each correctly rounded; a deviation of 0 is given as 1."""
+    """Mean and standard deviation of natural numbers, correctly rounded; a deviation of 0 is replaced by 1."""
     counts = torch.bincount(values.flatten())
     places = torch.arange(len(counts))
     number = values.numel()
-    # Python's integers have no width to overflow, and their quotients are rounded once
+    # Python's integers do not overflow, and their quotients are rounded once
     first, second = int((counts * places).sum()), int((counts * places * places).sum())
     std = math.sqrt((number * second - first * first) / (number * number))
     return first / number, std or 1.0
 
 
-def standardised(values: Tensor, training: Tensor) -> Tensor:
+def standardise_values(values: Tensor, training: Tensor) -> Tensor:
     """(values − mean)/std, float64, with the training examples' ``statistics``."""
     mean, std = statistics(training)
     return values.to(torch.float64, copy=True).sub_(mean).div_(std)

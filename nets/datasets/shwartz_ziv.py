@@ -1,18 +1,18 @@
-r"""The twelve-bit task of Shwartz-Ziv & Tishby 2017 (arXiv 1703.00810): patterns on a sphere, a label no turn changes.
+r"""The twelve-bit task of Shwartz-Ziv & Tishby 2017 (arXiv 1703.00810): patterns on a sphere, invariant labels.
 
-Twelve bits say which of twelve evenly spread points of the sphere, here the vertices of the icosahedron, are set:
-4,096 patterns. The label is drawn with p(y = 1 | x) = 1/(1 + exp(−γ(f(x) − θ))), f a function of the pattern's power
-spectrum C_l = Σ_m |Σ_i x_i Y_lm(v_i)|², which no rotation changes.
+Twelve bits select among twelve evenly spread points of the sphere, here the vertices of the icosahedron: 4,096
+patterns. The label is drawn with p(y = 1 | x) = 1/(1 + exp(−γ(f(x) − θ))), f a function of the pattern's power spectrum
+C_l = Σ_m |Σ_i x_i Y_lm(v_i)|², which is rotation invariant.
 
-Two vertices are the same, neighbours, antipodes or neighbours of antipodes, so that the spectrum says as much as three
-whole numbers: n vertices, e pairs of neighbours, a pairs of antipodes. By enumeration there are 96 orbits under the 60
-rotations, 82 under all 120 symmetries, and 64 triples (n, e, a): the 64 classes of which the paper speaks are those
-of equal power spectrum.
+Two vertices are the same, neighbours, antipodes or neighbours of antipodes, so that the spectrum is equivalent to three
+integers: n vertices, e pairs of neighbours, a pairs of antipodes. By enumeration there are 96 orbits under the 60
+rotations, 82 under all 120 symmetries, and 64 triples (n, e, a): the 64 classes of the paper are those of equal power
+spectrum.
 
-The paper leaves f, θ and γ open. Ours are f = 9n − 2e − a, which is Σ_l w_l C_l with positive w_0, ..., w_3,
-θ = 38.5 and γ = 10: p(y = 1) = 0.517 and I(X; Y) = 0.991 bits, where the paper asks for about 0.5 and 0.99. The share
-of y = 1 grows with the number of vertices: 0 up to n = 4, then 60/792, 532/924, 732/792, then 1. Whether the labels are
-those of the authors' own file is not known.
+The paper does not specify f, θ and γ. Here f = 9n − 2e − a, which is Σ_l w_l C_l with positive w_0, ..., w_3, θ = 38.5
+and γ = 10: p(y = 1) = 0.517 and I(X; Y) = 0.991 bits, compared with about 0.5 and 0.99 in the paper. The fraction of y
+= 1 grows with the number of vertices: 0 up to n = 4, then 60/792, 532/924, 732/792, then 1. Agreement with the labels
+of the authors' file has not been checked.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ THRESHOLD, SHARPNESS = 38.5, 10.0
 
 
 def icosahedron() -> Tensor:
-    """The twelve vertices on the unit sphere, float64 (12, 3): cyclic turns of (0, ±1, ±golden ratio)."""
+    """The twelve vertices on the unit sphere, float64 (12, 3): cyclic permutations of (0, ±1, ±golden ratio)."""
     golden = (1 + math.sqrt(5)) / 2
     planes = [(0.0, one, other) for one in (1.0, -1.0) for other in (golden, -golden)]
     corners = [corner[turn:] + corner[:turn] for corner in planes for turn in range(3)]
@@ -46,7 +46,7 @@ def patterns() -> Tensor:
 def pair_counts() -> Tensor:
     """n, e and a of each pattern, int64 (4096, 3)."""
     corners, chosen = icosahedron(), patterns().long()
-    cosines = corners @ corners.T  # 1, ±1/√5, −1: far apart, so that rounding cannot mistake them
+    cosines = corners @ corners.T  # 1, ±1/√5, −1: separated far beyond rounding
     kinds = [(cosines > 0.9).long(), ((cosines > 0) & (cosines < 0.9)).long(), (cosines < -0.9).long()]
     ordered = [((chosen @ kind) * chosen).sum(1) for kind in kinds]
     return torch.stack([ordered[0], ordered[1] // 2, ordered[2] // 2], dim=1)
@@ -69,10 +69,10 @@ def mutual_information(sharpness: float = SHARPNESS) -> float:
 
 
 def bits(ones: Tensor) -> Tensor:
-    """The entropy in bits of a coin that falls on 1 with these probabilities."""
+    """The entropy in bits of Bernoulli variables with these probabilities."""
     return -(torch.xlogy(ones, ones) + torch.xlogy(1 - ones, 1 - ones)) / math.log(2)
 
 
 def read_shwartz_ziv() -> Part:
-    """The patterns with the likelier label of each, y = [f > θ]: no draw, the same for ever."""
+    """The patterns with the more probable label of each, y = [f > θ]: deterministic."""
     return Part(patterns(), (symmetric_function() > THRESHOLD).long(), 2)

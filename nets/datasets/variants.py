@@ -1,4 +1,4 @@
-"""Data made of other data: labels drawn anew or in part, some of the classes, images pooled. Each returns new Data."""
+"""Variants of data: random or partly wrong labels, some of the classes, pooled images. Each returns new Data."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from nets.datasets.parts import Data, Part
 
 def random_labels(data: Data, seed: int = 0) -> Data:
     """Every target replaced by a uniform draw from all classes (Zhang et al. 2017, arXiv 1611.03530)."""
-    targets = torch.randint(check_data(data).classes, (len(data),), generator=seeded(seed))
+    targets = torch.randint(check_data(data).classes, (len(data),), generator=generator_of(seed))
     return Data(data.inputs, targets.to(data.targets), data.classes)
 
 
 def noisy_labels(data: Data, fraction: float, seed: int = 0) -> Data:
     """round(``fraction``·N) examples, chosen by ``seed``, given a uniformly drawn *other* class.
 
-    A larger fraction keeps what a smaller one corrupts, with the same wrong labels.
+    A larger fraction contains the wrong labels of a smaller one.
     """
     check_data(data)
     if not 0 <= check_real("fraction", fraction) <= 1:
         raise ValueError(f"fraction must lie in [0, 1], got {fraction!r}")
     if data.classes < 2:
         raise ValueError(f"data must have at least 2 classes for a label to be another, got {data.classes}")
-    generator = seeded(seed)
-    # all drawn whatever the fraction, so that it decides only how many of them are used
+    generator = generator_of(seed)
+    # all are drawn for every fraction, which only determines the number used
     chosen = torch.randperm(len(data), generator=generator)[: round(fraction * len(data))].to(data.targets.device)
-    away = torch.randint(1, data.classes, (len(data),), generator=generator).to(data.targets)
+    shifts = torch.randint(1, data.classes, (len(data),), generator=generator).to(data.targets)
     targets = data.targets.clone()
-    targets[chosen] = (targets[chosen] + away[chosen]) % data.classes
+    targets[chosen] = (targets[chosen] + shifts[chosen]) % data.classes
     return Data(data.inputs, targets, data.classes)
 
 
 def only_classes(data: Data, classes: Sequence[int]) -> Data:
-    """The examples of these classes, in their order, relabelled 0, 1, ... in the order given."""
+    """The examples of these classes, in their order, relabelled 0, 1, ... in the given order."""
     wanted = check_classes(classes, check_data(data))
     new = torch.full((data.classes,), -1, dtype=torch.int64)
     new[torch.tensor(wanted)] = torch.arange(len(wanted))
@@ -47,17 +47,17 @@ def only_classes(data: Data, classes: Sequence[int]) -> Data:
     return Data(data.inputs[kept], targets[kept], len(wanted))
 
 
-def limited(data: Data, limit: int, seed: int = 0) -> Data:
-    """``limit`` examples, as even over the classes as they allow, chosen by ``seed``; a larger limit keeps these."""
+def limit_examples(data: Data, limit: int, seed: int = 0) -> Data:
+    """``limit`` examples, balanced as far as possible and chosen by ``seed``; a larger limit contains them."""
     check_count("limit", limit)
-    kept = balanced(check_data(data), limit, check_seed(seed))
+    kept = balanced_indices(check_data(data), limit, check_seed(seed))
     return Data(data.inputs[kept], data.targets[kept], data.classes)
 
 
-def balanced(data: Data | Part, limit: int, seed: int) -> Tensor:
-    """Places of ``limit`` examples in ascending order, each class in its turn giving one until enough are had.
+def balanced_indices(data: Data | Part, limit: int, seed: int) -> Tensor:
+    """Ascending indices of ``limit`` examples, taken from the classes in turn.
 
-    Raises ValueError unless there is at least one example a class and no more than N.
+    Raises ValueError unless the limit is at least the number of classes and at most N.
     """
     if not data.classes <= limit <= len(data):
         raise ValueError(
@@ -69,13 +69,13 @@ def balanced(data: Data | Part, limit: int, seed: int) -> Tensor:
     for label in range(data.classes):
         members = (data.targets == label).nonzero()[:, 0]
         turns[members] = torch.randperm(len(members), generator=generator)
-    # first by turn, then by class: classes that run out leave their turns to the others
+    # by turn, then by class: exhausted classes are skipped
     order = (turns * data.classes + data.targets).argsort()
     return order[:limit].sort().values
 
 
-def pooled(data: Data, size: int) -> Data:
-    """Images averaged over equal blocks to ``size`` × ``size`` pixels; both sides must be whole multiples of it."""
+def pool_images(data: Data, size: int) -> Data:
+    """Images averaged over equal blocks to ``size`` × ``size`` pixels; both sides must be multiples of ``size``."""
     images = check_data(data).inputs
     check_count("size", size)
     if images.ndim != 4 or images.shape[2] % size or images.shape[3] % size:
@@ -94,7 +94,7 @@ def blocks(images: Tensor, size: int) -> Tensor:
 def check_data(data: Data) -> Data:
     """Return ``data``; raise unless it is Data."""
     if not isinstance(data, Data):
-        raise TypeError(f"data must be Data, as load_data returns it, got {type(data).__name__}")
+        raise TypeError(f"data must be Data, as returned by load_data, got {type(data).__name__}")
     return data
 
 
@@ -113,6 +113,6 @@ def check_classes(classes: Sequence[int], data: Data) -> list[int]:
     return wanted
 
 
-def seeded(seed: int) -> torch.Generator:
-    """A generator of its own: nothing else is drawn from it."""
+def generator_of(seed: int) -> torch.Generator:
+    """A new generator with this seed."""
     return torch.Generator().manual_seed(check_seed(seed))

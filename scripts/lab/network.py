@@ -20,7 +20,7 @@ from nets import (
     HolomorphicNetworkLandscape,
     NetworkLandscape,
     build_network,
-    limited,
+    limit_examples,
     load_data,
     noisy_labels,
     only_classes,
@@ -106,7 +106,9 @@ class NetGround:
         if preset.classes is not None:
             data = only_classes(data, preset.classes)
         if whole and preset.examples is not None:  # a preset's number gives way to what there is, the user's does not
-            data = limited(data, min(preset.examples, len(data)) if self.examples is None else preset.examples, seed)
+            data = limit_examples(
+                data, min(preset.examples, len(data)) if self.examples is None else preset.examples, seed
+            )
         if self.labels == "random":
             data = random_labels(data, seed)
         return noisy_labels(data, self.label_noise, seed) if self.label_noise else data

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from landscapes.errors import check_count, check_positive, check_seed
-from nets import Data, limited
+from nets import Data, limit_examples
 
 from ..lab.command_line import check_device
 from ..lab.experiment import Common
@@ -68,7 +68,7 @@ class Spectra(Common):
 
 def fewer(data: Data, examples: int | All, seed: int) -> Data:
     """That many of the images, class-balanced."""
-    return data if examples == "all" else limited(data, examples, seed)
+    return data if examples == "all" else limit_examples(data, examples, seed)
 
 
 def whole_epochs(fractions: Sequence[float], epochs: int) -> list[int]:

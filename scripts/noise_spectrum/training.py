@@ -27,10 +27,10 @@ from nets import (
     NetworkLandscape,
     build_network,
     cross_entropy,
-    limited,
+    limit_examples,
     load_data,
     only_classes,
-    pooled,
+    pool_images,
 )
 
 from ..lab.store import Store, trained
@@ -58,7 +58,7 @@ def load_images(task: Task, architecture: str, train: bool, root: Path | None, s
     if task.classes is not None:
         data = only_classes(data, task.classes)
     large = data.inputs.ndim == 4 and data.inputs.shape[-1] > POOLED_SIZE
-    return pooled(data, POOLED_SIZE) if dense and large and not data.inputs.shape[-1] % POOLED_SIZE else data
+    return pool_images(data, POOLED_SIZE) if dense and large and not data.inputs.shape[-1] % POOLED_SIZE else data
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ class Network:
 
     def subset(self, count: int) -> Data:
         """Class-balanced training images, chosen by the seed."""
-        return limited(self.train, count, self.seed)
+        return limit_examples(self.train, count, self.seed)
 
     def batch_trace(self, theta: Tensor) -> float:
         r"""b·tr of the covariance of whole mini-batches' gradients at θ, NaN where fewer than two batches share any.

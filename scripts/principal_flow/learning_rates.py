@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from flows.descents.drift_adjusted import check_adjustment
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
-from nets import ARCHITECTURES, BatchNorm, Data, build_network, limited, load_data
+from nets import ARCHITECTURES, BatchNorm, Data, build_network, limit_examples, load_data
 from nets.data import DATA_SETS, WHOLE_SETS
 
 from ..lab.command_line import check_device
@@ -166,7 +166,7 @@ class LearningRates(Common):
         limit, given = (plan.examples, self.examples) if train else (plan.test_examples, self.test_examples)
         if limit is not None and given is None and plan.data in WHOLE_SETS:
             data = load_data(plan.data, root=self.root, train=train)
-            data = limited(data, min(limit, len(data)), self.seed)
+            data = limit_examples(data, min(limit, len(data)), self.seed)
         else:
             data = load_data(plan.data, root=self.root, train=train, limit=limit, seed=self.seed)
         return Data(data.inputs.to(self.device, self.real), data.targets.to(self.device), data.classes)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from nets import ARCHITECTURES, VisionTransformer, build_network
 from nets.architectures.initialise import draw_weights
-from nets.architectures.residual import Block, PreactivatedBlock
+from nets.architectures.residual import BasicBlock, PreactivatedBlock
 from nets.architectures.transformer import Attention, TransformerBlock
 
 
@@ -29,7 +29,7 @@ def randomised(module):
 @pytest.mark.parametrize(("inputs", "outputs", "stride"), [(4, 4, 1), (4, 8, 2)])
 @pytest.mark.parametrize("projected", [False, True])
 def test_a_residual_block(inputs, outputs, stride, projected, normal):
-    block, x = Block(inputs, outputs, stride, "relu", "batch", projected), normal(1, 3, inputs, 6, 6)
+    block, x = BasicBlock(inputs, outputs, stride, "relu", "batch", projected), normal(1, 3, inputs, 6, 6)
     randomised(block)
     first, first_norm, _, second, second_norm = block.residual
     y = F.relu(normed(first_norm, F.conv2d(x, first.weight, stride=stride, padding=1)))

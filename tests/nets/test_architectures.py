@@ -173,7 +173,7 @@ def test_lenet_order_and_width(pooling):
         (lambda: LeNet(width=0), ValueError, "width"),
         (lambda: LeNet(pooling="mean"), ValueError, "pooling"),
         (lambda: LeNet(activation="sinus"), ValueError, "activation"),
-        (lambda: LeNet((1, 20, 20), plan=lenet.SMALL), ValueError, "input_shape must have larger images"),
+        (lambda: LeNet((1, 20, 20), sizes=lenet.SMALL), ValueError, "input_shape must have larger images"),
         (lambda: AllCNN((3, 8, 8)), ValueError, r"input_shape\[1\] must be at least 9"),
         (lambda: AllCNN(norm="layer"), ValueError, "norm"),
         (lambda: VGG(classes=0), ValueError, "classes"),

@@ -3,7 +3,7 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from nets import Data, load_data
-from nets.data import WHEEL_SETS, is_test, standardised
+from nets.data import WHEEL_SETS, is_test, standardise_values
 
 SHAPES = {"digits": ((1438, 1, 8, 8), (359, 1, 8, 8), 10), "breast-cancer": ((456, 30), (113, 30), 2)}
 
@@ -49,7 +49,7 @@ def test_standardised_by_training_statistics(name):
 
 def test_constant_feature_becomes_zero():
     features = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-    assert torch.equal(standardised(features, features), torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+    assert torch.equal(standardise_values(features, features), torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
 
 
 @pytest.mark.parametrize("limit", [10, 57, 300, 1438])

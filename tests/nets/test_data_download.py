@@ -150,7 +150,7 @@ def test_https_that_leads_on_to_http_is_refused(tmp_path, monkeypatch):
         return answer
 
     monkeypatch.setattr(requests, "get", get)
-    with pytest.raises(DataError, match=r"leads on to http://elsewhere.*expected https"):
+    with pytest.raises(DataError, match=r"redirects to http://elsewhere.*expected https"):
         Resumable(REMOTES[0], tmp_path / "part")(REMOTES[0].url, str(tmp_path / "out"), None)
 
 
@@ -193,7 +193,7 @@ def test_pooch_keeps_a_file_with_the_right_hash(tmp_path):
     (tmp_path / "file.bin").write_bytes(CONTENT)
     assert download.download(remote, tmp_path) == tmp_path / "file.bin"
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"cannot keep file\.bin"):
+    with pytest.raises(DataError, match=r"cannot store file\.bin"):
         download.download(remote, tmp_path / "file" / "below")
 
 

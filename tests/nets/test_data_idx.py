@@ -161,10 +161,10 @@ def test_the_variable_is_as_good_as_a_root(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("root", ["a" * 5000, "~nosuchuser/data"])
 def test_a_root_that_no_system_takes_is_a_data_error(root, monkeypatch):
-    with pytest.raises(DataError, match="what cannot be read"):
+    with pytest.raises(DataError, match="unreadable content"):
         load_data("mnist", root=root)
     monkeypatch.setenv("THALWEG_DATA", root)
-    with pytest.raises(DataError, match="what cannot be read"):
+    with pytest.raises(DataError, match="unreadable content"):
         load_data("mnist")
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nets import Data, load_data
-from nets.datasets.variants import noisy_labels, only_classes, pooled, random_labels
+from nets.datasets.variants import noisy_labels, only_classes, pool_images, random_labels
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,12 @@ def test_only_classes_keeps_order_and_relabels_as_given(digits):
 
 
 def test_pooled_is_the_mean_of_blocks(digits):
-    small = pooled(digits, 4)
+    small = pool_images(digits, 4)
     assert small.inputs.shape == (1438, 1, 4, 4)
     torch.testing.assert_close(small.inputs, torch.nn.functional.avg_pool2d(digits.inputs, 2))
-    assert torch.equal(pooled(digits, 8).inputs, digits.inputs)
+    assert torch.equal(pool_images(digits, 8).inputs, digits.inputs)
     wide = Data(torch.arange(24.0, dtype=torch.float64).reshape(1, 1, 2, 12), torch.zeros(1, dtype=torch.int64), 1)
-    torch.testing.assert_close(pooled(wide, 2).inputs, torch.nn.functional.avg_pool2d(wide.inputs, (1, 6)))
+    torch.testing.assert_close(pool_images(wide, 2).inputs, torch.nn.functional.avg_pool2d(wide.inputs, (1, 6)))
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_pooled_is_the_mean_of_blocks(digits):
         (lambda data: only_classes(data, "01"), TypeError, "classes"),
         (lambda data: only_classes(data, 3), TypeError, "classes"),
         (lambda data: only_classes(Data(data.inputs, data.targets, 11), [10]), ValueError, "class 10 has none"),
-        (lambda data: pooled(data, 3), ValueError, "size must divide.*8, 8"),
-        (lambda data: pooled(data, 16), ValueError, "size must divide"),
-        (lambda data: pooled(data, 0), ValueError, "size"),
-        (lambda data: pooled(load_data("breast-cancer"), 5), ValueError, "size"),
+        (lambda data: pool_images(data, 3), ValueError, "size must divide.*8, 8"),
+        (lambda data: pool_images(data, 16), ValueError, "size must divide"),
+        (lambda data: pool_images(data, 0), ValueError, "size"),
+        (lambda data: pool_images(load_data("breast-cancer"), 5), ValueError, "size"),
     ],
 )
 def test_bad_arguments_are_named(digits, call, error, words):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from landscapes import Counted, GradientPenalty, LinearRegression, Regularised, TwoQuadratics, UnsupportedError
-from landscapes.labelled import LabelledSum, labelled
+from landscapes.labelled import LabelledSum, labelled_sum_of
 from landscapes.noise import GradientNoise
 from landscapes.noise import label as module
 from landscapes.noise.label import LabelNoise
@@ -236,7 +236,7 @@ def test_labels_are_counted_as_gradients(name):
     assert counted.counts["grad"] == 4
     noise.trace(theta)
     assert counted.counts["grad"] == pytest.approx(4 + 4 * size)
-    labelled(counted).label_grads(theta, torch.tensor([0, 1, 2]))
+    labelled_sum_of(counted).label_grads(theta, torch.tensor([0, 1, 2]))
     assert counted.counts["grad"] == pytest.approx(4 + 4 * size + 4 * size / 2)
     assert counted.counts["loss"] == counted.counts["hvp"] == 0
 
@@ -331,7 +331,7 @@ def test_losses_that_are_not_squares_are_refused():
     with pytest.raises(UnsupportedError, match=r"nets\.square_loss only"):
         LabelNoise(Counted(Regularised(other, 0.1)), 0.3)
     for wrong in (TwoQuadratics(), Counted(TwoQuadratics()), GradientPenalty(regression(), 0.1)):
-        with pytest.raises(UnsupportedError, match="does not know its labels"):
+        with pytest.raises(UnsupportedError, match="has no known labels"):
             LabelNoise(wrong, 0.3)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from nets.layers import AveragePool, BatchNorm, Cubic, GroupNorm, LayerNorm, Sine, Square
+from nets.layers import AveragePool, BatchNorm, Cubic, GroupNorm, LayerNorm, Sine, SquareActivation
 
 PAIRS = {
     "batch": (lambda: BatchNorm(6), lambda: nn.BatchNorm2d(6), (5, 6, 3, 4)),
@@ -96,7 +96,16 @@ def test_batch_norm_inside_transforms_notes_nothing(normal):
 
 @pytest.mark.parametrize(
     "layer",
-    [BatchNorm(4), BatchNorm(4).eval(), GroupNorm(2, 4), LayerNorm(4), Square(), Cubic(), Sine(), AveragePool(2)],
+    [
+        BatchNorm(4),
+        BatchNorm(4).eval(),
+        GroupNorm(2, 4),
+        LayerNorm(4),
+        SquareActivation(),
+        Cubic(),
+        Sine(),
+        AveragePool(2),
+    ],
     ids=repr,
 )
 def test_complex_inputs_give_the_holomorphic_extension(layer, normal):
@@ -121,7 +130,7 @@ def test_half_precision_does_not_overflow(name, half, normal):
 
 def test_polynomials_by_hand():
     x = torch.tensor([-1.0, 0.5, 3.0])
-    assert_close(Square()(x), torch.tensor([1.0, 0.25, 9.0]))
+    assert_close(SquareActivation()(x), torch.tensor([1.0, 0.25, 9.0]))
     assert_close(Cubic()(x), torch.tensor([-2 / 3, 0.5 - 0.125 / 3, -6.0]))
     assert_close(Sine()(x), torch.sin(x))
 

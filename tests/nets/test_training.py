@@ -13,7 +13,7 @@ from nets import (
     NetworkLandscape,
     build_network,
     cross_entropy,
-    limited,
+    limit_examples,
     load_data,
     only_classes,
 )
@@ -76,7 +76,7 @@ def load(name, run):
     folder = FOLDERS.get(run.data.removesuffix("-7x7"))
     root = real_root(folder) if folder else None  # skips where the files are not at hand
     if name == "tiny-fc":  # digits 0 to 4, as in the paper
-        return limited(only_classes(load_data(run.data, root=root), (0, 1, 2, 3, 4)), run.examples)
+        return limit_examples(only_classes(load_data(run.data, root=root), (0, 1, 2, 3, 4)), run.examples)
     return load_data(run.data, root=root, limit=run.examples)
 
 

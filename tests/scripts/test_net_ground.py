@@ -190,7 +190,7 @@ def test_fused_layers_would_be_caught_in_a_script_too():
     [
         ("--architecture nosuch", "architecture must be one of 'mlp'"),
         ("--data nosuch", "data must be one of"),
-        (f"--data mnist --root {'a' * 300}", "what cannot be read"),
+        (f"--data mnist --root {'a' * 300}", "unreadable content"),
         ("--data mnist --root /nosuch", "no such folder"),
         ("--root .", "root must be None for 'digits'"),
         ("--preset huge", "--preset"),

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from flows.engines.trajectory import load_tensors
 from landscapes.noise import NoiseSpectrum
-from nets import BatchNorm, build_network, limited, load_data, only_classes
+from nets import BatchNorm, build_network, limit_examples, load_data, only_classes
 from scripts.noise_spectrum.__main__ import main
 from scripts.noise_spectrum.cells import Cell
 from scripts.noise_spectrum.common import whole_epochs
@@ -43,7 +43,7 @@ def rows(out, heading):
 
 def digits(train, limit, seed=0):
     data = only_classes(load_data("digits", train=train), CLASSES)
-    return data if limit is None else limited(data, limit, seed)
+    return data if limit is None else limit_examples(data, limit, seed)
 
 
 def plain_network(theta, momentum=None):
@@ -88,7 +88,7 @@ def test_spectra_are_those_of_dense_algebra_in_plain_torch(finished):
     theta = load_tensors(finished, "train-tiny-fc-seed-0-0001")[0]["theta"][-1]
     train, test = digits(True, 40), digits(False, None)
     batches = ghost_batches(40, 10)
-    grads, mean, module = frozen_gradients(theta, train, batches, limited(train, 24, 0))
+    grads, mean, module = frozen_gradients(theta, train, batches, limit_examples(train, 24, 0))
     N, d = grads.shape
     D = np.cov(grads.numpy().T, bias=True)
     values = np.linalg.eigvalsh(D)[::-1]
@@ -116,7 +116,7 @@ def test_spectra_are_those_of_dense_algebra_in_plain_torch(finished):
 def test_layers_are_diagonal_blocks(finished):
     theta = load_tensors(finished, "train-tiny-fc-seed-0-0001")[0]["theta"][-1]
     train = digits(True, 40)
-    grads = frozen_gradients(theta, train, ghost_batches(40, 10), limited(train, 24, 0))[0]
+    grads = frozen_gradients(theta, train, ghost_batches(40, 10), limit_examples(train, 24, 0))[0]
     D = torch.cov(grads.T, correction=0)
     found = rows((finished / "table.txt").read_text(), "layer, at the end")
     for (name, weights, share, mean, *_), (start, stop) in zip(

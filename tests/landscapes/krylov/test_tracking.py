@@ -291,7 +291,7 @@ def test_errors_of_the_tracker(case):
         ([0.0, 1.0], TypeError, "theta must be a torch.Tensor"),
         (torch.zeros(2, 3), ValueError, r"theta must be one real vector \(d,\), got \(2, 3\)"),
         (torch.zeros(3, dtype=torch.complex64), ValueError, "theta must be one real vector"),
-        (torch.zeros(4), ValueError, r"theta must be \(3,\) as before, got \(4,\); a run has its own tracker"),
+        (torch.zeros(4), ValueError, r"theta must be \(3,\) as before, got \(4,\); use one tracker for each run"),
     ],
 )
 def test_errors_of_a_call(theta, error, message):

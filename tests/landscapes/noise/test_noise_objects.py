@@ -19,7 +19,7 @@ from landscapes.noise.surrogates import (
     FrozenNoise,
     IsotropicNoise,
     IsotropicSurrogate,
-    frozen,
+    freeze,
 )
 from landscapes.noise.variance_reduced import VarianceReducedNoise
 from nets import MLP, NetworkLandscape, cross_entropy
@@ -207,7 +207,7 @@ def test_isotropic_noise_is_the_same_everywhere(normal, seed, variance):
 def test_frozen_noise_keeps_the_covariance_of_one_point(name, dense, surrogate, normal):
     noise = surrogate(WRAPPED[name](normal))
     point, theta = normal(26, noise.dimension), normal(27, 2, noise.dimension)
-    held = frozen(noise, point, dense=dense)
+    held = freeze(noise, point, dense=dense)
     # the root of a singular covariance is known to the root of rounding, its square to rounding
     assert_close(held.covariance(theta), noise.covariance(point).expand(2, *held.covariance(theta).shape[1:]))
     assert held.kind == "additive"
@@ -217,13 +217,13 @@ def test_frozen_noise_keeps_the_covariance_of_one_point(name, dense, surrogate, 
 
 def test_frozen_takes_the_simplest_form(normal):
     noise, point = MinibatchNoise(quadratics(normal), 2), normal(28, D)
-    assert isinstance(frozen(noise, point), FrozenNoise)
-    assert isinstance(frozen(noise, point, dense=True), ConstantNoise)
-    assert isinstance(frozen(IsotropicSurrogate(noise), point), IsotropicNoise)
-    assert isinstance(frozen(DiagonalSurrogate(noise), point), DiagonalNoise)
+    assert isinstance(freeze(noise, point), FrozenNoise)
+    assert isinstance(freeze(noise, point, dense=True), ConstantNoise)
+    assert isinstance(freeze(IsotropicSurrogate(noise), point), IsotropicNoise)
+    assert isinstance(freeze(DiagonalSurrogate(noise), point), DiagonalNoise)
     constant = IsotropicNoise(1.0, D)
-    assert frozen(constant, point) is constant
-    root = frozen(noise, point, dense=True).root
+    assert freeze(constant, point) is constant
+    root = freeze(noise, point, dense=True).root
     assert_close(root, root.mT)
 
 
@@ -312,13 +312,13 @@ def test_the_landscape_can_be_counted(normal):
         (lambda: ConstantNoise(torch.full((2, 2), float("nan"))), ValueError, "root must be finite"),
         (lambda: IsotropicSurrogate(Rosenbrock()), TypeError, "noise must be a GradientNoise, got Product|Rosenbrock"),
         (lambda: DiagonalSurrogate(None), TypeError, "noise must be a GradientNoise, got NoneType"),
-        (lambda: frozen(IsotropicNoise(1.0, 2), torch.zeros(3)), ValueError, r"theta must have shape \(..., 2\)"),
+        (lambda: freeze(IsotropicNoise(1.0, 2), torch.zeros(3)), ValueError, r"theta must have shape \(..., 2\)"),
         (
-            lambda: frozen(IsotropicNoise(1.0, 2), torch.zeros(4, 2)),
+            lambda: freeze(IsotropicNoise(1.0, 2), torch.zeros(4, 2)),
             ValueError,
             r"one point, shape \(2,\), got \(4, 2\)",
         ),
-        (lambda: frozen(None, torch.zeros(2)), TypeError, "noise must be a GradientNoise"),
+        (lambda: freeze(None, torch.zeros(2)), TypeError, "noise must be a GradientNoise"),
         (lambda: FrozenNoise(IsotropicNoise(1.0, 1), torch.tensor([float("nan")])), ValueError, "theta must be finite"),
     ],
 )

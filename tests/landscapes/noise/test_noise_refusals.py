@@ -15,7 +15,7 @@ from landscapes.noise import (
     LabelNoise,
     MinibatchNoise,
     VarianceReducedNoise,
-    frozen,
+    freeze,
     noise_from_covariance,
 )
 
@@ -40,7 +40,7 @@ NOISES = {
     "constant": ConstantNoise(torch.ones(2, 3, dtype=torch.float64)),
     "isotropic surrogate": IsotropicSurrogate(MINIBATCH),
     "diagonal surrogate": DiagonalSurrogate(MINIBATCH),
-    "frozen": frozen(MINIBATCH, THETA),
+    "frozen": freeze(MINIBATCH, THETA),
     "analytic": AnalyticNoise(2, 2, twisted),
     "of a covariance": noise_from_covariance(2, lambda x: torch.diag_embed(1 + x.square())),
 }

@@ -254,7 +254,7 @@ def test_a_tiled_gram_matrix_pays_for_its_panels():
 def test_growth_stops_where_memory_does():
     operator = noise_covariance(regression(400, 300, decay=0.5), torch.ones(300, dtype=torch.float64), block=8)
     plan = plans(operator, 32, 1)["krylov"]
-    with pytest.raises(ValueError, match="half as many are all above it"):
+    with pytest.raises(ValueError, match="all of the first half are above it"):
         noise_spectrum(operator, method="krylov", memory=plan.bytes + 1000)
 
 
