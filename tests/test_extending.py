@@ -85,7 +85,7 @@ def started(folder, *arguments, **options):
         cwd=folder,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         **options,
     )
