@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,16 +155,21 @@ def run(settings: Settings) -> None:
         result.save(folder)
         if settings.observers:
             print(f"\n{observed(result, settings.observers, landscape, choice.h, options, folder)}")
-        said = {
-            "landscape": type(settings.ground).__name__,
-            **dataclasses.asdict(settings),
-            **dataclasses.asdict(choice),
-            **({"network": network_of(settings.ground)} if isinstance(settings.ground, NetGround) else {}),
-            "models": {name: parameters_of(model) for name, model in (flows | {name: descent}).items()},
-            "torch": torch.__version__,
-        }
-        (folder / "settings.json").write_text(json.dumps(said, default=str, indent=2) + "\n")
+        write_settings(folder, settings, choice, flows | {name: descent})
         print(f"figure: {result.plot(folder / 'comparison.png')}\n", flush=True)
+
+
+def write_settings(folder: Path, settings: Settings, choice: Choice, models: Mapping[str, Flow | Descent]) -> None:
+    """Write settings.json, with which a comparison can be repeated."""
+    said = {
+        "landscape": type(settings.ground).__name__,
+        **dataclasses.asdict(settings),
+        **dataclasses.asdict(choice),
+        **({"network": network_of(settings.ground)} if isinstance(settings.ground, NetGround) else {}),
+        "models": {name: parameters_of(model) for name, model in models.items()},
+        "torch": torch.__version__,
+    }
+    (folder / "settings.json").write_text(json.dumps(said, default=str, indent=2) + "\n")
 
 
 def network_of(ground: NetGround) -> dict[str, Any]:
