@@ -78,13 +78,14 @@ def add(member, folder):
 
 def started(folder, *arguments, **options):
     """A Python process in the copy, which imports the copy's packages."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "PYTHONIOENCODING": "utf-8"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | own
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         **options,
     )
@@ -100,27 +101,6 @@ def copy(tmp_path_factory):
     for member in MEMBERS.values():
         add(member, folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def printed(copy):
-    """Exit status and output of every command on the page, run one after another."""
-    commands = [member.command.split() for member in MEMBERS.values()]
-    answer = started(copy, "-c", DRIVER, input=json.dumps(commands))
-    assert answer.returncode == 0, answer.stderr
-    print(answer.stderr)
-    return dict(zip(KINDS, map(json.loads, answer.stdout.splitlines()), strict=True))
-
-
-@pytest.fixture(scope="module")
-def passed(copy):
-    """The tests of the registries that pass for the members."""
-    files = sorted({path for member in MEMBERS.values() for path in member.tests} | {"tests/test_house.py"})
-    stems = [Path(member.path).stem for member in MEMBERS.values()]
-    words = " or ".join([*(member.name for member in MEMBERS.values()), *stems])
-    answer = started(copy, "-m", "pytest", "-x", "-rp", "-p", "no:cacheprovider", "-k", words, *files)
-    assert answer.returncode == 0, answer.stdout
-    return re.findall(r"^PASSED (.*)$", answer.stdout, flags=re.MULTILINE)
 
 
 @kinds
@@ -141,25 +121,37 @@ def close(one, other):
         return one == other
 
 
-@kinds
-def test_the_command_prints_the_page(kind, printed, copy):
-    status, out = printed[kind]
-    assert status == 0
-    expected, found = ([line.split() for line in text.splitlines()] for text in (MEMBERS[kind].output, out.rstrip()))
-    assert len(found) == len(expected), out
-    for line, words in zip(expected, found, strict=True):
+def check_output(expected, found, folder):
+    """Raise unless a command's output is the page's, and its figures are drawn."""
+    pairs = [[line.split() for line in text.rstrip().splitlines()] for text in (expected, found)]
+    assert len(pairs[0]) == len(pairs[1]), found
+    for line, words in zip(*pairs, strict=True):
         assert len(line) == len(words), f"{words} is not the page's {line}"
         assert all(map(close, line, words)), f"{words} is not the page's {line}"
-    for figure in re.findall("^figure: (.*)$", out, flags=re.MULTILINE):
-        assert (copy / figure).stat().st_size > 10_000
+    for figure in re.findall("^figure: (.*)$", found, flags=re.MULTILINE):
+        assert (folder / figure).stat().st_size > 10_000
 
 
-@kinds
-def test_every_test_that_the_page_names_takes_the_member(kind, passed):
-    member = MEMBERS[kind]
-    for path in member.tests:
-        assert [test for test in passed if test.startswith(path) and member.name in test], path
-    assert [test for test in passed if "test_house" in test and member.path in test]
+def test_the_commands_print_what_the_page_shows(copy):
+    commands = [member.command.split() for member in MEMBERS.values()]
+    answer = started(copy, "-c", DRIVER, input=json.dumps(commands))
+    assert answer.returncode == 0, answer.stderr
+    for member, printed in zip(MEMBERS.values(), answer.stdout.splitlines(), strict=True):
+        status, found = json.loads(printed)
+        assert status == 0, answer.stderr
+        check_output(member.output, found, copy)
+
+
+def test_the_tests_that_the_page_names_take_the_members_and_pass(copy):
+    files = sorted({path for member in MEMBERS.values() for path in member.tests} | {"tests/test_house.py"})
+    words = [word for member in MEMBERS.values() for word in (member.name, Path(member.path).stem)]
+    answer = started(copy, "-m", "pytest", "-x", "-rp", "-p", "no:cacheprovider", "-k", " or ".join(words), *files)
+    assert answer.returncode == 0, answer.stdout
+    passed = re.findall(r"^PASSED (.*)$", answer.stdout, flags=re.MULTILINE)
+    for member in MEMBERS.values():
+        for path in member.tests:
+            assert [test for test in passed if test.startswith(path) and member.name in test], (path, member.name)
+        assert [test for test in passed if "test_house" in test and member.path in test]
 
 
 def test_the_files_are_formatted_and_linted(copy):

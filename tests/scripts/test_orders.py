@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flows.engines.trajectory import load_tensors
-from scripts.lab.models import DESCENTS, FLOWS, NUMBERED, Options, descent_by_name, flow_by_name
+from scripts.lab.models import DESCENTS, FLOWS, NUMBERED, Options, built, descent_by_name, flow_by_name
 from scripts.orders import main
 from tests.scripts.running import parts, says_in_one_line
 
@@ -155,6 +155,18 @@ def test_models_go_by_their_names():
     for name in (*DESCENTS, "Adam"):
         assert descent_by_name(name, landscape, 0.1, Options()).h == 0.1
     assert flow_by_name("modified-2", landscape, 0.1, Options()).order == 2
+
+
+def test_a_class_by_reference_takes_the_options_that_it_names():
+    from landscapes import LinearRegression, Rosenbrock
+
+    landscape = LinearRegression(torch.eye(3, 2, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
+    options = Options(momentum=0.4, batch_size=99, sampling="subset")
+    descent = built("flows:StochasticHeavyBall", landscape, 0.1, options)
+    assert (descent.h, descent.momentum, descent.batch_size, descent.sampling) == (0.1, 0.4, 3, "subset")
+    assert built("flows:GradientFlow", landscape, 0.1, options).landscape is landscape
+    with pytest.raises(ValueError, match="StochasticHeavyBall needs examples, Rosenbrock has none"):
+        built("flows:StochasticHeavyBall", Rosenbrock(), 0.1, options)
 
 
 def test_settled_rungs_start_after_the_transient(tmp_path, run):
