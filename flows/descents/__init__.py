@@ -1,1 +1,1 @@
-"""Discrete optimisers, one file a family."""
+"""Discrete optimisers, one file per family."""

@@ -1,4 +1,4 @@
-"""Gradient descent and heavy ball, written as torch.optim writes them: equal to it to the last bit."""
+"""Gradient descent and heavy ball in the arithmetic of torch.optim: equal to it bit by bit."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class GradientDescent(Descent):
 
     def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
         """θ − h∇f(θ)."""
+        # As torch.optim: with alpha, product and sum are one operation, and may differ in the last bit from two.
         return torch.add(state, self.landscape.grad(state), alpha=-self.h)
 
 
@@ -60,5 +61,5 @@ class HeavyBall(Descent):
         return state[0]
 
     def velocity(self, state: tuple[Tensor, Tensor]) -> Tensor:
-        """v = −h p, the step that led here."""
+        """v = −h p, the last step."""
         return -self.h * state[1]

@@ -22,7 +22,7 @@ class IncrementalGradientDescent(Descent):
 
     ``batches``: an index tensor (m, b) or 1-D index tensors whose lengths may differ. Deterministic; ``EpochFlow`` is
     its modified flow, at the ends of epochs. The clock is t = k·h. Bertsekas 2011. Raises TypeError or ValueError for a
-    landscape without examples, an h ≤ 0, or batches out of place.
+    landscape without examples, an h ≤ 0, or invalid batches.
     """
 
     landscape: FiniteSum

@@ -1,7 +1,7 @@
-r"""Momentum beyond heavy ball: Nesterov's as torch.optim writes it, and both on the scale where momentum is friction.
+r"""Nesterov's momentum in torch.optim's form, and heavy ball and Nesterov scaled with momentum as friction.
 
-Heavy ball and Nesterov at learning rate h² and momentum β = 1 − hμ move position and velocity by O(h) a step, and tend
-to ẍ + μẋ + ∇f = 0 as h → 0: the scaled descents. Their clock is t = k·h, h the square root of the learning rate.
+Heavy ball and Nesterov at learning rate h² and momentum β = 1 − hμ change position and velocity by O(h) a step, and
+tend to ẍ + μẋ + ∇f = 0 as h → 0: the scaled descents. Their clock is t = k·h, h the square root of the learning rate.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Nesterov(Descent):
 
         v_{k+1} = β v_k − h ∇f(x_k + β v_k),  x_{k+1} = x_k + v_{k+1}
 
-    is the same run at v = −h p, seen from the point x + βv where the gradient is taken: θ = x + βv. Both start at θ0,
-    at rest. Nesterov 1983; Sutskever et al. 2013. The clock is t = k·h. Raises ValueError unless 0 ≤ momentum < 1.
+    is the same run with v = −h p and θ = x + βv, the point of the gradient. Both start at θ0 at rest. Nesterov 1983;
+    Sutskever et al. 2013. The clock is t = k·h. Raises ValueError unless 0 ≤ momentum < 1.
     """
 
     landscape: Landscape
@@ -54,12 +54,12 @@ class Nesterov(Descent):
         return state[0]
 
     def velocity(self, state: tuple[Tensor, Tensor]) -> Tensor:
-        """v = −h p, the step of x that led here."""
+        """v = −h p, the last step of x."""
         return -self.h * state[1]
 
 
 class ScaledDescent(Descent):
-    """State (x, v) as one tensor (..., 2d), which starts at rest: (θ0, 0). What the two scaled descents share."""
+    """Base of the two scaled descents: state (x, v) as one tensor (..., 2d), starting at rest, (θ0, 0)."""
 
     h: float
     friction: float
@@ -70,7 +70,7 @@ class ScaledDescent(Descent):
 
     @abstractmethod
     def force(self, x: Tensor, kept: Tensor) -> Tensor:
-        """The gradient that changes the velocity, given x and what friction leaves of v, (1 − hμ)v; all (..., d)."""
+        """The gradient that changes the velocity, given x and (1 − hμ)v; all (..., d)."""
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0)."""
@@ -95,8 +95,8 @@ class ScaledDescent(Descent):
 class ScaledHeavyBall(ScaledDescent):
     r"""Heavy ball with friction μ  v' = v − h(μv + ∇f(x)),  x' = x + h v'; state (x, v) (..., 2d), v_0 = 0.
 
-    To rounding this is ``HeavyBall`` at learning rate h² and momentum 1 − hμ, with v = −h p. At μ = 0 it is symplectic
-    Euler and conserves a modified energy. The clock is t = k·h.
+    Up to rounding this is ``HeavyBall`` at learning rate h² and momentum 1 − hμ, with v = −h p. At μ = 0 it is
+    symplectic Euler and conserves a modified energy. The clock is t = k·h.
     Raises ValueError unless 0 ≤ friction ≤ 1/h.
     """
 
@@ -114,7 +114,7 @@ class ScaledHeavyBall(ScaledDescent):
 class ScaledNesterov(ScaledDescent):
     r"""Nesterov's momentum with friction μ  v' = (1−hμ)v − h∇f(x + h(1−hμ)v),  x' = x + h v'; state (x, v) (..., 2d).
 
-    To rounding this is ``Nesterov`` at learning rate h² and momentum β = 1 − hμ, with v = −h p and x = θ − hβv: x is
+    Up to rounding this is ``Nesterov`` at learning rate h² and momentum β = 1 − hμ, with v = −h p and x = θ − hβv: x is
     the literature's iterate, θ the point where torch takes the gradient. v_0 = 0. The clock is t = k·h.
     Raises ValueError unless 0 ≤ friction ≤ 1/h.
     """

@@ -1,4 +1,4 @@
-r"""Gradient descent with a noise of one's own in the gradient."""
+r"""Gradient descent with a given noise in the gradient."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from landscapes.noise import GradientNoise, MinibatchNoise
 class NoisyGradientDescent(StochasticDescent):
     r"""Noisy gradient descent  θ_{k+1} = θ_k − h(∇f(θ_k) + σ(θ_k)ξ_k),  ξ_k ~ N(0, I) in R^m; state θ (..., d).
 
-    ``noise`` says what σξ is: ``MinibatchNoise`` makes this SGD with Gaussian noise of the same covariance at every θ,
-    isotropic noise the control of Xing et al. 2018 (arXiv 1802.08770), label noise descent on fresh labels. Batch
-    members draw their own ξ; it is real where θ is complex. Its flow is ``NoisyModifiedEquation``: Euler's method with
-    dt = h on it, ξ = ΔW/√h, is this descent.
+    ``noise`` defines σξ: with ``MinibatchNoise`` this is SGD with Gaussian noise of the same covariance at every θ,
+    with isotropic noise the control of Xing et al. 2018 (arXiv 1802.08770), with label noise descent on fresh labels.
+    Batch members draw their own ξ; it is real even if θ is complex. Its flow is ``NoisyModifiedEquation``: Euler's
+    method on it with dt = h, ξ = ΔW/√h, is this descent.
 
-    A step costs a gradient and what the noise costs; mini-batch noise on the same landscape shares the backward pass
-    and costs none. Raises TypeError or ValueError unless the noise is one of the landscape's dimension.
+    A step costs a gradient and one evaluation of the noise; mini-batch noise on the same landscape shares the backward
+    pass and adds no cost. Raises TypeError or ValueError unless ``noise`` is a noise of the landscape's dimension.
     """
 
     landscape: Landscape
@@ -38,7 +38,7 @@ class NoisyGradientDescent(StochasticDescent):
         check_noise(self.noise, self.landscape)
 
     def noisy_gradient(self, theta: Tensor, xi: Tensor) -> Tensor:
-        """∇f + σ(θ)ξ, shape (..., d): by one backward pass over reweighted examples where the noise allows it."""
+        """∇f + σ(θ)ξ, shape (..., d): one backward pass over reweighted examples for mini-batch noise."""
         noise = self.noise
         if isinstance(noise, MinibatchNoise) and noise.landscape is self.landscape:
             weights = noise.weights(noise.check_noise(theta, xi))

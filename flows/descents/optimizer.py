@@ -20,7 +20,7 @@ Factory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """θ (..., d), one optimiser memory (its state_dict) a batch member, and the sum of the rates of the steps taken."""
+    """θ (..., d), the optimiser's state_dict of each batch member, and the sum of the rates of the steps taken."""
 
     theta: Tensor
     memories: tuple[dict[str, Any], ...]
@@ -34,8 +34,8 @@ class OptimizerDescent(Descent):
 
         OptimizerDescent(landscape, lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
 
-    The parameter is θ as one flat tensor. Each batch member has an optimiser of its own, so a batch equals single runs
-    for every optimiser. A step copies the optimiser's memory, which keeps the map pure. An optimiser that asks for a
+    The parameter is θ as one flat tensor. Each batch member has its own optimiser, so a batch equals single runs
+    for every optimiser. A step copies the optimiser's state, so that the map is pure. An optimiser that requires a
     closure (LBFGS) gets one that evaluates loss and gradient. The clock is the sum of the first group's rates.
     """
 
@@ -56,7 +56,7 @@ class OptimizerDescent(Descent):
         return parameter, optimizer
 
     @property
-    def h(self) -> float:  # type: ignore[override]  # read off the optimiser, never set
+    def h(self) -> float:  # type: ignore[override]  # read from the optimiser, never set
         """The first parameter group's learning rate."""
         return rate(self._optimizer(torch.zeros(self.landscape.dimension))[1])
 
@@ -72,7 +72,8 @@ class OptimizerDescent(Descent):
         for theta, grad, memory in zip(members, grads, state.memories, strict=True):
             parameter, optimizer = self._optimizer(theta)
             optimizer.load_state_dict(copy.deepcopy(memory))
-            if 0 in memory["state"]:  # load_state_dict casts to the parameter's dtype, NAdam keeps a float32 product
+            # load_state_dict casts the state to the parameter's dtype, but NAdam keeps a float32 product in it.
+            if 0 in memory["state"]:
                 optimizer.state[parameter] = copy.deepcopy(memory["state"][0])
             taken = rate(optimizer)
             parameter.grad = grad.clone()

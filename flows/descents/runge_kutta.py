@@ -21,7 +21,7 @@ class RungeKuttaDescent(Descent):
     r"""One explicit Runge–Kutta step on gradient flow:  Y_i = θ − h Σ_j A_ij ∇f(Y_j),  θ' = θ − h Σ_i b_i ∇f(Y_i).
 
     ``method`` from ``flows.series.runge_kutta``; A = [[0, 0], [1, 0]], b = (0, 1) is the extragradient method. State θ
-    (..., d), as many gradients a step as stages. Raises TypeError for a method of another kind.
+    (..., d); a step costs one gradient per stage. Raises TypeError for a method of another kind.
     """
 
     landscape: Landscape

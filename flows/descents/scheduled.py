@@ -28,8 +28,8 @@ class ScheduledState:
 class ScheduledGradientDescent(Descent):
     r"""Gradient descent  θ_{k+1} = θ_k − h_k ∇f(θ_k),  h_k = h·schedule(t_k),  t_{k+1} = t_k + h_k; state (θ, t).
 
-    The clock is t, the sum of the rates taken. Raises TypeError or ValueError for arguments out of place, and in the
-    step whose schedule(t) is not positive and finite, naming t.
+    The clock is t, the sum of the rates taken. Raises TypeError or ValueError for invalid arguments, and at the first
+    step whose schedule(t) is not positive and finite, with t in the message.
     """
 
     landscape: Landscape
@@ -63,13 +63,13 @@ class ScheduledGradientDescent(Descent):
 class ScheduledStochasticGradientDescent(MinibatchDescent):
     r"""SGD  θ_{k+1} = θ_k − h_k g_B(θ_k),  h_k = h·schedule(t_k),  t_{k+1} = t_k + h_k.
 
-    g_B is a mini-batch gradient drawn as ``StochasticGradientDescent`` draws it; a step costs b/N of a gradient. The
+    g_B is a mini-batch gradient, drawn as in ``StochasticGradientDescent``; a step costs b/N of a gradient. The
     clock is t, the sum of the rates taken, the same for all members of a batch. ``flows.schedules`` has the usual
     schedules. Its flow is ``StochasticModifiedEquation`` with the same schedule.
 
-    A step depends on t as well as on θ: ``noise_at`` gives a state's noise, ``step_noise`` raises UnsupportedError.
-    Raises TypeError or ValueError for arguments out of place, and in the step whose schedule(t) is not positive and
-    finite, naming t.
+    A step depends on t as well as on θ: ``noise_at`` returns a state's noise, ``step_noise`` raises UnsupportedError.
+    Raises TypeError or ValueError for invalid arguments, and at the first step whose schedule(t) is not positive and
+    finite, with t in the message.
     """
 
     landscape: FiniteSum
@@ -115,8 +115,8 @@ class ScheduledStochasticGradientDescent(MinibatchDescent):
         return self.rate(state.time) * self.gradient_noise(state.theta)
 
     def step_noise(self, theta: Tensor) -> Tensor:
-        """Raises UnsupportedError: θ does not tell the time, and with it the rate."""
+        """Raises UnsupportedError: θ does not determine the time, and hence the rate."""
         raise UnsupportedError(
-            "the noise of a step depends on the time, which theta does not tell: use noise_at(state), or "
-            "StochasticGradientDescent at the rate of the time in question"
+            "the noise of a step depends on the time, which theta does not determine: use noise_at(state), or "
+            "StochasticGradientDescent at the rate of that time"
         )

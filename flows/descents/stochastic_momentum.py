@@ -1,4 +1,4 @@
-r"""Heavy ball on mini-batch gradients: as torch.optim writes it, and on the scale where momentum is friction."""
+r"""Heavy ball on mini-batch gradients: in torch.optim's form, and scaled with momentum as friction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from landscapes import FiniteSum
 
 @dataclass(frozen=True)
 class MomentumState:
-    """θ (..., d), the buffer or velocity that moves it (..., d), and the order of the examples (..., N)."""
+    """θ (..., d), the buffer or the velocity (..., d), and the order of the examples (..., N)."""
 
     theta: Tensor
     momentum: Tensor
@@ -25,14 +25,14 @@ class MomentumState:
 
 
 class MomentumDescent(MinibatchDescent):
-    """Starts at rest and draws one mini-batch a step: what the two stochastic heavy balls share."""
+    """Base of the two stochastic heavy balls: starts at rest and draws one mini-batch per step."""
 
     def start(self, theta0: Tensor) -> MomentumState:
         """θ0 at rest, and the examples in their given order."""
         return MomentumState(theta0, torch.zeros_like(theta0), self.first_order(theta0))
 
     def gradient(self, state: MomentumState, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """g_B(θ) of the mini-batch of step k, and the order that the next step takes up."""
+        """g_B(θ) of the mini-batch of step k, and the order of the examples for the next step."""
         index, order = self.sampler.draw(state.order, k, generator)
         return self.landscape.batch_grad(state.theta, index), order
 
@@ -45,9 +45,9 @@ class MomentumDescent(MinibatchDescent):
 class StochasticHeavyBall(MomentumDescent):
     r"""SGD with momentum  p_{k+1} = β p_k + g_B(θ_k),  θ_{k+1} = θ_k − h p_{k+1},  p_0 = 0.
 
-    This is torch.optim.SGD(momentum=β) on the same mini-batches, drawn as ``StochasticGradientDescent`` draws them; the
+    This is torch.optim.SGD(momentum=β) on the same mini-batches, drawn as in ``StochasticGradientDescent``; the
     literature's velocity is v = −h p. A step costs b/N of a gradient. The clock is t = k·h. Raises TypeError or
-    ValueError for arguments out of place, 0 ≤ momentum < 1 among them.
+    ValueError for invalid arguments, such as a momentum outside [0, 1).
     """
 
     landscape: FiniteSum
@@ -72,7 +72,7 @@ class StochasticHeavyBall(MomentumDescent):
         return MomentumState(torch.add(state.theta, buffer, alpha=-self.h), buffer, order)
 
     def velocity(self, state: MomentumState) -> Tensor:
-        """v = −h p, the step that led here."""
+        """v = −h p, the last step."""
         return -self.h * state.momentum
 
     def full_batch(self) -> HeavyBall:
@@ -89,10 +89,10 @@ class StochasticHeavyBall(MomentumDescent):
 class ScaledStochasticHeavyBall(MomentumDescent):
     r"""Heavy ball with friction μ on mini-batches  v' = v − h(μv + g_B(x)),  x' = x + h v',  v_0 = 0.
 
-    To rounding ``StochasticHeavyBall`` at learning rate h² and momentum 1 − hμ, with v = −h p; with the full gradient
-    it is ``ScaledHeavyBall``. As h → 0 at fixed μ it tends to dV = −(μV + ∇f) dt + √h σ(X) dW, dX = V dt (Li, Tai & E
-    2017, arXiv 1511.06251). A step costs b/N of a gradient. The clock is t = k·h, h the square root of the learning
-    rate. Raises TypeError or ValueError for arguments out of place, 0 ≤ friction ≤ 1/h among them.
+    Up to rounding this is ``StochasticHeavyBall`` at learning rate h² and momentum 1 − hμ, with v = −h p; with the full
+    gradient it is ``ScaledHeavyBall``. As h → 0 at fixed μ it tends to dV = −(μV + ∇f) dt + √h σ(X) dW, dX = V dt (Li,
+    Tai & E 2017, arXiv 1511.06251). A step costs b/N of a gradient. The clock is t = k·h, h the square root of the
+    learning rate. Raises TypeError or ValueError for invalid arguments, such as a friction outside [0, 1/h].
     """
 
     landscape: FiniteSum
@@ -115,7 +115,7 @@ class ScaledStochasticHeavyBall(MomentumDescent):
         return state.momentum
 
     def full_batch(self) -> ScaledHeavyBall:
-        """The same with the full gradient: the mean of a step from a state of the same velocity."""
+        """The same step with the full gradient: the mean of a step from a state of the same velocity."""
         return ScaledHeavyBall(self.landscape, self.h, self.friction)
 
     def mean_state(self, state: MomentumState) -> Tensor:
@@ -123,5 +123,5 @@ class ScaledStochasticHeavyBall(MomentumDescent):
         return torch.cat([state.theta, state.momentum], dim=-1)
 
     def step_noise(self, theta: Tensor) -> Tensor:
-        """h²·√(c·tr D(θ)), of x and whatever the velocity, shape (...,)."""
+        """h²·√(c·tr D(θ)), that of x, independent of the velocity, shape (...,)."""
         return self.h**2 * self.gradient_noise(theta)

@@ -1,4 +1,4 @@
-r"""SVAG: SGD made to follow its stochastic differential equation, by smaller steps with proportionally more noise."""
+r"""SVAG: a simulation of SGD's stochastic differential equation by smaller steps with proportionally larger noise."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class SVAG(MinibatchDescent):
     g₁ and g₂ are the gradients of two independent mini-batches. c₊ + c₋ = 1 and c₊² + c₋² = l, so that the step's
     gradient has the mean ∇f and l times the covariance of a mini-batch gradient: l steps have, to first order in h, the
     mean and the covariance of one SGD step, and as ``level`` l → ∞ the run tends to dX = −∇f dt + √h σ(X) dW at the SGD
-    rate h (weak error O(1/l) at fixed h, on finite times). So it shows whether SGD at that rate behaves as its equation
-    does, and integrates none. l = 1 is ``StochasticGradientDescent`` with the same draws.
+    rate h (weak error O(1/l) at fixed h, on finite times). It thus tests, without integrating the equation, whether SGD
+    at that rate behaves like its equation. l = 1 is ``StochasticGradientDescent`` with the same draws.
 
-    ``h`` is the rate of the SGD that is modelled, the steps are h/l and the clock is t = k·h/l. A step costs 2b/N of a
+    ``h`` is the rate of the modelled SGD, the steps are h/l and the clock is t = k·h/l. A step costs 2b/N of a
     gradient, b/N at l = 1. State (θ, order of the examples). ``sampling``: "replacement" or "subset"; "epoch" at l = 1
     only, since the noise of a reshuffled epoch of steps h/l sums to zero and vanishes as l grows.
-    Li, Malladi & Arora 2021, arXiv 2102.12470. Raises TypeError or ValueError for arguments out of place.
+    Li, Malladi & Arora 2021, arXiv 2102.12470. Raises TypeError or ValueError for invalid arguments.
     """
 
     landscape: FiniteSum
@@ -43,8 +43,8 @@ class SVAG(MinibatchDescent):
         self.check_minibatches()
         if check_count("level", self.level) > 1 and self.sampling == "epoch":
             raise ValueError(
-                "sampling must be 'replacement' or 'subset' at level > 1, got 'epoch': the two mini-batches of a step "
-                "and those of different steps are independent, a reshuffled epoch's are not"
+                "sampling must be 'replacement' or 'subset' at level > 1, got 'epoch': SVAG needs independent "
+                "mini-batches, and those of a reshuffled epoch are dependent"
             )
 
     @property
@@ -63,7 +63,7 @@ class SVAG(MinibatchDescent):
         return theta0, self.first_order(theta0)
 
     def step(self, state: tuple[Tensor, Tensor], k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """θ − (h/l)[c₊ g₁(θ) + c₋ g₂(θ)]; at l = 1, where c₋ = 0, no second batch is drawn."""
+        """θ − (h/l)[c₊ g₁(θ) + c₋ g₂(θ)]; at l = 1 c₋ = 0, and no second batch is drawn."""
         theta, order = state
         index, order = self.sampler.draw(order, k, generator)
         grad = self.landscape.batch_grad(theta, index)

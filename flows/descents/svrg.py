@@ -1,4 +1,4 @@
-r"""SVRG: mini-batch gradients whose noise shrinks, by what the same mini-batch said at a snapshot."""
+r"""SVRG: variance reduction by the gradient of the same mini-batch at a snapshot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from landscapes.noise.trace import BLOCK
 
 @dataclass(frozen=True)
 class SnapshotState:
-    """θ, the snapshot θ̃ and ∇f(θ̃), all (..., d), NaN before the first is taken, and the examples' order (..., N)."""
+    """θ, the snapshot θ̃ and ∇f(θ̃), all (..., d), NaN before the first snapshot; the examples' order (..., N)."""
 
     theta: Tensor
     snapshot: Tensor
@@ -30,15 +30,15 @@ class SnapshotState:
 class SVRG(MinibatchDescent):
     r"""Stochastic variance reduced gradient  θ_{k+1} = θ_k − h[g_B(θ_k) − g_B(θ̃) + ∇f(θ̃)].
 
-    The snapshot θ̃ is θ_k itself in every step k that ``period`` divides, and kept in the others. The gradient's mean
-    over mini-batches is ∇f(θ) and its covariance c·Cov_i(g_i(θ) − g_i(θ̃)), which is O(‖θ − θ̃‖²) where SGD's is cD(θ):
-    the noise shrinks as the run converges, and convergence is linear at a fixed h on strongly convex sums. Steps that
-    take a snapshot are full-batch steps: period 1 is gradient descent. Johnson & Zhang 2013, NeurIPS 26, their option I
-    (the snapshot is the last iterate, not one at random).
+    The snapshot θ̃ is set to θ_k in every step k that ``period`` divides, and kept in the others. The gradient's mean
+    over mini-batches is ∇f(θ) and its covariance c·Cov_i(g_i(θ) − g_i(θ̃)), which is O(‖θ − θ̃‖²), whereas SGD's is
+    cD(θ): the noise decreases as the run converges, and convergence is linear at a fixed h on strongly convex sums.
+    Steps that take a snapshot are full-batch steps: period 1 is gradient descent. Johnson & Zhang 2013, NeurIPS 26,
+    option I (the snapshot is the last iterate, not a random one).
 
-    Mini-batches are drawn as ``StochasticGradientDescent`` draws them. A step costs 2b/N of a gradient, a snapshot one
-    more. The clock is t = k·h. The noise depends on θ̃ too: ``noise_at`` gives a state's, ``step_noise`` raises
-    UnsupportedError. Raises TypeError or ValueError for arguments out of place.
+    Mini-batches are drawn as in ``StochasticGradientDescent``. A step costs 2b/N of a gradient, a snapshot one
+    more. The clock is t = k·h. The noise depends on θ̃ too: ``noise_at`` returns a state's noise, ``step_noise`` raises
+    UnsupportedError. Raises TypeError or ValueError for invalid arguments.
     """
 
     landscape: FiniteSum
@@ -53,7 +53,7 @@ class SVRG(MinibatchDescent):
 
     @property
     def couples(self) -> bool:
-        """False: the gradient is that of a mini-batch less its snapshot's."""
+        """False: the step is not along the mini-batch gradient alone."""
         return False
 
     def start(self, theta0: Tensor) -> SnapshotState:
@@ -62,7 +62,7 @@ class SVRG(MinibatchDescent):
         return SnapshotState(theta0, nothing, nothing, self.first_order(theta0))
 
     def step(self, state: SnapshotState, k: int, generator: torch.Generator) -> SnapshotState:
-        """θ − h[g_B(θ) − g_B(θ̃) + ∇f(θ̃)], θ̃ = θ first where the period divides k."""
+        """θ − h[g_B(θ) − g_B(θ̃) + ∇f(θ̃)], after θ̃ = θ if the period divides k."""
         theta, snapshot, gradient = state.theta, state.snapshot, state.gradient
         if k % self.period == 0:
             snapshot, gradient = theta, self.landscape.grad(theta)
@@ -80,7 +80,7 @@ class SVRG(MinibatchDescent):
     def covariance_trace(self, state: SnapshotState) -> Tensor:
         """tr Cov(g_B(θ) − g_B(θ̃)) = c·(1/N) Σ_i ‖g_i(θ) − g_i(θ̃) − mean‖², shape (...,); NaN before a snapshot.
 
-        Two gradients an example, a block of them at a time.
+        Cost: two gradients per example, in blocks.
         """
         mean = (self.landscape.grad(state.theta) - state.gradient)[..., None, :]
         total = torch.zeros(state.theta.shape[:-1], dtype=state.theta.dtype, device=state.theta.device)
@@ -90,18 +90,18 @@ class SVRG(MinibatchDescent):
         return self.sampler.variance_factor() * total / self.landscape.size
 
     def noise_at(self, state: SnapshotState) -> Tensor:
-        """Root mean square distance from the full-batch step of a step with this state's snapshot, shape (...,)."""
+        """Root mean square distance of a step with this state's snapshot from the full-batch step, shape (...,)."""
         return self.h * self.covariance_trace(state).sqrt()
 
     def noise_of_step(self, state: SnapshotState, k: int) -> Tensor:
-        """The same of step k, (...,): zero where it takes a snapshot."""
+        """``noise_at`` for step k, (...,): zero if the step takes a snapshot."""
         if k % self.period == 0:
             return torch.zeros(state.theta.shape[:-1], dtype=state.theta.dtype, device=state.theta.device)
         return self.noise_at(state)
 
     def step_noise(self, theta: Tensor) -> Tensor:
-        """Raises UnsupportedError: θ does not tell the snapshot."""
+        """Raises UnsupportedError: θ does not determine the snapshot."""
         raise UnsupportedError(
-            "the noise of an SVRG step depends on its snapshot, which theta does not tell: use noise_at(state), or "
-            "compare flows with full_batch()"
+            "the noise of an SVRG step depends on its snapshot, which theta does not determine: use "
+            "noise_at(state), or compare flows with full_batch()"
         )

@@ -150,7 +150,7 @@ def test_controls_at_the_edges(control):
     assert control(averages_of(0.0, 1.0, 2.0), SquaredMean(), 0.1).item() == 0.0  # at the minimum
     noiseless = control(averages_of(0.0, 0.0, 2.0), SquaredMean(), 0.1).item()  # there, and no noise
     assert noiseless == pytest.approx(1.0 if control is best_rate else 1 - 2 * math.sqrt(0.2))
-    kept = averages_of(1.0, 1.0, 2.0).towards(torch.tensor([0.3]), torch.tensor([math.nan]))
+    kept = averages_of(1.0, 1.0, 2.0).relax(torch.tensor([0.3]), torch.tensor([math.nan]))
     assert kept.item() == pytest.approx(0.3)
 
 
@@ -271,7 +271,7 @@ def test_full_batches_noise_and_velocity(normal):
     for before, after in itertools.pairwise(states):
         assert_close(momentum.velocity(after), after.theta - before.theta)
     assert rate.velocity(state) is None
-    with pytest.raises(UnsupportedError, match=r"rates that the run has come to.*noise_at"):
+    with pytest.raises(UnsupportedError, match=r"rates of the run.*noise_at"):
         rate.step_noise(theta0)
 
 

@@ -378,7 +378,7 @@ def test_arguments_of_mini_batches_and_of_the_rate():
         StochasticDriftAdjustedDescent(Rosenbrock(), 0.1, 1)
     with pytest.raises(ValueError, match="sampling must be one of"):
         StochasticDriftAdjustedDescent(landscape, 0.1, 1, "shuffle")
-    with pytest.raises(ValueError, match="power must be above 0, got 0: there the rate is a constant"):
+    with pytest.raises(ValueError, match="power must be above 0, got 0: the rate is then a constant"):
         adjusted_rate(v, 0.0, 5.0)
     with pytest.raises(ValueError, match="cap must be positive"):
         adjusted_rate(v, 1.0, 0.0)
