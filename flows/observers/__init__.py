@@ -1,17 +1,17 @@
-r"""Observers: what a run shows while it goes on, in ``integrate``, ``descend`` and a user's own loop.
+r"""Observers: quantities recorded along a run, by ``integrate``, ``descend`` or a user's own loop.
 
-An observer has a ``name``, an ``every``, and is called with (k, t, θ); it returns named tensors of one shape a run. One
-that shows a single quantity calls it by its name, one that shows several by its name and theirs: "top eigenvalues".
-``LandscapeObserver`` is the base of all that ask a landscape: they count what they ask, and ``observer_costs`` of a
-trajectory shows it.
+An observer has a ``name``, an ``every``, and is called with (k, t, θ); it returns named tensors, of the same shapes at
+every call of a run. A single quantity has the observer's name; of several, each has the observer's name and its own:
+"top eigenvalues". ``LandscapeObserver`` is the base of observers that evaluate a landscape: they count evaluations,
+which the trajectory has as ``observer_costs``.
 
-    top = TopEigenpairs(net, count=4)                       # shared: eigenpairs are found once a state
+    top = TopEigenpairs(net, count=4)                       # shared: eigenpairs are computed once per state
     observers = [Loss(net), top, StabilityCoefficients(top, h), GradientPredictions(top, h)]
     run = descend(GradientDescent(net, h), net.theta0, 100, observers=observers)
     run.observations["stability regimes"], run.observer_costs["top"]["hvp"]
 
-Curvature is that of real θ: at complex θ (``PrincipalFlow`` on its complex branch) these observers raise
-UnsupportedError. A NaN in θ or in a product gives NaN.
+Curvature needs real θ: at complex θ (``PrincipalFlow`` on its complex branch) its observers raise UnsupportedError. A
+NaN in θ or in a product gives NaN.
 """
 
 from flows.engines.recorder import LandscapeObserver, Observer

@@ -17,7 +17,7 @@ from landscapes import Landscape
 
 @final
 class Loss(LandscapeObserver):
-    """f(θ) at every ``every``-th state, as "loss"; the real part where θ is complex. One loss a state."""
+    """f(θ) at every ``every``-th state, as "loss"; the real part if θ is complex. One loss per state."""
 
     def __init__(self, landscape: Landscape, every: int = 1, name: str = "loss"):
         super().__init__(landscape, every, name)
@@ -30,7 +30,7 @@ class Loss(LandscapeObserver):
 
 @final
 class GradientNorm(LandscapeObserver):
-    """‖∇f(θ)‖ at every ``every``-th state, as "gradient norm"; the modulus where θ is complex. One gradient a state."""
+    """‖∇f(θ)‖ at every ``every``-th state, as "gradient norm"; the modulus if θ is complex. One gradient per state."""
 
     def __init__(self, landscape: Landscape, every: int = 1, name: str = "gradient norm"):
         super().__init__(landscape, every, name)
@@ -43,7 +43,7 @@ class GradientNorm(LandscapeObserver):
 @final
 @dataclass(frozen=True)
 class Checkpoint:
-    """The latest state on disk, ``folder``/state.safetensors: what is left of a run that is killed."""
+    """Writes the latest state to ``folder``/state.safetensors, so that it survives if the run is killed."""
 
     folder: str | os.PathLike[str]
     every: int = 1
@@ -53,6 +53,6 @@ class Checkpoint:
         writable_folder(self.folder)
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
-        """Writes the state; nothing to keep in the trajectory."""
+        """Write the state; return no quantities."""
         save_tensors(Path(self.folder), "state", {"theta": theta}, {"k": k, "t": t})
         return {}

@@ -1,4 +1,4 @@
-r"""Drift: how far one iteration of gradient descent ends from gradient flow over the same time."""
+r"""Drift: the distance of one iteration of gradient descent from gradient flow over the same time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from landscapes.wrappers.base import Wrapper
 
 @final
 class Displaced(Wrapper):
-    """f(θ + δ) as a function of δ: a short path from θ is followed to its own precision, not to that of θ."""
+    """f(θ + δ) as a function of δ, so that rounding is relative to the length of a short path, not to ‖θ‖."""
 
     def __init__(self, landscape: Landscape, theta: Tensor):
         self.landscape = landscape
@@ -35,16 +35,16 @@ class Displaced(Wrapper):
 
 @final
 class Drift(LandscapeObserver):
-    r"""The drift of one iteration from θ, θ − h∇f(θ) − X(h; θ) with X gradient flow, measured and as ‖Hg‖ predicts it.
+    r"""The drift of one iteration from θ, θ − h∇f(θ) − X(h; θ) with X gradient flow, measured and predicted from ‖Hg‖.
 
     "drift measured" (...,): its norm, gradient flow integrated to ``accuracy`` times the prediction. "drift predicted"
-    (...,): (h²/2)‖Hg‖, the leading term. "drift ratio" (...,): measured over predicted, 1 + O(h). At full-batch
-    gradient descent of rate h it is the run's own drift per iteration; along any other run, what gradient descent's
-    would be from there. Measured and ratio are NaN where gradient flow cannot be followed over h (it leaves the finite
-    numbers, or steps underflow); the ratio also where Hg = 0.
+    (...,): (h²/2)‖Hg‖, the leading term. "drift ratio" (...,): measured over predicted, 1 + O(h). Along full-batch
+    gradient descent of rate h it is the run's own drift per iteration; along other runs, that of gradient descent
+    started at each state. Measured and ratio are NaN if gradient flow cannot be integrated over h (it overflows, or
+    steps underflow); the ratio also if Hg = 0.
 
-    Cost a member and state: a gradient, an HVP, and dopri5's gradients, 7 where one step does. The members of a batch
-    are integrated one by one, each to its own accuracy. Moduli at complex θ.
+    Cost per member and state: a gradient, an HVP, and dopri5's gradients, 7 if one step suffices. The members of a
+    batch are integrated one by one, each to its own accuracy. Moduli at complex θ.
     """
 
     def __init__(self, landscape: Landscape, h: float, *, accuracy: float = 1e-3, every: int = 1, name: str = "drift"):
@@ -55,9 +55,9 @@ class Drift(LandscapeObserver):
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
         """{"drift measured": (...,), "drift predicted": (...,), "drift ratio": (...,)}."""
         members = self.landscape.check(theta).detach().reshape(-1, theta.shape[-1])
-        return each_member(lambda i: self._shown(members[i]), theta.shape[:-1])
+        return each_member(lambda i: self._quantities(members[i]), theta.shape[:-1])
 
-    def _shown(self, theta: Tensor) -> dict[str, Tensor]:
+    def _quantities(self, theta: Tensor) -> dict[str, Tensor]:
         point = self.counted.expand(theta)
         gradient = point.grad
         curvature = torch.linalg.vector_norm(point.hvp(gradient))
@@ -65,13 +65,13 @@ class Drift(LandscapeObserver):
         moves = bool(gradient.any())
         flow = self._flow(theta, self._tolerance(theta, gradient, curvature)) if moves else gradient
         measured = torch.linalg.vector_norm(-self.h * gradient - flow)
-        shown = {"measured": measured, "predicted": predicted, "ratio": measured / predicted}
-        return {f"{self.name} {quantity}": value for quantity, value in shown.items()}
+        quantities = {"measured": measured, "predicted": predicted, "ratio": measured / predicted}
+        return {f"{self.name} {quantity}": value for quantity, value in quantities.items()}
 
     def _tolerance(self, theta: Tensor, gradient: Tensor, curvature: Tensor) -> float:
-        """The error allowed in a component of X: ``accuracy`` of the drift, but not below what rounding of θ does.
+        """The error allowed in a component of X: ``accuracy`` of the drift, but not below the effect of rounding θ.
 
-        Rounding moves θ by eps‖θ‖ and with it the gradient by about eps‖θ‖ ‖Hg‖/‖g‖: no solver gets below that.
+        Rounding changes θ by eps‖θ‖ and hence the gradient by about eps‖θ‖ ‖Hg‖/‖g‖, which bounds every solver.
         """
         eps = torch.finfo(theta.dtype).eps
         rounding = eps * torch.linalg.vector_norm(theta) / torch.linalg.vector_norm(gradient)
@@ -79,19 +79,19 @@ class Drift(LandscapeObserver):
         return float(allowed) / theta.shape[-1] ** 0.5
 
     def _flow(self, theta: Tensor, tolerance: float) -> Tensor:
-        """X(h; θ) − θ by gradient flow, (d,); NaN where the flow cannot be followed."""
-        lost = torch.full_like(theta, torch.nan)
-        if not tolerance < float("inf"):  # a NaN
-            return lost
+        """X(h; θ) − θ by gradient flow, (d,); NaN if the flow cannot be integrated."""
+        failed = torch.full_like(theta, torch.nan)
+        if not tolerance < float("inf"):  # true for NaN, too
+            return failed
         run = integrate(
             GradientFlow(Displaced(self.counted, theta)),
             torch.zeros_like(theta),
             [0.0, self.h],
             rtol=4 * torch.finfo(theta.dtype).eps,
             atol=max(tolerance, torch.finfo(theta.dtype).tiny),
-            first_step=self.h,  # hλ is about 1 where drift matters: one or two steps do
+            first_step=self.h,  # with hλ about 1, as where drift matters, one or two steps suffice
             keep="last",
         )
         if run.status == "interrupted":
-            raise KeyboardInterrupt  # which was meant for the run that is observed
-        return run.theta[-1] if run.status == "finished" and bool(run.alive) else lost
+            raise KeyboardInterrupt  # integrate caught it, but it is meant for the observed run
+        return run.theta[-1] if run.status == "finished" and bool(run.alive) else failed

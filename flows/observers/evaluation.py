@@ -1,4 +1,4 @@
-r"""Loss and accuracy on examples that a run does not train on."""
+r"""Loss and accuracy on held-out examples."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Outputs = Callable[[Tensor], Tensor]
 class Evaluation(LandscapeObserver):
     r"""Loss and accuracy on held-out data: "test loss" and "test accuracy", (...,).
 
-    ``landscape``: the loss on those data. ``outputs``: θ (d,) ↦ outputs of the examples, (N, C) with the largest for
-    the class that is predicted, or (N,) or (N, 1), positive for class 1 and not for class 0 (log-odds).
-    ``targets`` (N,): their classes, whole numbers. A network on test data is all three:
+    ``landscape``: the loss on these data. ``outputs``: θ (d,) ↦ outputs of the examples, (N, C), the largest one for
+    the predicted class, or (N,) or (N, 1), positive for class 1 and non-positive for class 0 (log-odds).
+    ``targets`` (N,): their classes, integers. A network on test data provides all three:
 
         test = NetworkLandscape(module, cross_entropy, inputs, targets)
         Evaluation(test, test.outputs, targets)
 
-    "test accuracy" is the share of examples predicted right, in θ's precision; one with a NaN among its outputs is not.
-    For the loss alone take ``Loss(test, name="test loss")``. Two passes forward a member and state, both counted as
-    losses. The loss is its real part at complex θ, where classes are not defined: UnsupportedError.
+    "test accuracy" is the fraction of correct predictions, in θ's precision; an example with a NaN output is incorrect.
+    For the loss alone use ``Loss(test, name="test loss")``. Two forward passes per member and state, both counted as
+    losses. Classes are not defined at complex θ, which raises UnsupportedError.
 
-    Raises TypeError or ValueError for targets that are no whole numbers, and for outputs of another shape when called.
+    Raises TypeError or ValueError for targets that are not integers, and, when called, for outputs of another shape.
     """
 
     def __init__(self, landscape: Landscape, outputs: Outputs, targets: Tensor, *, every: int = 1, name: str = "test"):
@@ -45,12 +45,12 @@ class Evaluation(LandscapeObserver):
         members = self.landscape.check(theta).detach().reshape(-1, theta.shape[-1])
         if theta.is_complex():
             raise UnsupportedError(
-                f"observer {self.name!r} takes real theta only, got {theta.dtype}: complex outputs name no class; "
+                f"observer {self.name!r} takes real theta only, got {theta.dtype}: complex outputs define no class; "
                 "observe the loss alone by Loss(landscape, name='test loss')"
             )
-        return each_member(lambda i: self._shown(members[i]), theta.shape[:-1])
+        return each_member(lambda i: self._quantities(members[i]), theta.shape[:-1])
 
-    def _shown(self, theta: Tensor) -> dict[str, Tensor]:
+    def _quantities(self, theta: Tensor) -> dict[str, Tensor]:
         loss = self.counted.loss(theta)
         self.counts["loss"] += 1
         outputs = self._outputs(theta).detach()
@@ -59,7 +59,7 @@ class Evaluation(LandscapeObserver):
 
 
 def predicted_classes(outputs: Tensor, shape: torch.Size) -> Tensor:
-    """The classes that outputs (*shape, C), (*shape, 1) or (*shape,) name, int64 of that shape; −1 where one is NaN."""
+    """The classes predicted by outputs (*shape, C), (*shape, 1) or (*shape,), int64 (*shape,); −1 if one is NaN."""
     if not outputs.is_floating_point() or outputs.shape[: len(shape)] != shape or outputs.ndim > len(shape) + 1:
         raise ValueError(
             f"outputs must be real numbers of shape {(*shape, 'C')} or {tuple(shape)}, targets having shape "
@@ -71,7 +71,7 @@ def predicted_classes(outputs: Tensor, shape: torch.Size) -> Tensor:
 
 
 def check_classes(targets: Tensor) -> Tensor:
-    """Return the targets; raise unless they are whole numbers (N, ...), at least one."""
+    """Return the targets; raise unless they are integers (N, ...), at least one."""
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise TypeError(f"targets must be a tensor of classes, whole numbers, got {kind}; convert with .long()")

@@ -1,7 +1,7 @@
-r"""The wanted modes of the Hessian along a run, found once a state for all observers that share them.
+r"""The requested modes of the Hessian along a run, computed once per state for all observers that share them.
 
-A mode is an eigenpair (λ_i, u_i) with the gradient's component gᵀu_i, small enough numbers to be kept in float64 on the
-CPU whatever θ's precision and device.
+A mode is an eigenpair (λ_i, u_i) with the gradient's component gᵀu_i. The numbers are float64 on the CPU, independent
+of θ's precision and device.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def check_real_theta(observer: LandscapeObserver, theta: Tensor) -> Tensor:
     if theta.is_complex():
         raise UnsupportedError(
             f"observer {observer.name!r} takes real theta only, got {theta.dtype}: a complex Hessian has no real "
-            "eigenvalues and orthogonal modes; run PrincipalFlow with branch='real', or observe theta.real in a loop "
-            "of your own"
+            "eigenvalues and orthogonal modes; run PrincipalFlow with branch='real', or observe theta.real in your "
+            "own loop"
         )
     if theta.numel() == 0:
         raise ValueError(f"theta must have at least one member, got shape {tuple(theta.shape)}")
@@ -35,14 +35,14 @@ def check_real_theta(observer: LandscapeObserver, theta: Tensor) -> Tensor:
 
 
 def each_member(function: Callable[[int], dict[str, Tensor]], batch: torch.Size) -> dict[str, Tensor]:
-    """What ``function`` says of each member, 0 to n − 1, in the shape of the batch: name → (*batch, ...)."""
-    seen = [function(i) for i in range(batch.numel())]
-    return {name: torch.stack([s[name] for s in seen]).reshape((*batch, *seen[0][name].shape)) for name in seen[0]}
+    """The results of ``function`` for members 0 to n − 1, in the shape of the batch: name → (*batch, ...)."""
+    found = [function(i) for i in range(batch.numel())]
+    return {name: torch.stack([f[name] for f in found]).reshape((*batch, *found[0][name].shape)) for name in found[0]}
 
 
 @dataclass(frozen=True)
 class Modes:
-    """The wanted eigenpairs of one member at one state, and the gradient there."""
+    """The requested eigenpairs of one member at one state, and the gradient at it."""
 
     gradient: Tensor  # (d,)
     followed: FollowedPairs
@@ -63,10 +63,10 @@ class Modes:
 
 
 class ModeFollower:
-    r"""What one run reuses from state to state: a tracker for each member, and the modes of the latest state.
+    r"""The memory of one run: an eigenpair tracker for each member, and the modes of the latest state.
 
-    Whoever asks first at a state pays for its modes, the others get them for nothing. A state that does not come after
-    the last one, or has another shape, begins a new run, and all is forgotten.
+    The first observer at a state computes its modes, the others reuse them at no cost. A state that does not come after
+    the last one, or has another shape, starts a new run with an empty memory.
     """
 
     def __init__(self, count: int, which: str, tolerance: float, limit: int):
@@ -82,10 +82,11 @@ class ModeFollower:
         self._k = -1
         self._theta = torch.zeros(0)
 
-    def at(self, counted: Counted, k: int, theta: Tensor) -> list[Modes]:
-        """The modes of every member of real θ (..., d), paid for by ``counted`` unless another has asked before."""
+    def find(self, counted: Counted, k: int, theta: Tensor) -> list[Modes]:
+        """The modes of every member of real θ (..., d), computed by ``counted`` unless another observer has done so."""
         same = same_kind(theta, self._theta)
-        shared = same and k == self._k and counted not in self._asked and equal(theta, self._theta)
+        # A second request by the same observer is no sharing: it is a new run that starts at the same k and θ.
+        shared = same and k == self._k and counted not in self._asked and are_equal(theta, self._theta)
         if not shared:
             theta = theta.clone()  # a user's optimiser may step in place
             members = theta.reshape(-1, theta.shape[-1])
@@ -99,7 +100,7 @@ class ModeFollower:
 
     def _flag(self) -> None:
         pairs = [modes.followed.pairs for modes in self._modes]
-        if not all(p.converged or bool(p.values.isnan().any()) for p in pairs):  # a NaN is no want of products
+        if not all(p.converged or bool(p.values.isnan().any()) for p in pairs):  # more products do not help a NaN
             flag_unconverged(
                 f"eigenpairs: limit={self._options['limit']} HVPs did not reach tolerance "
                 f"{self._options['tolerance']:g} at every state; give more, or a larger tolerance"
@@ -111,8 +112,8 @@ def same_kind(theta: Tensor, other: Tensor) -> bool:
     return (theta.shape, theta.dtype, theta.device) == (other.shape, other.dtype, other.device)
 
 
-def equal(theta: Tensor, other: Tensor) -> bool:
-    """Whether two θ of one shape are equal, NaN to NaN."""
+def are_equal(theta: Tensor, other: Tensor) -> bool:
+    """Whether two θ of one shape are equal, with NaN equal to NaN."""
     return torch.allclose(theta, other, rtol=0, atol=0, equal_nan=True)
 
 

@@ -1,11 +1,11 @@
-r"""Changes of gᵀu_i and of the loss as gradient flow, IGR and the principal flow predict them, beside what happened.
+r"""Changes of gᵀu_i and of the loss: observed, and predicted by gradient flow, IGR and the principal flow.
 
-With λ_i and u_i frozen a model of coefficient α moves the components by d(gᵀu_i)/dt = λ_i α(hλ_i) gᵀu_i, so that after
-n = Δt/h steps gᵀu_i is multiplied by F_i = exp(n x α(x)), x = hλ_i:
+With λ_i and u_i frozen, the components under a model of coefficient α obey d(gᵀu_i)/dt = λ_i α(hλ_i) gᵀu_i, so that
+after n = Δt/h steps gᵀu_i is multiplied by F_i = exp(n x α(x)), x = hλ_i:
 
     gradient flow exp(−nx),   modified flow (IGR) exp(−n(x + x²/2)),   principal flow (1 − x)ⁿ,
 
-and the loss, in each mode a parabola (gᵀu_i)²/(2λ_i) above its minimum, changes by Σ_i (F_i² − 1)(gᵀu_i)²/(2λ_i).
+and the loss, which in each mode is (gᵀu_i)²/(2λ_i) above its minimum, changes by Σ_i (F_i² − 1)(gᵀu_i)²/(2λ_i).
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from landscapes.errors import check_positive
 @final
 @dataclass(frozen=True)
 class FrozenModel:
-    r"""A model of gradient descent where Hessian and eigenvectors stand still.
+    r"""A model of gradient descent with constant Hessian and eigenvectors.
 
-    ``coefficient``: x = hλ ↦ Re α(x). ``turns``: beyond x = 1 it changes sign at every step, Im(x α(x)) = π.
+    ``coefficient``: x = hλ ↦ Re α(x). ``turns``: whether for x > 1 it changes sign at every step, Im(x α(x)) = π.
     """
 
     coefficient: Callable[[Tensor], Tensor]
     turns: bool = False
 
     def component_change(self, component: Tensor, x: Tensor, steps: float) -> Tensor:
-        """(F − 1) gᵀu, its real part where (1 − x)ⁿ is complex: x > 1 and a number of steps that is not whole."""
+        """(F − 1) gᵀu, the real part if (1 − x)ⁿ is complex: x > 1 and a number of steps that is no integer."""
         return component * self._growth(x, steps)
 
     def loss_change(self, component: Tensor, x: Tensor, steps: float, h: float) -> Tensor:
-        """(F² − 1)(gᵀu)²/(2λ), real part likewise; −(gᵀu)² n h at λ = 0."""
+        """(F² − 1)(gᵀu)²/(2λ), or its real part; −(gᵀu)² n h at λ = 0."""
         flat = x == 0
         return component.square() * h * torch.where(flat, -steps, self._growth(x, 2 * steps) / (2 * (x + flat)))
 
     def _growth(self, x: Tensor, steps: float) -> Tensor:
-        """Re F − 1, exact where F is near 1."""
+        """Re F − 1, by expm1 without cancellation near F = 1."""
         exponent = steps * (x * self.coefficient(x)) if steps else 0 * x  # 0 · ∞ at x = 1
         turn = torch.where(x > 1, math.cos(math.pi * steps), 1.0) if self.turns else torch.ones_like(x)
         return torch.expm1(exponent) * turn + (turn - 1)
@@ -58,12 +58,12 @@ FROZEN_MODELS = {
     "modified flow": FrozenModel(lambda x: -1 - x / 2),
     "principal flow": FrozenModel(real_coefficient, turns=True),
 }
-"""The models whose predictions are shown, by name; the modified flow is that of order 2 (IGR)."""
+"""The models whose predictions are recorded, by name; the modified flow is that of order 2 (IGR)."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What predictions from one member's state need: its modes, and the rest of the gradient as one more mode."""
+    """The inputs of predictions from one member's state: its modes, and the rest of the gradient as one more mode."""
 
     modes: Modes
     loss: float
@@ -73,23 +73,23 @@ class Outlook:
 
 @final
 class GradientPredictions(LandscapeObserver):
-    r"""Predicted beside observed change of gᵀu_i and of the loss since the state observed before.
+    r"""Predicted and observed changes of gᵀu_i and of the loss since the previously observed state.
 
-    "change of gradient components: observed" (..., k) is uᵀ(g − g_before) with the u_i of the state before, in its
-    followed order, and ": gradient flow", ": modified flow" (order 2, IGR), ": principal flow" what each model predicts
-    from there for the elapsed time, n = Δt/h steps. "change of loss: …" (...,) likewise. "change before: eigenvalues"
-    and "change before: gradient components" (..., k): λ_i and gᵀu_i that the predictions start from, "change before:
-    remainder norm" and "change before: remainder curvature" (...,) those of the rest of the gradient. All are NaN at
-    the first state, which has none before it.
+    "change of gradient components: observed" (..., k) is uᵀ(g − g_before) with the u_i of the previous state, in its
+    followed order; ": gradient flow", ": modified flow" (order 2, IGR) and ": principal flow" are the predictions of
+    each model from that state for the elapsed time, n = Δt/h steps. "change of loss: …" (...,) likewise. "change
+    before: eigenvalues" and "change before: gradient components" (..., k): λ_i and gᵀu_i at the previous state;
+    "change before: remainder norm" and "change before: remainder curvature" (...,): those of the rest of the gradient.
+    All are NaN at the first state.
 
-    The rest of the gradient, r outside the modes, counts as one mode of its Rayleigh quotient rᵀHr/‖r‖², the one-point
-    Gauss rule of its spectral measure. On a quadratic each model's predictions are then exact for its own flow, the
-    principal flow's for gradient descent, up to that rule, which is itself exact for the principal flow at n = 1.
-    Elsewhere, against one step of descent, gᵀu_i has an error O(h²) (H moves), the loss O(h³), gradient flow's O(h²).
-    Where the principal flow is complex, hλ_i > 1 between whole steps, the real part is given.
+    The rest of the gradient, r outside the modes, is treated as one mode with its Rayleigh quotient rᵀHr/‖r‖², the
+    one-point Gauss rule of its spectral measure. On a quadratic each model's predictions are then exact for its own
+    flow, the principal flow's for gradient descent, up to that rule, which is itself exact for the principal flow at
+    n = 1. Otherwise, compared with one step of descent, gᵀu_i has an error O(h²), as H changes, and the loss O(h³), for
+    gradient flow O(h²). If the principal flow is complex, hλ_i > 1 and n no integer, the real part is returned.
 
-    ``pairs``: the eigenpairs, shared with it and others; beyond them one loss and one HVP a member and state. One run
-    at a time: k that does not grow begins a new one. Source: Rosca et al. 2023, arXiv 2302.01952. Raises as
+    ``pairs``: the observer whose eigenpairs are shared; further cost: one loss and one HVP per member and state. One
+    run at a time: a k that does not grow starts a new run. Source: Rosca et al. 2023, arXiv 2302.01952. Raises as
     ``TopEigenpairs``.
     """
 
@@ -103,15 +103,15 @@ class GradientPredictions(LandscapeObserver):
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
         theta = check_real_theta(self, theta)
-        modes = self._follower.at(self.counted, k, theta)
+        modes = self._follower.find(self.counted, k, theta)
         members = theta.reshape(-1, theta.shape[-1])
         now = [outlook(self.counted, x, m) for x, m in zip(members, modes, strict=True)]
         continues = k > self._k and same_kind(theta, self._theta)
         before, steps = (self._before, (t - self._t) / self.h) if continues else (now, math.nan)
         self._before, self._k, self._t, self._theta = now, k, t, theta
-        return each_member(lambda i: self._shown(before[i], now[i], steps), theta.shape[:-1])
+        return each_member(lambda i: self._quantities(before[i], now[i], steps), theta.shape[:-1])
 
-    def _shown(self, before: Outlook, now: Outlook, steps: float) -> dict[str, Tensor]:
+    def _quantities(self, before: Outlook, now: Outlook, steps: float) -> dict[str, Tensor]:
         components = before.modes.components(before.modes.gradient)
         x = self.h * before.modes.eigenvalues
         observed = before.modes.components(now.modes.gradient) - components
@@ -138,7 +138,7 @@ class GradientPredictions(LandscapeObserver):
 
 
 def outlook(counted: Counted, theta: Tensor, modes: Modes) -> Outlook:
-    """What predictions from θ (d,) need beyond its modes: one loss and one HVP."""
+    """The inputs of predictions from θ (d,): its modes, and one loss and one HVP."""
     point = counted.expand(theta)
     remainder = modes.remainder()
     size = float(torch.linalg.vector_norm(remainder))

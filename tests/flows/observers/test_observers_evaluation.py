@@ -94,7 +94,7 @@ def test_an_example_with_a_nan_is_not_right():
 def test_the_loss_alone_at_complex_theta():
     theta = torch.ones(2) + 1j
     assert Loss(QUADRATIC, name="test loss")(0, 0.0, theta)["test loss"].item() == 0
-    with pytest.raises(UnsupportedError, match=r"complex outputs name no class.*Loss\(landscape"):
+    with pytest.raises(UnsupportedError, match=r"complex outputs define no class.*Loss\(landscape"):
         Evaluation(QUADRATIC, linear, torch.tensor([1, 0, 0, 0]))(0, 0.0, theta)
 
 
