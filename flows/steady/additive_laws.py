@@ -1,7 +1,8 @@
-r"""The law of SGD and of its equation with additive noise on a quadratic, for all three samplings, exactly.
+r"""The exact law of SGD and of its equation with additive noise on a quadratic, for all three samplings.
 
 From the minimum, in the eigenbasis of H, with p_i = 1 − δλ_i, the steps y' = y − δHy + ε with noise that sums to zero
-over periods of M steps, Cov(ε_j, ε_k) = q (δ_jk − κ/M) D within a period and zero between two, have after s steps of it
+over periods of M steps, Cov(ε_j, ε_k) = q (δ_jk − κ/M) D within a period and zero between two, have after s steps of a
+period
 
     Cov y = p_iˢ S_ij p_jˢ + q D_ij [Σ_{k<s} (p_i p_j)ᵏ − (κ/M) Σ_{k<s} p_iᵏ Σ_{k<s} p_jᵏ],   S at the period's start.
 
@@ -32,12 +33,12 @@ class AdditiveLaw:
 
     @cached_property
     def sampler(self) -> Sampling:
-        """How the mini-batches are drawn."""
+        """The sampling of the mini-batches."""
         return sampling_of(self.landscape.size, self.batch_size, self.sampling)
 
     @property
     def epoch(self) -> int:
-        """m = N/b, the steps of an epoch."""
+        """m = N/b, the number of steps of an epoch."""
         return self.landscape.size // self.batch_size
 
     @cached_property
@@ -49,23 +50,24 @@ class AdditiveLaw:
 
     def descent(self, k: int) -> float:
         """E f of SGD after k steps from the minimum."""
-        return self._mean_loss(self._stepped(self.h, 1, k))
+        return self._mean_loss(self._chain_covariance(self.h, 1, k))
 
     def euler(self, k: int, substeps: int) -> float:
         """E f at t = kh of the equation by Euler's method with ``substeps`` steps in h."""
-        return self._mean_loss(self._stepped(self.h / substeps, substeps, k * substeps))
+        return self._mean_loss(self._chain_covariance(self.h / substeps, substeps, k * substeps))
 
     def equation(self, t: float) -> float:
         """E f of the equation at time t from the minimum."""
         length = self.epoch * self.h
+        # The shift makes a t that is whole epochs up to rounding count as whole; it is subtracted again below.
         whole, rest = divmod(t + 1e-9 * self.h, length)
         covariance = torch.zeros_like(self._modes[1])
         for _ in range(int(whole)):
-            covariance = self._moved(covariance, length)
-        return self._mean_loss(self._moved(covariance, max(rest - 1e-9 * self.h, 0.0)))
+            covariance = self._advance(covariance, length)
+        return self._mean_loss(self._advance(covariance, max(rest - 1e-9 * self.h, 0.0)))
 
-    def _moved(self, covariance: Tensor, s: float) -> Tensor:
-        """The equation's covariance s after a period's start, s at most a period."""
+    def _advance(self, covariance: Tensor, s: float) -> Tensor:
+        """The equation's covariance at time s after the start of a period, s at most a period."""
         values, noise = self._modes
         kept = torch.exp(-values * s)
         single, both = (1 - kept) / values, values[:, None] + values
@@ -75,14 +77,14 @@ class AdditiveLaw:
         made = self.h * self.sampler.diffusion_factor() * noise * made
         return kept[:, None] * covariance * kept + made
 
-    def _stepped(self, dt: float, substeps: int, k: int) -> Tensor:
+    def _chain_covariance(self, dt: float, substeps: int, k: int) -> Tensor:
         """The covariance after k steps of dt."""
         values, noise = self._modes
         p = 1 - dt * values
         powers = p[:, None] ** torch.arange(self.epoch * substeps + 1, dtype=torch.float64)  # (d, M + 1)
         q = dt * self.h * self.sampler.diffusion_factor()
 
-        def moved(covariance: Tensor, s: int) -> Tensor:
+        def advance(covariance: Tensor, s: int) -> Tensor:
             before = powers[:, :s]
             made = before @ before.mT
             if self.sampling == "epoch":
@@ -92,8 +94,8 @@ class AdditiveLaw:
         whole, rest = divmod(k, self.epoch * substeps)
         covariance = torch.zeros_like(noise)
         for _ in range(whole):
-            covariance = moved(covariance, self.epoch * substeps)
-        return moved(covariance, rest)
+            covariance = advance(covariance, self.epoch * substeps)
+        return advance(covariance, rest)
 
     def _mean_loss(self, covariance: Tensor) -> float:
         """E f = ½ Σ λ_i Cov_ii."""

@@ -1,11 +1,11 @@
-r"""Laws of linear stochastic equations and of linear stochastic steps, exactly.
+r"""Exact laws of linear stochastic equations and of linear stochastic steps.
 
-Over a time t both take an offset y = x − x* to A_t y + ζ, ζ Gaussian of mean 0 and covariance Q_t, with
+Over a time t both map an offset y = x − x* to A_t y + ζ, ζ Gaussian of mean 0 and covariance Q_t, with
 
     A_{s+t} = A_t A_s,      Q_{s+t} = A_t Q_s A_tᵀ + Q_t.
 
-Whatever is said of a law follows from the pair (A_t, Q_t), and a long time from short ones by doubling: nothing
-overflows on the way that is not large at the end. Everything here is dense float64 algebra, for small dimensions.
+Every property of a law follows from the pair (A_t, Q_t). Long times are composed from short ones by doubling, so that
+intermediate results overflow only if the final one does. All algebra is dense, in float64, for small dimensions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from landscapes.toys.closed_form import check_real_tensor, symmetric_matrix
 
 
 class NoStationaryLawError(ValueError):
-    """A linear equation or step whose law does not settle: one ``eigenvalue`` of its matrix does not contract."""
+    """A linear equation or step without stationary law: one ``eigenvalue`` of its matrix does not contract."""
 
     def __init__(self, sentence: str, eigenvalue: complex):
         super().__init__(sentence)
@@ -38,13 +38,13 @@ class Transition:
     propagator: Tensor
     covariance: Tensor
 
-    def then(self, later: Transition) -> Transition:
-        """This one, and a later one with noise of its own."""
+    def compose(self, later: Transition) -> Transition:
+        """This transition followed by a later one with independent noise."""
         a = later.propagator
         return Transition(a @ self.propagator, a @ self.covariance @ a.mT + later.covariance)
 
-    def where(self, condition: Tensor, other: Transition) -> Transition:
-        """This one where ``condition`` (...,) holds, the other elsewhere."""
+    def select(self, condition: Tensor, other: Transition) -> Transition:
+        """This transition where ``condition`` (...,) holds, the other elsewhere, as ``torch.where``."""
         chosen = condition[..., None, None]
         return Transition(
             torch.where(chosen, self.propagator, other.propagator),
@@ -53,21 +53,21 @@ class Transition:
 
 
 class LinearLaw(ABC):
-    """The law of a linear process about ``centre`` x* (s,), from its transitions; times may be vectors of times."""
+    """The law of a linear process about ``centre`` x* (s,), from its transitions; times may be tensors."""
 
     centre: Tensor
 
     @abstractmethod
     def clock(self, t: float | Tensor) -> Tensor:
-        """Times or numbers of steps, of any shape, checked: finite and not negative."""
+        """Return times or numbers of steps, of any shape; raise unless they are finite and not negative."""
 
     @abstractmethod
     def transition(self, t: float | Tensor) -> Transition:
-        """What time t does, of shape t.shape + (s, s)."""
+        """The transition over time t, matrices of shape t.shape + (s, s)."""
 
     @abstractmethod
     def stationary(self) -> Tensor:
-        """S (s, s), the covariance that the law settles to; NoStationaryLawError where it does not."""
+        """S (s, s), the limit of the covariance; NoStationaryLawError if there is none."""
 
     @abstractmethod
     def circulation(self) -> Tensor:
@@ -92,13 +92,14 @@ class LinearLaw(ABC):
 
     def autocovariance(self, lag: float | Tensor) -> Tensor:
         """E (X(t + lag) − x*)(X(t) − x*)ᵀ in the stationary law: A_lag S, transposed at −lag; lag.shape + (s, s)."""
-        lags = torch.as_tensor(np.asarray(lag) if isinstance(lag, (int, float)) else lag)  # floats in full
+        # By numpy, which makes a Python float a float64 and keeps an int; torch would round to its default dtype.
+        lags = torch.as_tensor(np.asarray(lag) if isinstance(lag, (int, float)) else lag)
         lags = lags.to(self.centre.device)
         matrix = self.transition(lags.abs()).propagator @ self.stationary()
         return torch.where((lags < 0)[..., None, None], matrix.mT, matrix)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """The stationary law's log density at x (..., s), shape (...,), dtype of x; ValueError where it has none."""
+        """The stationary law's log density at x (..., s), shape (...,), dtype of x; ValueError if it has no density."""
         self.check_state("x", x)
         covariance = self.stationary()
         offset = x.to(self.centre) - self.centre
@@ -111,9 +112,9 @@ class LinearLaw(ABC):
         return torch.distributions.MultivariateNormal(torch.zeros_like(self.centre), covariance).log_prob(offset).to(x)
 
     def sample(self, x0: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
-        """A path from each x0 (..., s) at times (T,), times[0] the start, as drawn: (T, ..., s), dtype of x0.
+        """A random path from each x0 (..., s) at times (T,), times[0] the start: (T, ..., s), dtype of x0.
 
-        Exact in law whatever the spacing; the law of a linear step is Gaussian if its noise is. ``generator`` must be
+        Exact in law for every spacing; the law of linear steps is Gaussian if their noise is. ``generator`` must be
         on the law's device. Raises ValueError unless times increase strictly.
         """
         self.check_state("x0", x0)
@@ -143,7 +144,7 @@ class LinearChain(LinearLaw):
 
     ``matrix`` A (s, s), ``noise_covariance`` N (s, s), symmetric, positive semidefinite, possibly singular, ``centre``
     x* (s,). SGD on a quadratic with noise that does not depend on x is such a chain: A = I − hH, N = h²C. Means and
-    covariances hold for ξ of any law. Raises TypeError or ValueError where the arguments do not fit.
+    covariances hold for ξ of any law. Raises TypeError or ValueError for invalid arguments.
     """
 
     matrix: Tensor
@@ -160,7 +161,7 @@ class LinearChain(LinearLaw):
     def clock(self, t: float | Tensor) -> Tensor:
         steps = torch.as_tensor(t, device=self.centre.device)
         if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
-            raise TypeError(f"a chain's time counts steps: give whole numbers, got {steps.dtype}")
+            raise TypeError(f"a chain's time counts steps: give integers, got {steps.dtype}")
         if bool((steps < 0).any()):
             raise ValueError(f"numbers of steps must not be negative, got {int(steps.min())}")
         return steps.long()
@@ -175,9 +176,9 @@ class LinearChain(LinearLaw):
         )
         power = Transition(self.matrix, self.noise_covariance)
         for bit in range(int(steps.max()).bit_length() if steps.numel() else 0):
-            power = power.then(power) if bit else power
-            total = total.then(power).where((steps >> bit) & 1 == 1, total)
-        return finite(total, t)
+            power = power.compose(power) if bit else power
+            total = total.compose(power).select((steps >> bit) & 1 == 1, total)
+        return finite_transition(total, t)
 
     def stationary(self) -> Tensor:
         """S = ASAᵀ + N."""
@@ -186,11 +187,11 @@ class LinearChain(LinearLaw):
         if abs(worst) >= 1 - rounding(self.matrix):
             raise NoStationaryLawError(
                 f"matrix must have its eigenvalues within the unit circle for a stationary law, got {worst:.6g}: use a "
-                "smaller learning rate, or covariance(t), which exists without",
+                "smaller learning rate, or covariance(t), which needs no stationary law",
                 worst,
             )
         solution = solve_discrete_lyapunov(self.matrix.cpu().numpy(), self.noise_covariance.cpu().numpy())
-        return symmetrised(torch.from_numpy(solution).to(self.centre))
+        return symmetrise(torch.from_numpy(solution).to(self.centre))
 
     def circulation(self) -> Tensor:
         """½(SAᵀ − AS), E ½(y x'ᵀ − x' yᵀ): the mean area swept per step, in each plane of coordinates."""
@@ -198,20 +199,20 @@ class LinearChain(LinearLaw):
         return (moved.mT - moved) / 2
 
 
-def finite(transition: Transition, t: float | Tensor) -> Transition:
-    """Return the transition; raise where it is beyond the range of float64."""
+def finite_transition(transition: Transition, t: float | Tensor) -> Transition:
+    """The transition with a symmetric covariance; raise if it is beyond the range of float64."""
     if not bool(transition.propagator.isfinite().all() and transition.covariance.isfinite().all()):
         raise ValueError(f"the law grows beyond the range of float64 within t = {t}: use shorter times")
-    return Transition(transition.propagator, symmetrised(transition.covariance))
+    return Transition(transition.propagator, symmetrise(transition.covariance))
 
 
-def symmetrised(matrix: Tensor) -> Tensor:
+def symmetrise(matrix: Tensor) -> Tensor:
     """½(M + Mᵀ)."""
     return (matrix + matrix.mT) / 2
 
 
 def rounding(matrix: Tensor) -> float:
-    """What an eigenvalue of a matrix (s, s) of norm 1 may be off by in float64."""
+    """A bound on the float64 rounding error of an eigenvalue of a matrix (s, s) of norm 1."""
     return 8 * matrix.shape[-1] * torch.finfo(torch.float64).eps
 
 
@@ -225,8 +226,8 @@ def correlation(covariance: Tensor) -> tuple[Tensor, Tensor]:
 def root_of(covariance: Tensor) -> Tensor:
     r"""B (..., s, s) with BBᵀ = C, for a positive semidefinite C that may be singular, by eigenvectors.
 
-    Of the correlations: components of very different size, as position and velocity over a short time, keep their
-    digits. Eigenvalues below zero, which rounding leaves, count as zero.
+    The eigenvectors are those of the correlations, so that components of very different size, as position and velocity
+    over a short time, keep their relative accuracy. Negative eigenvalues, a result of rounding, are set to zero.
     """
     matrix, scale = correlation(covariance)
     eigenvalues, vectors = torch.linalg.eigh(matrix)
@@ -255,5 +256,7 @@ def check_covariance(name: str, value: Tensor, size: int) -> Tensor:
     lowest, largest = float(eigenvalues[0]), float(eigenvalues.abs().max())
     precision = torch.finfo(value.dtype)
     if lowest < -100 * size * precision.eps * largest - precision.tiny:
-        raise ValueError(f"{name} must be positive semidefinite, got the eigenvalue {lowest:.6g} beside {largest:.6g}")
+        raise ValueError(
+            f"{name} must be positive semidefinite, got the eigenvalue {lowest:.6g}, the largest being {largest:.6g}"
+        )
     return matrix

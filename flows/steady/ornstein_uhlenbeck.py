@@ -1,11 +1,11 @@
-r"""Ornstein–Uhlenbeck processes: what a stochastic modified equation becomes near a minimum, with its exact law.
+r"""Ornstein–Uhlenbeck processes: the linearisation of a stochastic modified equation at a minimum, with its exact law.
 
     dX = −F(X − x*) dt + B dW,   C = BBᵀ
 
 At a minimum θ* with Hessian H and gradient noise of covariance C(θ*), SGD's equation of order 1 has F = H, that of
-order 2 F = H + (h/2)H², both with hC(θ*); momentum's have twice the state. The descent's own law there is a
-``LinearChain``, so that what the equation gets wrong is known without a draw. F and C do not commute in general: then
-the stationary S, FS + SFᵀ = C, is not ½F⁻¹C, and its current not zero. Chaudhari & Soatto 2018, arXiv 1710.11029.
+order 2 F = H + (h/2)H², both with hC(θ*); for momentum the state has twice the size. The descent's own law is a
+``LinearChain``, so that the error of the equation is computed without sampling. If F and C do not commute, the
+stationary S, FS + SFᵀ = C, is not ½F⁻¹C, and its current is not zero. Chaudhari & Soatto 2018, arXiv 1710.11029.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from flows.steady.linear_laws import (
     check_covariance,
     check_matrix,
     check_vector,
-    finite,
+    finite_transition,
     root_of,
     rounding,
-    symmetrised,
+    symmetrise,
 )
 from landscapes import Landscape, Quadratic, UnsupportedError
 from landscapes.errors import check_positive
@@ -43,11 +43,11 @@ from landscapes.noise.base import Kind
 from landscapes.toys.closed_form import cast, check_real_tensor
 
 MOST = 2000
-"""The largest number of parameters that a law is linearised for: its matrices are dense."""
+"""The largest number of parameters of a linearised law: its matrices are dense."""
 
 
 class NotAMinimumError(ValueError):
-    """A law was asked for about a point that is no minimum; ``measured`` is the eigenvalue or gradient that says so."""
+    """A law was requested at a point that is no minimum; ``measured`` is the offending eigenvalue or gradient norm."""
 
     def __init__(self, sentence: str, measured: float):
         super().__init__(sentence)
@@ -55,7 +55,7 @@ class NotAMinimumError(ValueError):
 
 
 class LinearFlow(LinearLaw, StochasticFlow):
-    """dX = −F(X − x*) dt + B dW as a flow and as a law: what the two Ornstein–Uhlenbeck processes share."""
+    """Base of the two Ornstein–Uhlenbeck processes: dX = −F(X − x*) dt + B dW as a flow and as a law."""
 
     drift: Tensor
     diffusion_matrix: Tensor
@@ -102,20 +102,20 @@ class LinearFlow(LinearLaw, StochasticFlow):
     def transition(self, t: float | Tensor) -> Transition:
         r"""A_t = e^{−Ft} and Q_t = ∫₀ᵗ e^{−Fs} C e^{−Fᵀs} ds, of any F, stable or not.
 
-        From Van Loan's exponential over a time of ‖F‖t ≤ 1, doubled: of a stable F the block's e^{Fᵀt} would overflow
-        long before t is large. Van Loan 1978, IEEE Trans. Automat. Contr. 23.
+        By Van Loan's exponential over a time with ‖F‖t ≤ 1 and doubling, since for a stable F the block e^{Fᵀt} would
+        overflow at moderate t. Van Loan 1978, IEEE Trans. Automat. Contr. 23.
         """
         times = self.clock(t)
         norm = torch.linalg.matrix_norm(self.drift, ord=1)
-        doublings = (norm * times).log2().ceil().clamp(min=0).long()  # log 0 = −∞ is no doubling
+        doublings = (norm * times).log2().ceil().clamp(min=0).long()  # log 0 = −∞ is clamped to no doubling
         result = self._short_transition(times / torch.exp2(doublings.double()), norm)
         for done in range(int(doublings.max()) if doublings.numel() else 0):
-            result = result.then(result).where(doublings > done, result)
-        return finite(result, t)
+            result = result.compose(result).select(doublings > done, result)
+        return finite_transition(result, t)
 
     def _short_transition(self, times: Tensor, norm: Tensor) -> Transition:
-        """The transition where ‖F‖t ≤ 1: exp [[−F, C], [0, Fᵀ]]t holds e^{−Ft} and Q_t e^{Fᵀt}."""
-        # C at F's own scale: the exponential's scaling, chosen by the larger, would cost the smaller its digits.
+        """The transition for ‖F‖t ≤ 1: the blocks of exp [[−F, C], [0, Fᵀ]]t are e^{−Ft} and Q_t e^{Fᵀt}."""
+        # C is scaled to F's norm: matrix_exp scales by the norm of the whole, and a much smaller block loses accuracy.
         scale = torch.linalg.matrix_norm(self.diffusion_matrix, ord=1) / torch.where(norm > 0, norm, 1)
         scale = torch.where(scale > 0, scale, 1)
         upper = torch.cat([-self.drift, self.diffusion_matrix / scale], dim=-1)
@@ -132,11 +132,11 @@ class LinearFlow(LinearLaw, StochasticFlow):
         if worst.real <= rounding(self.drift) * float(eigenvalues.abs().max()):
             raise NoStationaryLawError(
                 f"drift must have eigenvalues of positive real part for a stationary law, got {worst:.6g}: "
-                "covariance(t) exists without",
+                "covariance(t) needs no stationary law",
                 worst,
             )
         solution = solve_continuous_lyapunov(self.drift.cpu().numpy(), self.diffusion_matrix.cpu().numpy())
-        return symmetrised(torch.from_numpy(solution).to(self.centre))
+        return symmetrise(torch.from_numpy(solution).to(self.centre))
 
     def circulation(self) -> Tensor:
         r"""Q = ½(FS − SFᵀ) = E ½(X_i dX_j − X_j dX_i)/dt, about x*: the mean area swept per time in each plane."""
@@ -144,7 +144,7 @@ class LinearFlow(LinearLaw, StochasticFlow):
         return (pulled - pulled.mT) / 2
 
     def current(self, x: Tensor) -> Tensor:
-        """−QS⁻¹(x − x*), the stationary probability current over the density, at x (..., s), where S is regular."""
+        """−QS⁻¹(x − x*), the stationary probability current over the density, at x (..., s), for a regular S."""
         self.check_state("x", x)
         offset = x.to(self.centre) - self.centre
         return -(torch.linalg.solve(self.stationary(), offset[..., None])[..., 0] @ self.circulation().mT).to(x)
@@ -155,10 +155,10 @@ class LinearFlow(LinearLaw, StochasticFlow):
 class OrnsteinUhlenbeck(LinearFlow):
     r"""dX = −F(X − x*) dt + B dW,  BBᵀ = C;  ``drift`` F (s, s), ``diffusion_matrix`` C (s, s), ``centre`` x* (s,).
 
-    C is symmetric, positive semidefinite and may be singular; B is made of its eigenvectors, or ``root`` (s, m), which
-    fixes m, the number of Brownian motions. F may be unstable: only what is stationary then raises. As a flow X has the
-    state's dtype; the law (``mean``, ``covariance``, ``stationary``, ``autocovariance``, ``sample``, ``log_density``)
-    is float64. Raises TypeError or ValueError where shapes or values do not fit.
+    C is symmetric, positive semidefinite and may be singular; B is formed from its eigenvectors, or is ``root`` (s, m),
+    with m the number of Brownian motions. F may be unstable: then only methods of the stationary law raise. As a flow X
+    has the state's dtype; the law (``mean``, ``covariance``, ``stationary``, ``autocovariance``, ``sample``,
+    ``log_density``) is float64. Raises TypeError or ValueError for invalid shapes or values.
     """
 
     drift: Tensor
@@ -170,9 +170,9 @@ class OrnsteinUhlenbeck(LinearFlow):
 @final
 @dataclass(frozen=True, eq=False)
 class MomentumOrnsteinUhlenbeck(LinearFlow):
-    r"""An Ornstein–Uhlenbeck process of position and velocity: state (x, v) (..., 2d), which starts at rest.
+    r"""An Ornstein–Uhlenbeck process of position and velocity: state (x, v) (..., 2d), starting at rest.
 
-    Arguments and errors as OrnsteinUhlenbeck, with s = 2d even.
+    Arguments and errors as in OrnsteinUhlenbeck, with s = 2d even.
     """
 
     drift: Tensor
@@ -183,7 +183,7 @@ class MomentumOrnsteinUhlenbeck(LinearFlow):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.centre) % 2:
-            raise ValueError(f"centre must hold as many velocities as positions, got {len(self.centre)} numbers")
+            raise ValueError(f"centre must have as many velocities as positions, got {len(self.centre)} numbers")
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0)."""
@@ -202,9 +202,10 @@ def ornstein_uhlenbeck_at(
 ) -> OrnsteinUhlenbeck:
     r"""The stochastic modified equation of order p = 1, 2 about a minimum θ* (d,): F = H or H + (h/2)H², hC(θ*).
 
-    Noise is frozen at θ*. ``tolerance``: the gradient's norm, over √tr C(θ*), and the Hessian's lowest eigenvalue,
-    below zero and over the largest, may be up to it; more is a NotAMinimumError. Takes d HVPs and a dense covariance.
-    Raises UnsupportedError above ``MOST`` parameters; ValueError for a noise whose steps are not independent.
+    The noise is that at θ*. ``tolerance`` bounds the gradient's norm relative to √tr C(θ*) and the modulus of a
+    negative eigenvalue of the Hessian relative to the largest; beyond it NotAMinimumError is raised. Cost: d HVPs and a
+    dense covariance. Raises UnsupportedError above ``MOST`` parameters; ValueError for a noise whose steps are not
+    independent.
     """
     check_model(landscape, h)
     check_order(order, landscape, "ornstein_uhlenbeck_at")
@@ -224,8 +225,8 @@ def momentum_ornstein_uhlenbeck_at(
 ) -> MomentumOrnsteinUhlenbeck:
     r"""The stochastic modified equation of scaled momentum of order p = 1, 2 about a minimum θ* (d,), at rest.
 
-    State (x, v), μ = ``friction``. p = 1: F = [[0, −I], [H, μI]]; p = 2 has (h/2)[[H, μI], [μH, μ²I − H]] besides; the
-    noise hC(θ*) is v's alone, and takes d normals. Other arguments and errors as ``ornstein_uhlenbeck_at``.
+    State (x, v), μ = ``friction``. p = 1: F = [[0, −I], [H, μI]]; p = 2 adds (h/2)[[H, μI], [μH, μ²I − H]]; the
+    noise hC(θ*) acts on v only, with m = d. Other arguments and errors as in ``ornstein_uhlenbeck_at``.
     """
     check_model(landscape, h)
     check_friction(friction, h)
@@ -243,7 +244,7 @@ def linear_sgd_at(
 ) -> LinearChain:
     r"""SGD's own law about a minimum θ* (d,):  x' = x − h(H(x − θ*) + ξ), Cov ξ = C(θ*); A = I − hH, N = h²C(θ*).
 
-    Exact up to second moments where the landscape is quadratic and its noise constant. Arguments and errors as
+    Exact up to second moments if the landscape is quadratic and its noise constant. Arguments and errors as in
     ``ornstein_uhlenbeck_at``.
     """
     check_model(landscape, h)
@@ -262,7 +263,7 @@ def linear_momentum_at(
 ) -> LinearChain:
     r"""Scaled heavy ball's own law about a minimum:  v' = (1 − hμ)v − h(H(x − θ*) + ξ),  x' = x + hv'; state (x, v).
 
-    A = [[I − h²H, h(1 − hμ)I], [−hH, (1 − hμ)I]], N = [[h⁴C, h³C], [h³C, h²C]]. Arguments and errors as
+    A = [[I − h²H, h(1 − hμ)I], [−hH, (1 − hμ)I]], N = [[h⁴C, h³C], [h³C, h²C]]. Arguments and errors as in
     ``momentum_ornstein_uhlenbeck_at``.
     """
     check_model(landscape, h)
@@ -271,17 +272,17 @@ def linear_momentum_at(
     kept = (1 - h * friction) * torch.eye(len(hessian)).to(hessian)
     of_v = torch.cat([-h * hessian, kept], dim=-1)
     of_x = h * of_v + torch.eye(len(hessian), 2 * len(hessian)).to(hessian)
-    reach = torch.tensor([[h**2], [h]], dtype=torch.float64, device=hessian.device)  # of a gradient in x and in v
+    reach = torch.tensor([[h**2], [h]], dtype=torch.float64, device=hessian.device)  # effect of a gradient on x and v
     return LinearChain(torch.cat([of_x, of_v]), torch.kron(reach @ reach.mT, covariance), at_rest(theta_star))
 
 
 def minimum(landscape: Landscape, theta_star: Tensor, noise: GradientNoise, tolerance: float) -> tuple[Tensor, Tensor]:
-    """H(θ*) and C(θ*), float64; raise where they do not make a linear law about a minimum."""
+    """H(θ*) and C(θ*), float64; raise unless they define a linear law about a minimum."""
     check_noise(noise, landscape)
     check_positive("tolerance", tolerance)
     if landscape.dimension > MOST:
         raise UnsupportedError(
-            f"linear laws are dense and built up to {MOST} parameters, got {landscape.dimension}: integrate the "
+            f"linear laws are dense and limited to {MOST} parameters, got {landscape.dimension}: integrate the "
             "stochastic modified equation itself, or project H and C on leading eigenvectors for an OrnsteinUhlenbeck"
         )
     if isinstance(noise, MinibatchNoise) and noise.sampler.steps_to_zero() is not None:
@@ -298,21 +299,21 @@ def minimum(landscape: Landscape, theta_star: Tensor, noise: GradientNoise, tole
 
 
 def check_minimum(grad: Tensor, hessian: Tensor, covariance: Tensor, theta_star: Tensor, tolerance: float) -> None:
-    """Raise unless the gradient is small beside its noise, or is rounding, and the Hessian positive semidefinite."""
+    """Raise unless the gradient is small compared with noise or rounding, and the Hessian positive semidefinite."""
     eigenvalues = torch.linalg.eigvalsh(hessian)
     lowest, largest = float(eigenvalues[0]), float(eigenvalues.abs().max())
     if lowest < -tolerance * largest:
         raise NotAMinimumError(
-            f"theta_star must be a minimum, got the Hessian's eigenvalue {lowest:.6g} beside {largest:.6g}; go on to a "
-            "minimum, raise tolerance, or give OrnsteinUhlenbeck the drift: its law exists without one to settle to",
+            f"theta_star must be a minimum, got an eigenvalue {lowest:.6g} of the Hessian, the largest being "
+            f"{largest:.6g}; minimise further, raise tolerance, or use OrnsteinUhlenbeck, whose drift may be unstable",
             lowest,
         )
     norm, noise = float(grad.norm()), float(covariance.trace().clamp(min=0).sqrt())
     rounded = 10 * len(grad) * torch.finfo(grad.dtype).eps * largest * float(theta_star.norm())
     if norm > max(tolerance * noise, rounded):
         raise NotAMinimumError(
-            f"theta_star must be a minimum, got a gradient of norm {norm:.3g} where its noise √tr C is {noise:.3g}; go "
-            "on to a minimum (theta − H⁻¹∇f is nearer), or raise tolerance",
+            f"theta_star must be a minimum, got a gradient of norm {norm:.3g} with noise √tr C = {noise:.3g}; "
+            "minimise further (theta − H⁻¹∇f is closer), or raise tolerance",
             norm,
         )
 
@@ -328,7 +329,7 @@ def at_rest(theta: Tensor) -> Tensor:
 
 
 def check_root(root: Tensor, covariance: Tensor) -> Tensor:
-    """Return ``root`` B (s, m) in float64; raise unless BBᵀ is the covariance (s, s) to rounding."""
+    """Return ``root`` B (s, m) in float64; raise unless BBᵀ equals the covariance (s, s) up to rounding."""
     check_real_tensor("root", root)
     if root.ndim != 2 or len(root) != len(covariance):
         raise ValueError(f"root must have shape ({len(covariance)}, m), got {tuple(root.shape)}")

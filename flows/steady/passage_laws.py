@@ -1,4 +1,4 @@
-r"""Mean passage times in one dimension: the integral, Kramers' law, and that of the chain of discrete steps."""
+r"""Mean passage times in one dimension: by the exact integral, by Kramers' law, and for the chain of discrete steps."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ Values = NDArray[np.float64]
 Profile = Callable[[Values], Values]
 
 NODES = 8001  # of Simpson's rule on each side
-ORDER = 16  # of Gauss's rule on each interval of the chain's
-NEGLIGIBLE = 60.0  # e⁻⁶⁰ of the density at the bottom: what lies higher is left out
+ORDER = 16  # of Gauss's rule on each interval of the chain
+NEGLIGIBLE = 60.0  # the domain is cut where the density is e⁻⁶⁰ times that at the start
 SIEGMUND = 0.5825971579390107  # −ζ(½)/√(2π)
-SAFE = 1e-4  # relative rounding beyond which a chain's time is not given
+SAFE = 1e-4  # largest relative rounding error at which a chain's time is returned
 
 
 def ceiling(potential: Profile, temperature: float, start: float) -> float:
-    """x above ``start`` where the potential is so many temperatures above what it is there that nobody comes."""
+    """The upper end of the domain: x > ``start`` with V(x) = V(start) + 60 T, where the density is negligible."""
 
-    def above(x: float) -> float:
+    def excess(x: float) -> float:
         return float(potential(np.array(x)) - potential(np.array(start))) - NEGLIGIBLE * temperature
 
     far = start + 1.0
-    while above(far) < 0:
+    while excess(far) < 0:
         far = start + 2 * (far - start)
-    return float(brentq(above, start, far))
+    return float(brentq(excess, start, far))
 
 
 def passage_integral(potential: Profile, temperature: float, start: float, target: float) -> float:
-    r"""Mean time at which dX = −V'(X) dt + √(2T) dW from ``start`` first is at ``target`` below it.
+    r"""Mean time at which dX = −V'(X) dt + √(2T) dW from ``start`` first reaches ``target`` below it.
 
         (1/T) ∫_target^start e^{V(y)/T} ∫_y^∞ e^{−V(z)/T} dz dy
 
@@ -44,6 +44,7 @@ def passage_integral(potential: Profile, temperature: float, start: float, targe
     T = check_positive("temperature", temperature)
     below, above = np.linspace(target, start, NODES), np.linspace(start, ceiling(potential, T, start), NODES)
     v = potential(below)
+    # Exponents are relative to the extrema of V, so that exp does not overflow at small T before the last factor.
     floor, top = float(v.min()), float(v.max())
     beyond = simpson(np.exp(-(potential(above) - floor) / T), x=above)
     density = np.exp(-(v - floor) / T)
@@ -52,20 +53,20 @@ def passage_integral(potential: Profile, temperature: float, start: float, targe
 
 
 def seen_target(target: float, temperature: float, step: float) -> float:
-    r"""Where a target approached from above seems to lie if paths are seen at the ends of steps h = ``step`` only.
+    r"""The effective target, approached from above, of paths observed only at the ends of steps h = ``step``.
 
-    target − 0.5826 √(2Th): mean passage times are those of the diffusion to there, up to O(h). Siegmund 1979, Adv.
-    Appl. Probab. 11, 701.
+    target − 0.5826 √(2Th): the mean passage time of the steps to ``target`` is that of the diffusion to this point, up
+    to O(h). Siegmund 1979, Adv. Appl. Probab. 11, 701.
     """
     return target - SIEGMUND * math.sqrt(2 * check_positive("temperature", temperature) * check_positive("step", step))
 
 
 def kramers_time(barrier: float, temperature: float, minimum: Values, saddle: Values) -> float:
-    r"""Eyring and Kramers' mean time from one minimum to the other side, isotropic noise of temperature T in R^d.
+    r"""Eyring–Kramers mean time from a minimum across a saddle, with isotropic noise of temperature T in R^d.
 
         (2π/|λ₋|) √(|det H(saddle)|/det H(minimum)) e^{ΔV/T},    λ₋ the negative eigenvalue of H(saddle)
 
-    to first order in T. Hessians (d, d). Bovier, Eckhoff, Gayrard & Klein 2004, J. Eur. Math. Soc. 6, 399.
+    to leading order as T → 0. Hessians (d, d). Bovier, Eckhoff, Gayrard & Klein 2004, J. Eur. Math. Soc. 6, 399.
     """
     T = check_positive("temperature", temperature)
     eigenvalues = np.linalg.eigvalsh(saddle)
@@ -76,10 +77,10 @@ def kramers_time(barrier: float, temperature: float, minimum: Values, saddle: Va
 def chain_time(
     potential: Profile, slope: Profile, temperature: float, step: float, start: float, target: float
 ) -> float:
-    r"""Mean time at which x' = x − hV'(x) + √(2Th) ξ from ``start`` is first seen at ``target`` or below, h = ``step``.
+    r"""Mean time at which x' = x − hV'(x) + √(2Th) ξ from ``start`` is first at ``target`` or below, h = ``step``.
 
-    The time u(x) still to go solves u = h + ∫_target^∞ p(x, z) u(z) dz, p the normal density of a step: by Nyström's
-    method with Gauss's rule. NaN where u/h exceeds what float64 can tell from never.
+    The mean remaining time u(x) solves u = h + ∫_target^∞ p(x, z) u(z) dz, p the normal density of a step: by Nyström's
+    method with Gauss's rule. NaN if u/h is so large that the system is singular in float64.
     """
     width = math.sqrt(2 * check_positive("temperature", temperature) * check_positive("step", step))
     top = max(ceiling(potential, temperature, start), start + 10 * width)
@@ -90,9 +91,10 @@ def chain_time(
     z, w = x.ravel(), (half[:, None] * weights).ravel()
 
     def kernel(x: Values) -> Values:
-        away = (z - (x - step * slope(x))[:, None]) / width
-        return w * np.exp(-away * away / 2) / (width * math.sqrt(2 * math.pi))
+        offset = (z - (x - step * slope(x))[:, None]) / width
+        return w * np.exp(-offset * offset / 2) / (width * math.sqrt(2 * math.pi))
 
     still = np.linalg.solve(np.eye(len(z)) - kernel(z), np.full(len(z), step))
+    # Nyström's interpolation: the integral equation itself gives u between the nodes, to the order of the rule.
     time = step + float((kernel(np.array([start])) @ still)[0])
     return time if 0 < time * np.finfo(float).eps / step < SAFE else math.nan

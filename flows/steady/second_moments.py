@@ -1,7 +1,7 @@
-r"""Second moments of SGD, of SVAG and of their stochastic equations on sums of quadratics, exactly.
+r"""Exact second moments of SGD, of SVAG and of their stochastic equations on sums of quadratics.
 
-With z = (θ, 1) the gradients of the examples are B_i z, and Z = E zzᵀ obeys linear equations of its own, whether the
-noise is additive or multiplicative. With B = mean B_i and D(Z) = mean (B_i − B) Z (B_i − B)ᵀ, both padded by zeros,
+With z = (θ, 1) the gradients of the examples are B_i z, and Z = E zzᵀ obeys a closed linear equation for additive and
+for multiplicative noise. With B = mean B_i and D(Z) = mean (B_i − B) Z (B_i − B)ᵀ, both padded by zeros,
 
     θ' = θ − ηĝ, Cov ĝ = cD:            Z' = (I − ηB) Z (I − ηB)ᵀ + η²c D(Z)       SGD: η = h;  SVAG: η = h/l, c ↦ lc
     dX = −∇f dt + √(hc) D^{1/2} dW:     dZ/dt = −BZ − ZBᵀ + hc D(Z);  order 2: (I + (h/2)H)B for B in the drift
@@ -44,7 +44,7 @@ class SecondMoments:
 
     @cached_property
     def minimum(self) -> Tensor:
-        """θ* (d,), of least norm where there are several."""
+        """θ* (d,), the minimum of least norm."""
         return -torch.linalg.pinv(self.mean[:, :-1], hermitian=True) @ self.mean[:, -1]
 
     @property
@@ -77,7 +77,7 @@ class SecondMoments:
         moved = torch.linalg.matrix_exp(times.double()[:, None, None] * generator) @ first.reshape(-1)
         return moved.reshape(-1, size, size)
 
-    def observed(self, moments: Tensor) -> dict[str, Tensor]:
+    def expectations(self, moments: Tensor) -> dict[str, Tensor]:
         """E f, E‖∇f‖² and E‖θ − θ*‖² of moments Z (..., d + 1, d + 1), each (...,)."""
         hessian, pull = self.mean[:, :-1], self.mean[:, -1:]
         level = torch.tensor([[2 * self._level]], dtype=torch.float64)

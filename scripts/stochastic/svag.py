@@ -109,9 +109,10 @@ class Svag(Stochastic):
         theta0 = moments.minimum + 1
         time = torch.tensor([self.steps * h], dtype=torch.float64)
         exact = [
-            moments.observed(moments.descent(theta0, h / level, level * c, self.steps * level)[-1]) for level in levels
+            moments.expectations(moments.descent(theta0, h / level, level * c, self.steps * level)[-1])
+            for level in levels
         ]
-        equation = moments.observed(moments.equation(theta0, h, c, time)[0])
+        equation = moments.expectations(moments.equation(theta0, h, c, time)[0])
         found = {}
         for level in levels:
             descent = SVAG(landscape, h, self.batch_size, level, self.sampling)

@@ -20,7 +20,7 @@ from flows.comparison.laws import LOSS
 from flows.ensembles import WeakErrors, WeakOrderStudy, weak_errors
 from flows.ensembles.blocks import Function, block_seed
 from flows.ensembles.weak_figure import plot_weak_orders
-from flows.ensembles.weak_ladder import fitted
+from flows.ensembles.weak_ladder import fit_slope
 from flows.orders.ladder import check_ladder, whole_steps
 from flows.steady.second_moments import SecondMoments
 from landscapes import QuadraticSum
@@ -148,7 +148,7 @@ def exact_rows(study: WeakOrderStudy, exact: dict[str, list[float]], off: dict[s
     rows, finest = [], math.log(study.ladder[-2] / study.ladder[-1])
     for phi, errors in exact.items():
         bars = [e * x.standard_error / x.error for e, x in zip(errors, study.largest(phi), strict=True)]
-        slope = fitted(study.ladder, errors, bars, study.confidence).order
+        slope = fit_slope(study.ladder, errors, bars, study.confidence).order
         last = math.log(errors[-2] / errors[-1]) / finest
         sizes = [f"{error:.3e}" for error in errors]
         rows.append([study.name, phi, *sizes, f"{slope:.3f}", f"{last:.3f}", f"{off[phi]:.1f}"])
@@ -167,7 +167,7 @@ def square(theta: Tensor) -> Tensor:
 
 def observed(landscape: QuadraticSum, moments: Tensor) -> dict[str, Tensor]:
     """E φ of the second moments Z (T, d + 1, d + 1) of (θ, 1)."""
-    loss = SecondMoments(landscape).observed(moments)[LOSS]
+    loss = SecondMoments(landscape).expectations(moments)[LOSS]
     return {LOSS: loss, "θ₁": moments[:, 0, -1], "θ₁²": moments[:, 0, 0]}
 
 

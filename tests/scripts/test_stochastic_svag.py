@@ -40,7 +40,7 @@ def test_exact_moments_are_the_mean_over_every_pair_of_mini_batches(name, level)
         grads = landscape.example_grads(theta)  # (n, N, d)
         step = plus * grads[:, choices[:, 0]] + (minus * grads[:, choices[:, 1]] if level > 1 else 0)
         theta = (theta[:, None] - h / level * step).reshape(-1, landscape.dimension)
-    found = moments.observed(moments.descent(theta_start(moments), h / level, level, steps)[-1])
+    found = moments.expectations(moments.descent(theta_start(moments), h / level, level, steps)[-1])
     for key, function in moments.functions().items():
         assert_close(found[key], function(theta).mean(), rtol=1e-12, atol=1e-12)
 
@@ -53,9 +53,9 @@ def theta_start(moments):
 def test_equation_is_the_limit_of_svag_and_of_euler_steps(name):
     moments = SecondMoments(FINITE_SUMS[name]())
     h, time = 0.2, torch.tensor([0.0, 0.6], dtype=torch.float64)
-    exact = moments.observed(moments.equation(theta_start(moments), h, 0.5, time))
+    exact = moments.expectations(moments.equation(theta_start(moments), h, 0.5, time))
     descents = {n: moments.descent(theta_start(moments), h / n, 0.5 * n, 3 * n) for n in (512, 1024)}
-    fine = {n: moments.observed(states[-1]) for n, states in descents.items()}
+    fine = {n: moments.expectations(states[-1]) for n, states in descents.items()}
     for key, values in exact.items():
         assert_close(values[0], moments.functions()[key](theta_start(moments)))
         extrapolated = 2 * fine[1024][key] - fine[512][key]  # what is left is O(1/n²) ~ 1e-6
@@ -90,8 +90,8 @@ def test_script_prints_exact_moments_and_writes_a_figure(results):
     start = moments.minimum + 1
     block = out.split("linear-regression: ")[1]
     for name in ("loss", OFFSET):
-        svag = float(moments.observed(moments.descent(start, h / 2, 2.0, 6)[-1])[name])
-        equation = float(moments.observed(moments.equation(start, h, 1.0, time)[0])[name])
+        svag = float(moments.expectations(moments.descent(start, h / 2, 2.0, 6)[-1])[name])
+        equation = float(moments.expectations(moments.equation(start, h, 1.0, time)[0])[name])
         exact = [float(x) for x in row(block, f"{name}, exact")]
         assert exact[1:] == pytest.approx([svag, equation], abs=1e-5)
         paths, bar = (float(x) for x in row(block, f"{name}, from paths")[3:6:2])

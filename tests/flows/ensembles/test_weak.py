@@ -19,7 +19,7 @@ from flows import (
 )
 from flows.engines.trajectory import load_tensors
 from flows.ensembles import WeakErrors, weak_errors, weak_order
-from flows.ensembles.weak_ladder import fitted
+from flows.ensembles.weak_ladder import fit_slope
 from flows.steady.second_moments import SecondMoments
 from landscapes import NoisyQuadratic, QuadraticSum
 from landscapes.noise import MinibatchNoise
@@ -42,7 +42,7 @@ def exact_errors(landscape, h, order, steps):
     """E φ(X) − E φ(θ_k) of the equation and of SGD, from Z = E zzᵀ, z = (θ, 1)."""
     moments, times = SecondMoments(landscape), h * torch.arange(steps + 1, dtype=torch.float64)
     gap = moments.equation(START, h, 1 / B, times, order) - moments.descent(START, h, 1 / B, steps)
-    return {"loss": moments.observed(gap)["loss"], "θ₁": gap[:, 0, 2], "θ₁θ₂": gap[:, 0, 1]}
+    return {"loss": moments.expectations(gap)["loss"], "θ₁": gap[:, 0, 2], "θ₁θ₂": gap[:, 0, 1]}
 
 
 def test_exact_moments_are_those_of_every_mini_batch():
@@ -79,7 +79,7 @@ def test_closed_forms_have_the_orders(order, landscape):
     errors = [exact_errors(landscape, h, order, round(TIME / h)) for h in ladder]
     for name in OBSERVABLES:
         sizes = [float(error[name].abs().max()) for error in errors]
-        assert abs(fitted(ladder, sizes, [0.0] * 4, 0.95).order - order) < 0.02, name
+        assert abs(fit_slope(ladder, sizes, [0.0] * 4, 0.95).order - order) < 0.02, name
 
 
 @pytest.mark.parametrize("landscape", [SUM, ALIKE], ids=["multiplicative", "additive"])
@@ -156,7 +156,7 @@ def test_weak_orders_with_additive_noise_against_the_closed_form_of_sgd(order, l
             assert rung.largest(name).share < 0.1
     for name, found in study.orders.items():
         # Paths that suffice for ±0.15 are the script's: here the interval must hold what the closed form has.
-        slope = fitted(ladder, [error_at(name, h, order) for h in ladder], [0.0] * len(ladder), 0.95).order
+        slope = fit_slope(ladder, [error_at(name, h, order) for h in ladder], [0.0] * len(ladder), 0.95).order
         assert abs(found.order - slope) < 1.5 * (found.high - found.low), name
         assert abs(slope - order) < 0.35
 
@@ -251,13 +251,13 @@ def test_the_largest_error_and_its_interval():
 
 def test_fits_weigh_by_their_errors():
     h = [0.4, 0.2, 0.1]
-    exact = fitted(h, [x**2 for x in h], [0.01 * x**2 for x in h], 0.95)
+    exact = fit_slope(h, [x**2 for x in h], [0.01 * x**2 for x in h], 0.95)
     assert exact.order == pytest.approx(2)
     # Relative errors s at points log 2 apart: the slope's is s/(√2 log 2).
     assert exact.high - exact.order == pytest.approx(1.959964 * 0.01 / (math.sqrt(2) * math.log(2)), rel=1e-6)
-    noisy = fitted(h, [0.16, 0.05, 0.01], [1e-3] * 3, 0.95)
+    noisy = fit_slope(h, [0.16, 0.05, 0.01], [1e-3] * 3, 0.95)
     assert noisy.high - noisy.low > 1  # scatter beyond the bars widens it
-    assert fitted([0.1], [0.1], [0.1], 0.95).rungs == 1
+    assert fit_slope([0.1], [0.1], [0.1], 0.95).rungs == 1
 
 
 def test_saved_and_drawn(tmp_path):
