@@ -1,1 +1,1 @@
-"""Continuous-time models, one file a family."""
+"""Continuous-time models, one file per family."""

@@ -17,8 +17,8 @@ from landscapes import Landscape
 class GradientFlow(Flow):
     r"""Gradient flow  θ̇ = −∇f(θ).
 
-    Follows gradient descent with one-step error O(h²): θ_k − X(h; θ_{k−1}) = −(h²/2) H∇f + O(h³). The loss never rises
-    along it. One gradient an evaluation. Holomorphic losses may be followed at complex θ.
+    One-step error against gradient descent O(h²): θ_k − X(h; θ_{k−1}) = −(h²/2) H∇f + O(h³). The loss does not increase
+    along it. One gradient per evaluation. θ may be complex if the loss is holomorphic.
     """
 
     landscape: Landscape

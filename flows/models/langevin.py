@@ -1,7 +1,7 @@
 r"""Langevin equations: gradient flow in a heat bath, whose stationary law is the Gibbs density of the landscape.
 
-Both have noise of one temperature T in every direction, which the noise of mini-batches is not: they are what it is
-held against. SGD's step noise hσξ with σσᵀ = I has the temperature T = h/2.
+The noise is isotropic with temperature T, whereas mini-batch noise depends on the direction and on θ: these equations
+are the isotropic baseline for it. SGD's step noise hσξ with σσᵀ = I has the temperature T = h/2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from landscapes.noise.base import Kind
 class LangevinFlow(StochasticFlow):
     r"""Overdamped Langevin equation  dX = −∇f(X) dt + √(2T) dW,  T = ``temperature`` > 0; m = d, additive.
 
-    Stationary density exp(−f/T)/Z, in detailed balance, where Z = ∫ exp(−f/T) is finite. One gradient an evaluation.
+    Stationary density exp(−f/T)/Z, in detailed balance, if Z = ∫ exp(−f/T) is finite. One gradient per evaluation.
     Euler–Maruyama has strong order 1, as the noise is additive. Source: Pavliotis, Stochastic processes and
     applications, 2014, ch. 4. Raises ValueError unless T is positive and finite.
     """
@@ -63,10 +63,10 @@ class LangevinFlow(StochasticFlow):
 class UnderdampedLangevinFlow(StochasticFlow):
     r"""Langevin equation with inertia  dX = V dt,  dV = −(γV + ∇f(X)) dt + √(2γT) dW;  γ = ``friction``, unit mass.
 
-    State (θ, v) (..., 2d), which starts at rest: (θ0, 0); m = d, additive, in V only. Stationary density
-    exp(−(f + ½‖v‖²)/T)/Z for every γ: temperature T > 0 and friction γ > 0 set how fast it is reached, not what it is.
-    At large γ and on the clock t/γ, X is that of ``LangevinFlow``. Its current v·∇_x − ∇f·∇_v does not vanish: no
-    detailed balance but with v reversed. One gradient an evaluation. Source: Pavliotis 2014, ch. 6.
+    State (θ, v) (..., 2d), starting at rest, (θ0, 0); m = d, additive noise in V only. Stationary density
+    exp(−(f + ½‖v‖²)/T)/Z with temperature T > 0; the friction γ > 0 affects only the rate of convergence to it.
+    At large γ and on the clock t/γ, X is that of ``LangevinFlow``. Its current v·∇_x − ∇f·∇_v does not vanish: detailed
+    balance holds only with v reversed. One gradient per evaluation. Source: Pavliotis 2014, ch. 6.
     Raises ValueError unless both are positive and finite.
     """
 

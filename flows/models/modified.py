@@ -2,7 +2,8 @@ r"""Modified equations of gradient descent, and of any explicit Runge–Kutta st
 
 The map θ − h∇f(θ) is, up to O(h^{p+1}), the time-h flow of the field truncated at order p. Order 2 descends the
 modified loss f + (h/4)‖∇f‖² (implicit gradient regularisation); from order 3 on the field is in general no gradient.
-The coefficients are derived on rooted trees in exact rationals (``flows.series``), the field is evaluated by products.
+The coefficients are derived on rooted trees in exact rationals (``flows.series``); the field is evaluated by products
+with derivatives of f.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from landscapes.expansion import Expansion
 from landscapes.landscape import warn_smoothness
 
 HIGHEST_ORDER = 12
-"""There are 7,813 trees of up to 12 vertices; each order more has some three times as many."""
+"""There are 7,813 trees of up to 12 vertices; every further order has about three times as many."""
 
 
 @final
@@ -35,11 +36,11 @@ class ModifiedFlow(Flow):
 
     One-step error against gradient descent O(h^{p+1}), for f with p + 1 continuous derivatives; a landscape with fewer
     than p gives a SmoothnessWarning. The series converges for |hλ| < 1 only: at negative eigenvalues below −1/h even
-    orders attract where gradient descent escapes. Order 1 is gradient flow.
+    orders converge where gradient descent escapes. Order 1 is gradient flow.
 
     Cost of an evaluation in products with derivatives of f of order 1, 2, 3, …: order 2: 1, 1; order 3: 1, 2, 1;
     order 4: 1, 3, 2; order 5: 1, 4, 4, 2, 1; order 6: 1, 6, 6, 3, 2. ``python -m scripts.benchmark --only modified``
-    prints them in gradients. They are nested reverse-mode derivatives, closed forms where the landscape has them.
+    prints them in gradients. They are nested reverse-mode derivatives, or closed forms if the landscape has them.
 
     Sources: Hairer, Lubich & Wanner, ch. IX; order 2: Barrett & Dherin 2021, arXiv 2009.11162, eq. (5);
     order 3: Rosca et al. 2023, arXiv 2302.01952. Raises ValueError for an order above 12.
@@ -75,7 +76,7 @@ class ModifiedRungeKuttaFlow(Flow):
     r"""Modified flow of order p of an explicit Runge–Kutta step on −∇f:  θ̇ = Σ_{|τ| ≤ p} h^{|τ|−1} b(τ)/σ(τ) F(τ)(θ).
 
     One-step error against ``RungeKuttaDescent`` O(h^{p+1}). Up to the order of the method itself it is gradient flow;
-    with ``flows.series.EULER`` it is ModifiedFlow. Sources, cost and errors as there.
+    with ``flows.series.EULER`` it is ModifiedFlow. Sources, cost and errors as in ``ModifiedFlow``.
     """
 
     landscape: Landscape
@@ -85,7 +86,7 @@ class ModifiedRungeKuttaFlow(Flow):
 
     @property
     def radius(self) -> float:
-        """The least |z| with R(z) = 0, R the stability function, where log R(z)/z ends; order 1 has one term."""
+        """The least |z| with R(z) = 0, R the stability function, a singularity of log R(z)/z; order 1 has one term."""
         z = sympy.Symbol("z")
         zeros = sympy.Poly(stability_function(self.method, z), z).nroots()
         return math.inf if self.order == 1 else min(map(float, map(abs, zeros)), default=math.inf)
@@ -105,12 +106,12 @@ class ModifiedRungeKuttaFlow(Flow):
 
 
 def check_order(order: int, landscape: Landscape, name: str) -> None:
-    """Raise unless ``order`` is a whole number in 1 … HIGHEST_ORDER; warn where the landscape is not as smooth."""
+    """Raise unless ``order`` is an integer in 1 … HIGHEST_ORDER; warn if the landscape is not smooth enough."""
     if check_count("order", order) > HIGHEST_ORDER:
-        raise ValueError(f"order must be at most {HIGHEST_ORDER}, the highest built, got {order}")
+        raise ValueError(f"order must be at most {HIGHEST_ORDER}, the highest implemented, got {order}")
     warn_smoothness(landscape, order, name)
 
 
 def non_principal_term(point: Expansion) -> Tensor:
-    """(1/12) D³f[∇f, ∇f]: the first term of the modified field that the principal flow leaves out; shape (..., d)."""
+    """(1/12) D³f[∇f, ∇f]: the first term of the modified field that the principal flow omits; shape (..., d)."""
     return point.third(point.grad, point.grad) / 12

@@ -1,16 +1,16 @@
 r"""One step of momentum in one mode of a quadratic: its regimes in x = hλ, and the logarithm of its 2×2 matrix.
 
-The step v' = βv − h∇f(x + κv), x' = x + v' is heavy ball at κ = 0 and Nesterov's at κ = β. On θ = x + κv, where the
-gradient is taken, and v it moves a mode by X and takes it to M = I + X:
+The step v' = βv − h∇f(x + κv), x' = x + v' is heavy ball at κ = 0 and Nesterov's at κ = β. On (θ, v) with θ = x + κv,
+the point of the gradient, the matrix of the step in a mode is M = I + X:
 
     X = [[−(1+κ)x, β − κ(1−β)], [−x, β − 1]],   det X = x,   det M = β − κx,   tr M = 1 + β − (1+κ)x,   x = hλ.
 
-Its roots, the eigenvalues of M, are c ± s with c = tr M/2 and s² = c² − det M. What the flow needs of log M are two
-numbers a mode, integrals over q(s) = det(I + sX) or divided differences of the logarithm and of φ(y) = log(1 + y)/y,
+Its roots, the eigenvalues of M, are c ± s with c = tr M/2 and s² = c² − det M. The flow depends on log M through two
+numbers per mode, integrals over q(s) = det(I + sX) or divided differences of the logarithm and of φ(y) = log(1 + y)/y,
 
     L = ∫₀¹ ds/q = log[r₁, r₂],      K = ∫₀¹ s ds/q = −φ[r₁ − 1, r₂ − 1],
 
-both smooth where the roots meet and at x = 0. Everything is float64 or complex128.
+both smooth at double roots and at x = 0. All tensors are float64 or complex128.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from flows.models.principal import SINGULAR, principal_coefficient
 from landscapes.errors import check_float_tensor, check_real
 
 MOMENTUM_REGIMES = {
-    "escape": "hλ < 0: a maximum of the mode is left, one root above 1",
-    "over-damped": "the minimum is approached from one side at last, both roots real and positive",
-    "oscillating": "the minimum is circled, the roots a complex pair within the unit circle; log M is real",
-    "singular": "|hλ − 1| < 1e-6: both roots vanish, Nesterov's momentum is at the minimum in two steps",
-    "alternating": "the minimum is jumped over at every step and approached, a root between −1 and 0; log M is complex",
-    "unstable": "the minimum is jumped over at every step and left, a root at −1 or below; log M is complex",
+    "escape": "hλ < 0: escape from a maximum of the mode, one root above 1",
+    "over-damped": "eventually monotonic convergence, both roots real and positive",
+    "oscillating": "damped oscillation, the roots a complex pair within the unit circle; log M is real",
+    "singular": "|hλ − 1| < 1e-6: both roots vanish, Nesterov's momentum reaches the minimum in two steps",
+    "alternating": "convergence with a sign change at every step, a root between −1 and 0; log M is complex",
+    "unstable": "no convergence, with a sign change at every step, a root at −1 or below; log M is complex",
     "undefined": "hλ is NaN",
 }
-"""What momentum does in a mode, in the order of the codes of ``heavy_ball_regimes`` and ``nesterov_regimes``."""
+"""Regimes of momentum in a mode, in the order of the codes of ``heavy_ball_regimes`` and ``nesterov_regimes``."""
 
 
 class Edges(NamedTuple):
-    """The x = hλ where the roots meet, ``lower`` < ``upper``, a complex pair in between, and where one leaves at −1."""
+    """The x = hλ of double roots, ``lower`` < ``upper``, with a complex pair in between, and of a root −1."""
 
     lower: float
     upper: float
@@ -68,7 +68,7 @@ def nesterov_edges(momentum: float) -> Edges:
 
 
 def heavy_ball_regimes(x: Tensor, momentum: float) -> Tensor:
-    r"""The place in ``MOMENTUM_REGIMES`` of each real x = hλ under heavy ball, int64 of the shape of x.
+    r"""The index in ``MOMENTUM_REGIMES`` of each real x = hλ under heavy ball, int64 of the shape of x.
 
     over-damped: 0 ≤ x ≤ (1−√β)²; oscillating: up to (1+√β)²; alternating: from there to 2(1+β); unstable: from there.
     """
@@ -76,7 +76,7 @@ def heavy_ball_regimes(x: Tensor, momentum: float) -> Tensor:
 
 
 def nesterov_regimes(x: Tensor, momentum: float) -> Tensor:
-    r"""The place in ``MOMENTUM_REGIMES`` of each real x = hλ under Nesterov's momentum, int64 of the shape of x.
+    r"""The index in ``MOMENTUM_REGIMES`` of each real x = hλ under Nesterov's momentum, int64 of the shape of x.
 
     over-damped: 0 ≤ x ≤ ((1−β)/(1+β))²; oscillating: up to 1; alternating: from there to 2(1+β)/(1+2β); unstable: from
     there; singular: |x − 1| < 1e-6.
@@ -85,9 +85,9 @@ def nesterov_regimes(x: Tensor, momentum: float) -> Tensor:
 
 
 def regimes(x: Tensor, edges: Edges, singular: bool) -> Tensor:
-    """Codes of real x (...,) between the edges; ``singular`` where the upper one is a mode without logarithm."""
+    """Codes of real x (...,) between the edges; ``singular``: M has no logarithm at the upper edge."""
     if check_float_tensor("x", x).is_complex():
-        raise TypeError(f"x must be real, got {x.dtype}: regimes are those of real eigenvalues")
+        raise TypeError(f"x must be real, got {x.dtype}: regimes are defined for real eigenvalues")
     names = list(MOMENTUM_REGIMES)
     codes = torch.full_like(x, names.index("unstable"), dtype=torch.int64)
     codes = torch.where(x < edges.stability, names.index("alternating"), codes)
@@ -100,8 +100,8 @@ def regimes(x: Tensor, edges: Edges, singular: bool) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Modes:
-    """The step's matrix M = I + X in each mode x = hλ (..., n), by what fixes its logarithm; complex128.
+class MomentumModes:
+    """The step's matrix M = I + X in each mode x = hλ (..., n): the quantities that determine log M; complex128.
 
     ``turned``: past the upper edge, where a root lies on the negative real axis, or near it at complex x. Logarithms of
     roots have arguments in (−π/2, 3π/2) there and in (−π, π) elsewhere; ``log_determinant`` is the sum of the two.
@@ -114,55 +114,56 @@ class Modes:
     turned: Tensor
 
 
-def heavy_ball_modes(x: Tensor, momentum: float) -> Modes:
+def heavy_ball_modes(x: Tensor, momentum: float) -> MomentumModes:
     r"""Heavy ball, det M = β.
 
     A root lies on the negative real axis only at real x ≥ (1+√β)², so that the principal log M is analytic in the
-    x-plane cut along there, and real on the whole real axis before the cut. But there is where a run lives past the
-    edge. Right of the line Re x = 1 + β both roots lie left of the imaginary axis, and log M = log(−M) + iπ is
-    analytic. No logarithm is continuous from one to the other: the real one grows before the edge as π/√(β − c²), as M
-    is there a Jordan block at −√β, which has no real logarithm. Where one gives way to the other is free, exp of both
-    being M: within 1e-6 of the edge, so that eigenvalues on it to rounding are not 1e8 away from smooth.
+    x-plane cut along this half-line, and real on the real axis before it. Runs past the edge, however, lie on the cut.
+    Right of the line Re x = 1 + β both roots lie left of the imaginary axis, and log M = log(−M) + iπ is analytic. No
+    logarithm is continuous across the edge: the real one grows before it as π/√(β − c²), as M at the edge is a Jordan
+    block at −√β, which has no real logarithm. The point of the switch is arbitrary, since exp of both is M: it is
+    1e-6 before the edge, so that rounding of an eigenvalue at the edge does not select the diverging logarithm.
     """
     edges = heavy_ball_edges(momentum)
     x = x.to(torch.complex128)
     turned = x.real >= max(edges.upper - SINGULAR, 1 + momentum)
     log_determinant = torch.complex(torch.full_like(x.real, math.log(momentum)), 2 * torch.pi * turned.to(x.real))
-    square = (x - edges.lower) * (x - edges.upper) / 4  # as c² − β it would cancel
-    return Modes(x, -((1 - momentum) + x) / 2, square, log_determinant, turned)
+    square = (x - edges.lower) * (x - edges.upper) / 4  # c² − β cancels near the edges
+    return MomentumModes(x, -((1 - momentum) + x) / 2, square, log_determinant, turned)
 
 
-def nesterov_modes(x: Tensor, momentum: float) -> Modes:
+def nesterov_modes(x: Tensor, momentum: float) -> MomentumModes:
     r"""Nesterov's momentum, det M = β(1 − x).
 
     A root lies on the negative real axis only at real x > 1. With arg(1 − x) in (−π/2, 3π/2), as in the principal flow,
-    log M has one cut, where 1 − x is on the negative imaginary axis: no root is, at Re x > 1.
+    log M has one cut, where 1 − x is on the negative imaginary axis; no root lies on that axis at Re x > 1.
     """
     edges = nesterov_edges(momentum)
     x = x.to(torch.complex128)
     square = ((1 + momentum) / 2) ** 2 * (x - edges.lower) * (x - edges.upper)
     log_determinant = math.log(momentum) - x * log_quotient(-x)
-    return Modes(x, -((1 - momentum) + (1 + momentum) * x) / 2, square, log_determinant, x.real > edges.upper)
+    return MomentumModes(x, -((1 - momentum) + (1 + momentum) * x) / 2, square, log_determinant, x.real > edges.upper)
 
 
-def log_integrals(modes: Modes) -> tuple[Tensor, Tensor]:
-    r"""L and K (..., n), complex128; to rounding over the larger root where that is small, K to rounding over 1 − β.
+def log_integrals(modes: MomentumModes) -> tuple[Tensor, Tensor]:
+    r"""L and K (..., n), complex128; error: rounding over the larger root if that is small, for K rounding over 1 − β.
 
-    Just before heavy ball's upper edge both grow as 1/√(edge − x), and so does what rounding of x does to them.
+    Just before heavy ball's upper edge both grow as 1/√(edge − x), and so does their sensitivity to rounding of x.
     """
     offset = modes.square.sqrt()
     offset = torch.where((modes.mean.conj() * offset).real < 0, -offset, offset)
-    # The eigenvalues of X: of larger modulus, never 0 at β < 1, and smaller; their product is x, which does not cancel.
+    # The eigenvalues of X: the larger in modulus, never 0 at β < 1; the smaller by their product x, as mean − offset
+    # cancels.
     far = modes.mean + offset
     near = modes.x / far
     log_far, log_near = logarithms(modes, far, near)
-    slope = torch.where(close(modes), close_slope(modes), (log_far - log_near) / (2 * offset))
+    slope = torch.where(roots_are_close(modes), close_slope(modes), (log_far - log_near) / (2 * offset))
     at_near = torch.where(near.abs() < 0.5, log_quotient(near), log_near / near)
     return slope, (at_near - slope) / far
 
 
-def logarithms(modes: Modes, far: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-    """log(1 + far) and log(1 + near) on the branch: of the root of larger modulus, the other's from the determinant."""
+def logarithms(modes: MomentumModes, far: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """log(1 + far) and log(1 + near) on the branch: one of the larger root, the other from the determinant."""
     is_far = (1 + far).abs() >= (1 + near).abs()
     larger = torch.where(is_far, far, near)
     log_larger = larger * log_quotient(larger)
@@ -177,14 +178,14 @@ def log_quotient(y: Tensor) -> Tensor:
     return -principal_coefficient(-y)
 
 
-def close(modes: Modes) -> Tensor:
-    """Where |s| < |c|/2 and one sheet of the logarithm holds both roots: not about the negative axis unless turned."""
+def roots_are_close(modes: MomentumModes) -> Tensor:
+    """Whether |s| < |c|/2 and both roots are on one sheet of the logarithm (unless turned: off the negative axis)."""
     centre = 1 + modes.mean
     return (4 * modes.square.abs() < centre.abs().square()) & (modes.turned | (centre.real > 0))
 
 
-def close_slope(modes: Modes) -> Tensor:
-    """L = artanh(s/c)/s, even in s, so that it does not matter how s is rounded where the roots meet."""
+def close_slope(modes: MomentumModes) -> Tensor:
+    """L = artanh(s/c)/s, even in s, and thus insensitive to rounding of s at a double root."""
     centre = 1 + modes.mean
     ratio = modes.square.sqrt() / centre
     zero = ratio == 0

@@ -1,8 +1,8 @@
-r"""Modified equations of momentum, in two statements that must not be mixed.
+r"""Modified equations of momentum, in two scalings.
 
-Scaled: with learning rate h² and momentum β = 1 − hμ one step moves (x, v) by O(h), and its modified equation is a
+Scaled: with learning rate h² and momentum β = 1 − hμ one step changes (x, v) by O(h), and its modified equation is a
 series in h on position and velocity. Reduced: at a fixed β one step on (θ, v) is not near the identity and no such
-series exists; but once the start's transient, of size β^k, has died out, θ alone follows a field that is one.
+series exists; but once the initial transient, of size β^k, has decayed, θ alone follows a field that is a series in h.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from landscapes import Landscape
 
 
 class ScaledMomentumFlow(Flow):
-    """State (x, v) (..., 2d), which starts at rest: (θ0, 0); t = k·h. What the two scaled flows share."""
+    """Base of the two scaled flows: state (x, v) (..., 2d), starting at rest, (θ0, 0); t = k·h."""
 
     h: float
     friction: float
@@ -75,7 +75,7 @@ class ModifiedHeavyBallFlow(ScaledMomentumFlow):
 
         ẋ = v − (h/2)(μv + ∇f) + …,      v̇ = −μv − ∇f − (h/2)(μ²v + μ∇f − Hv) + …
 
-    Order 1 is Newton's equation with friction. One-step error against ``ScaledHeavyBall`` O(h^{p+1}), which is
+    Order 1 is Newton's equation with friction. One-step error O(h^{p+1}) against ``ScaledHeavyBall``, which is
     torch's heavy ball with learning rate h² and momentum 1 − hμ. The flow's clock is that of the descent, t = k·h.
 
     Raises ValueError unless 0 ≤ hμ ≤ 1, or for an order above 12. Source: Hairer, Lubich & Wanner, ch. IX.
@@ -95,8 +95,9 @@ class ModifiedNesterovFlow(ScaledMomentumFlow):
 
         ẋ = v − (h/2)(μv + ∇f) + …,      v̇ = −μv − ∇f − (h/2)(μ²v + μ∇f + Hv) + …
 
-    Order 1 is heavy ball's: the look-ahead shows from order 2 on, where it damps what heavy ball excites. One-step
-    error against ``ScaledNesterov`` O(h^{p+1}). Errors and source as ModifiedHeavyBallFlow.
+    Order 1 equals heavy ball's; at order 2 the look-ahead reverses the sign of the Hv term, so that curvature damps
+    instead of exciting. One-step error O(h^{p+1}) against ``ScaledNesterov``. Errors and source as in
+    ModifiedHeavyBallFlow.
     """
 
     landscape: Landscape
@@ -107,7 +108,7 @@ class ModifiedNesterovFlow(ScaledMomentumFlow):
 
 
 class ReducedMomentumFlow(Flow):
-    """State θ (..., d); what the two flows at fixed momentum share."""
+    """Base of the two flows at fixed momentum: state θ (..., d)."""
 
     h: float
     momentum: float
@@ -126,14 +127,13 @@ class ReducedMomentumFlow(Flow):
 @final
 @dataclass(frozen=True)
 class ReducedHeavyBallFlow(ReducedMomentumFlow):
-    r"""What heavy ball follows at a fixed momentum β once its start's transient β^k is gone, cut after h^{p−1}:
-
+    r"""Modified flow of heavy ball at a fixed momentum β, after the initial transient β^k, cut after h^{p−1}:
         θ̇ = −(1/(1 − β)) [∇f + (h_eff/2) ((1 + β)/(1 − β)) H∇f] + …,      h_eff = h/(1 − β),
 
-    at order 2 the gradient flow of f + (h_eff/4)((1 + β)/(1 − β))‖∇f‖², sped up. It is the modified equation of the
-    smooth solution of θ_{k+1} − (1 + β)θ_k + βθ_{k−1} = −h∇f(θ_k), on the clock t = k·h of ``HeavyBall``. One-step
-    error on that solution O(h^{p+1}); from rest, at a distance O(h) from it, O(h). The series converges for
-    |hλ| < (1 − √β)².
+    at order 2 the gradient flow of f + (h_eff/4)((1 + β)/(1 − β))‖∇f‖² on the clock t/(1 − β). It is the modified
+    equation of the smooth solution of θ_{k+1} − (1 + β)θ_k + βθ_{k−1} = −h∇f(θ_k), on the clock t = k·h of
+    ``HeavyBall``. One-step error on that solution O(h^{p+1}); a start from rest is O(h) away from it, with error O(h).
+    The series converges for |hλ| < (1 − √β)².
 
     Raises ValueError unless 0 ≤ β < 1, or for an order above 12. Source of order 2: Ghosh et al. 2023, 2302.00849.
     """
@@ -145,7 +145,7 @@ class ReducedHeavyBallFlow(ReducedMomentumFlow):
 
     @property
     def radius(self) -> float:
-        """(1 − √β)², where mode's two solutions meet; order 1 has one term."""
+        """(1 − √β)², the double root of a mode; order 1 has one term."""
         return math.inf if self.order == 1 else (1 - math.sqrt(self.momentum)) ** 2
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
@@ -157,13 +157,13 @@ class ReducedHeavyBallFlow(ReducedMomentumFlow):
 @final
 @dataclass(frozen=True)
 class ReducedNesterovFlow(ReducedMomentumFlow):
-    r"""What Nesterov's look-ahead points follow at a fixed momentum β once the start's transient is gone.
+    r"""Modified flow of Nesterov's look-ahead points at a fixed momentum β, after the initial transient.
 
         θ̇ = −(1/(1 − β)) [∇f + (h_eff/2) ((1 − β + 2β²)/(1 − β)) H∇f] + …,      h_eff = h/(1 − β)
 
     It is the modified equation of the smooth solution of
     y_{k+1} − (1 + β)y_k + βy_{k−1} = −h[(1 + β)∇f(y_k) − β∇f(y_{k−1})]; torch.optim's θ is y. The series converges for
-    |hλ| < ((1 − β)/(1 + β))². Orders, clock and errors as ReducedHeavyBallFlow.
+    |hλ| < ((1 − β)/(1 + β))². Orders, clock and errors as in ReducedHeavyBallFlow.
     """
 
     landscape: Landscape
@@ -173,7 +173,7 @@ class ReducedNesterovFlow(ReducedMomentumFlow):
 
     @property
     def radius(self) -> float:
-        """((1 − β)/(1 + β))², where a mode's two solutions meet; order 1 has one term."""
+        """((1 − β)/(1 + β))², the double root of a mode; order 1 has one term."""
         return math.inf if self.order == 1 else ((1 - self.momentum) / (1 + self.momentum)) ** 2
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
@@ -184,5 +184,6 @@ class ReducedNesterovFlow(ReducedMomentumFlow):
 
 @lru_cache(maxsize=256)
 def reduced_program(method: Callable[[Fraction], Multistep], momentum: float, order: int, h: float) -> Program:
-    """The reduced field as products, of a momentum that is exactly the float given."""
+    """The reduced field as products."""
+    # Fraction takes the binary value of β: its exact rational, not the decimal that was written.
     return landscape_program(method(Fraction(momentum)), order, h)

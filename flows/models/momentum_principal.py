@@ -1,12 +1,12 @@
 r"""The principal flow of momentum: heavy ball's and Nesterov's step as a flow of position and velocity, at fixed β.
 
 A step adds δ(z) to z = (θ, v), and δ' = X, the matrix of the step less 1 with the Hessian at θ. Of the step's modified
-equation ż = (1/h)(δ − δ'δ/2 + δ'δ'δ/3 + δ''(δ, δ)/12 + …), which is no power series in h as X does not vanish with h,
+equation ż = (1/h)(δ − δ'δ/2 + δ'δ'δ/3 + δ''(δ, δ)/12 + …), not a power series in h since X does not vanish with h,
 the terms without δ'' sum to
 
     ż = (1/h) φ(X) δ(z),   φ(X) = log(I + X)/X:
 
-exact on quadratics. With L and K of ``momentum_modes``, functions of x = hλ, the 2×2 blocks come to three lines.
+exact on quadratics. Its 2×2 blocks are linear in L and K of ``momentum_modes``, functions of x = hλ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flows.arguments import check_model
 from flows.flow import BranchError, Flow, SingularModeError, flag_unconverged
 from flows.models.momentum_modes import (
     Edges,
-    Modes,
+    MomentumModes,
     check_momentum,
     heavy_ball_edges,
     heavy_ball_modes,
@@ -42,12 +42,12 @@ from landscapes.krylov.functions import Spectral, decompose
 
 
 class MomentumPrincipalFlow(Flow):
-    r"""The principal flow of v' = βv − h∇f(x + κv), x' = x + v' on θ = x + κv and v; what its two members share.
+    r"""Base of the principal flows of v' = βv − h∇f(x + κv), x' = x + v' on θ = x + κv and v.
 
         h θ̇ = (β − κ(1−β)) L(hH) v − ((1+κ) L(hH) − K(hH)) h∇f
         h v̇ = (hH K(hH) − (1−β) L(hH)) v − L(hH) h∇f
 
-    State (θ, v) (..., 2d), which starts at rest: (θ0, 0).
+    State (θ, v) (..., 2d), starting at rest, (θ0, 0).
     """
 
     h: float
@@ -64,15 +64,15 @@ class MomentumPrincipalFlow(Flow):
     @property
     @abstractmethod
     def edges(self) -> Edges:
-        """Where regimes of hλ meet; past the upper edge the flow is complex."""
+        """The boundaries of the regimes of hλ; past the upper edge the flow is complex."""
 
     @abstractmethod
-    def modes(self, x: Tensor) -> Modes:
+    def modes(self, x: Tensor) -> MomentumModes:
         """The step's matrix in each mode x = hλ (..., n)."""
 
     @abstractmethod
     def check_singular(self, x: Tensor) -> None:
-        """Raise SingularModeError where a mode x = hλ (..., n) has no logarithm."""
+        """Raise SingularModeError if M has no logarithm in a mode x = hλ (..., n)."""
 
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
@@ -84,7 +84,7 @@ class MomentumPrincipalFlow(Flow):
 
     @property
     def name(self) -> str:
-        """The class, and the branch where it is the real one."""
+        """The name of the class, with "(real branch)" on the real branch."""
         return f"{type(self).__name__}{' (real branch)' if self.branch == 'real' else ''}"
 
     def start(self, theta0: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class MomentumPrincipalFlow(Flow):
         return torch.cat(field.unbind(0), dim=-1).to(state.dtype)
 
     def coefficients(self, eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
-        """What multiplies ∇f and v in θ̇ and v̇ (2, ..., n): real on the real branch, or where every log M is."""
+        """Coefficients of ∇f and of v in θ̇ and v̇ (2, ..., n): real on the real branch, or if every log M is real."""
         modes = self.modes(self.h * eigenvalues)
         slope, moment = log_integrals(modes)
         beta, ahead = self.momentum, self.look_ahead
@@ -125,11 +125,12 @@ class MomentumPrincipalFlow(Flow):
         """(θ̇, v̇) as (2, ..., d) from the dense Hessian's spectrum."""
         hessian = point.hessian()
         finite = hessian.isfinite().all(dim=-1).all(dim=-1)
-        # Decompositions refuse NaN: such members get a NaN velocity and leave the run by themselves.
+        # torch.linalg raises on NaN for the whole batch: members with NaN get a NaN velocity, and engines freeze them.
         usable = hessian if bool(finite.all()) else torch.where(finite[..., None, None], hessian, 0)
         along_gradient = decompose(usable, point.grad)
         self._check_modes(along_gradient.eigenvalues, point.theta)
         vectors = along_gradient.vectors
+        # Solve, not vectorsᵀ: at complex θ the Hessian is complex symmetric and its eigenvectors are not orthogonal.
         components = torch.linalg.solve(vectors, v[..., None].to(vectors))[..., 0]
         along_v = dataclasses.replace(along_gradient, coefficients=components)
         of_gradient, of_velocity = self.coefficients(along_gradient.eigenvalues)
@@ -145,7 +146,7 @@ class MomentumPrincipalFlow(Flow):
         """Two functions of the Hessian on one vector, (2, d)."""
         result = matrix_function(point.hvp, vector, function, limit, self.tolerance)
         self._check_modes(result.ritz, point.theta)
-        if not result.converged and not math.isnan(result.change):  # a NaN is no want of products
+        if not result.converged and not math.isnan(result.change):  # more products do not help against a NaN
             flag_unconverged(
                 f"{type(self).__name__}: krylov={limit} HVPs did not reach tolerance {self.tolerance:g} at every "
                 "evaluation; give more, or a larger tolerance"
@@ -153,7 +154,7 @@ class MomentumPrincipalFlow(Flow):
         return result.value
 
     def _check_modes(self, eigenvalues: Tensor, theta: Tensor) -> None:
-        """Raise where a mode is singular, or where the complex branch left the reals that θ is still in."""
+        """Raise if a mode is singular, or if the flow is complex on the complex branch while θ is real."""
         x = self.h * eigenvalues
         self.check_singular(x)
         if self.branch == "complex" and not theta.is_complex() and bool(self.modes(x).turned.any()):
@@ -166,26 +167,27 @@ class MomentumPrincipalFlow(Flow):
 @final
 @dataclass(frozen=True)
 class HeavyBallPrincipalFlow(MomentumPrincipalFlow):
-    r"""Principal flow of heavy ball  v' = βv − h∇f(θ), θ' = θ + v'; state (θ, v) (..., 2d), which starts at (θ0, 0).
+    r"""Principal flow of heavy ball  v' = βv − h∇f(θ), θ' = θ + v'; state (θ, v) (..., 2d), starting at (θ0, 0).
 
         h θ̇ = β L v − (L − K) h∇f
         h v̇ = (hH K − (1−β) L) v − L h∇f
 
     with L and K functions of hH (``momentum_modes``). On quadratics this is ż = (1/h) log(M) z, M = [[1−hλ, β],
-    [−hλ, β]] a mode, exact in every regime (``heavy_ball_regimes``), at hλ = 0 and where the roots meet. v = −h·buffer
-    of torch.optim.SGD and of ``HeavyBall``, whose iterates it passes at t = kh. As β → 0 θ̇ becomes the principal
-    flow's; β = 0 raises. One-step error O(h³) wherever v = O(h): along every run from rest, before and after its
-    transient of size β^k has died out. At a v that does not shrink with h it is O(h).
+    [−hλ, β]] in a mode, exact in every regime (``heavy_ball_regimes``), at hλ = 0 and at double roots. v = −h·buffer
+    of torch.optim.SGD and of ``HeavyBall``, whose iterates it passes at t = kh. As β → 0 θ̇ tends to the principal
+    flow's; β = 0 raises. One-step error O(h³) if v = O(h), as along every run from rest, during its transient of size
+    β^k and after. At a v that does not shrink with h it is O(h).
 
-    Real until hλ comes within 1e-6 of (1+√β)², which is 3.797 of the 3.8 where heavy ball turns unstable for β = 0.9.
-    ``branch="complex"``: exact beyond, too; ``start`` promotes the state to complex, so the loss must be holomorphic;
-    real states with a mode beyond raise BranchError. ``branch="real"``: real states only, and the same field before the
-    edge, exact there for any loss; beyond it log(−M), whose step has the descent's magnitude and not its sign. A mode
-    that comes to the edge meets a field that grows as π/√distance, and then jumps: no logarithm is continuous there.
+    The field is real while every hλ is more than 1e-6 below the edge (1+√β)²; for β = 0.9 that is 3.797, and heavy ball
+    turns unstable at 3.8. ``branch="complex"`` is exact beyond the edge, too; ``start`` promotes the state to complex,
+    so the loss must be holomorphic; real states with a mode beyond it raise BranchError. ``branch="real"`` takes real
+    states only: before the edge the same field, for any loss; beyond it log(−M), whose step has the descent's magnitude
+    but not its sign. As a mode approaches the edge the field grows as π/√distance, and it jumps there: no logarithm is
+    continuous at the edge.
 
     ``krylov=None`` takes the dense Hessian (d HVPs unless it has a closed form). Otherwise two Krylov spaces are grown,
     from ∇f and from v, each until its estimated relative error is within ``tolerance``, with at most ``krylov`` HVPs
-    each; meeting the limit is flagged (UnconvergedWarning, or a note in the trajectory of a run).
+    each; reaching the limit gives an UnconvergedWarning, or a note in the trajectory of a run.
 
     Source: derived here, from backward error analysis of the step; the principal flow is Rosca et al. 2023, arXiv
     2302.01952. Raises ValueError unless 0 < momentum < 1.
@@ -208,7 +210,7 @@ class HeavyBallPrincipalFlow(MomentumPrincipalFlow):
         """(1 ∓ √β)², 2(1 + β)."""
         return heavy_ball_edges(self.momentum)
 
-    def modes(self, x: Tensor) -> Modes:
+    def modes(self, x: Tensor) -> MomentumModes:
         """M = [[1−x, β], [−x, β]]."""
         return heavy_ball_modes(x, self.momentum)
 
@@ -219,19 +221,19 @@ class HeavyBallPrincipalFlow(MomentumPrincipalFlow):
 @final
 @dataclass(frozen=True)
 class NesterovPrincipalFlow(MomentumPrincipalFlow):
-    r"""Principal flow of Nesterov's momentum  v' = βv − h∇f(θ), θ' = θ − h∇f(θ) + βv'; state (θ, v), from (θ0, 0).
+    r"""Principal flow of Nesterov's momentum  v' = βv − h∇f(θ), θ' = θ − h∇f(θ) + βv'; (θ, v), starting at (θ0, 0).
 
         h θ̇ = β² L v − ((1+β) L − K) h∇f
         h v̇ = (hH K − (1−β) L) v − L h∇f
 
-    with L and K functions of hH (``momentum_modes``): exact on quadratics, where M = [[1−(1+β)hλ, β²], [−hλ, β]] a
-    mode, in every regime (``nesterov_regimes``), at hλ = 0 and where the roots meet. θ = x + βv is torch's and
-    ``Nesterov``'s, the point where the gradient is taken, x the literature's; v = −h·buffer. One-step error O(h³)
-    wherever v = O(h), as along every run from rest.
+    with L and K functions of hH (``momentum_modes``): exact on quadratics, with M = [[1−(1+β)hλ, β²], [−hλ, β]] in a
+    mode, in every regime (``nesterov_regimes``), at hλ = 0 and at double roots. θ = x + βv is the iterate of torch and
+    of ``Nesterov``, the point of the gradient, x that of the literature; v = −h·buffer. One-step error O(h³) if
+    v = O(h), as along every run from rest.
 
     det M = β(1 − hλ): singular at hλ = 1, where both roots vanish; within 1e-6 of it ``velocity`` raises
     SingularModeError. Real below; above, one root is negative, and the branches are those of the principal flow:
-    ``branch="complex"`` is exact there, promotes the state in ``start`` and asks for a holomorphic loss;
+    ``branch="complex"`` is exact there, promotes the state in ``start`` and requires a holomorphic loss;
     ``branch="real"`` keeps magnitudes along the eigenvectors of M, not signs. Descent is stable up to
     hλ = 2(1+β)/(1+2β). ``krylov`` and ``tolerance`` as in ``HeavyBallPrincipalFlow``.
 
@@ -254,12 +256,12 @@ class NesterovPrincipalFlow(MomentumPrincipalFlow):
         """((1−β)/(1+β))², 1, 2(1+β)/(1+2β)."""
         return nesterov_edges(self.momentum)
 
-    def modes(self, x: Tensor) -> Modes:
+    def modes(self, x: Tensor) -> MomentumModes:
         """M = [[1−(1+β)x, β²], [−x, β]]."""
         return nesterov_modes(x, self.momentum)
 
     def check_singular(self, x: Tensor) -> None:
-        """Raise SingularModeError where one of x = hλ (..., n) is within 1e-6 of 1."""
+        """Raise SingularModeError if one of x = hλ (..., n) is within 1e-6 of 1."""
         singular = (1 - x).abs() < SINGULAR
         if bool(singular.any()):
             first = float(x.real[singular][0])

@@ -1,6 +1,6 @@
-r"""The principal flow: every term of the modified equation built from the gradient and the Hessian alone, summed.
+r"""The principal flow: the sum of all terms of the modified equation that contain the gradient and the Hessian only.
 
-Rosca, Wu, Qin & Dherin 2023, arXiv 2302.01952. Complex where an eigenvalue passes 1/h, singular at hλ = 1.
+Rosca, Wu, Qin & Dherin 2023, arXiv 2302.01952. Complex if an eigenvalue exceeds 1/h, singular at hλ = 1.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from landscapes.errors import check_choice, check_count, check_positive
 from landscapes.expansion import Expansion
 from landscapes.krylov import matrix_function, spectral_action
 
-SINGULAR = 1e-6  # within this distance of hλ = 1 the mode counts as singular
+SINGULAR = 1e-6  # a mode within this distance of hλ = 1 is treated as singular
 
 
 def principal_coefficient(x: Tensor) -> Tensor:
     r"""α(x) = log(1 − x)/x with α(0) = −1, for x = hλ.
 
     Real x < 1: real. Complex x, or real x > 1: the logarithm with arg(1 − x) in (−π/2, 3π/2), so that its cut lies on
-    the negative imaginary axis. The principal cut lies on the negative real axis, exactly where a run lives once
-    hλ > 1, and adaptive integrators never get past it. For real x > 1: log|1 − x| + iπ.
+    the negative imaginary axis. The principal cut lies on the negative real axis, where 1 − x is at real hλ > 1: runs
+    would cross it, and adaptive integrators stall there. For real x > 1: log|1 − x| + iπ.
     """
     if not x.is_complex():
         if bool((x < 1).all()):
-            return divided_by(torch.log1p(-x), x)
+            return log_over_x(torch.log1p(-x), x)
         x = x.to(x.dtype.to_complex())
     real, imag = x.real, x.imag
     excess = real * (real - 2) + imag * imag  # |1 − x|² − 1: exact at small x, cancels near the singular mode
     modulus = torch.where(excess.abs() < 0.5, torch.log1p(excess) / 2, torch.hypot(1 - real, imag).log())
     angle = torch.atan2(-imag, 1 - real)
     angle = torch.where(angle <= -torch.pi / 2, angle + 2 * torch.pi, angle)
-    return divided_by(torch.complex(modulus, angle), x)
+    return log_over_x(torch.complex(modulus, angle), x)
 
 
 def real_coefficient(x: Tensor) -> Tensor:
     """Re α(x) = log|1 − x|/x with Re α(0) = −1, for real x = hλ."""
     # log1p(−x) keeps small x exact, and |1 − x| is only needed beyond the singular mode.
-    return divided_by(torch.where(x < 1, torch.log1p(-x.clamp(max=1)), torch.log((1 - x).abs())), x)
+    return log_over_x(torch.where(x < 1, torch.log1p(-x.clamp(max=1)), torch.log((1 - x).abs())), x)
 
 
-def divided_by(logarithm: Tensor, x: Tensor) -> Tensor:
-    """log(1 − x)/x, written out where it is its limit −1 to rounding: a quotient of subnormal numbers is anything."""
+def log_over_x(logarithm: Tensor, x: Tensor) -> Tensor:
+    """log(1 − x)/x, replaced by its limit −1 at |x| < ε/4: a quotient of subnormal numbers has no correct digits."""
     small = x.abs() < torch.finfo(x.dtype).eps / 4
     return torch.where(small, -torch.ones_like(logarithm), logarithm / torch.where(small, 1, x))
 
@@ -65,14 +65,14 @@ class PrincipalFlow(Flow):
     −(h²/12) D³f[∇f, ∇f]. Singular at hλ = 1: within 1e-6 of it ``velocity`` raises SingularModeError.
 
     ``branch="complex"``: real while every hλ < 1; ``start`` promotes θ0 to complex, so the loss must be holomorphic;
-    real θ with an hλ > 1 raises BranchError. ``branch="real"``: Re α, real θ only; the growth |u_iᵀ∇f| per step is that
-    of gradient descent, its sign flip beyond hλ = 1 is lost.
+    real θ with an hλ > 1 raises BranchError. ``branch="real"``: Re α, real θ only; the growth of |u_iᵀ∇f| per step is
+    that of gradient descent, without its change of sign at hλ > 1.
 
     ``krylov=None`` takes the dense Hessian (d HVPs unless it has a closed form). Otherwise α(hH)∇f comes from a Krylov
     space grown from ∇f until its estimated relative error is within ``tolerance``, with at most ``krylov`` HVPs;
-    meeting the limit is flagged (UnconvergedWarning, or a note in the trajectory of a run).
+    reaching the limit gives an UnconvergedWarning, or a note in the trajectory of a run.
 
-    Source: Rosca et al. 2023, arXiv 2302.01952; branch cut rotated as ``principal_coefficient`` says.
+    Source: Rosca et al. 2023, arXiv 2302.01952; the branch cut is rotated, see ``principal_coefficient``.
     """
 
     landscape: Landscape
@@ -84,7 +84,7 @@ class PrincipalFlow(Flow):
 
     @property
     def name(self) -> str:
-        """PrincipalFlow with what sets it apart from the default."""
+        """PrincipalFlow, with the branch and the third order if they are not the defaults."""
         marks = [m for m, on in (("real branch", self.branch == "real"), ("third order", self.third_order)) if on]
         return f"PrincipalFlow ({', '.join(marks)})" if marks else "PrincipalFlow"
 
@@ -119,7 +119,7 @@ class PrincipalFlow(Flow):
     def _dense(self, point: Expansion) -> Tensor:
         hessian = point.hessian()
         finite = hessian.isfinite().all(dim=-1).all(dim=-1)
-        # Decompositions refuse NaN: such members get a NaN velocity and leave the run by themselves.
+        # torch.linalg raises on NaN for the whole batch: members with NaN get a NaN velocity, and engines freeze them.
         usable = hessian if bool(finite.all()) else torch.where(finite[..., None, None], hessian, 0)
         field, eigenvalues = spectral_action(usable, point.grad, self.coefficient)
         self._check_modes(self.h * eigenvalues, point.theta)
@@ -128,7 +128,7 @@ class PrincipalFlow(Flow):
     def _krylov(self, point: Expansion, limit: int) -> Tensor:
         result = matrix_function(point.hvp, point.grad, self.coefficient, limit, self.tolerance)
         self._check_modes(self.h * result.ritz, point.theta)
-        if not result.converged and not math.isnan(result.change):  # a NaN is no want of products
+        if not result.converged and not math.isnan(result.change):  # more products do not help against a NaN
             flag_unconverged(
                 f"PrincipalFlow: krylov={limit} HVPs did not reach tolerance {self.tolerance:g} at every evaluation; "
                 "give more, or a larger tolerance"
@@ -136,7 +136,7 @@ class PrincipalFlow(Flow):
         return result.value.to(point.theta.dtype)
 
     def _check_modes(self, x: Tensor, theta: Tensor) -> None:
-        """Raise where a mode is singular, or where the complex branch left the reals that θ is still in."""
+        """Raise if a mode is singular, or if the flow is complex on the complex branch while θ is real."""
         check_singular(x, self.h)
         if self.branch == "complex" and not theta.is_complex() and bool((x > 1).any()):
             raise BranchError(
@@ -146,7 +146,7 @@ class PrincipalFlow(Flow):
 
 
 def check_singular(x: Tensor, h: float) -> None:
-    """Raise SingularModeError where one of x = hλ (..., n) is within 1e-6 of 1."""
+    """Raise SingularModeError if one of x = hλ (..., n) is within 1e-6 of 1."""
     singular = (1 - x).abs() < SINGULAR
     if bool(singular.any()):
         first = float(x.real[singular][0])
@@ -158,7 +158,7 @@ def check_singular(x: Tensor, h: float) -> None:
 
 
 def each_member(velocity: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
-    """``velocity`` of every batch member (d,) in turn; singular members are gathered into one error."""
+    """``velocity`` of every batch member (d,) in turn; one error reports all singular members."""
     members = state.reshape(-1, state.shape[-1])
     fields, singular, sentence = [], torch.zeros(members.shape[0], dtype=torch.bool), ""
     for i, member in enumerate(members):

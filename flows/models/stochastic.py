@@ -3,8 +3,8 @@ r"""Stochastic modified equations: SGD as a stochastic differential equation wit
     dX = −∇f dt + √h σ(X) dW   (order 1),      dX = −∇(f + (h/4)‖∇f‖²) dt + √h σ(X) dW   (order 2),
 
 σσᵀ the covariance of the stochastic gradient. On a finite time, sup_k |E φ(θ_k) − E φ(X_{kh})| is O(h) and O(h²) for
-smooth φ: the mean of one step, h∇f, and its covariance, h²σσᵀ, are matched to those orders. At stationarity order 2 is
-not the better one. Li, Tai & E 2017 (arXiv 1511.06251) and 2019 (JMLR 20(40)), Theorem 9.
+smooth φ: the mean of one step, h∇f, and its covariance, h²σσᵀ, are matched to those orders. The stationary law is not
+more accurate at order 2. Li, Tai & E 2017 (arXiv 1511.06251) and 2019 (JMLR 20(40)), Theorem 9.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ HIGHEST = 2
 class GradientEquation(StochasticFlow):
     r"""dX = −∇f [− (h/2) H∇f] dt + √h σ(X) dW with the learning rate h = h₀·schedule(t); state θ (..., d).
 
-    What the two equations share. t is the time that a descent has taken, the sum of its learning rates: on this clock
-    a rate that changes slowly needs no further term at either order.
+    Base of the two equations. t is the clock of the descent, the sum of its learning rates: on it a slowly changing
+    rate adds no term at either order.
     """
 
     landscape: Landscape
@@ -72,30 +72,31 @@ class GradientEquation(StochasticFlow):
         return math.sqrt(self.learning_rate(t)) * self.noise.factor(state, dw)
 
     def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
-        """Drift and noise; at order 1 without a negated copy of the gradient, which many paths of few numbers feel."""
+        """Drift and noise."""
         if self.order > 1:
             return super().rate(t, state, dw_over_dt)
+        # Subtracting saves the negated copy of the gradient, a measurable cost with many paths of low dimension.
         return self.diffusion(t, state, dw_over_dt) - self.landscape.grad(state)
 
     def ito_correction(self, t: float | Tensor, state: Tensor) -> Tensor:
-        """h times the gradient noise's own, shape (..., d)."""
+        """h times the Itô correction of the gradient noise, shape (..., d)."""
         return self.learning_rate(t) * self.noise.ito_correction(state)
 
 
 @final
 @dataclass(frozen=True)
 class StochasticModifiedEquation(GradientEquation):
-    r"""SGD with mini-batches of b as an SDE, with the covariance of the mini-batch gradient as it is at every θ.
+    r"""SGD with mini-batches of b as an SDE, with the covariance of the mini-batch gradient at every θ.
 
         dX = −∇f dt + √(hc) G(X) dW,  GGᵀ = D,  W ∈ R^N   (``order`` 1; at order 2 the drift is −∇(f + (h/4)‖∇f‖²))
 
     c = 1/b for "replacement", (1/b)(N − b)/(N − 1) for "subset". "epoch" is reshuffling: c = N/((N − 1)b), and the
-    increments of W are taken less their mean over each epoch, (N/b)·h, so that single steps have a subset's covariance
-    and the noise of an epoch sums to zero; there b must divide N and dt an epoch.
+    increments of W are reduced by their mean over each epoch, (N/b)·h, so that single steps have a subset's covariance
+    and the noise of an epoch sums to zero; then b must divide N and dt must divide an epoch.
 
     At order 1 an evaluation with its noise is one reweighted gradient, −Σ w_i g_i, w_i = 1/N − √(hc/N)(Ẇ_i − mean);
-    at order 2 a Hessian-vector product and a gradient more. Raises TypeError or ValueError for arguments out of place.
-    Equations (orders verified) from Li, Tai & E 2017, arXiv 1511.06251.
+    order 2 adds a Hessian-vector product and a gradient. Raises TypeError or ValueError for invalid arguments.
+    Equations from Li, Tai & E 2017, arXiv 1511.06251, with their orders verified.
     """
 
     landscape: FiniteSum
@@ -118,7 +119,7 @@ class StochasticModifiedEquation(GradientEquation):
 
     @cached_property
     def sampler(self) -> Sampling:
-        """How the mini-batches are drawn."""
+        """The sampling of the mini-batches."""
         return sampling_of(self.landscape.size, self.batch_size, self.sampling)
 
     @cached_property
@@ -128,7 +129,7 @@ class StochasticModifiedEquation(GradientEquation):
 
     @property
     def noise_period(self) -> float | None:
-        """An epoch's length, where it is reshuffled."""
+        """The length of an epoch if examples are reshuffled, else None."""
         steps = self.sampler.steps_to_zero()
         return None if steps is None else steps * self.h
 
@@ -157,10 +158,10 @@ class StochasticModifiedEquation(GradientEquation):
 @final
 @dataclass(frozen=True)
 class NoisyModifiedEquation(GradientEquation):
-    r"""dX = −∇f dt + √h σ(X) dW with a noise of your own, order 1; order 2 with the drift −∇(f + (h/4)‖∇f‖²).
+    r"""dX = −∇f dt + √h σ(X) dW with a given noise, order 1; order 2 with the drift −∇(f + (h/4)‖∇f‖²).
 
     ``noise``: any GradientNoise of the landscape's dimension: isotropic or diagonal of equal trace, analytic, of
-    labels. It follows the descent θ' = θ − h(∇f + σ(θ)ξ). Raises TypeError or ValueError for arguments out of place.
+    labels. It models the descent θ' = θ − h(∇f + σ(θ)ξ). Raises TypeError or ValueError for invalid arguments.
     """
 
     landscape: Landscape
@@ -180,9 +181,9 @@ class NoisyModifiedEquation(GradientEquation):
 @final
 @dataclass(frozen=True)
 class Stratonovich(SameNoise):
-    r"""A stochastic flow whose equation is meant in Stratonovich's sense, as the Itô equation that it is.
+    r"""The Itô equation of a stochastic flow whose own equation is read in Stratonovich's sense.
 
-    dX = a dt + σ ∘ dW is dX = (a + ½ Σ_j (∂σ_j)σ_j) dt + σ dW. For additive noise they are the same.
+    dX = a dt + σ ∘ dW is dX = (a + ½ Σ_j (∂σ_j)σ_j) dt + σ dW. For additive noise both senses agree.
     """
 
     flow: StochasticFlow
@@ -193,7 +194,7 @@ class Stratonovich(SameNoise):
 
     @property
     def landscape(self) -> Landscape:  # type: ignore[override]
-        """The flow's own."""
+        """The landscape of the flow."""
         return self.flow.landscape
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
@@ -202,9 +203,9 @@ class Stratonovich(SameNoise):
 
 
 def check_order(order: int, landscape: Landscape, who: str) -> None:
-    """Raise unless the order is 1 or 2; warn where order 2 takes second derivatives across kinks."""
+    """Raise unless the order is 1 or 2; warn if order 2 takes second derivatives of a landscape with kinks."""
     if check_count("order", order) > HIGHEST:
         raise ValueError(
-            f"order must be at most {HIGHEST}, the highest built, got {order}: at order 3 the noise itself changes"
+            f"order must be at most {HIGHEST}, the highest implemented, got {order}: at order 3 the noise term changes"
         )
     warn_smoothness(landscape, order, who)

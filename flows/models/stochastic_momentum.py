@@ -8,9 +8,9 @@ r"""Stochastic modified equations of scaled momentum  v' = v − h(μv + ∇f_γ
               dV = −[μV + ∇f + (h/2)(μ²V + μ∇f − HV)] dt + √h σ(X) dW
 
 up to O(h²) and O(h³) a step, so that laws differ by O(h^p) on a finite time. The drift is ``ModifiedHeavyBallFlow``'s.
-The noise needs no term of its own at order 2: over a step its covariance h²C in V is exact to O(h³), and what it does
-to X, h³C and h⁴C, is O(h³) itself. At order 3 this ends, so there is no order 3. Li, Tai & E 2019, JMLR 20(40), have
-the equations of momentum in other units.
+Order 2 adds no term to the noise: over a step its covariance h²C in V is exact to O(h³), and its effect on X, h³C and
+h⁴C, is itself O(h³). This does not hold at order 3, which is not implemented. Li, Tai & E 2019, JMLR 20(40), state the
+equations of momentum in other units.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from landscapes.sampling import Sampling
 
 
 class StochasticMomentumFlow(ScaledMomentumFlow, StochasticFlow):
-    """State (x, v) (..., 2d), which starts at rest; noise (0, √h σ(x) dW). What the two momentum equations share.
+    """Base of the two momentum equations: state (x, v) (..., 2d), starting at rest; noise (0, √h σ(x) dW).
 
-    σ depends on x and its columns point along v: no column changes along another, Itô and Stratonovich agree, and
-    Euler–Maruyama has strong order 1, whatever σ(x) is.
+    σ depends on x only and its columns point along v: the derivative of a column along another vanishes, Itô and
+    Stratonovich agree, and Euler–Maruyama has strong order 1 for every σ(x).
     """
 
     method = HEAVY_BALL
@@ -57,8 +57,8 @@ class StochasticMomentumFlow(ScaledMomentumFlow, StochasticFlow):
 class NoisyMomentumEquation(StochasticMomentumFlow):
     r"""Stochastic modified equation of order p = 1, 2 of scaled heavy ball with any ``noise``, μ = ``friction``.
 
-    The equations stand above (``flows.models.stochastic_momentum``), σ(x)ξ is ``noise.factor``. Weak error O(h^p) on a
-    finite time against v' = v − h(μv + ∇f + σξ), x' = x + hv'. Order 1 takes one gradient and the noise an evaluation,
+    The equations are stated in ``flows.models.stochastic_momentum``; σ(x)ξ is ``noise.factor``. Weak error O(h^p) on a
+    finite time against v' = v − h(μv + ∇f + σξ), x' = x + hv'. Order 1 takes one gradient and the noise per evaluation,
     order 2 one HVP more.
 
     Raises ValueError unless 0 ≤ hμ ≤ 1, p is 1 or 2, and the noise has the landscape's dimension.
@@ -76,7 +76,7 @@ class NoisyMomentumEquation(StochasticMomentumFlow):
 
     @property
     def noise_kind(self) -> Kind:
-        """Additive where the noise is; general else, as only V is driven."""
+        """Additive if the noise is, else general, since the noise drives V only."""
         return "additive" if self.noise.kind == "additive" else "general"
 
     @property
@@ -95,9 +95,9 @@ class MomentumModifiedEquation(StochasticMomentumFlow):
     r"""Stochastic modified equation of order p = 1, 2 of scaled heavy ball with mini-batches; μ = ``friction``.
 
     C = cD(x), the covariance of a mini-batch gradient, and m = N: σ(x) dW = √c Σ_i (dW_i − mean dW) ∇f_i/√N. Weak
-    error O(h^p) on a finite time; learning rate h² and momentum 1 − hμ are torch's. ``sampling`` as in SGD. For "epoch"
-    the noise sums to zero over every ``noise_period`` N h/b, and c = N/((N − 1)b) before its mean is taken off. At
-    order 1 drift and noise are one gradient (``rate``); order 2 takes one more, and an HVP.
+    error O(h^p) on a finite time; torch's learning rate is h², its momentum 1 − hμ. ``sampling`` as in SGD. For "epoch"
+    the noise sums to zero over every ``noise_period`` N h/b, and c = N/((N − 1)b) before its mean is subtracted. At
+    order 1 drift and noise take one gradient (``rate``); order 2 takes one more, and an HVP.
 
     Raises TypeError or ValueError unless the landscape is a FiniteSum, 0 ≤ hμ ≤ 1, 1 ≤ batch_size ≤ N, p is 1 or 2, and
     for "epoch" b divides N.
@@ -121,7 +121,7 @@ class MomentumModifiedEquation(StochasticMomentumFlow):
 
     @property
     def sampler(self) -> Sampling:
-        """How the mini-batches are drawn."""
+        """The sampling of the mini-batches."""
         return self.noise.sampler
 
     @property

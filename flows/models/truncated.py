@@ -1,4 +1,4 @@
-"""The principal flow as its paper runs it on networks, cut to the top of the spectrum: for comparison only."""
+"""The principal flow restricted to the top of the spectrum, as in its paper on networks: for comparison only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from landscapes import Landscape
 from landscapes.errors import check_count, check_positive
 from landscapes.krylov import eigenpairs, random_block
 
-GUARDS = 2  # rows carried beyond the modes wanted
+GUARDS = 2  # extra rows of the block, as the last rows of a block converge slowly
 
 
 @final
@@ -24,12 +24,12 @@ GUARDS = 2  # rows carried beyond the modes wanted
 class TruncatedPrincipalFlow(Flow):
     r"""θ̇ = −∇f + Σ_{i<k} (Re α(hλ_i) + 1)(u_iᵀ∇f) u_i: k = ``modes`` largest eigenpairs, the rest as gradient flow.
 
-    One-step error O(h²), as gradient flow's, with the constant of what is left out. Each evaluation finds the
-    eigenpairs anew, to ``tolerance`` times the largest eigenvalue: more HVPs than ``PrincipalFlow(krylov=...)`` takes
-    for the whole spectrum. Real θ and the real branch only; singular at hλ = 1 as the principal flow is.
+    One-step error O(h²), as for gradient flow, with the constant of the omitted modes. Each evaluation computes the
+    eigenpairs again, to ``tolerance`` times the largest eigenvalue: more HVPs than ``PrincipalFlow(krylov=...)`` takes
+    for the whole spectrum. Real θ and the real branch only; singular at hλ = 1, like the principal flow.
 
     Source: Rosca et al. 2023, arXiv 2302.01952, which uses the top eigenvalues on networks.
-    Raises ValueError where ``modes`` exceeds the dimension.
+    Raises ValueError if ``modes`` exceeds the dimension.
     """
 
     landscape: Landscape

@@ -93,7 +93,7 @@ def test_options_of_a_landscape_are_taken_and_recorded(arguments, class_name, op
         ("quadratic --steps 2.5", "--steps"),
         ("quadratic --flows foo", "--flows"),
         ("quadratic --flows modified-0", "order"),
-        ("quadratic --flows modified-13", "highest built"),
+        ("quadratic --flows modified-13", "highest implemented"),
         ("quadratic --descent foo", "--descent"),
         ("rosenbrock --descent sgd", "needs examples"),
         ("rosenbrock --b 0", "b must be positive"),
