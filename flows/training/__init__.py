@@ -1,4 +1,4 @@
-"""What goes into a training loop of the user's own."""
+"""Learning rates for a user's own training loop."""
 
 from flows.training.drift_adjusted_rate import DriftAdjustedRate
 

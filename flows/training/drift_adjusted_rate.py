@@ -1,7 +1,7 @@
 r"""Learning rates from curvature for an ordinary torch training loop: any module, any optimiser, any mini-batch.
 
-The rule is that of ``flows.descents.drift_adjusted``, the gradients are those of a closure, the rate goes into the
-optimiser's parameter groups before each of its steps.
+The rule is that of ``flows.descents.drift_adjusted``, with the gradients of a closure; the rate is written into the
+optimiser's parameter groups before each step.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ class DriftAdjustedRate:
             loss = rate.step(lambda: loss_fn(model(x), y))  # gradients into .grad, the rate into the optimiser
             optimizer.step()
 
-    g and H are those of the closure's loss at the optimiser's parameters, on whatever examples it evaluates. ``power``
-    p: 1 is DAL; 0 leaves the optimiser's rates alone, to the user or another scheduler, and takes no Hg. ``window`` w:
-    v is the mean of its last w values. At p > 0 the first parameter group's rate becomes h, the other groups keep the
-    ratios to it that they had at construction (a group added later: to the rate the first one had then).
+    g and H are those of the closure's loss at the optimiser's parameters, on the examples that it evaluates. ``power``
+    p: 1 is DAL; 0 leaves the rates to the user or another scheduler, and computes no Hg. ``window`` w: v is the mean of
+    its last w values. At p > 0 the first parameter group's rate is set to h, and the other groups keep their ratio to
+    it at construction (a group added later: to the initial rate of the first).
 
-    ``drift="exact"``: Hg by differentiating twice, the closure is called once. Torch's second derivatives are trusted:
-    they are silently wrong for its fused weight norm and for kernels of your own that do not record their backward.
-    ``"difference"``: Hg from the gradients at θ and θ + εĝ, ε = √eps(1 + ‖θ‖), the closure is called twice; no graph of
-    the gradient is held. The second call sees the same random numbers of torch's own generators (CPU, and CUDA of the
-    parameters' devices), and θ is put back to the last bit. Buffers are not: running statistics see both calls. Under
-    autocast the gradients' rounding is coarser than the parameters' and drowns the difference: use "exact".
+    ``drift="exact"``: Hg by differentiating twice; the closure is called once. Torch's second derivatives are not
+    checked: they are wrong, without an error, for its fused weight norm and for custom kernels that do not record their
+    backward. ``"difference"``: Hg from the gradients at θ and θ + εĝ, ε = √eps(1 + ‖θ‖); the closure is called twice,
+    and no graph of the gradient is stored. The second call draws the same random numbers from torch's own generators
+    (CPU, and CUDA of the parameters' devices), and θ is restored exactly. Buffers are not restored: running statistics
+    include both calls. Under autocast the rounding errors of the gradients exceed the difference: use "exact".
 
-    Not part of g and H: the optimiser's weight decay, momentum and preconditioning (a penalty in the closure's loss
-    is), gradient clipping, a loss scale (it would multiply v). Gradients come by torch.autograd.grad: hooks that wait
-    for backward(), as DistributedDataParallel's, do not run. Rosca et al. 2023, arXiv 2302.01952.
+    g and H include a penalty in the closure's loss, but not the optimiser's weight decay, momentum and preconditioning,
+    gradient clipping or a loss scale (which would multiply v). Gradients are computed by torch.autograd.grad: hooks on
+    backward(), such as DistributedDataParallel's, do not run. Rosca et al. 2023, arXiv 2302.01952.
 
-    Raises TypeError or ValueError for arguments out of place; UnsupportedError for an optimiser that asks for a
-    closure itself (LBFGS) or has no rate, for complex parameters and sparse gradients.
+    Raises TypeError or ValueError for invalid arguments; UnsupportedError for an optimiser that requires a closure
+    itself (LBFGS) or has no rate, for complex parameters and for sparse gradients.
     """
 
     def __init__(
@@ -77,15 +77,15 @@ class DriftAdjustedRate:
             self._ratios = [rate / self._base for rate in self.get_last_lr()]
 
     def get_last_lr(self) -> list[float]:
-        """The rate of each parameter group, as the optimiser now has it."""
+        """The current rate of each parameter group."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def step(self, closure: Closure) -> Tensor:
-        """Gradients of ``closure() -> loss`` into .grad, replacing what is there, and the rate into the optimiser.
+        """Write the gradients of ``closure() -> loss`` into .grad, replacing old ones, and the rate into the optimiser.
 
         The closure returns a scalar with its graph and calls no backward(). Returns the loss, detached. Parameters that
-        require no gradient are left alone; those that get none have .grad None. A v that is not finite makes the rate
-        NaN for this step and is not remembered. After an error .grad, the parameters and the rate are as before.
+        require no gradient are ignored; those that get none have .grad None. A v that is not finite makes the rate
+        NaN for this step and is not added to the window. After an error .grad, parameters and rate are unchanged.
         """
         if not callable(closure):
             raise TypeError(f"closure must be callable, closure() -> loss, got {type(closure).__name__}")
@@ -104,7 +104,7 @@ class DriftAdjustedRate:
         return loss
 
     def _evaluate(self, closure: Closure, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor | None], float | None]:
-        """The loss, its gradients, graph-free, and v; no v at power 0."""
+        """The loss, its gradients without graph, and v; None for v at power 0."""
         if self.power == 0 or self.drift == "exact":
             loss, gradients = evaluate(closure, parameters, create_graph=self.power > 0)
             v = exact_ratio(gradients, parameters) if self.power > 0 else None
@@ -113,11 +113,11 @@ class DriftAdjustedRate:
             loss, gradients = evaluate(closure, parameters)
             with generators_at(draws):
                 v = difference_ratio(closure, gradients, parameters)
-        # a copy each: what autograd returns may be one tensor for several parameters, and clipping writes into it
+        # Copies: autograd may return one tensor for several parameters, and clipping writes in place.
         return loss.detach(), [None if g is None else g.detach().clone() for g in gradients], v
 
     def _adjust(self, v: float) -> None:
-        """The rate of the window's mean into every parameter group."""
+        """Set the rate of every parameter group from the window's mean."""
         rate = math.nan
         if math.isfinite(v):
             self._recent.append(v)
@@ -126,24 +126,24 @@ class DriftAdjustedRate:
         for group in self.optimizer.param_groups[len(self._ratios) :]:
             self._ratios.append(float(group["lr"]) / self._base)
         for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
-            if isinstance(group["lr"], Tensor):  # a captured graph reads the rate from this very tensor
+            if isinstance(group["lr"], Tensor):  # in place: a captured CUDA graph reads the rate from this tensor
                 group["lr"].fill_(rate * ratio)
             else:
                 group["lr"] = rate * ratio
 
     def state_dict(self) -> dict[str, Any]:
-        """The last values of v and the groups' rates at construction, as numbers and lists of them."""
+        """The last values of v, the first group's initial rate and the groups' ratios to it, as plain numbers."""
         return {"recent": list(self._recent), "base": self._base, "ratios": list(self._ratios)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where ``state_dict`` was called; a shorter window keeps the latest values."""
+        """Resume from ``state_dict()``; a shorter window keeps the latest values."""
         if not isinstance(state, Mapping) or not {"recent", "base", "ratios"} <= set(state):
-            raise ValueError(f"state must be what state_dict() returned, with recent, base and ratios, got {state!r}")
+            raise ValueError(f"state must be from state_dict(), with recent, base and ratios, got {state!r}")
         groups, known = len(self.optimizer.param_groups), len(state["ratios"])
         if self.power > 0 and not 1 <= known <= groups:
             raise ValueError(
-                f"state must know the rates of at most the optimizer's {groups} parameter groups and of the first, got "
-                f"{known}; load it into a DriftAdjustedRate of an optimizer with the groups it was saved with"
+                f"state must have the rates of 1 to {groups} parameter groups, as the optimizer has, got {known}; "
+                "load it into a DriftAdjustedRate of an optimizer with the same groups"
             )
         self._recent = deque(map(float, state["recent"]), maxlen=self.window)
         self._base = float(state["base"])
@@ -151,7 +151,7 @@ class DriftAdjustedRate:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimiser; raise unless it has a learning rate in each group and takes a step without a closure."""
+    """Return the optimiser; raise unless it has a learning rate in each group and steps without a closure."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     name = type(optimizer).__name__
@@ -167,7 +167,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The parameters that require a gradient; raise where there is none, or one is complex."""
+    """The parameters that require a gradient; raise if there are none, or one is complex."""
     every = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
     if not every:
         raise ValueError("optimizer must have a parameter that requires a gradient, got none; unfreeze one")
@@ -180,13 +180,13 @@ def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def put_gradients(parameters: Sequence[Tensor], gradients: Gradients) -> None:
-    """Each gradient into its parameter's .grad."""
+    """Write each gradient into its parameter's .grad."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
 
 
 def evaluate(closure: Closure, parameters: list[Tensor], create_graph: bool = False) -> tuple[Tensor, Gradients]:
-    """The closure's loss and its gradients, None where a parameter gets none."""
+    """The closure's loss and its gradients, None for parameters that it does not depend on."""
     with torch.enable_grad():
         loss = closure()
         check_loss(loss, parameters)
@@ -210,22 +210,22 @@ def check_loss(loss: Tensor, parameters: list[Tensor]) -> None:
         raise ValueError("closure must return the loss with its graph, got one without: no detach(), item() or no_grad")
 
 
-def flat(tensors: Gradients, parameters: Sequence[Tensor]) -> Tensor:
-    """One vector of a tensor for each parameter, zeros for None, in float32 at least, on the first one's device."""
+def flatten(tensors: Gradients, parameters: Sequence[Tensor]) -> Tensor:
+    """One vector of a tensor for each parameter, zeros for None, in float32 or better, on the first one's device."""
     parts = [torch.zeros_like(p) if t is None else t.detach() for t, p in zip(tensors, parameters, strict=True)]
     device = parts[0].device
     return torch.cat([t.reshape(-1).to(device, torch.promote_types(t.dtype, torch.float32)) for t in parts])
 
 
-def shaped(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The parts of a vector in the parameters' shapes, dtypes and places."""
+def unflatten(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of a vector with the parameters' shapes, dtypes and devices."""
     parts = vector.split([parameter.numel() for parameter in parameters])
     return [part.view(p.shape).to(p) for part, p in zip(parts, parameters, strict=True)]
 
 
 def exact_ratio(gradients: Gradients, parameters: list[Tensor]) -> float:
-    """v = ‖Hĝ‖ by one backward pass through the gradients' graph; zero where the loss is linear."""
-    directions = shaped(unit(flat(gradients, parameters)), parameters)
+    """v = ‖Hĝ‖ by one backward pass through the gradients' graph; zero if the loss is linear."""
+    directions = unflatten(unit(flatten(gradients, parameters)), parameters)
     curved = [(g, u) for g, u in zip(gradients, directions, strict=True) if g is not None and g.requires_grad]
     if not curved:
         return 0.0
@@ -235,17 +235,17 @@ def exact_ratio(gradients: Gradients, parameters: list[Tensor]) -> float:
         products = torch.autograd.grad(outputs, parameters, cotangents, allow_unused=True)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # torch's refusals have no type of their own
+    except RuntimeError as error:  # torch raises no more specific type
         raise UnsupportedError(
             f"the loss cannot be differentiated twice ({error}); use drift='difference', which needs gradients only"
         ) from error
-    return float(norm(flat(products, parameters)))
+    return float(norm(flatten(products, parameters)))
 
 
 def check_second_derivatives(gradients: Sequence[Tensor]) -> None:
-    """Raise RuntimeError where a function was marked as ``once_differentiable``.
+    """Raise RuntimeError if a function of the graph is marked as ``once_differentiable``.
 
-    Its mark is an error that hangs off the way to the parameters, where autograd.grad never comes by.
+    The mark is an error node on a branch that does not lead to the parameters, which autograd.grad does not visit.
     """
     seen, waiting = set(), [gradient.grad_fn for gradient in gradients]
     while waiting:
@@ -259,18 +259,19 @@ def check_second_derivatives(gradients: Sequence[Tensor]) -> None:
 
 
 def difference_ratio(closure: Closure, gradients: Gradients, parameters: list[Tensor]) -> float:
-    """v ≈ ‖g(θ + εĝ) − g(θ)‖/ε by the closure's gradient at the displaced parameters, which are then put back."""
-    grad = flat(gradients, parameters)
+    """v ≈ ‖g(θ + εĝ) − g(θ)‖/ε by the closure's gradient at the displaced parameters, which are then restored."""
+    grad = flatten(gradients, parameters)
     coarsest = max((parameter.dtype for parameter in parameters), key=lambda dtype: torch.finfo(dtype).eps)
-    length = difference_length(flat(parameters, parameters), coarsest)
-    with displaced(parameters, shaped(length * unit(grad), parameters)):
+    length = difference_length(flatten(parameters, parameters), coarsest)
+    with displace(parameters, unflatten(length * unit(grad), parameters)):
         _, moved = evaluate(closure, parameters)
-    return float(norm(flat(moved, parameters) - grad) / length)
+    return float(norm(flatten(moved, parameters) - grad) / length)
 
 
 @contextmanager
-def displaced(parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> Iterator[None]:
-    """Parameters moved inside the block, and as before, to the last bit, after it."""
+def displace(parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> Iterator[None]:
+    """Parameters displaced inside the block, and restored exactly after it."""
+    # Copies: θ + εĝ − εĝ differs from θ by rounding.
     kept = [parameter.detach().clone() for parameter in parameters]
     try:
         with torch.no_grad():
@@ -284,7 +285,7 @@ def displaced(parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> Iterator
 
 
 def generator_states(parameters: Sequence[Tensor]) -> dict[torch.device, Tensor]:
-    """Torch's own generators on the CPU and the parameters' devices, as they are now."""
+    """The current states of torch's own generators on the CPU and the parameters' devices."""
     devices = {parameter.device for parameter in parameters if parameter.device.type != "cpu"}
     others = sorted(str(device) for device in devices if device.type != "cuda")
     if others:
@@ -295,7 +296,7 @@ def generator_states(parameters: Sequence[Tensor]) -> dict[torch.device, Tensor]
 
 @contextmanager
 def generators_at(states: Mapping[torch.device, Tensor]) -> Iterator[None]:
-    """Torch's generators at earlier states inside the block, and where they were when it began after it."""
+    """Torch's generators at the given states inside the block, and at their states before the block after it."""
     cuda = [device for device in states if device.type == "cuda"]
     with torch.random.fork_rng(devices=cuda):
         for device, state in states.items():
