@@ -1,4 +1,4 @@
-r"""Many paths at once: statistics of laws, streamed, with error bars."""
+r"""Streamed statistics of laws over many paths, with error bars."""
 
 from flows.ensembles.extrapolation import Expectation, expectation
 from flows.ensembles.quantiles import Quantiles

@@ -1,8 +1,8 @@
-r"""Blocks of paths: many runs of one model as one batched state, as many at once as memory is meant for.
+r"""Blocks of paths: many runs of one model as one batched state, of a size that limits memory.
 
-Block i of an ensemble draws from a seed of its own, made of the ensemble's seed and i: equal seeds and blocks give
-equal paths, whatever runs beside. A member that leaves the finite numbers stays where the engine froze it, at its last
-finite position, and is looked at there until the end; so does a block of which none is left. Nobody is dropped.
+Block i of an ensemble has its own seed, derived from the ensemble's seed and i: equal seeds and block sizes give equal
+paths, independent of other computations. A diverged member is frozen by the engine at its last finite position and
+observed there until the end, also if the whole block has diverged: no member is dropped.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from flows.flow import Flow, StochasticFlow
 from landscapes import FiniteSum, UnsupportedError
 from landscapes.errors import check_count, check_seed
 
-NUMBERS = 2**22  # that a block's states, noise and examples' gradients may take, by default: 32 MiB in float64
+NUMBERS = 2**22  # default limit for a block's states, noise and examples' gradients: 32 MiB in float64
 
 Function = Callable[[Tensor], Tensor]
 See = Callable[[int, float, Tensor], None]
 
 
 def block_seed(seed: int, *numbers: int) -> int:
-    """The seed of a part of a run; parts with different numbers have streams that do not meet."""
+    """The seed of a part of a run; parts with different numbers have independent streams."""
     return int(np.random.SeedSequence([check_seed(seed), *numbers]).generate_state(1, np.uint32)[0])
 
 
@@ -51,13 +51,13 @@ class Block:
 
 
 def blocks(theta0: Tensor, paths: int, size: int) -> Iterator[Block]:
-    """``paths`` starts at θ0 (..., d) in blocks of ``size``, the last one of what is left."""
+    """``paths`` starts at θ0 (..., d) in blocks of ``size``, the last one possibly smaller."""
     for number, first in enumerate(range(0, paths, size)):
         yield Block(number, theta0.expand(min(size, paths - first), *theta0.shape))
 
 
-def block_size(block: int | None, paths: int, theta0: Tensor, models: Sequence[Flow | Descent], held: int = 0) -> int:
-    """The size asked for or, by default, such that a block takes about ``NUMBERS``; ``held`` more of them a path."""
+def block_size(block: int | None, paths: int, theta0: Tensor, models: Sequence[Flow | Descent], extra: int = 0) -> int:
+    """``block`` or, by default, a size such that a block takes about ``NUMBERS``, with ``extra`` more per path."""
     if block is not None:
         return min(check_count("block", block), paths)
     members, d = theta0[..., 0].numel(), theta0.shape[-1]
@@ -67,12 +67,12 @@ def block_size(block: int | None, paths: int, theta0: Tensor, models: Sequence[F
         examples = landscape.size if isinstance(landscape, FiniteSum) else 1
         noise = model.noise_size if isinstance(model, StochasticFlow) else 0
         widest = max(widest, d * examples + noise)
-    return max(1, min(paths, NUMBERS // (members * widest + held)))
+    return max(1, min(paths, NUMBERS // (members * widest + extra)))
 
 
 @dataclass(frozen=True)
 class Course:
-    """A model with how far it runs: a flow along ``outputs``, a descent for ``steps``; ``kept``: where it is seen."""
+    """A model and its run: a flow along ``outputs``, or a descent for ``steps``; observed at the states ``kept``."""
 
     model: Flow | Descent
     outputs: tuple[float, ...] = ()
@@ -88,14 +88,14 @@ class Course:
 
     @property
     def kept(self) -> list[int]:
-        """Numbers of the states that are seen: every ``every``-th and the last."""
+        """Numbers of the observed states: every ``every``-th and the last."""
         return [k for k in range(self.last + 1) if k % self.every == 0 or k == self.last]
 
     def run(self, block: Block, seed: int, see: See, path: NoisePath | None = None) -> tuple[Trajectory, list[float]]:
-        """Run a block and show it at every kept state: see(j, t, θ) for the j-th; the times that it came to.
+        """Run a block, with see(j, t, θ) at its j-th kept state; return the run and the times that it reached.
 
-        States after the end of a block that was lost are its frozen ones, at NaN in place of a time; those of an
-        interrupted run are not seen.
+        If all paths diverged before the end, ``see`` is called with the frozen states and the time NaN for the rest; an
+        interrupted run stops at its last state.
         """
         watch = Watch(self.kept, see)
         if isinstance(self.model, Flow):
@@ -119,7 +119,7 @@ class Course:
 
 
 class Watch:
-    """The observer that shows a run's kept states and keeps none of them."""
+    """The observer that passes a run's kept states to ``see``; the trajectory stores none of them."""
 
     name = "ensemble"
     every = 1
@@ -130,7 +130,7 @@ class Watch:
         self.times: list[float] = []
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
-        """Shows state k; nothing to keep in the trajectory."""
+        """Pass on state k; return no quantities."""
         if k in self._kept:
             self._see(self._kept[k], t, theta)
             self.times.append(t)
@@ -144,13 +144,13 @@ def course(
     method: str | None,
     every: int,
 ) -> Course:
-    """The course of a stochastic flow along times or of a descent for steps; raise where they do not fit together."""
+    """The course of a stochastic flow along times or of a descent for steps; raise for a mixture of the two."""
     check_count("every", every)
     if isinstance(model, Flow):
         if not isinstance(model, StochasticFlow):
             raise UnsupportedError(f"model must be a StochasticFlow, {model.name} has no noise: use integrate")
         if isinstance(times_or_steps, (int, np.integer)):
-            raise TypeError(f"times must be those of a flow, got {times_or_steps!r}; a number of steps is for descents")
+            raise TypeError(f"times must be a sequence, got {times_or_steps!r}: a number of steps is for descents")
         return Course(model, tuple(check_times(times_or_steps)), every=every, dt=dt, method=method)
     if not isinstance(model, Descent):
         raise TypeError(f"model must be a StochasticFlow or a Descent, got {type(model).__name__}")
@@ -163,7 +163,7 @@ def check_start(theta0: Tensor) -> Tensor:
     """θ0 (..., d) detached; raise unless it is finite and real."""
     theta0 = check_theta0(theta0)
     if theta0.is_complex():
-        raise TypeError(f"theta0 must be real, got {theta0.dtype}: paths with noise are")
+        raise TypeError(f"theta0 must be real, as paths with noise are, got {theta0.dtype}")
     return theta0
 
 
@@ -176,8 +176,8 @@ def check_functions(observables: Mapping[str, Function]) -> None:
             raise TypeError(f"observables must map strings to functions of theta, got {name!r}: {function!r}")
 
 
-def observed(name: str, function: Function, theta: Tensor) -> Tensor:
-    """φ(θ) of θ (n, ..., d) as (n, ..., q) in float64, q = 1 for a number a member; raise for other shapes."""
+def evaluate(name: str, function: Function, theta: Tensor) -> Tensor:
+    """φ(θ) of θ (n, ..., d) as (n, ..., q) in float64, q = 1 for one number per member; raise for other shapes."""
     values = function(theta)
     if not isinstance(values, Tensor):
         raise TypeError(f"observable {name!r} must return a tensor, got {type(values).__name__}")
@@ -200,19 +200,19 @@ def add_costs(total: dict[str, float], cost: Mapping[str, float]) -> None:
         total[name] = total.get(name, 0) + value
 
 
-def lost(alive: Tensor) -> Tensor:
-    """How many of a block's paths (n, ...) are not alive, (...,)."""
+def count_diverged(alive: Tensor) -> Tensor:
+    """The number of a block's paths (n, ...) that are not alive, (...,)."""
     return (~alive).sum(dim=0)
 
 
-def known_times(clock: list[float], times: Sequence[float]) -> list[float]:
+def merge_clocks(clock: list[float], times: Sequence[float]) -> list[float]:
     """The longer of two clocks; raise unless one continues the other."""
     shared = min(len(clock), len(times))
     if not np.allclose(clock[:shared], times[:shared], rtol=1e-9, atol=0):
-        raise UnsupportedError("the clock of this descent depends on its path, so that blocks have no times in common")
+        raise UnsupportedError("the clock of this descent depends on its path, so that blocks have no common times")
     return clock if len(clock) >= len(times) else list(times)
 
 
-def stacked(rows: Sequence[Tensor]) -> Tensor:
+def stack(rows: Sequence[Tensor]) -> Tensor:
     """Rows of one shape as (T, ...)."""
     return torch.stack(list(rows))

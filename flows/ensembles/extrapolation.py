@@ -1,13 +1,13 @@
-r"""E φ(X_t) of a stochastic flow by extrapolation to dt → 0, with what statistics and integration leave in it.
+r"""E φ(X_t) of a stochastic flow by extrapolation to dt → 0, with its statistical and its integration error.
 
-Fixed steps have a weak error that expands in dt, E φ(X^{dt}) = E φ(X) + c dt + O(dt²). So the same path of noise is run
-at dt, dt/2 and dt/4, and Talay and Tubaro's extrapolation, path by path,
+The weak error of fixed steps expands in dt, E φ(X^{dt}) = E φ(X) + c dt + O(dt²). The same path of noise is run at dt,
+dt/2 and dt/4, and Talay and Tubaro's extrapolation, path by path,
 
     R = 2φ(X^{dt/4}) − φ(X^{dt/2}),      E R = E φ(X) + O(dt²),
 
-is averaged: R of a path is a sample, and its moments give the standard error. 2φ(X^{dt/2}) − φ(X^{dt}) is off by four
-times as much, so that a third of its distance to R is the integration error left in R, up to O(dt³). Talay & Tubaro
-1990, Stochastic Anal. Appl. 8(4). The path is the same only where equal seeds refine each other: halvings of one step.
+is averaged: R of a path is a sample, and its moments give the standard error. 2φ(X^{dt/2}) − φ(X^{dt}) has four times
+the error, so that a third of its distance to R is the remaining integration error of R, up to O(dt³). Talay & Tubaro
+1990, Stochastic Anal. Appl. 8(4). The levels are halvings of one step, for which equal seeds give one refined path.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from flows.ensembles.blocks import (
     check_functions,
     check_start,
     course,
-    observed,
+    evaluate,
 )
 from flows.ensembles.statistics import Moments
 from flows.flow import StochasticFlow
 from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_positive, check_seed
 
-LEVELS = (1, 2, 4)  # by what dt is divided
+LEVELS = (1, 2, 4)  # divisors of dt
 
 
 @dataclass(frozen=True)
 class Expectation:
     r"""E φ(X_t) of every observable at every kept time.
 
-    ``times`` (T,); observable → (T, ..., q) for all of: ``mean``; ``standard_error`` of it; ``integration``, an
-    estimate of what integration has left in the mean, and ``integration_error``, a standard error of that.
-    ``diverged``: how many runs, of three a path, left the finite numbers; they are in every mean with their last finite
-    position. ``cost`` of all runs.
+    ``times`` (T,); each of the others maps observable → (T, ..., q): ``mean``; its ``standard_error``;
+    ``integration``, an estimate of the mean's integration error, and its standard error ``integration_error``.
+    ``diverged``: the number of diverged runs, out of three per path; they are included in every mean with their last
+    finite position. ``cost`` of all runs.
     """
 
     times: Tensor
@@ -91,9 +91,9 @@ def expectation(
 ) -> Expectation:
     r"""E φ(X_t) at ``times`` from θ0 (..., d) over ``paths`` paths, each run at dt, dt/2 and dt/4 of one motion.
 
-    ``observables``: name → φ, θ (n, ..., d) ↦ (n, ...) or (n, ..., q), real. ``extrapolate=False`` takes dt/4 as it is,
-    and its distance to dt/2 for the integration error. The rest as in ``ensemble``. Raises TypeError or ValueError for
-    arguments out of place, and KeyboardInterrupt where it is interrupted.
+    ``observables``: name → φ, θ (n, ..., d) ↦ (n, ...) or (n, ..., q), real. ``extrapolate=False`` takes the mean at
+    dt/4, and its distance to that at dt/2 as integration error. Other arguments as in ``ensemble``. Raises TypeError or
+    ValueError for invalid arguments, and KeyboardInterrupt if interrupted.
     """
     theta0 = check_start(theta0)
     check_count("paths", paths, minimum=2)
@@ -104,17 +104,17 @@ def expectation(
         raise TypeError(f"flow must be a StochasticFlow, got {type(flow).__name__}")
     courses = [course(flow, times, dt / n, method, every) for n in LEVELS]
     levels = Levels(courses, observables, extrapolate)
-    size = block_size(block, paths, theta0, [flow], levels.held(theta0))
+    size = block_size(block, paths, theta0, [flow], levels.path_size(theta0))
     with tqdm(total=paths, unit="path", desc=flow.name, disable=not progress) as bar:
         for part in blocks(theta0, paths, size):
             levels.take(part, block_seed(seed, part.number))
             bar.update(part.paths)
     kept = torch.tensor([courses[0].outputs[k] for k in courses[0].kept], dtype=torch.float64)
-    return Expectation(kept, paths, *levels.found(), diverged=levels.lost, cost=levels.cost)
+    return Expectation(kept, paths, *levels.results(), diverged=levels.lost, cost=levels.cost)
 
 
 class Levels:
-    """A flow at every level of dt along the same noise, block by block: moments of R and of what is left in it."""
+    """A flow at every level of dt along the same noise, block by block: moments of R and of its integration error."""
 
     def __init__(self, courses: Sequence[Course], observables: Mapping[str, Function], extrapolate: bool):
         self._courses = courses
@@ -125,8 +125,8 @@ class Levels:
         self.lost = 0
         self.cost: dict[str, float] = {}
 
-    def held(self, theta0: Tensor) -> int:
-        """Numbers that a path holds until its block is over, an observable's size taken for one."""
+    def path_size(self, theta0: Tensor) -> int:
+        """Numbers that a path stores until its block ends, for observables of one number."""
         return (len(LEVELS) + 1) * len(self._courses[0].kept) * len(self._observables) * theta0[..., 0].numel()
 
     def take(self, block: Block, seed: int, path: NoisePath | None = None) -> dict[str, Tensor]:
@@ -142,24 +142,24 @@ class Levels:
         return samples
 
     def values(self, way: Course, block: Block, seed: int, path: NoisePath | None = None) -> dict[str, Tensor]:
-        """φ along a run, observable → (n, T, ..., q); what it cost and lost is counted."""
+        """φ along a run, observable → (n, T, ..., q); adds its cost and its diverged paths to the totals."""
         seen: dict[str, list[Tensor]] = {name: [] for name in self._observables}
 
         def see(j: int, t: float, theta: Tensor) -> None:
             for name, function in self._observables.items():
-                seen[name].append(observed(name, function, theta))
+                seen[name].append(evaluate(name, function, theta))
 
         run, times = way.run(block, seed, see, path)
         if not np.allclose(times, self._clock[: len(times)], rtol=1e-9, atol=0):
-            raise UnsupportedError("the rate of this descent is not constant, and the flow is seen at multiples of one")
+            raise UnsupportedError("the rate of this descent is not constant, and the flow is observed at equal steps")
         if run.status == "interrupted":
             raise KeyboardInterrupt(run.status.sentence)
         self.lost += int((~run.alive).sum())
         add_costs(self.cost, run.cost)
         return {name: torch.stack(values, dim=1) for name, values in seen.items()}
 
-    def found(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Observable → mean, its standard error, what integration left in it, and that's standard error."""
+    def results(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Observable → mean, its standard error, its integration error, and the standard error of the latter."""
         mean, left = self._mean, self._left
         return (
             {name: moments.mean for name, moments in mean.items()},

@@ -1,7 +1,7 @@
 r"""``ensemble``: the law of a stochastic flow or descent at every kept time, from many paths, with error bars.
 
-Paths run in blocks as one batched state; every block's observables go into statistics as they come, so that memory is
-that of one block, whatever the number of paths and of times.
+Paths run in blocks as one batched state, and statistics are updated block by block, so that memory does not grow with
+the number of paths or of times.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from flows.ensembles.blocks import (
     blocks,
     check_functions,
     check_start,
+    count_diverged,
     course,
-    known_times,
-    lost,
-    observed,
-    stacked,
+    evaluate,
+    merge_clocks,
+    stack,
 )
 from flows.ensembles.quantiles import Quantiles
 from flows.ensembles.statistics import CONFIDENCE, Histogram, Moments, Statistic
@@ -45,9 +45,9 @@ Asked = TypeVar("Asked", bound=Statistic)
 
 @dataclass(frozen=True)
 class Observable:
-    """φ(θ) with the statistics that are wanted beyond its mean and covariance: empty ``Quantiles``, ``Histogram``, ….
+    """φ(θ) with statistics in addition to its mean and covariance: empty ``Quantiles``, ``Histogram``, ….
 
-    ``function``: θ (n, ..., d) ↦ (n, ...) or (n, ..., q), real. Raises TypeError for what is neither.
+    ``function``: θ (n, ..., d) ↦ (n, ...) or (n, ..., q), real. Raises TypeError for arguments of other types.
     """
 
     function: Function
@@ -60,7 +60,7 @@ class Observable:
             if not isinstance(statistic, Statistic):
                 raise TypeError(f"statistics must be Statistics such as Quantiles([0.5]), got {statistic!r}")
             if statistic.count:
-                raise ValueError(f"statistics must be empty to begin with, got one that has seen {statistic.count}")
+                raise ValueError(f"statistics must be empty at first, got one with {statistic.count} samples")
 
     def __call__(self, theta: Tensor) -> Tensor:
         """φ(θ)."""
@@ -71,12 +71,12 @@ class Observable:
 class Ensemble:
     r"""The law of an ensemble along its times.
 
-    ``times`` (T,) float64; ``paths``, how many ran; ``statistics`` name → for each time (Moments, those asked for),
-    over samples (paths, ..., q), where q = 1 for an observable that gives a number a path. ``diverged`` (...): paths
-    that left the finite numbers; they are in all statistics with their last finite position, frozen from then on, so
-    that no mean is one over survivors. ``cost``: summed over the blocks, observables not included. ``status``:
-    finished, diverged (no path was left at some time, ``times`` ends before it) or interrupted (some of the paths are
-    missing, most of them at late times: ``counts``).
+    ``times`` (T,) float64; ``paths``, their number; ``statistics`` name → for each time (Moments, requested ones),
+    over samples (paths, ..., q), with q = 1 for an observable of one number per path. ``diverged`` (...): the number of
+    diverged paths; they remain in all statistics, frozen at their last finite position, so that means are not over
+    survivors only. ``cost``: summed over the blocks, without observables. ``status``: finished, diverged (all paths had
+    diverged at some time, ``times`` ends before it) or interrupted (some paths are missing, more of them at later
+    times: ``counts``).
     """
 
     times: Tensor
@@ -89,7 +89,7 @@ class Ensemble:
 
     @property
     def counts(self) -> Tensor:
-        """Paths seen at each time, (T,)."""
+        """The number of paths at each time, (T,)."""
         first = next(iter(self.statistics.values()))
         return torch.tensor([row[0].count for row in first])
 
@@ -115,21 +115,21 @@ class Ensemble:
 
     @property
     def quantiles(self) -> dict[str, Tensor]:
-        """Observable → quantiles (T, ..., q, P), of those that asked for some."""
-        return {name: stacked([q.values for q in rows]) for name, rows in self.series(Quantiles).items()}
+        """Observable → quantiles (T, ..., q, P), for observables with ``Quantiles``."""
+        return {name: stack([q.values for q in rows]) for name, rows in self.series(Quantiles).items()}
 
     def quantile_intervals(self, confidence: float = CONFIDENCE) -> dict[str, tuple[Tensor, Tensor]]:
         """Observable → ends of the distribution-free intervals of its quantiles, both (T, ..., q, P)."""
         ends = {name: [q.interval(confidence) for q in rows] for name, rows in self.series(Quantiles).items()}
-        return {name: (stacked([a for a, _ in rows]), stacked([b for _, b in rows])) for name, rows in ends.items()}
+        return {name: (stack([a for a, _ in rows]), stack([b for _, b in rows])) for name, rows in ends.items()}
 
     @property
     def histograms(self) -> dict[str, list[Histogram]]:
-        """Observable → a histogram for each time, of those that asked for one."""
+        """Observable → a histogram for each time, for observables with a ``Histogram``."""
         return self.series(Histogram)
 
     def series(self, kind: type[Asked]) -> dict[str, list[Asked]]:
-        """Observable → its first statistic of that kind at each time, of those that have one."""
+        """Observable → its first statistic of that kind at each time, for observables that have one."""
         found = {n: [[s for s in row if isinstance(s, kind)] for row in rows] for n, rows in self.statistics.items()}
         return {name: [row[0] for row in rows] for name, rows in found.items() if all(rows)}
 
@@ -148,7 +148,7 @@ class Ensemble:
                 tensors[f"{i}.quantiles.high"] = high
             if name in self.histograms:
                 rows = self.histograms[name]
-                tensors |= {f"{i}.edges": rows[0].bounds, f"{i}.tallies": stacked([h.seen for h in rows])}
+                tensors |= {f"{i}.edges": rows[0].bounds, f"{i}.tallies": stack([h.seen for h in rows])}
         text: dict[str, Any] = {"observables": list(self.statistics), "paths": self.paths, "cost": dict(self.cost)}
         text |= {"status": str(self.status), "sentence": self.status.sentence, "notes": list(self.notes)}
         text["probabilities"] = {name: list(rows[0].probabilities) for name, rows in self.series(Quantiles).items()}
@@ -157,10 +157,10 @@ class Ensemble:
         return path
 
     def _of_moments(self, read: Callable[[Moments], Tensor]) -> dict[str, Tensor]:
-        return {name: stacked([read(m) for m in rows]) for name, rows in self.series(Moments).items()}
+        return {name: stack([read(m) for m in rows]) for name, rows in self.series(Moments).items()}
 
 
-SHOWN = 4  # notes in a table; an ensemble of many blocks has many
+SHOWN = 4  # notes in a table, as an ensemble of many blocks has many
 SAVED = ("mean", "standard_error", "covariance", "covariance_error")
 
 
@@ -181,19 +181,20 @@ def ensemble(
     r"""Statistics over ``paths`` runs from θ0 (..., d), of a StochasticFlow along times or a Descent for steps.
 
     A flow takes ``dt`` and a ``method`` as in ``integrate``; a descent neither. ``observables``: name → θ (n, ..., d) ↦
-    (n, ...) or (n, ..., q), or an ``Observable`` that asks for more than moments; they are read at every ``every``-th
-    output time or step and the last. Paths run ``block`` at a time, by default so many that a block takes some tens of
-    MiB; the same seed and block give the same paths. KeyboardInterrupt ends the run with what was seen.
+    (n, ...) or (n, ..., q), or an ``Observable`` with more statistics than moments; they are evaluated at every
+    ``every``-th output time or step and the last. Paths run ``block`` at a time, by default so many that a block takes
+    some tens of MiB; the same seed and block give the same paths. KeyboardInterrupt ends the run; the result has the
+    statistics so far.
 
-    Paths that diverge stay in the statistics, see ``Ensemble``. Raises TypeError or ValueError for arguments out of
-    place, KeyboardInterrupt where nothing has been seen yet.
+    Paths that diverge stay in the statistics, see ``Ensemble``. Raises TypeError or ValueError for invalid arguments,
+    and KeyboardInterrupt if interrupted before there are any statistics.
     """
     theta0 = check_start(theta0)
     check_count("paths", paths)
     check_seed(seed)
     check_functions(observables)
     way = course(model, times_or_steps, dt, method, every)
-    run = Run(way, {name: asked(value) for name, value in observables.items()}, theta0)
+    run = EnsembleRun(way, {name: observable_of(value) for name, value in observables.items()}, theta0)
     size = block_size(block, paths, theta0, [model])
     with tqdm(total=paths, unit="path", desc=type(model).__name__, disable=not progress) as bar:
         for part in blocks(theta0, paths, size):
@@ -203,13 +204,13 @@ def ensemble(
     return run.result(paths)
 
 
-def asked(observable: Function | Observable) -> Observable:
-    """The observable as one."""
+def observable_of(observable: Function | Observable) -> Observable:
+    """The function as an ``Observable``; an ``Observable`` is returned unchanged."""
     return observable if isinstance(observable, Observable) else Observable(observable)
 
 
-class Run:
-    """The state of an ensemble: statistics at every kept time of the blocks so far, and what they cost."""
+class EnsembleRun:
+    """The state of an ensemble: statistics at every kept time of the blocks so far, and their cost."""
 
     def __init__(self, way: Course, observables: Mapping[str, Observable], theta0: Tensor):
         self._way = way
@@ -225,24 +226,24 @@ class Run:
         self._interrupted = False
 
     def take(self, block: Block, seed: int) -> bool:
-        """Run a block; whether to go on with the next."""
+        """Run a block; return whether to continue with the next."""
         run, times = self._way.run(block, seed, self._see)
-        self._clock = known_times(self._clock, times)
-        self._diverged = self._diverged + lost(run.alive)
+        self._clock = merge_clocks(self._clock, times)
+        self._diverged = self._diverged + count_diverged(run.alive)
         self._paths += block.paths
         add_costs(self._cost, run.cost)
-        said = (run.status.sentence,) if bool(lost(run.alive).any()) else ()
-        self._notes |= dict.fromkeys(f"block {block.number}: {note}" for note in (*said, *run.notes))
+        sentences = (run.status.sentence,) if bool(count_diverged(run.alive).any()) else ()
+        self._notes |= dict.fromkeys(f"block {block.number}: {note}" for note in (*sentences, *run.notes))
         self._interrupted = run.status == "interrupted"
         return not self._interrupted
 
     def _see(self, j: int, t: float, theta: Tensor) -> None:
         for name, observable in self._observables.items():
-            values = observed(name, observable, theta)
+            values = evaluate(name, observable, theta)
             self._rows[name][j] = tuple(statistic.add(values) for statistic in self._rows[name][j])
 
     def result(self, paths: int) -> Ensemble:
-        """The ensemble up to the last time that any path came to."""
+        """The ensemble up to the last time that any path reached."""
         if not self._clock:
             raise KeyboardInterrupt
         rows = {name: series[: len(self._clock)] for name, series in self._rows.items()}
@@ -254,7 +255,7 @@ class Run:
         end, worst = self._clock[-1], int(self._diverged.max())
         entered = f"; {worst} of them diverged and are in every statistic with their last finite position" * (worst > 0)
         if self._interrupted:
-            return Status("interrupted", f"interrupted with {self._paths} of {paths} paths under way{entered}")
+            return Status("interrupted", f"interrupted with {self._paths} of {paths} paths started{entered}")
         if len(self._clock) < len(self._way.kept):
             return Status("diverged", f"no path was left after t = {end:.6g}: all {paths} diverged; use a smaller h")
         return Status("finished", f"finished {paths} paths at t = {end:.6g}{entered}")
@@ -273,5 +274,5 @@ def table(found: Ensemble) -> str:
             label = f"{name}[{i}]" if many else name
             lines.append(f"{label:<24}  {mean:>14.6g}  {error:>10.2e}  {deviation:>12.5g}")
     more = len(found.notes) - SHOWN
-    rest = [f"and {more} notes more, in notes"] if more > 0 else []
+    rest = [f"and {more} more in notes"] if more > 0 else []
     return "\n".join([*lines, found.status.sentence, *found.notes[:SHOWN], *rest])

@@ -1,9 +1,9 @@
-r"""Statistics of many paths, streamed: a few numbers a component are kept, whatever the number of paths.
+r"""Streamed statistics of many paths: a few numbers per component, independent of the number of paths.
 
-Samples come in blocks (n, ..., q): n paths, q components that belong together, anything between. A statistic is a
-value: a fresh one is empty, ``add`` gives one that has seen a block more, ``merge`` one that has seen what both saw, in
-any order to rounding. All is accumulated in float64 on the samples' device; NaN is never left out. ``Moments`` and
-``Histogram`` stand here, ``Quantiles`` in ``quantiles``.
+Samples come in blocks (n, ..., q): n paths, q jointly distributed components, and any dimensions between. A statistic
+is immutable: a new one is empty, ``add`` returns one with one more block, ``merge`` one of both samples, independent of
+the order up to rounding. Sums are float64 on the samples' device; NaN is never ignored. ``Moments`` and ``Histogram``
+are defined here, ``Quantiles`` in ``quantiles``.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Kind = TypeVar("Kind", bound="Statistic")
 
 
 class Statistic(ABC):
-    """What is known of a sample after some blocks of it. Concrete ones are frozen dataclasses, empty as constructed."""
+    """A statistic of a sample that comes in blocks. Subclasses are frozen dataclasses, empty on construction."""
 
     @property
     @abstractmethod
     def count(self) -> int:
-        """n, how many paths have been seen."""
+        """n, the number of paths."""
 
     @abstractmethod
     def add(self: Kind, samples: Tensor) -> Kind:
-        """The statistic of what was seen before and of ``samples`` (n, ..., q)."""
+        """The statistic with ``samples`` (n, ..., q) added."""
 
     @abstractmethod
     def merge(self: Kind, other: Kind) -> Kind:
-        """The statistic of what either has seen."""
+        """The statistic of both samples."""
 
 
 def check_samples(samples: Tensor) -> Tensor:
@@ -49,24 +49,24 @@ def check_samples(samples: Tensor) -> Tensor:
         raise TypeError(f"samples must be real, got {samples.dtype}; take .real, .imag or .abs() of them")
     if samples.ndim < 2 or samples.numel() == 0:
         raise ValueError(
-            f"samples must have shape (n, ..., q) with n, q >= 1, got {tuple(samples.shape)}; one number a path is "
-            "samples[..., None]"
+            f"samples must have shape (n, ..., q) with n, q >= 1, got {tuple(samples.shape)}; for one number per path "
+            "give samples[..., None]"
         )
     return samples.detach().to(torch.float64)
 
 
-def check_seen(statistic: Statistic) -> None:
-    """Raise unless the statistic has seen a path."""
+def check_nonempty(statistic: Statistic) -> None:
+    """Raise unless the statistic has samples."""
     if statistic.count == 0:
-        raise ValueError(f"{type(statistic).__name__} must have seen samples first: count is 0; use add(samples)")
+        raise ValueError(f"{type(statistic).__name__} must have samples first: count is 0; use add(samples)")
 
 
 def check_alike(name: str, shape: torch.Size, other: torch.Size) -> None:
-    """Raise unless two statistics are of samples of one shape (..., q)."""
+    """Raise unless the samples of two statistics have the same shape (..., q)."""
     if shape != other:
         raise ValueError(
             f"{name} must be of samples of one shape, got (n, *{tuple(shape)}) and (n, *{tuple(other)}): "
-            "keep a statistic for each"
+            "use one statistic for each"
         )
 
 
@@ -95,7 +95,7 @@ class CentralSums:
         """The sums of samples (n, ..., q), float64."""
         mean = samples.mean(dim=0)
         deviations = samples - mean
-        # The mean of numbers far from zero errs by their last digits, which the deviations have room to show.
+        # The mean of numbers far from zero has an error in their last digits; the mean of the deviations corrects it.
         rest = deviations.mean(dim=0)
         deviations = (deviations - rest).movedim(0, -2)  # (..., n, q)
         squares = deviations.square()
@@ -108,18 +108,19 @@ class CentralSums:
         )
 
     def merge(self, other: CentralSums) -> CentralSums:
-        r"""The sums of both samples: each moved to the common mean, by shifts of which neither is large.
+        r"""The sums of both samples about the common mean.
 
         Chan, Golub & LeVeque 1979 for the second moments; Pébay 2008 for higher ones.
         """
         count = self.count + other.count
-        apart = other.mean - self.mean
-        mine, theirs = self.about(apart * (other.count / count)), other.about(-apart * (self.count / count))
-        second, third, fourth = (a + b for a, b in zip(mine, theirs, strict=True))
-        return CentralSums(count, self.mean + apart * (other.count / count), second, third, fourth)
+        gap = other.mean - self.mean
+        # Both are shifted by a part of the gap: sums about zero would cancel if the mean is large.
+        left, right = self.sums_about(gap * (other.count / count)), other.sums_about(-gap * (self.count / count))
+        second, third, fourth = (a + b for a, b in zip(left, right, strict=True))
+        return CentralSums(count, self.mean + gap * (other.count / count), second, third, fourth)
 
-    def about(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three sums about mean + ``shift`` s (..., q) in place of the mean; Σ d = 0 leaves these terms."""
+    def sums_about(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three sums about mean + ``shift`` s (..., q) in place of the mean; terms with Σ d = 0 are omitted."""
         n = self.count
         i, j = shift[..., :, None], shift[..., None, :]  # s_i, s_j
         squares = self.second.diagonal(dim1=-2, dim2=-1)  # Σ d_i²
@@ -136,10 +137,10 @@ class CentralSums:
 class Moments(Statistic):
     r"""Mean and covariance of samples (n, ..., q), with the standard errors of both.
 
-    The covariance takes (..., q, q): where q is large and variances will do, give samples (n, ..., q, 1). Deviations
-    are taken from block means and block means from each other, so that nothing cancels where the mean is far above the
-    standard deviation. NaN or infinite samples show in what depends on them. Results before any samples raise
-    ValueError; variances of one sample are NaN.
+    The covariance takes (..., q, q): for large q and variances only, give samples (n, ..., q, 1). Deviations are taken
+    from block means, and block means from each other, which avoids cancellation if the mean is much larger than the
+    standard deviation. NaN or infinite samples propagate to all results that depend on them. Results of an empty
+    statistic raise ValueError; variances of one sample are NaN.
     """
 
     sums: CentralSums | None = None
@@ -149,7 +150,7 @@ class Moments(Statistic):
         return 0 if self.sums is None else self.sums.count
 
     def add(self, samples: Tensor) -> Moments:
-        """With samples (n, ..., q) more."""
+        """The statistic with the samples (n, ..., q) added."""
         return self.merge(Moments(CentralSums.of(check_samples(samples))))
 
     def merge(self, other: Moments) -> Moments:
@@ -161,12 +162,12 @@ class Moments(Statistic):
     @property
     def mean(self) -> Tensor:
         """Mean, (..., q)."""
-        return self._seen().mean
+        return self._nonempty().mean
 
     @property
     def covariance(self) -> Tensor:
         """Covariance S = Σ d dᵀ/(n − 1), unbiased, (..., q, q)."""
-        return over(self._seen().second, self.count - 1)
+        return divide(self._nonempty().second, self.count - 1)
 
     @property
     def variance(self) -> Tensor:
@@ -182,14 +183,14 @@ class Moments(Statistic):
     def covariance_error(self) -> Tensor:
         r"""Standard error of the covariance, (..., q, q).
 
-        Var S_ij = (μ_iijj − C_ij²)/n + (C_ii C_jj + C_ij²)/(n(n − 1)), exact for independent samples of any law;
-        estimates stand for C and for the fourth moments μ_iijj, which are far off for few samples or heavy tails.
+        Var S_ij = (μ_iijj − C_ij²)/n + (C_ii C_jj + C_ij²)/(n(n − 1)), exact for independent samples of any law, with
+        estimates of C and of the fourth moments μ_iijj, which are inaccurate for few samples or heavy tails.
         """
         n, covariance, variance = self.count, self.covariance, self.variance
         squares = covariance.square()
-        spread = (self._seen().fourth / n - squares).clamp(min=0) / n
+        spread = (self._nonempty().fourth / n - squares).clamp(min=0) / n
         products = variance[..., :, None] * variance[..., None, :]
-        return (spread + over(products + squares, n * (n - 1))).sqrt()
+        return (spread + divide(products + squares, n * (n - 1))).sqrt()
 
     @property
     def variance_error(self) -> Tensor:
@@ -202,24 +203,24 @@ class Moments(Statistic):
         half = quantile * self.standard_error
         return self.mean - half, self.mean + half
 
-    def _seen(self) -> CentralSums:
-        check_seen(self)
+    def _nonempty(self) -> CentralSums:
+        check_nonempty(self)
         assert self.sums is not None
         return self.sums
 
 
-def over(sums: Tensor, count: int) -> Tensor:
-    """sums/count; NaN where there is nothing to divide by."""
+def divide(sums: Tensor, count: int) -> Tensor:
+    """sums/count; NaN if count is not positive."""
     return sums / count if count > 0 else torch.full_like(sums, torch.nan)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Histogram(Statistic):
-    r"""How many samples lie in each bin, below, above, and nowhere (NaN), for each component.
+    r"""The number of samples in each bin, below, above, and NaN, for each component.
 
-    ``edges`` (B + 1,), strictly rising, shared by all components. Bins are [a, b), the last one [a, b] as numpy has
-    it. ``tallies`` (..., q, B + 3): below, the bins, above, undefined. Raises ValueError or TypeError for other edges.
+    ``edges`` (B + 1,), strictly increasing, shared by all components. Bins are [a, b), the last one [a, b] as in numpy.
+    ``tallies`` (..., q, B + 3): below, the bins, above, undefined. Raises ValueError or TypeError for other edges.
     """
 
     edges: Sequence[float] | Tensor
@@ -239,12 +240,12 @@ class Histogram(Statistic):
 
     @property
     def bounds(self) -> Tensor:
-        """The edges (B + 1,), float64, on the device of what was seen."""
+        """The edges (B + 1,), float64, on the device of the samples."""
         edges = torch.as_tensor(self.edges)
         return edges if self.tallies is None else edges.to(self.tallies.device)
 
     def add(self, samples: Tensor) -> Histogram:
-        """With samples (n, ..., q) more."""
+        """The statistic with the samples (n, ..., q) added."""
         values = check_samples(samples).movedim(0, -1).contiguous()  # (..., q, n)
         edges = torch.as_tensor(self.edges).to(values.device)
         bins = len(edges) - 1
@@ -255,9 +256,9 @@ class Histogram(Statistic):
         return self.merge(replace(self, tallies=tallies.scatter_add_(-1, places, torch.ones_like(places))))
 
     def merge(self, other: Histogram) -> Histogram:
-        """Of both samples; raise unless the edges are the same."""
+        """The statistic of both samples; raise unless the edges are the same."""
         if not torch.equal(torch.as_tensor(self.edges).cpu(), torch.as_tensor(other.edges).cpu()):
-            raise ValueError("edges must be the same in histograms that are merged; make both with one set of edges")
+            raise ValueError("edges must be the same in histograms that are merged")
         if self.tallies is None or other.tallies is None:
             return other if self.tallies is None else self
         check_alike("Histogram", self.tallies.shape[:-1], other.tallies.shape[:-1])
@@ -285,7 +286,7 @@ class Histogram(Statistic):
 
     @property
     def density(self) -> Tensor:
-        """Share of all samples in a bin, over its width, (..., q, B)."""
+        """Fraction of all samples in a bin, over its width, (..., q, B)."""
         return self.counts / self.count / self.bounds.diff()
 
     @property
@@ -295,10 +296,10 @@ class Histogram(Statistic):
         return (share * (1 - share) / self.count).sqrt() / self.bounds.diff()
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[Tensor, Tensor]:
-        """Clopper and Pearson's interval of the density, both (..., q, B); it covers at empty bins too."""
+        """Clopper and Pearson's interval of the density, both (..., q, B); valid for empty bins, too."""
         tail = (1 - check_confidence(confidence)) / 2
         counts = self.counts.cpu().double().numpy()
-        # Beta(0, ·) and Beta(·, 0) stand for the ends 0 and 1.
+        # Beta(0, ·) and Beta(·, 0), NaN in scipy, are the ends 0 and 1.
         low = torch.as_tensor(stats.beta.ppf(tail, counts, self.count - counts + 1)).nan_to_num(0.0)
         high = torch.as_tensor(stats.beta.isf(tail, counts + 1, self.count - counts)).nan_to_num(1.0)
         widths = self.bounds.diff()
@@ -306,7 +307,7 @@ class Histogram(Statistic):
 
     @property
     def seen(self) -> Tensor:
-        """The tallies; ValueError before any samples."""
-        check_seen(self)
+        """The tallies; ValueError if there are no samples."""
+        check_nonempty(self)
         assert self.tallies is not None
         return self.tallies

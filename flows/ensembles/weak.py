@@ -1,12 +1,12 @@
-r"""Weak errors: E φ(X_{kh}) − E φ(θ_k) of a stochastic flow and a descent, the integrator's share told apart.
+r"""Weak errors: E φ(X_{kh}) − E φ(θ_k) of a stochastic flow and a descent, separated from integration errors.
 
-The flow's side is extrapolated to dt → 0 from runs at dt, dt/2 and dt/4 of one path of noise (``expectation``); what
-integration leaves in it is estimated, and stands beside every error with a standard error of its own.
+E φ(X) is extrapolated to dt → 0 from runs at dt, dt/2 and dt/4 along one path of noise (``expectation``); every weak
+error comes with an estimate of the remaining integration error and its standard error.
 
-The descent's side is known exactly (``reference``), or has runs of its own, or ``coupled`` runs: along the very
-mini-batches of ``StochasticGradientDescent``, or with the Gaussian noise of ``NoisyGradientDescent``. What is averaged
-is then the difference run by run, whose variance falls with h. Mini-batches have the Brownian motion's first two
-moments, not its third ones: along them the law of X itself is off by O(h²) where those count.
+E φ(θ) is known exactly (``reference``), or estimated from independent runs, or from ``coupled`` runs: along the same
+mini-batches as ``StochasticGradientDescent``, or with the Gaussian noise of ``NoisyGradientDescent``. Then the
+difference is averaged run by run, and its variance decreases with h. Mini-batches match the first two moments of
+Brownian motion but not the third: along them the law of X has an error O(h²) if φ depends on third moments.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ Reference = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Largest:
-    """A weak error where it is largest in k (and over members and components), with what is known of it.
+    """The largest weak error over k (and over members and components), with its uncertainty.
 
-    ``low`` and ``high``: an interval that holds sup_k |E φ(X) − E φ(θ)| with the confidence asked for, Bonferroni's
-    over all k. ``share``: what integration has left where the weak error is largest, and twice the standard
-    error of that more, over the weak error.
+    ``low`` and ``high``: a confidence interval of sup_k |E φ(X) − E φ(θ)|, Bonferroni's over all k. ``share``: an upper
+    bound of the integration error relative to the weak error: the estimate at the largest weak error plus twice its
+    standard error, over that weak error.
     """
 
     error: float
@@ -65,11 +65,10 @@ class Largest:
 class WeakErrors:
     r"""E φ(X_{kh}) − E φ(θ_k) of every observable at every kept step.
 
-    ``times`` (T,); observable → (T, ..., q) for all of: ``mean``, E φ(X); ``difference``, that less the descent's;
-    ``standard_error`` of the difference; ``integration``, an estimate of what integration has left in it (see above),
-    and its ``integration_error``, a standard error. ``diverged``: how many runs, of a path's three and the descent's,
-    left the finite numbers; they are in every mean with their last finite position. ``cost`` of everything that was
-    run.
+    ``times`` (T,); each of the others maps observable → (T, ..., q): ``mean``, E φ(X); ``difference``, E φ(X) − E φ(θ);
+    ``standard_error`` of the difference; ``integration``, an estimate of the difference's integration error, and its
+    standard error ``integration_error``. ``diverged``: the number of diverged runs, of three per path and the
+    descent's; they are included in every mean with their last finite position. ``cost`` of all runs.
     """
 
     times: Tensor
@@ -83,7 +82,7 @@ class WeakErrors:
     cost: Mapping[str, float] = field(default_factory=dict)
 
     def largest(self, name: str, confidence: float = CONFIDENCE) -> Largest:
-        """sup_k |E φ(X_{kh}) − E φ(θ_k)| of one observable; the start, where both are at θ0, counts as exact."""
+        """sup_k |E φ(X_{kh}) − E φ(θ_k)| of one observable, without the start, where both are at θ0."""
         check_confidence(confidence)
         error, bar = self.difference[name][1:], self.standard_error[name][1:]
         width = float(stats.norm.isf((1 - confidence) / (2 * error.numel())))
@@ -122,11 +121,12 @@ def weak_errors(
     r"""The weak errors of a flow against ``steps`` steps of a descent from θ0 (..., d), at every ``every``-th step.
 
     ``observables``: name → φ, θ (n, ..., d) ↦ (n, ...) or (n, ..., q). The flow is run at dt = h/``substeps``, dt/2 and
-    dt/4. ``reference``: times (T,) ↦ name → E φ(θ_k) (T, ..., q) or broadcastable to it, where that is known exactly:
-    the descent is then not run. ``coupled`` as told above; without either the descent has as many runs as the flow,
-    independent of it. ``extrapolate=False`` takes dt/4 as it is, and its distance to dt/2 for the integration error.
+    dt/4. ``reference``: times (T,) ↦ name → E φ(θ_k) (T, ..., q) or broadcastable to it, if it is known exactly; the
+    descent is then not run. ``coupled``: see ``flows.ensembles.weak``; without either the descent has as many runs as
+    the flow, independent of it. ``extrapolate=False`` takes the mean at dt/4, and its distance to that at dt/2 as
+    integration error.
 
-    Raises TypeError or ValueError for arguments out of place, and KeyboardInterrupt where it is interrupted.
+    Raises TypeError or ValueError for invalid arguments, and KeyboardInterrupt if interrupted.
     """
     theta0 = check_start(theta0)
     check_count("paths", paths, minimum=2)
@@ -137,15 +137,15 @@ def weak_errors(
         check_shared(flow, descent)
         check_coupled(flow, batches)
     if reference is not None and coupled:
-        raise ValueError("give either a reference or coupled=True: a descent that is known is not run")
+        raise ValueError("give either a reference or coupled=True: with a reference the descent is not run")
     check_count("substeps", substeps)
     check_seed(seed)
     clock = step_of(descent, theta0)
     outputs = tuple(k * clock for k in range(check_count("steps", steps) + 1))
     courses = [Course(flow, outputs, every=every, dt=clock / (substeps * n), method=method) for n in LEVELS]
     source = Source(descent, outputs, every, substeps, coupled, reference is None)
-    run = Run(Levels(courses, observables, extrapolate), observables, coupled)
-    size = block_size(block, paths, theta0, [flow, descent], run.levels.held(theta0))
+    run = WeakRun(Levels(courses, observables, extrapolate), observables, coupled)
+    size = block_size(block, paths, theta0, [flow, descent], run.levels.path_size(theta0))
     with tqdm(total=paths, unit="path", desc=flow.name, disable=not progress) as bar:
         for part in blocks(theta0, paths, size):
             run.take(part, source, seed)
@@ -155,19 +155,19 @@ def weak_errors(
 
 
 def step_of(descent: Descent, theta0: Tensor) -> float:
-    """The time that each step takes; UnsupportedError unless it is the same for all, whatever the state."""
+    """The length of a step in time; UnsupportedError unless it is the same for all steps and states."""
     start = descent.start(theta0)
     step = descent.elapsed(1, start)
     if not (step > 0 and math.isclose(descent.elapsed(2, start), 2 * step, rel_tol=1e-12)):
         raise UnsupportedError(
             f"descent must have a constant rate, known beforehand: {type(descent).__name__} has none; compare(...) "
-            "follows it on its own clock"
+            "works on the descent's own clock"
         )
     return step
 
 
 def check_pair(flow: StochasticFlow, descent: Descent, coupled: bool) -> None:
-    """Raise unless they are a stochastic flow and a descent of one learning rate and, coupled, of one noise."""
+    """Raise unless they are a stochastic flow and a descent of equal learning rate and, if coupled, equal noise."""
     if not isinstance(flow, StochasticFlow):
         raise TypeError(f"flow must be a StochasticFlow, got {type(flow).__name__}")
     if not isinstance(descent, Descent):
@@ -184,7 +184,7 @@ def check_pair(flow: StochasticFlow, descent: Descent, coupled: bool) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a block's noise and the descent's side come from."""
+    """The source of a block's noise and of the descent's runs."""
 
     descent: Descent
     outputs: tuple[float, ...]
@@ -200,22 +200,23 @@ class Source:
             )
 
     def path(self, block: Block, seed: int) -> NoisePath | None:
-        """The noise of a block of the flow: the mini-batches', or None for what the seed gives."""
+        """The noise path of a block of the flow: that of the mini-batches, or None for Brownian motion by the seed."""
         if not self.coupled or isinstance(self.descent, NoisyGradientDescent):
             return None
         halvings = (self.substeps * LEVELS[-1]).bit_length() - 1
         return minibatch_path(self.descent, block.theta0, len(self.outputs) - 1, seed, halvings)  # type: ignore[arg-type]
 
     def partner(self) -> Course:
-        """What is run for the descent: itself or, coupled with Gaussian noise, Euler's step of its equation at h."""
+        """The course for the descent: itself or, coupled with Gaussian noise, Euler's method with dt = h."""
         d = self.descent
+        # One Euler step of the equation is the descent's step, and integrate gives it the flow's Brownian motion.
         if self.coupled and isinstance(d, NoisyGradientDescent):
             return Course(NoisyModifiedEquation(d.landscape, d.h, d.noise), self.outputs, every=self.every, dt=d.h)
         return Course(d, steps=len(self.outputs) - 1, every=self.every)
 
 
-class Run:
-    """Statistics of the blocks so far: the flow's, the descent's, and of their difference run by run."""
+class WeakRun:
+    """Statistics of the blocks so far: of the flow, of the descent, and of their difference run by run."""
 
     def __init__(self, levels: Levels, observables: Mapping[str, Function], coupled: bool):
         self.levels = levels
@@ -223,19 +224,19 @@ class Run:
         self._gap, self._descent = ({name: Moments() for name in observables} for _ in range(2))
 
     def take(self, block: Block, source: Source, seed: int) -> None:
-        """Run a block at every level, and the descent's side of it."""
+        """Run a block of the flow at every level, and of the descent."""
         noise = block_seed(seed, block.number)
         samples = self.levels.take(block, noise, source.path(block, noise))
         if not source.needed:
             return
         own = noise if source.coupled else block_seed(seed, block.number, 1)
-        for name, theirs in self.levels.values(source.partner(), block, own).items():
-            self._descent[name] = self._descent[name].add(theirs)
-            self._gap[name] = self._gap[name].add(samples[name] - theirs)
+        for name, values in self.levels.values(source.partner(), block, own).items():
+            self._descent[name] = self._descent[name].add(values)
+            self._gap[name] = self._gap[name].add(samples[name] - values)
 
     def result(self, times: Tensor, paths: int, reference: Reference | None) -> WeakErrors:
-        """The weak errors, against the reference or the descent's side."""
-        mean, own, left, left_error = self.levels.found()
+        """The weak errors with respect to the reference or to the descent's runs."""
+        mean, own, left, left_error = self.levels.results()
         difference, bar = {}, {}
         for name in mean:
             if reference is not None:
@@ -247,8 +248,8 @@ class Run:
             elif self._coupled:
                 difference[name], bar[name] = self._gap[name].mean, self._gap[name].standard_error
             else:
-                theirs = self._descent[name]
-                difference[name] = mean[name] - theirs.mean
-                bar[name] = (own[name].square() + theirs.standard_error.square()).sqrt()
+                descent = self._descent[name]
+                difference[name] = mean[name] - descent.mean
+                bar[name] = (own[name].square() + descent.standard_error.square()).sqrt()
         lost, cost = self.levels.lost, self.levels.cost
         return WeakErrors(times, paths, mean, difference, bar, left, left_error, lost, cost)

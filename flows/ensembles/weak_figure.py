@@ -28,7 +28,7 @@ def plot_weak_orders(
 ) -> Path:
     """Write a figure with a panel for each observable, a line for each study in it. Raises FolderError.
 
-    ``exact``: study → observable → the errors of its rungs, where they are known; drawn as circles.
+    ``exact``: study → observable → exact errors of its rungs, if known; drawn as circles.
     """
     if not studies or not observables:
         raise ValueError("studies and observables must not be empty: there is nothing to draw")
@@ -46,7 +46,7 @@ def plot_weak_orders(
 
 
 def draw_errors(axes: Axes, studies: Mapping[str, WeakLadder], phi: str, looks: Mapping[str, Style]) -> None:
-    """One observable: errors with bars, and the slope that was found beside each line."""
+    """One observable: errors with bars, and the fitted slope of each line."""
     for name, study in studies.items():
         found = study.largest(phi)
         h, error = np.array(study.ladder), np.array([x.error for x in found])
@@ -65,7 +65,7 @@ def draw_errors(axes: Axes, studies: Mapping[str, WeakLadder], phi: str, looks: 
 
 
 def show_slopes(axes: Axes, orders: Mapping[str, WeakOrder], looks: Mapping[str, Style]) -> None:
-    """The slopes that were found, in the upper left corner, with room above the lines."""
+    """The fitted slopes in the upper left corner, with space above the lines."""
     found = {name: order for name, order in orders.items() if order.rungs > 1}
     low, high = (math.log10(y) for y in axes.get_ylim())
     axes.set_ylim(top=10 ** (high + 0.085 * len(found) * (high - low)))

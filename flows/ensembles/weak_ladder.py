@@ -1,7 +1,7 @@
 r"""Weak errors along a ladder of learning rates, the slopes fitted to them, and their table.
 
-The slope p of log error against log h is fitted by least squares weighted with the errors' own standard errors; its
-interval is the normal one of those, widened by the residuals' scatter where that is larger than they explain.
+The slope p of log error against log h is fitted by least squares weighted by the standard errors. Its interval is the
+normal one of these, or Student's with the residuals' scatter if this is larger than the standard errors explain.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from scipy import stats
 from flows.ensembles.statistics import CONFIDENCE
 from flows.ensembles.weak import Largest, WeakErrors
 
-SMALL = 0.1  # share of the error up to which integration is called a small part of it
+SMALL = 0.1  # largest relative integration error that the table does not mark
 
 
 @dataclass(frozen=True)
 class WeakOrder:
-    """A fitted slope with its interval, from ``rungs`` of the ladder; NaN where fewer than two differ from zero."""
+    """A fitted slope with its interval, from ``rungs`` of the ladder; NaN if fewer than two differ from zero."""
 
     order: float
     low: float
@@ -34,7 +34,7 @@ class WeakOrder:
 
 @dataclass(frozen=True)
 class WeakLadder:
-    """Weak errors along a ladder of h, which falls."""
+    """Weak errors along a decreasing ladder of h."""
 
     name: str
     ladder: tuple[float, ...]
@@ -48,10 +48,10 @@ class WeakLadder:
         return [rung.largest(name, self.confidence) for rung in self.rungs]
 
     def order(self, name: str) -> WeakOrder:
-        """The slope of an observable's errors; rungs whose error is within two standard errors of zero are left out."""
-        found = [(h, x) for h, x in zip(self.ladder, self.largest(name), strict=True) if seen(x)]
+        """The slope of an observable's errors; rungs whose error is within two standard errors of zero are omitted."""
+        found = [(h, x) for h, x in zip(self.ladder, self.largest(name), strict=True) if is_significant(x)]
         h = [step for step, _ in found]
-        return fitted(h, [x.error for _, x in found], [x.standard_error for _, x in found], self.confidence)
+        return fit_slope(h, [x.error for _, x in found], [x.standard_error for _, x in found], self.confidence)
 
     @property
     def orders(self) -> dict[str, WeakOrder]:
@@ -59,17 +59,17 @@ class WeakLadder:
         return {name: self.order(name) for name in self.observables}
 
 
-def seen(x: Largest) -> bool:
-    """Whether an error can be told from zero."""
+def is_significant(x: Largest) -> bool:
+    """Whether an error exceeds two standard errors."""
     return math.isfinite(x.error) and x.error > 2 * x.standard_error
 
 
-def fitted(h: Sequence[float], errors: Sequence[float], bars: Sequence[float], confidence: float) -> WeakOrder:
-    """The slope of log error against log h, weighted; an exact error (bar 0) weighs as one of a relative 1e-6."""
+def fit_slope(h: Sequence[float], errors: Sequence[float], bars: Sequence[float], confidence: float) -> WeakOrder:
+    """The weighted slope of log error against log h."""
     if len(h) < 2:
         return WeakOrder(math.nan, math.nan, math.nan, len(h))
     x, y = np.log(h), np.log(errors)
-    sigma = np.maximum(np.asarray(bars) / np.asarray(errors), 1e-6)
+    sigma = np.maximum(np.asarray(bars) / np.asarray(errors), 1e-6)  # exact errors have bar 0, and no infinite weight
     weights = sigma**-2
     centre = (weights * x).sum() / weights.sum()
     spread = (weights * (x - centre) ** 2).sum()
@@ -95,7 +95,8 @@ def table(study: WeakLadder) -> str:
     ]
     for name in study.observables:
         for h, x in zip(study.ladder, study.largest(name), strict=True):
-            marks = ("" if seen(x) else "  not told from zero") + ("" if x.share <= SMALL else "  integration counts")
+            marks = "" if is_significant(x) else "  zero within its error"
+            marks += "" if x.share <= SMALL else "  integration error"
             lines.append(
                 f"{name:<12}{h:>10.5g}{x.error:>12.3e}{x.standard_error:>10.1e}{x.low:>12.3e}{x.high:>12.3e}"
                 f"{x.time:>8.3g}{x.share:>12.1%}{marks}"

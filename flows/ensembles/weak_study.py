@@ -1,4 +1,4 @@
-r"""Weak orders: how sup_k |E φ(X_{kh}) − E φ(θ_k)| falls with h at a fixed time, with Monte-Carlo intervals.
+r"""Weak orders: the decrease of sup_k |E φ(X_{kh}) − E φ(θ_k)| with h at a fixed time, with Monte Carlo intervals.
 
 The fit is that of ``weak_ladder``.
 """
@@ -26,7 +26,7 @@ from flows.orders.ladder import check_ladder, whole_steps
 
 @dataclass(frozen=True)
 class WeakOrderStudy(WeakLadder):
-    """Weak errors along a ladder of h, which falls; ``str()`` is the table."""
+    """Weak errors along a decreasing ladder of h; ``str()`` is the table."""
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Write the figure: a panel for each observable, errors with their intervals against h. Raises FolderError."""
@@ -70,8 +70,8 @@ def weak_order(
 ) -> WeakOrderStudy:
     r"""Weak errors of h → flow against h → descent at a fixed ``time``, for every h of the ``ladder``.
 
-    Every h must divide the time. ``reference``: (h, times) ↦ name → E φ(θ_k). The rest as in ``weak_errors``; every
-    rung has a seed of its own. Raises TypeError or ValueError for arguments out of place.
+    Every h must divide the time. ``reference``: (h, times) ↦ name → E φ(θ_k). Other arguments as in ``weak_errors``;
+    every rung has its own seed. Raises TypeError or ValueError for invalid arguments.
     """
     rates = check_ladder(ladder)
     counts = [whole_steps(time, h) for h in rates]

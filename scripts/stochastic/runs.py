@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flows import Descent, Flow, StochasticFlow
 from flows.comparison.laws import LOSS, SQUARED_NORM
-from flows.ensembles.blocks import Block, Function, block_seed, course, lost
+from flows.ensembles.blocks import Block, Function, block_seed, count_diverged, course
 from flows.observers import Evaluation
 from flows.orders.ladder import sharpness_at
 from landscapes.errors import check_positive
@@ -165,7 +165,7 @@ class Network:
                     f"{type(model).__name__}: all {count} runs of a part diverged by t = {times[-1]:.4g}"
                 )
             clock = torch.tensor(times, dtype=torch.float64)
-            return {"times": clock, "theta": states_seen, "lost": lost(run.alive), **found}
+            return {"times": clock, "theta": states_seen, "lost": count_diverged(run.alive), **found}
 
         return compute
 

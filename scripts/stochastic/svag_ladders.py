@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.ensembles.statistics import CONFIDENCE
-from flows.ensembles.weak_ladder import WeakOrder, fitted
+from flows.ensembles.weak_ladder import WeakOrder, fit_slope
 from flows.steady.second_moments import OFFSET
 
 from ..lab.experiment import aligned
@@ -50,7 +50,7 @@ class ToyLadder:
         seen = [(1 / level, abs(x), s, abs(e)) for level, (x, s), e in rows if level > 1 and abs(e) > 2 * s]
         rates, errors, bars, exact = ([row[i] for row in seen] for i in range(4))
         same = [bar * e / x for bar, e, x in zip(bars, exact, errors, strict=True)]
-        return fitted(rates, errors, bars, CONFIDENCE), fitted(rates, exact, same, CONFIDENCE)
+        return fit_slope(rates, errors, bars, CONFIDENCE), fit_slope(rates, exact, same, CONFIDENCE)
 
     def exact_slope(self, name: str) -> float:
         """Between the two largest levels; NaN for one."""

@@ -17,7 +17,7 @@ from flows import (
 )
 from flows.engines.trajectory import load_tensors
 from flows.ensembles import Histogram, Moments, Observable, Quantiles, ensemble
-from flows.ensembles.blocks import block_seed, block_size, known_times, observed
+from flows.ensembles.blocks import block_seed, block_size, evaluate, merge_clocks
 from landscapes import NoisyQuadratic, UnsupportedError
 from tests.flows.laws import OU, START, Exploding, Geometric
 
@@ -235,7 +235,7 @@ def test_float32_and_device(device):
     )
     assert found.mean["x"].dtype == torch.float64
     assert found.mean["x"].device.type == device.type
-    assert observed("x", position, START.float()[None]).dtype == torch.float64
+    assert evaluate("x", position, START.float()[None]).dtype == torch.float64
     mean, _ = OU.euler_law(START, 0.125, 8)
     assert bool((((found.mean["x"][1].cpu() - mean) / found.standard_error["x"][1].cpu()).abs() < 4).all())
 
@@ -253,7 +253,7 @@ def test_default_blocks_bound_memory():
     few = StochasticModifiedEquation(NOISY, 0.1, 2)
     assert block_size(None, 300_000, START, [few]) == 2**22 // (2 * 8 + 8)
     assert block_size(None, 100_000, torch.zeros(3, 100), [flow]) == 2**22 // (3 * (100 * 1000 + 1000))
-    assert block_size(None, 100_000, START, [OU], held=2**20) == 3
+    assert block_size(None, 100_000, START, [OU], extra=2**20) == 3
 
 
 def test_save(tmp_path):
@@ -277,10 +277,10 @@ def test_the_clock_of_a_descent_is_its_own():
 
 
 def test_blocks_whose_clocks_differ_have_no_times():
-    assert known_times([0.0, 1.0], [0.0, 1.0, 3.0]) == [0.0, 1.0, 3.0]
-    assert known_times([0.0, 1.0, 3.0], [0.0]) == [0.0, 1.0, 3.0]
+    assert merge_clocks([0.0, 1.0], [0.0, 1.0, 3.0]) == [0.0, 1.0, 3.0]
+    assert merge_clocks([0.0, 1.0, 3.0], [0.0]) == [0.0, 1.0, 3.0]
     with pytest.raises(UnsupportedError, match="depends on its path"):
-        known_times([0.0, 1.0], [0.0, 1.1, 3.0])
+        merge_clocks([0.0, 1.0], [0.0, 1.1, 3.0])
 
 
 @pytest.mark.parametrize(
