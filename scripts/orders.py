@@ -26,8 +26,8 @@ from flows.orders.ladder import (
     STATUSES,
     Integration,
     Rung,
+    check_deterministic,
     check_ladder,
-    deterministic,
     measured_rung,
     settled_rung,
     sharpness_at,
@@ -136,7 +136,7 @@ class Plan:
         self.ladder = ladder_of(settings, self.sharpness)
         network = settings.ground if isinstance(settings.ground, NetGround) else None
         self.names = settings.flows or (network.chosen.flows if network else TOYS)
-        deterministic(self.descent(self.ladder[0]))
+        check_deterministic(self.descent(self.ladder[0]))
         for name in self.names:
             self.flow(name, self.ladder[0])  # a wrong name is told before anything is run
 

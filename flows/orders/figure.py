@@ -1,4 +1,4 @@
-r"""Figure of order studies: errors against h, with slopes, integration errors and where asymptotics end."""
+r"""Figure of order studies: errors against h, with slopes, integration errors and the end of the asymptotic range."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from flows.orders.fit import OrderStudy
 MARKER = 5
 INTEGRATION: Style = {"linestyle": (0, (3, 2)), "linewidth": 0.7}
 END: Style = {"marker": "|", "markersize": 16, "markeredgewidth": 1.4, "linestyle": "none"}
-HIGH = 1e3  # an axis reaches at most so far above and below the errors that rungs are trusted with
+HIGH = 1e3  # largest ratio of the upper end of the axis to the largest trusted error
 
 
 def plot_orders(panels: Sequence[Mapping[str, OrderStudy]], path: str | os.PathLike[str]) -> Path:
     """Write a figure with a panel for each mapping name → study (the same names in each). Raises FolderError."""
     if not panels or not all(panels):
-        raise ValueError("panels must hold at least one mapping name -> OrderStudy, none of them empty")
+        raise ValueError("panels must have at least one mapping name -> OrderStudy, none of them empty")
     names = list(dict.fromkeys(name for panel in panels for name in panel))
     looks = {name: {**style(i), "markersize": MARKER} for i, name in enumerate(names)}
     figure = Figure(figsize=(max(5.2, 4.6 * len(panels)), 4.6), layout="constrained")
@@ -38,7 +38,7 @@ def plot_orders(panels: Sequence[Mapping[str, OrderStudy]], path: str | os.PathL
 
 
 def legend(looks: Mapping[str, Style]) -> list[Line2D]:
-    """Flows by name, then what the other marks stand for."""
+    """Entries for the flows and for the other marks."""
     grey: dict[str, Any] = {"color": "0.4"}
     return [
         *(Line2D([], [], label=name, **look) for name, look in looks.items()),
@@ -49,7 +49,7 @@ def legend(looks: Mapping[str, Style]) -> list[Line2D]:
 
 
 def draw_studies(axes: Axes, studies: Mapping[str, OrderStudy], looks: Mapping[str, Style]) -> None:
-    """Errors of every flow against h, with a fan of the slopes that were found."""
+    """Errors of every flow against h, with a fan of the fitted slopes."""
     for name, study in studies.items():
         draw_study(axes, study, looks[name])
     first = next(iter(studies.values()))
@@ -70,27 +70,27 @@ def draw_studies(axes: Axes, studies: Mapping[str, OrderStudy], looks: Mapping[s
 
 
 def draw_study(axes: Axes, study: OrderStudy, look: Style) -> None:
-    """One flow: its errors, hollow where they are not the model's, and its integration errors below."""
-    h, errors = np.array(study.ladder), positive(study.errors)
+    """One flow: its errors, with hollow markers if not trusted, and its integration errors below."""
+    h, errors = np.array(study.ladder), positive_values(study.errors)
     trusted = np.array(study.trusted)
     axes.plot(h, errors, **{**look, "marker": "none"}, linewidth=1.2)
     marker = {**look, "linestyle": "none"}
     axes.plot(h[trusted], errors[trusted], **marker)
     axes.plot(h[~trusted], errors[~trusted], **marker, markerfacecolor="white")
     if study.integration_errors is not None:
-        axes.plot(h, positive(study.integration_errors), color=look["color"], **INTEGRATION)
+        axes.plot(h, positive_values(study.integration_errors), color=look["color"], **INTEGRATION)
     if study.fit is not None:
         axes.plot(h[study.fit.first], errors[study.fit.first], color=look["color"], **END)
 
 
-def positive(values: Sequence[float]) -> np.ndarray:
-    """The values where they are finite and above zero, for a logarithmic axis."""
+def positive_values(values: Sequence[float]) -> np.ndarray:
+    """The values, NaN unless they are finite and positive, for a logarithmic axis."""
     numbers = np.array(values, dtype=float)
     return np.where(np.isfinite(numbers) & (numbers > 0), numbers, np.nan)
 
 
 def limit(axes: Axes, studies: Mapping[str, OrderStudy]) -> None:
-    """Keep runs that blew up from flattening the rest: the axis ends HIGH above the largest trusted error."""
+    """End the axis at HIGH times the largest trusted error, so that diverged runs do not compress the rest."""
     kept = [e for study in studies.values() for e, t in zip(study.errors, study.trusted, strict=True) if t]
     if kept:
         low, high = axes.get_ylim()
@@ -98,7 +98,7 @@ def limit(axes: Axes, studies: Mapping[str, OrderStudy]) -> None:
 
 
 def draw_slopes(axes: Axes, studies: Mapping[str, OrderStudy]) -> None:
-    """A fan of lines h^q below the curves, one for each order q that was found, rounded to a whole number."""
+    """A fan of lines h^q below the curves, one for each fitted order q, rounded to an integer."""
     orders = sorted({round(study.fit.order) for study in studies.values() if study.fit is not None})
     ladder = next(iter(studies.values())).ladder
     fine = min(2, len(ladder) - 1)

@@ -1,8 +1,8 @@
-r"""What errors along a ladder of learning rates say: local slopes, a fitted order with its interval, where it ends.
+r"""Orders from errors along a ladder of learning rates: local slopes, a fitted order with its interval, and its range.
 
 The model error of a rung is e(h) = C h^q (1 + c h + …), so that the slope of log e against log h between neighbouring
-rungs is q + O(h). A rung counts where integration and rounding are below one per cent of its error (*trusted*). The
-order is fitted on the finest trusted rungs, as far up the ladder as their slopes agree with it: there asymptotics end.
+rungs is q + O(h). A rung is *trusted* if integration and rounding are below one per cent of its error. The order is
+fitted on the finest trusted rungs, up to the largest h at which slopes agree with it, the end of the asymptotic range.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from itertools import pairwise
 import numpy as np
 from scipy import stats
 
-FRACTION = 0.01  # of the error, that integration and rounding may be: a slope over a factor of two then errs by 0.03
-# Slopes this far from the fitted order are c h ≈ 0.14 at rungs apart by two; what the fit neglects is its square.
+FRACTION = 0.01  # largest relative error by integration and rounding: the slope over a factor of two then errs by 0.03
+# For rungs apart by two this deviation of a slope from the order means c h ≈ 0.14; the fit neglects its square.
 TOLERANCE = 0.1
 FEWEST = 3  # rungs of a fit: two slopes that agree
 CONFIDENCE = 0.95
@@ -25,14 +25,15 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class OrderFit:
-    r"""log e = log C + q log h (+ c h where there are four rungs or more), by least squares on ladder[first:last + 1].
+    r"""log e = log C + q log h (+ c h for four or more rungs), by least squares on ladder[first:last + 1].
 
-    ``order`` q; ``low``, ``high``: its interval at 95 %. What is left over is no noise but the series' next term, so
-    the half width is the sum of three: Student's t times the standard error of the residuals; the change of q when the
-    fit takes one more correction, an estimate of its bias; and what integration and rounding errors as large as those
-    recorded can do to it. On ladders with three corrections drawn at random it covers q in 97 % of eight rungs apart by
-    two, in 93 % of ten apart by 0.7. Without the correction (three rungs) q is biased by about c h; with it, by O(h²).
-    ``constant`` C; ``correction`` c, NaN for three rungs; ``rungs``, how many were used: untrusted ones are left out.
+    ``order`` q; ``low``, ``high``: its interval at 95 %. Residuals are not noise but the next term of the series, so
+    the half width is the sum of: Student's t times the standard error of the residuals; the change of q if the fit has
+    one more correction or omits the coarsest rung, two estimates of its bias; and the effect of the recorded
+    integration and rounding errors. On ladders with three random corrections it covers q for 97 % of those of eight
+    rungs apart by two, and for 93 % of those of ten apart by 0.7. Without the correction (three rungs) q is biased by
+    about c h; with it, by O(h²). ``constant`` C; ``correction`` c, NaN for three rungs; ``rungs``: the number of rungs
+    used, without untrusted ones.
     """
 
     order: float
@@ -47,12 +48,12 @@ class OrderFit:
 
 @dataclass(frozen=True)
 class OrderStudy:
-    r"""Errors along a ladder of learning rates, h falling.
+    r"""Errors along a ladder of decreasing learning rates h.
 
-    ``ladder`` (L,); ``errors`` (L,), the largest over the batch, NaN where a run failed; ``floor``: errors below it are
-    taken for rounding; ``integration_errors`` (L,), the distance to a looser integration, None where not measured;
-    ``statuses`` (L,), how the runs of each rung ended, empty where not told; ``sharpness`` |λ|, the Hessian's
-    eigenvalue of largest magnitude at θ0, NaN where unknown; ``quantity``: what the errors are.
+    ``ladder`` (L,); ``errors`` (L,), the largest over the batch, NaN if a run failed; ``floor``: smaller errors are
+    attributed to rounding; ``integration_errors`` (L,), the distance to a looser integration, None if not measured;
+    ``statuses`` (L,), the status of the runs of each rung, empty if not given; ``sharpness`` |λ|, the Hessian's
+    eigenvalue of largest magnitude at θ0, NaN if unknown; ``quantity``: the name of the errors.
     """
 
     ladder: tuple[float, ...]
@@ -65,13 +66,13 @@ class OrderStudy:
 
     @property
     def slopes(self) -> tuple[float, ...]:
-        """log(e_i/e_{i+1}) / log(h_i/h_{i+1}), (L−1,); NaN where an error is zero or not finite."""
+        """log(e_i/e_{i+1}) / log(h_i/h_{i+1}), (L−1,); NaN if an error is zero or not finite."""
         rungs = zip(self.ladder, self.errors, strict=False)
         return tuple(slope(coarse, fine) for coarse, fine in pairwise(rungs))
 
     @property
     def uncertainties(self) -> tuple[float, ...]:
-        """(integration error + rounding)/error of each rung (L,); infinite where there is no error to speak of."""
+        """(integration error + rounding)/error of each rung (L,); infinite if the error is zero or not finite."""
         integration = self.integration_errors or (0.0,) * len(self.errors)
         return tuple(
             (i + FRACTION * self.floor) / e if 0 < e < math.inf and not math.isnan(i) else math.inf
@@ -80,7 +81,7 @@ class OrderStudy:
 
     @property
     def trusted(self) -> tuple[bool, ...]:
-        """Where the error is the model's (L,): above the floor, and integration errors at most a hundredth of it."""
+        """Whether the error is the model's (L,): above the floor, and integration errors at most a hundredth of it."""
         integration = self.integration_errors or (0.0,) * len(self.errors)
         return tuple(
             self.floor < e < math.inf and i <= FRACTION * e for e, i in zip(self.errors, integration, strict=True)
@@ -88,7 +89,7 @@ class OrderStudy:
 
     @property
     def order(self) -> float:
-        """The slope at the finest pair of rungs whose finer one is trusted, NaN where there is none."""
+        """The slope at the finest pair of rungs whose finer one is trusted, NaN if there is no such pair."""
         reliable = [s for s, t in zip(self.slopes, self.trusted[1:], strict=True) if t and not math.isnan(s)]
         return reliable[-1] if reliable else math.nan
 
@@ -96,7 +97,7 @@ class OrderStudy:
     def fit(self) -> OrderFit | None:
         """The order fitted on the largest window of the finest trusted rungs whose slopes all agree with it.
 
-        Agreement is to 0.1 and what the rungs' uncertainties can do to a slope. None where not even three rungs agree.
+        Agreement is within 0.1 plus the effect of the rungs' uncertainties on a slope. None if fewer than three agree.
         """
         trusted = [i for i, t in enumerate(self.trusted) if t]
         for start in range(len(trusted) - FEWEST + 1):
@@ -124,18 +125,22 @@ class OrderStudy:
         integration = self.integration_errors or (math.nan,) * len(self.errors)
         rows = zip(self.ladder, self.errors, integration, (math.nan, *self.slopes), strict=True)
         for k, (h, e, i, s) in enumerate(rows):
-            figures = [f"{h:11.4g}", f"{shown(h * self.sharpness, '.4g'):>9}", f"{shown(e, '.4e'):>{width}}"]
-            figures += [f"{shown(i, '.1e'):>11}", f"{shown(s, '.3f'):>6}{self._mark(k)}"]
+            figures = [
+                f"{h:11.4g}",
+                f"{format_number(h * self.sharpness, '.4g'):>9}",
+                f"{format_number(e, '.4e'):>{width}}",
+            ]
+            figures += [f"{format_number(i, '.1e'):>11}", f"{format_number(s, '.3f'):>6}{self._mark(k)}"]
             lines.append("   ".join(figures).rstrip())
         return "\n".join([*lines, self.sentence, f"observed order {self.order:.3f}"])
 
     @property
     def sentence(self) -> str:
-        """The fitted order, its interval and where asymptotics end; or why there is none."""
+        """The fitted order, its interval and the end of the asymptotic range; or the reason why there is no fit."""
         if self.fit is None:
-            seen = [e for e in self.errors if not math.isnan(e)]
-            if seen and max(seen) <= self.floor:
-                return "no fitted order: every error is rounding, the model is exact as far as can be seen"
+            known = [e for e in self.errors if not math.isnan(e)]
+            if known and max(known) <= self.floor:
+                return "no fitted order: every error is rounding, the model is exact to this precision"
             few = "fewer than three rungs are trusted" if sum(self.trusted) < FEWEST else "slopes do not settle"
             remedy = (
                 "add finer rungs" if few.startswith("slopes") else "add rungs above the rounding, or integrate tighter"
@@ -156,13 +161,13 @@ class OrderStudy:
         return "" if self.trusted[k] or math.isnan(self.errors[k]) else "  (integration)"
 
 
-def shown(value: float, form: str) -> str:
-    """A number in that format; nothing for NaN."""
+def format_number(value: float, form: str) -> str:
+    """A number in that format; empty for NaN."""
     return "" if math.isnan(value) else format(value, form)
 
 
 def slope(coarse: tuple[float, float], fine: tuple[float, float]) -> float:
-    """The slope of log e against log h between two rungs (h, e); NaN where an error is zero or not finite."""
+    """The slope of log e against log h between two rungs (h, e); NaN if an error is zero or not finite."""
     (h, e), (k, f) = coarse, fine
     return math.log(e / f) / math.log(h / k) if 0 < f < math.inf and 0 < e < math.inf else math.nan
 
@@ -170,18 +175,18 @@ def slope(coarse: tuple[float, float], fine: tuple[float, float]) -> float:
 def fit_order(
     ladder: Sequence[float], errors: Sequence[float], uncertainties: Sequence[float], window: Sequence[int]
 ) -> OrderFit:
-    """The fit of ``OrderFit`` on the rungs of that window (three or more indices, rising)."""
+    """The fit of ``OrderFit`` on the rungs of that window (three or more increasing indices)."""
     h = np.array([ladder[i] for i in window])
     logs = np.log([errors[i] for i in window])
     measured = np.array([uncertainties[i] for i in window])
     scale = h[0]
-    # log C, q, c scale, c₂ scale²: columns of order one
+    # Unknowns log C, q, c scale, c₂ scale²: with h/scale all columns are of order one, and the system well conditioned.
     columns = np.stack([np.ones_like(h), np.log(h / scale), h / scale, (h / scale) ** 2], axis=1)
     terms = 2 if len(window) == FEWEST else 3
     solved = np.linalg.pinv(columns[:, :terms])  # (terms, n)
     found = solved @ logs
-    further = float(np.linalg.pinv(columns[:, : terms + 1])[1] @ logs)
-    finer = float(np.linalg.pinv(columns[1:, :terms])[1] @ logs[1:])
+    further = float(np.linalg.pinv(columns[:, : terms + 1])[1] @ logs)  # q with one more correction
+    finer = float(np.linalg.pinv(columns[1:, :terms])[1] @ logs[1:])  # q without the coarsest rung
     freedom = len(window) - terms
     residual = logs - columns[:, :terms] @ found
     standard_error = math.sqrt(float(residual @ residual) / freedom) * float(np.linalg.norm(solved[1]))

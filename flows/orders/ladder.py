@@ -1,10 +1,10 @@
-r"""Observed orders: how the error of a flow against a descent falls along a ladder of learning rates.
+r"""Observed orders: the decrease of the error of a flow against a descent along a ladder of learning rates.
 
 A model of order p has a one-step error ‖X(h; θ0) − θ_1‖ = C h^{p+1} + O(h^{p+2}), and at a fixed time T, after T/h
 steps, an error C h^p + O(h^{p+1}). Each rung is integrated twice, near rounding and ten times looser (or in steps twice
-as long): the distance of the two is recorded as its integration error, so that the model's error is told apart from the
-integrator's. What an evaluation of the velocity approximates by itself (a Krylov tolerance) is in both runs alike and
-is not seen there. ``orders.fit`` reads orders off the errors.
+as long): the distance of the two is recorded as its integration error and compared with the model's error.
+Approximations within an evaluation of the velocity (a Krylov tolerance) are the same in both runs and are not detected.
+``orders.fit`` fits orders to the errors.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from flows.orders.fit import FRACTION, OrderStudy
 from landscapes import Landscape, UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive
 
-# eps·‖θ‖ that a run's end errs by, measured: torchdiffeq interpolates to it. The descent's steps add their own, √steps.
+# Measured error of a run's end in units of eps·‖θ‖, as torchdiffeq interpolates to it. The descent's steps add √steps.
 ROUNDING = 20
 LOOSER = 10
 MAX_STEPS = 500  # of an adaptive method, and 20 for each step of the descent: asymptotic rungs need far fewer
 STATUSES = (*KINDS, "members lost", "descent diverged")
-"""How a rung's runs may end: as a trajectory's do, or with some of several starts lost, or with the descent lost."""
+"""Statuses of a rung: those of a trajectory, or "members lost" if some starts diverged, or "descent diverged"."""
 
 
 @dataclass(frozen=True)
 class Integration:
-    r"""How each rung is integrated: an adaptive ``method`` with tolerances, or a fixed-step one with ``substeps``.
+    r"""The integration of each rung: an adaptive ``method`` with tolerances, or a fixed-step one with ``substeps``.
 
-    Adaptive: ``rtol`` is by default 1e-13, or 50 eps where that is more, and ``atol`` 0.5 eps; the looser run has both
-    times ten. It is told to try a step of the descent in one, the tight run in two: runs that take the same steps have
-    the same errors and show none. Fixed: steps of h/(2·substeps), the looser run of h/substeps. dopri8 takes a third of
-    dopri5's evaluations at such tolerances.
+    Adaptive: ``rtol`` is by default max(1e-13, 50 eps), and ``atol`` 0.5 eps; the looser run has ten times both. Its
+    first step is h, that of the tight run h/2, since two runs with the same steps would have the same errors and a
+    distance of zero. Fixed: steps of h/(2·substeps), in the looser run h/substeps. dopri8 takes a third of dopri5's
+    evaluations at such tolerances.
     """
 
     method: str = "dopri8"
@@ -67,22 +67,22 @@ class Integration:
                 check_positive(name, getattr(self, name))
 
     def arguments(self, h: float, dtype: torch.dtype, looser: bool) -> dict[str, Any]:
-        """What ``integrate`` is told, for the tight run and for the looser one."""
+        """The keyword arguments of ``integrate``, for the tight run or for the looser one."""
         if self.substeps is not None:
             return {"method": self.method, "dt": h / (self.substeps * (1 if looser else 2))}
         eps = torch.finfo(dtype).eps
         rtol = max(1e-13, 50 * eps) if self.rtol is None else self.rtol
         atol = 0.5 * eps if self.atol is None else self.atol
         factor = LOOSER if looser else 1
-        told: dict[str, Any] = {"method": self.method, "rtol": rtol * factor, "atol": atol * factor}
+        settings: dict[str, Any] = {"method": self.method, "rtol": rtol * factor, "atol": atol * factor}
         if self.method in (*ADAPTIVE, EXPONENTIAL):
-            told["first_step"] = h if looser else h / 2
-        return told
+            settings["first_step"] = h if looser else h / 2
+        return settings
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One learning rate: the largest error over the batch, the distance of its two integrations, how they ended."""
+    """One learning rate: the largest error over the batch, the distance of its two integrations, and their status."""
 
     h: float
     error: float
@@ -99,11 +99,12 @@ def one_step_order(
 ) -> OrderStudy:
     r"""One-step errors ‖X(h; θ0) − θ_1‖ along a ladder of h, for h → Flow and h → Descent.
 
-    Their order is p + 1 for a model of order p. θ0 (..., d) in float64 or the errors drown early; of a batch of starts
-    the largest error counts. A rung whose runs fail has NaN for its error and says how in ``statuses``.
+    Their order is p + 1 for a model of order p. θ0 (..., d) should be float64, as errors otherwise reach rounding
+    early; for a batch of starts the largest error counts. A rung whose runs fail has the error NaN, and the reason in
+    ``statuses``.
 
     Raises ValueError unless the ladder has at least two positive rungs, all different, and flow(h) and descent(h) have
-    the learning rate h; UnsupportedError for a stochastic descent, whose weak order is another study.
+    the learning rate h; UnsupportedError for a stochastic descent (see ``flows.ensembles.weak_order``).
     """
     theta0 = check_theta0(theta0)
     rungs = [measured_rung(flow, descent, theta0, h, 1, integration) for h in check_ladder(ladder)]
@@ -120,8 +121,8 @@ def global_order(
 ) -> OrderStudy:
     r"""Errors ‖X(T; θ0) − θ_{T/h}‖ at the time T along a ladder of h.
 
-    Their order is p for a model of order p. All else is as in ``one_step_order``; ValueError also where T is no whole
-    number of steps of a rung.
+    Their order is p for a model of order p. Otherwise as ``one_step_order``; ValueError also if T is no integer
+    multiple of the step of a rung.
     """
     theta0 = check_theta0(theta0)
     steps = [whole_steps(time, h) for h in check_ladder(ladder)]
@@ -138,11 +139,11 @@ def settled_order(
     time: float,
     integration: Integration | None = None,
 ) -> OrderStudy:
-    r"""One-step errors from where the descent is at the time T, with its velocity: after the transient of its start.
+    r"""One-step errors from the descent's state at the time T, after its initial transient.
 
-    For flows that a descent follows only once it has settled: momentum at a fixed β keeps β^{T/h} of its start, so T/h
-    must be large on every rung, and T the same on all, or they look from different places. Their order is p + 1 for a
-    model of order p. Arguments and errors as in ``global_order``.
+    For flows that a descent follows only after the transient: momentum at a fixed β keeps β^{T/h} of its start, so T/h
+    must be large on every rung, with the same T, so that all rungs start near the same point. Their order is p + 1 for
+    a model of order p. Arguments and errors as in ``global_order``.
     """
     theta0 = check_theta0(theta0)
     steps = [whole_steps(time, h) for h in check_ladder(ladder)]
@@ -152,7 +153,7 @@ def settled_order(
 
 
 def check_ladder(ladder: Sequence[float]) -> list[float]:
-    """The rungs, h falling; raise unless there are at least two, positive and all different."""
+    """Return the rungs by decreasing h; raise unless there are at least two, positive and all different."""
     rungs = sorted((check_positive("ladder", h) for h in ladder), reverse=True)
     if len(rungs) < 2 or len(set(rungs)) < len(rungs):
         raise ValueError(f"ladder must have at least two different learning rates, got {list(ladder)!r}")
@@ -160,7 +161,7 @@ def check_ladder(ladder: Sequence[float]) -> list[float]:
 
 
 def whole_steps(time: float, h: float) -> int:
-    """T/h; raise unless it is a whole number."""
+    """T/h; raise unless it is an integer."""
     steps = round(check_positive("time", time) / h)
     if steps < 1 or abs(steps * h - time) > 1e-9 * time:
         raise ValueError(f"time must be a whole number of steps of every rung, got {time!r} and h = {h!r}: use time/n")
@@ -176,24 +177,24 @@ def measured_rung(
     integration: Integration | None = None,
 ) -> Rung:
     r"""Both runs of one rung: ``steps`` steps of descent(h) from θ0 (..., d), and flow(h) to their end, twice."""
-    taken, model = deterministic(descent(h)), flow(h)
+    taken, model = check_deterministic(descent(h)), flow(h)
     for name, rate in (("descent", taken.h), ("flow", getattr(model, "h", h))):
         if not math.isclose(rate, h, rel_tol=1e-12):
-            raise ValueError(f"{name}(h) must have the learning rate h it is given, got {rate!r} for h = {h!r}")
+            raise ValueError(f"{name}(h) must have the learning rate h, got {rate!r} for h = {h!r}")
     path = descend(taken, theta0, steps, keep="last")
     if path.status != "finished" or not bool(path.alive.all()):
         return Rung(h, math.nan, math.nan, "descent diverged")
     ends = []
     for looser in (False, True):
-        told = (integration or Integration()).arguments(h, theta0.abs().dtype, looser)
+        settings = (integration or Integration()).arguments(h, theta0.abs().dtype, looser)
         most = MAX_STEPS + 20 * steps
-        run = integrate(model, theta0, [0.0, float(path.times[-1])], keep="last", max_steps=most, **told)
+        run = integrate(model, theta0, [0.0, float(path.times[-1])], keep="last", max_steps=most, **settings)
         if run.status != "finished" or not bool(run.alive.all()):
             return Rung(h, math.nan, math.nan, str(run.status) if run.status != "finished" else "members lost")
         ends.append(run.theta[-1])
     error = torch.linalg.vector_norm(ends[0] - path.theta[-1], dim=-1).max()
-    apart = torch.linalg.vector_norm(ends[0] - ends[1], dim=-1).max()
-    return Rung(h, float(error), float(apart), "finished")
+    distance = torch.linalg.vector_norm(ends[0] - ends[1], dim=-1).max()
+    return Rung(h, float(error), float(distance), "finished")
 
 
 def settled_rung(
@@ -204,8 +205,8 @@ def settled_rung(
     steps: int,
     integration: Integration | None = None,
 ) -> Rung:
-    r"""Both runs of one rung: one step of descent(h) and flow(h) from where the descent is after ``steps`` of them."""
-    taken, model = deterministic(descent(h)), flow(h)
+    r"""Both runs of one rung: one step of descent(h) and flow(h), from the descent's state after ``steps`` steps."""
+    taken, model = check_deterministic(descent(h)), flow(h)
     state, generator = taken.start(theta0), torch.Generator(theta0.device)
     for k in range(steps):
         state = taken.step(state, k, generator)
@@ -218,12 +219,12 @@ def settled_rung(
     )
 
 
-def deterministic(descent: Descent) -> Descent:
-    """The descent; UnsupportedError where it is stochastic."""
+def check_deterministic(descent: Descent) -> Descent:
+    """Return the descent; UnsupportedError if it is stochastic."""
     if isinstance(descent, StochasticDescent):
         raise UnsupportedError(
-            f"descent must be deterministic, got {type(descent).__name__}: its error is a random variable, and what "
-            "falls with h are errors of means (weak order), another study; use descent.full_batch() for its mean step"
+            f"descent must be deterministic, got {type(descent).__name__}: its error is a random variable; use "
+            "flows.ensembles.weak_order for errors of means, or descent.full_batch() for its mean step"
         )
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must map h to a Descent, got {type(descent).__name__}")
@@ -231,7 +232,7 @@ def deterministic(descent: Descent) -> Descent:
 
 
 def study_of(rungs: Sequence[Rung], theta0: Tensor, sharpness: float, quantity: str, steps: int = 1) -> OrderStudy:
-    """The study of measured rungs, h falling, of at most ``steps`` steps from θ0 (..., d)."""
+    """The study of measured rungs by decreasing h, of at most ``steps`` steps from θ0 (..., d)."""
     eps = torch.finfo(theta0.dtype).eps
     size = float(torch.linalg.vector_norm(theta0, dim=-1).max().clamp(min=1e-3))
     return OrderStudy(
@@ -246,9 +247,9 @@ def study_of(rungs: Sequence[Rung], theta0: Tensor, sharpness: float, quantity: 
 
 
 def sharpness_at(landscape: Landscape, theta0: Tensor) -> float:
-    """|λ|, the Hessian's eigenvalue of largest magnitude over the starts θ0 (..., d); NaN where there is none."""
+    """|λ|, the Hessian's eigenvalue of largest magnitude over the starts θ0 (..., d); NaN if there is no Hessian."""
     try:
         found = [extreme_eigenvalue(landscape, theta) for theta in theta0.reshape(-1, theta0.shape[-1])]
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
-        return math.nan  # a loss without second derivatives: what is lost is a remark, not the study
+        return math.nan  # a loss without second derivatives: the study only lacks its column hλ
     return max((abs(value) for value in found if value is not None), default=math.nan)

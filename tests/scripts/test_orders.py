@@ -39,7 +39,7 @@ def test_a_quadratic_leaves_table_data_and_figure(tmp_path, run):
     assert one["gradient"]["errors"][0] == pytest.approx(math.hypot(*gaps), rel=1e-9)
     assert fixed["gradient"]["ladder"] == pytest.approx([0.2 * 0.5**k for k in range(8)])
     assert one["principal"]["fit"] is None  # exact: every error is rounding
-    assert "the model is exact as far as can be seen" in out
+    assert "the model is exact to this precision" in out
 
 
 def test_a_run_goes_on_where_it_was_and_takes_more(tmp_path, run):

@@ -74,7 +74,7 @@ def test_studies_without_an_order_are_drawn(tmp_path, figures):
 
 def test_what_cannot_be_drawn(tmp_path):
     for nothing in ([], [{}]):
-        with pytest.raises(ValueError, match="panels must hold"):
+        with pytest.raises(ValueError, match="panels must have"):
             plot_orders(nothing, tmp_path / "orders.png")
     with pytest.raises(FolderError, match="cannot be written"):
         plot_orders([{"a": study(2)}], "/dev/null/orders.png")

@@ -132,7 +132,7 @@ def test_errors_below_the_floor_are_rounding():
     study = made_up([1e-15] * 5, floor=1e-12)
     assert study.fit is None
     assert str(study).count("(rounding)") == 5
-    assert "the model is exact as far as can be seen" in str(study)
+    assert "the model is exact to this precision" in str(study)
 
 
 def test_too_few_rungs_say_what_to_do():
