@@ -23,7 +23,7 @@ from nets.datasets.catalogue import CIFAR_SETS, IDX_SETS, TINY_IMAGENET
 from nets.datasets.cifar import cifar_part, find_cifar
 from nets.datasets.files import check_root
 from nets.datasets.idx import find_idx, idx_part
-from nets.datasets.parts import Data, Part, standardise_values
+from nets.datasets.parts import Data, DataPart, standardise_values
 from nets.datasets.shwartz_ziv import read_shwartz_ziv
 from nets.datasets.tiny_imagenet import find_tiny, tiny_part
 from nets.datasets.variants import balanced_indices, blocks
@@ -36,29 +36,29 @@ POOLED_SIZE = 7
 class Split:
     """The two parts of a data set, read on demand."""
 
-    train: Callable[[], Part]
-    test: Callable[[], Part]
+    train: Callable[[], DataPart]
+    test: Callable[[], DataPart]
 
 
-def read_digits() -> Part:
+def read_digits() -> DataPart:
     """1,797 handwritten digits, 8×8 pixels of 0 to 16 (Alpaydin & Kaynak 1998), from scikit-learn's wheel."""
     from sklearn.datasets import load_digits  # imported here as scikit-learn loads slowly
 
     source = load_digits()
-    return Part(torch.from_numpy(source.images)[:, None].double(), torch.from_numpy(source.target).long(), 10)
+    return DataPart(torch.from_numpy(source.images)[:, None].double(), torch.from_numpy(source.target).long(), 10)
 
 
-def read_breast_cancer() -> Part:
+def read_breast_cancer() -> DataPart:
     """569 tumours, 30 features, malignant 0 and benign 1 (Wolberg et al. 1995), from scikit-learn's wheel."""
     from sklearn.datasets import load_breast_cancer
 
     source = load_breast_cancer()
-    return Part(torch.from_numpy(source.data).double(), torch.from_numpy(source.target).long(), 2)
+    return DataPart(torch.from_numpy(source.data).double(), torch.from_numpy(source.target).long(), 2)
 
 
-WHEEL_SETS: dict[str, Callable[[], Part]] = {"digits": read_digits, "breast-cancer": read_breast_cancer}
+WHEEL_SETS: dict[str, Callable[[], DataPart]] = {"digits": read_digits, "breast-cancer": read_breast_cancer}
 # sets that need no files
-WHOLE_SETS: dict[str, Callable[[], Part]] = {**WHEEL_SETS, "shwartz-ziv": read_shwartz_ziv}
+WHOLE_SETS: dict[str, Callable[[], DataPart]] = {**WHEEL_SETS, "shwartz-ziv": read_shwartz_ziv}
 
 
 def idx_split(name: str, root: Path | None) -> Split:
@@ -154,15 +154,15 @@ def find_split(name: str, root: str | PathLike[str] | None) -> Split:
     return Split(lambda: subset(whole, ~test), lambda: subset(whole, test))
 
 
-def subset(whole: Part, kept: Tensor) -> Part:
+def subset(whole: DataPart, kept: Tensor) -> DataPart:
     """The examples selected by a boolean mask (N,) or indices."""
-    return Part(whole.values[kept], whole.targets[kept], whole.classes, whole.unit)
+    return DataPart(whole.values[kept], whole.targets[kept], whole.classes, whole.unit)
 
 
-def block_sums(part: Part) -> Part:
+def block_sums(part: DataPart) -> DataPart:
     """Images averaged to 7×7, as integer sums over blocks with the unit that turns them into means."""
     cut = blocks(part.values, POOLED_SIZE)  # (N, C, 7, 4, 7, 4)
-    return Part(cut.sum((3, 5), dtype=torch.int32), part.targets, part.classes, 1 / (cut.shape[3] * cut.shape[5]))
+    return DataPart(cut.sum((3, 5), dtype=torch.int32), part.targets, part.classes, 1 / (cut.shape[3] * cut.shape[5]))
 
 
 def is_test(targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""Backward error analysis in exact arithmetic: rooted trees, modified equations, and programs that evaluate them."""
+r"""Backward error analysis in exact arithmetic: rooted trees, modified equations, and programs to evaluate them."""
 
 from flows.series.expressions import (
     field_expressions,

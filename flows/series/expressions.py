@@ -1,10 +1,11 @@
 r"""Modified equations as sympy expressions: of concrete fields, of any landscape, and of linear fields in closed form.
 
-Of a concrete field F(y) the elementary differentials are derived; of a landscape they are named: trees of derivatives
-of f, with F = −∇f worked in. On a linear field only the tall trees are left, and their sum has a closed form: one step
-multiplies a mode of F(y) = λy by R(hλ), R the method's stability function, so that the flow multiplies by
+For a concrete field F(y) the elementary differentials are computed; for a landscape they are symbolic: trees of
+derivatives of f, with F = −∇f substituted. On a linear field only the tall trees do not vanish, and their sum has a
+closed form: one step multiplies a mode of F(y) = λy by R(hλ), R the method's stability function, so that the modified
+field is λy times
 
-    Σ_n c(tall_n) zⁿ⁻¹ = log R(z)/z  per unit of time,      z = hλ.
+    Σ_n c(tall_n) zⁿ⁻¹ = log R(z)/z,      z = hλ.
 
 For gradient descent R(z) = 1 + z and z = −hH: the principal flow (hH)⁻¹ log(I − hH)∇f.
 """
@@ -28,7 +29,7 @@ Field = Sequence[sympy.Expr] | Mapping[str, Sequence[sympy.Expr]]
 
 @dataclass(frozen=True)
 class Differentials:
-    """F(τ) of a concrete field: ``parts``, its components by colour, in ``symbols``; derivatives are kept."""
+    """F(τ) of a concrete field: ``parts``, its components by colour, in ``symbols``; derivatives are cached."""
 
     parts: Mapping[str, Vector]
     symbols: tuple[sympy.Symbol, ...]
@@ -36,14 +37,14 @@ class Differentials:
     _values: dict[Tree, Vector] = field(default_factory=dict)
 
     def __call__(self, whole: Tree) -> Vector:
-        """F_c^{(m)}(F(τ_1), …, F(τ_m)), one expression a component."""
+        """F_c^{(m)}(F(τ_1), …, F(τ_m)), one expression per component."""
         if whole not in self._values:
             directions = [self(child) for child in whole.children]
-            self._values[whole] = tuple(map(tidy, self._contract(whole.colour, (), directions)))
+            self._values[whole] = tuple(map(expand_polynomial, self._contract(whole.colour, (), directions)))
         return self._values[whole]
 
     def _contract(self, colour: str, indices: tuple[int, ...], directions: Sequence[Vector]) -> Vector:
-        """Σ_i ∂_i … F_c · (direction)_i …, the derivatives ``indices`` taken already."""
+        """Σ_i ∂_i … F_c · (direction)_i …, after the derivatives ``indices``."""
         entry = self._derivative(colour, tuple(sorted(indices)))
         if not directions or not any(entry):
             return entry
@@ -64,8 +65,8 @@ class Differentials:
         return self._derivatives[colour, indices]
 
 
-def tidy(expression: sympy.Expr) -> sympy.Expr:
-    """Polynomials multiplied out, so that terms which cancel are gone; anything else as it is."""
+def expand_polynomial(expression: sympy.Expr) -> sympy.Expr:
+    """A polynomial expanded, so that terms cancel; any other expression unchanged."""
     return sympy.expand(expression) if expression.is_polynomial() else expression
 
 
@@ -73,7 +74,7 @@ def field_terms(series: Series, parts: Field, symbols: Sequence[sympy.Symbol]) -
     r"""F_1 … F_p of the modified field Σ_j h^{j−1}F_j of a concrete field; each as long as ``symbols``.
 
     ``parts``: the field's components in ``symbols``; for a split method a mapping colour → components. Raises TypeError
-    or ValueError naming the argument where they do not fit the series or each other.
+    or ValueError, with the name of the argument, if they do not match the series or each other.
     """
     if not isinstance(series, Series):
         raise TypeError(f"series must be a Series, got {type(series).__name__}; make one with modified_equation")
@@ -84,11 +85,11 @@ def field_terms(series: Series, parts: Field, symbols: Sequence[sympy.Symbol]) -
         row = terms[whole.order - 1]
         for i, component in enumerate(differential(whole)):
             row[i] += to_sympy(c) * component
-    return [tuple(map(tidy, row)) for row in terms]
+    return [tuple(map(expand_polynomial, row)) for row in terms]
 
 
 def field_expressions(series: Series, parts: Field, symbols: Sequence[sympy.Symbol], h: sympy.Expr) -> list[sympy.Expr]:
-    r"""The modified field Σ_j h^{j−1}F_j of a concrete field, one expression a component; arguments as field_terms."""
+    r"""The modified field Σ_j h^{j−1}F_j of a concrete field, one expression per component; see ``field_terms``."""
     return [
         sum((to_sympy(h) ** j * term for j, term in enumerate(component)), sympy.S.Zero)
         for component in zip(*field_terms(series, parts, symbols), strict=True)
@@ -102,7 +103,7 @@ def modified_gradient_flow(
     order: int,
     method: ExplicitMethod | Multistep = EULER,
 ) -> list[sympy.Expr]:
-    r"""The modified field of a method on ẏ = −∇f for f = ``loss``, by default of gradient descent: one entry a symbol.
+    r"""The modified field of a method on ẏ = −∇f, f = ``loss``, by default of gradient descent: one entry per symbol.
 
     θ̇ = −∇f − (h/2) H∇f − h² [(1/3) HH∇f + (1/12) D³f[∇f, ∇f]] − …
     """
@@ -161,7 +162,7 @@ def check_parts(parts: Field, series: Series, dimension: int) -> dict[str, Vecto
 
 
 def to_sympy(number: Exact) -> sympy.Expr:
-    """A number or expression in sympy: fractions exactly, text refused, for sympify would run it."""
+    """A number or expression in sympy, fractions exactly; TypeError for text, which sympify would evaluate as code."""
     if isinstance(number, str):
         raise TypeError(f"expected a sympy expression or a number, got the text {number!r}")
     return sympy.sympify(number)
@@ -183,7 +184,7 @@ def principal_coefficient_series(method: ExplicitMethod | Multistep, order: int)
 
 
 def stability_function(method: ExplicitMethod | Multistep, z: sympy.Expr) -> sympy.Expr:
-    r"""R(z): what one step does to y of ẏ = λy, z = hλ.
+    r"""R(z), the factor of y in one step on ẏ = λy, z = hλ.
 
     Runge–Kutta: 1 + z bᵀ(I − zA)⁻¹1, a polynomial here. Multistep: the root of Σ_i (α_i − zβ_i)ρⁱ that is 1 at z = 0,
     in closed form for methods of one or two steps; UnsupportedError for longer ones and for split fields.
@@ -202,15 +203,15 @@ def stability_function(method: ExplicitMethod | Multistep, z: sympy.Expr) -> sym
 
 
 def smooth_root(method: Multistep, z: sympy.Expr) -> sympy.Expr:
-    """The root that is 1 at z = 0; the square root is divided by its value there, so that it is 1 there as well."""
+    """The root that is 1 at z = 0; the square root is normalised to 1 there, which selects its branch."""
     terms = [to_sympy(a) - z * to_sympy(b) for a, b in zip(method.alpha, method.beta, strict=True)]
     if len(terms) == 2:
         return -terms[0] / terms[1]
     if len(terms) > 3:
         raise UnsupportedError(f"method must have at most two steps for a root in closed form, got {len(terms) - 1}")
     c, b, a = terms
-    apart = to_sympy(method.alpha[2]) - to_sympy(method.alpha[0])
-    return (-b + apart * sympy.sqrt(sympy.cancel((b**2 - 4 * a * c) / apart**2))) / (2 * a)
+    gap = to_sympy(method.alpha[2]) - to_sympy(method.alpha[0])
+    return (-b + gap * sympy.sqrt(sympy.cancel((b**2 - 4 * a * c) / gap**2))) / (2 * a)
 
 
 def dot(a: Iterable[Exact], b: Iterable[Exact]) -> sympy.Expr:
@@ -226,7 +227,7 @@ def principal_part(method: ExplicitMethod | Multistep, z: sympy.Expr) -> sympy.E
 def check_one_colour(method: ExplicitMethod | Multistep) -> None:
     """Raise unless the method's trees have one colour."""
     if not isinstance(method, ExplicitMethod | Multistep):
-        recursion_of(method)  # says what is wrong
+        recursion_of(method)  # raises the TypeError
     if isinstance(method, ExplicitMethod) and method.grammar != FIELD:
         raise UnsupportedError(
             "method must act on one field: the step of a split method on a linear field is a matrix; "

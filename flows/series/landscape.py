@@ -1,7 +1,7 @@
-r"""Modified fields on a landscape: trees of derivatives of f with F = −∇f worked in, and programs that evaluate them.
+r"""Modified fields on a landscape: trees of derivatives of f with F = −∇f substituted, and programs to evaluate them.
 
-Vertices are "g", D^m∇f along what the children stand for; leaves may be "v", a velocity. Momentum's linear parts are
-worked in: transport x ↦ (v, 0) and friction (0, −μv) hand on what stands above them, which is v at a leaf.
+Vertices are "g", D^m∇f along the children's vectors; leaves may be "v", a velocity. Momentum's linear parts are
+eliminated: transport x ↦ (v, 0) and friction (0, −μv) map their child to itself times 1 or −μ, and a leaf to v.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ GRADIENT, VELOCITY = Tree("g", ()), Tree("v", ())
 def landscape_program(method: ExplicitMethod | Multistep, order: int, h: float, friction: float = 0.0) -> Program:
     r"""The modified field of a method on a landscape as products with derivatives of f: (θ̇) or (ẋ, v̇).
 
-    The program takes an expansion and, for momentum, ``v``. Coefficients are exact until h comes in.
+    The program takes an expansion and, for momentum, ``v``. Coefficients are exact up to the multiplication by powers
+    of h.
     """
     components = landscape_terms(modified_equation(method, order), Fraction(friction))
     combinations = []
@@ -39,8 +40,8 @@ def landscape_program(method: ExplicitMethod | Multistep, order: int, h: float, 
 def landscape_terms(series: Series, friction: Exact) -> dict[str, dict[tuple[int, Tree], Exact]]:
     r"""The modified field on a landscape: component → {(power of h, tree of derivatives of f): coefficient}.
 
-    One field F = −∇f has the component "θ"; the momentum maps have "x" and "v", in which linear parts are worked in and
-    equal products summed up; coefficients then hold μ = ``friction``. UnsupportedError for other grammars.
+    One field F = −∇f has the component "θ"; the momentum maps have "x" and "v", in which linear parts are eliminated
+    and equal products summed; coefficients then contain μ = ``friction``. UnsupportedError for other grammars.
     """
     if series.grammar not in (FIELD, MOMENTUM):
         raise UnsupportedError("series must be of one field or of the momentum maps to be written for a landscape")
@@ -55,13 +56,13 @@ def landscape_terms(series: Series, friction: Exact) -> dict[str, dict[tuple[int
 
 
 def reading_order(key: tuple[int, Tree]) -> tuple[int, bool, bool, int, Tree]:
-    """Powers of h first, then v, the products of Hessians, and the rest."""
+    """Sort key of a term: the power of h, then v, the products of Hessians, and the rest."""
     power, base = key
     return power, base != VELOCITY, not base.tall, base.order, base
 
 
 def on_landscape(whole: Tree, friction: Exact) -> tuple[Exact, Tree]:
-    """A tree as factor times tree of ∇f, its derivatives and v: transport and friction hand on what is above them."""
+    """A tree as factor times tree of ∇f, its derivatives and v, with transport and friction eliminated."""
     if whole.colour in ("f", "g"):
         above = [on_landscape(child, friction) for child in whole.children]
         factor: Exact = -1

@@ -22,7 +22,7 @@ from flows.series.trees import Tree
 MU = sympy.Symbol("mu")
 COMPONENTS = {"θ": r"\dot{\theta}", "x": r"\dot{x}", "v": r"\dot{v}"}
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-PER_LINE = 4  # terms a line of an aligned equation holds on a page's width; half as many with long coefficients
+PER_LINE = 4  # terms per line of an aligned equation, to fit a page's width; half as many with long coefficients
 
 Term = tuple[Exact, str]
 Group = tuple[int, list[Term]]
@@ -31,27 +31,27 @@ Group = tuple[int, list[Term]]
 def latex_field(series: Series, *, aligned: bool = False) -> str:
     r"""The modified equation in elementary differentials of f; of F_c, c the colour, for a split field.
 
-    ``aligned``: lines for each power of h, of a few terms each, for an equation environment with amsmath.
+    ``aligned``: several lines for each power of h, of a few terms each, for an equation environment with amsmath.
     """
     single = len(series.grammar) == 1
     terms = [(whole.order - 1, c, latex_differential(whole, single=single)) for whole, c in series.terms]
-    return lay_out({r"\dot{y}" if single else r"\dot{z}": grouped(terms)}, aligned)
+    return lay_out({r"\dot{y}" if single else r"\dot{z}": group_by_power(terms)}, aligned)
 
 
 def latex_landscape(series: Series, *, aligned: bool = False) -> str:
-    r"""The modified equation on a landscape, F = −∇f worked in; for momentum the equations of ẋ and of v̇, a line each.
+    r"""The modified equation on a landscape, with F = −∇f; for momentum the equations of ẋ and of v̇, one per line.
 
     H is the Hessian, D³f[u, v] the third derivative along u and v, and so on, as vectors; μ the friction.
     """
     equations = {}
     for component, found in landscape_terms(series, MU).items():
         terms = [(power, c, latex_derivative(base)) for (power, base), c in found.items()]
-        equations[COMPONENTS[component]] = grouped(terms)
+        equations[COMPONENTS[component]] = group_by_power(terms)
     return lay_out(equations, aligned)
 
 
 def latex_differential(whole: Tree, *, single: bool = True) -> str:
-    """f''(f, f'f); with ``single`` False the field's name says its colour."""
+    """f''(f, f'f); with ``single`` False the field's name contains its colour."""
     name = whole.colour if single else f"F_{{{whole.colour}}}"
     m = len(whole.children)
     above = [latex_differential(child, single=single) for child in whole.children]
@@ -69,7 +69,7 @@ def plain_landscape(whole: Tree) -> str:
 
 
 def derivative(whole: Tree, gradient: str, name: Callable[[int], str]) -> str:
-    """A derivative of ∇f along what its children stand for, by the names of ∇f and of a derivative of f."""
+    """A derivative of ∇f along the children's vectors, with the names of ∇f and of a derivative of f."""
     if not whole.children:
         return gradient if whole.colour == "g" else whole.colour
     above = [derivative(child, gradient, name) for child in whole.children]
@@ -79,23 +79,23 @@ def derivative(whole: Tree, gradient: str, name: Callable[[int], str]) -> str:
 
 
 def arguments(above: Sequence[str], left: str, right: str) -> str:
-    """Nothing, one thing as it is, several in brackets."""
+    """Arguments as text: one without brackets, several in brackets, none as the empty string."""
     return f"{left}{', '.join(above)}{right}" if len(above) > 1 else "".join(above)
 
 
-def grouped(terms: Sequence[tuple[int, Exact, str]]) -> list[Group]:
-    """Terms by the power of h, in rising order."""
+def group_by_power(terms: Sequence[tuple[int, Exact, str]]) -> list[Group]:
+    """Terms by the power of h, in increasing order."""
     rising = sorted(terms, key=lambda term: term[0])
     groups = itertools.groupby(rising, key=lambda term: term[0])
     return [(power, [(c, text) for _, c, text in found]) for power, found in groups]
 
 
 def lay_out(equations: Mapping[str, Sequence[Group]], aligned: bool) -> str:
-    """left = Σ over groups h^power (Σ terms), as LaTeX: a line for each, or all of them in one aligned block."""
+    """left = Σ over groups h^power (Σ terms), as LaTeX: one line per equation, or all in one aligned block."""
     whole = []
     for left, groups in equations.items():
-        lines = [line for group in groups for line in written(group, aligned)] or ["0"]
-        lines[0] = unspaced(lines[0])
+        lines = [line for group in groups for line in write_group(group, aligned)] or ["0"]
+        lines[0] = strip_sign_space(lines[0])
         first, *rest = lines
         whole += (
             [rf"{left} ={{}}& {first}", *(f"&{line}" for line in rest)] if aligned else [f"{left} = {' '.join(lines)}"]
@@ -103,23 +103,23 @@ def lay_out(equations: Mapping[str, Sequence[Group]], aligned: bool) -> str:
     return "\n".join([r"\begin{aligned}", " \\\\\n".join(whole), r"\end{aligned}"] if aligned else whole)
 
 
-def written(group: Group, broken: bool) -> Iterator[str]:
+def write_group(group: Group, broken: bool) -> Iterator[str]:
     """A group's lines: one term with h in its coefficient, or h^power in front of several in parentheses."""
     power, terms = group
     if power == 0 or len(terms) == 1:
-        yield " ".join(signed(c, text, power) for c, text in terms)
+        yield " ".join(signed_term(c, text, power) for c, text in terms)
         return
     common = shared_number(terms) * oriented(terms[0][0])[0]
-    inside = [signed(c / common, text, 0) for c, text in terms]
-    inside[0] = unspaced(inside[0])
-    front = signed(common, "", power).rstrip()
+    inside = [signed_term(c / common, text, 0) for c, text in terms]
+    inside[0] = strip_sign_space(inside[0])
+    front = signed_term(common, "", power).rstrip()
     most = len(inside) if not broken else PER_LINE if all(is_short(c) for c, _ in terms) else PER_LINE // 2
     count = -(-len(inside) // most)
     rows = [" ".join(inside[i * len(inside) // count : (i + 1) * len(inside) // count]) for i in range(count)]
     if len(rows) == 1:
         yield rf"{front}\left({rows[0]}\right)"
         return
-    yield rf"{front}\bigl({rows[0]}"  # \left and \right must stand on one line
+    yield rf"{front}\bigl({rows[0]}"  # \left and \right must be on one line
     for row in rows[1:]:
         yield rf"\qquad {row}" + (r"\bigr)" if row is rows[-1] else "")
 
@@ -129,26 +129,26 @@ def is_short(coefficient: Exact) -> bool:
     return oriented(coefficient)[1].is_polynomial()
 
 
-def unspaced(line: str) -> str:
-    """The line with the sign that it starts with written as a sign of its own, none for plus."""
+def strip_sign_space(line: str) -> str:
+    """The line with a leading "- " replaced by "-", and a leading "+ " removed."""
     return "-" + line[2:] if line.startswith("- ") else line.removeprefix("+ ")
 
 
 def shared_number(terms: Sequence[Term]) -> Fraction:
-    """The number that every coefficient has in front, up to its sign; 1 where they differ."""
+    """The numerical factor common to all coefficients, up to its sign; 1 if they differ."""
     found = {oriented(c)[1].as_coeff_Mul()[0] for c, _ in terms}
     number = found.pop()
     return Fraction(1) if found else Fraction(int(number.p), int(number.q))
 
 
-def signed(coefficient: Exact, text: str, power: int) -> str:
+def signed_term(coefficient: Exact, text: str, power: int) -> str:
     """ "+ c text" or "- c text" with h^power in the coefficient."""
     sign, size = oriented(coefficient)
     return f"{'-' if sign < 0 else '+'} {factor(size, power)}{text}"
 
 
 def factor(size: sympy.Expr, power: int) -> str:
-    """A positive coefficient times h^power, nothing for 1."""
+    """A positive coefficient times h^power, empty for 1."""
     number, rest = size.as_coeff_Mul()
     h = f"h{exponent(power)}" if power else ""
     if not rest.is_polynomial():
@@ -161,12 +161,12 @@ def factor(size: sympy.Expr, power: int) -> str:
 
 
 def exponent(power: int) -> str:
-    """Nothing for 1, else ^{power}."""
+    """Empty for 1, else ^{power}."""
     return "" if power == 1 else f"^{{{power}}}"
 
 
 def oriented(coefficient: Exact) -> tuple[int, sympy.Expr]:
-    """Sign and size: each sum in the coefficient is turned so that it is positive where its symbols are zero."""
+    """Sign and size: the sign of each sum in the coefficient is chosen so that it is positive at zero symbols."""
     if isinstance(coefficient, Fraction | int):
         return (-1 if coefficient < 0 else 1), abs(to_sympy(coefficient))
     sign, size = 1, sympy.S.One

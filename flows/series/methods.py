@@ -1,9 +1,9 @@
-r"""Maps with a series: what one step does to a field, as a coefficient for each rooted tree.
+r"""Maps with a series: one step on a field, given by a coefficient for each rooted tree.
 
     Φ_h(y) = y + Σ_τ (h^{|τ|}/σ(τ)) a(τ) F(τ)(y)
 
 An explicit Runge–Kutta method has a(τ) = Σ_i b_i φ_i(τ). The same formula with a tableau for each part of a split field
-covers the scaled momentum maps, which advance position and velocity one after the other.
+includes the scaled momentum maps, which advance velocity and position in turn.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import sympy
 from flows.series.trees import FIELD, Grammar, Part, Tree
 
 Exact = Any
-"""A Fraction, or a sympy expression where a method is given with symbols: mypy has no types for sympy."""
+"""A Fraction, or a sympy expression for a method with symbols: mypy has no types for sympy."""
 Row = tuple[Exact, ...]
 
 
 @dataclass(frozen=True)
 class Tableau:
-    """Weights with which one part of the field enters: ``stages`` A, strictly lower triangular, and ``weights`` b."""
+    """Weights of one part of the field: ``stages`` A, strictly lower triangular, and ``weights`` b."""
 
     stages: tuple[Row, ...]
     weights: Row
@@ -38,8 +38,8 @@ class Tableau:
 class ExplicitMethod:
     r"""One step  Y_i = y + h Σ_c Σ_{j<i} A^c_ij F_c(Y_j),  y' = y + h Σ_c Σ_i b^c_i F_c(Y_i)  for F = Σ_c F_c.
 
-    ``tableaux``: colour → ``Tableau``, all of as many stages, exact rationals. ``grammar`` says which derivatives of
-    the parts vanish. Make one with ``runge_kutta``, or use EULER, HEAVY_BALL and NESTEROV.
+    ``tableaux``: colour → ``Tableau``, with equal numbers of stages, exact rationals. ``grammar`` defines which
+    derivatives of the parts vanish. Make one with ``runge_kutta``, or use EULER, HEAVY_BALL and NESTEROV.
     """
 
     tableaux: tuple[tuple[str, Tableau], ...]
@@ -69,28 +69,28 @@ def runge_kutta(
 ) -> ExplicitMethod:
     """The explicit Runge–Kutta method with matrix ``stages`` A (s, s) and ``weights`` b (s).
 
-    Entries are whole numbers, fractions.Fraction, or sympy expressions for a family of methods. Raises TypeError for
-    other numbers (a float is not what it looks like), ValueError for a matrix that is not square and strictly lower
-    triangular, or weights of another length.
+    Entries are integers, fractions.Fraction, or sympy expressions for a family of methods. Raises TypeError for
+    other numbers (a float is not the decimal that it prints as), ValueError for a matrix that is not square and
+    strictly lower triangular, or weights of another length.
     """
-    rows = tuple(tuple(exact("stages", a) for a in row) for row in stages)
-    b = tuple(exact("weights", w) for w in weights)
+    rows = tuple(tuple(exact_number("stages", a) for a in row) for row in stages)
+    b = tuple(exact_number("weights", w) for w in weights)
     if not b or len(rows) != len(b) or any(len(row) != len(b) for row in rows):
         raise ValueError(
             f"stages must be a square matrix as long as weights, got rows {[len(r) for r in rows]}, {len(b)}"
         )
     if any(a for i, row in enumerate(rows) for a in row[i:]):
-        raise ValueError("stages must be strictly lower triangular: only explicit methods have a step to analyse here")
+        raise ValueError("stages must be strictly lower triangular: only explicit methods are supported")
     return ExplicitMethod((("f", Tableau(rows, b)),))
 
 
-def exact(name: str, number: Rational | sympy.Expr) -> Exact:
-    """The number as a Fraction, an expression in symbols as it is; raise where it is neither."""
+def exact_number(name: str, number: Rational | sympy.Expr) -> Exact:
+    """The number as a Fraction, or an expression in symbols unchanged; raise if it is neither."""
     if isinstance(number, sympy.Expr) and not number.is_number and not number.has(sympy.Float):
         return number
     if isinstance(number, bool) or not isinstance(number, Rational):
         raise TypeError(
-            f"{name} must hold whole numbers, fractions.Fraction or sympy expressions in symbols, got {number!r}; "
+            f"{name} must hold integers, fractions.Fraction or sympy expressions in symbols, got {number!r}; "
             "write Fraction(9, 10) for 0.9"
         )
     return Fraction(number)
@@ -99,7 +99,7 @@ def exact(name: str, number: Rational | sympy.Expr) -> Exact:
 def split_method(
     stages: Mapping[str, Sequence[Sequence[int]]], weights: Mapping[str, Sequence[int]], grammar: Grammar
 ) -> ExplicitMethod:
-    """A method on a split field from whole-number tableaux, by colour."""
+    """A method on a split field from integer tableaux, by colour."""
     return ExplicitMethod(
         tuple(
             (
@@ -117,7 +117,11 @@ def split_method(
 EULER = runge_kutta([[0]], [1])
 """y + h F(y): gradient descent, with F = −∇f."""
 
-MOMENTUM: Grammar = (("x", Part(("r", "g"), linear=True)), ("r", Part(("r", "g"), linear=True)), ("g", Part(("x",))))
+MOMENTUM: Grammar = (
+    ("x", Part(("r", "g"), linear=True)),
+    ("r", Part(("r", "g"), linear=True)),
+    ("g", Part(("x",))),
+)
 """ẋ = v, v̇ = −μv − ∇f(x) in three parts on z = (x, v): x, transport (v, 0); r, friction (0, −μv); g, (0, −∇f(x))."""
 
 HEAVY_BALL = split_method(

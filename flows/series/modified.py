@@ -1,15 +1,15 @@
-r"""Modified equations: the field whose flow takes the steps that a method takes, tree by tree, in exact rationals.
+r"""Modified equations: the field whose flow interpolates the steps of a method, tree by tree, in exact rationals.
 
     ẏ = Σ_τ (h^{|τ|−1}/σ(τ)) b(τ) F(τ)(y),        exp(hF̃) y = Σ_j (h^j/j!) D^{j−1}F̃ (y),
 
-where D is the derivative along F̃ itself. On trees D reads (Db)(τ) = Σ over edges b(stays) b(falls), and both families
-below say that some combination of the powers of D equals what the method does, which b(τ) solves order by order:
+where D is the derivative along F̃ itself. On trees (Db)(τ) = Σ over edges b(root part) b(branch). For both families
+below a combination of the powers of D equals the method's coefficients, which is solved for b(τ) order by order:
 
     one step        Σ_j D^{j−1}b / j! = a                           (Hairer, Lubich & Wanner, ch. IX.9)
     several steps   Σ_j (Σ_i α_i iʲ) D^{j−1}b / j! = Σ_i β_i Π_k e_i(τ_k),  e_i = Σ_j iʲ D^{j−1}b / j!
 
-The second is a linear multistep method Σ α_i y_{k+i} = h Σ β_i F(y_{k+i}), of which this is the smooth solution: the
-one that heavy ball settles on at a fixed momentum. Both series converge for small h only, where at all.
+The second is a linear multistep method Σ α_i y_{k+i} = h Σ β_i F(y_{k+i}), of which this is the smooth solution, to
+which heavy ball converges at a fixed momentum. Both series converge for small h only, if at all.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import final
 
 import sympy
 
-from flows.series.methods import Exact, ExplicitMethod, exact
+from flows.series.methods import Exact, ExplicitMethod, exact_number
 from flows.series.trees import FIELD, Grammar, Tree, cuts, rooted_trees
 from landscapes.errors import check_count
 
 
 class Recursion(ABC):
-    """b(τ) of a modified equation with all powers of D, computed at first use and kept."""
+    """b(τ) of a modified equation with all powers of D, computed at first use and cached."""
 
     def __init__(self) -> None:
         self._powers: dict[tuple[Tree, int], Exact] = {}
@@ -40,12 +40,12 @@ class Recursion(ABC):
         return self.power(tree, 0)
 
     def power(self, tree: Tree, n: int) -> Exact:
-        """(Dⁿb)(τ); zero where τ has no n edges to lose."""
+        """(Dⁿb)(τ); zero if τ has fewer than n edges."""
         if n >= tree.order:
             return Fraction(0)
         if (tree, n) not in self._powers:
             terms = (self.power(stays, n - 1) * self.coefficient(falls) for stays, falls in cuts(tree))
-            self._powers[tree, n] = reduced(self.solve(tree)) if n == 0 else sum(terms, Fraction(0))
+            self._powers[tree, n] = reduce(self.solve(tree)) if n == 0 else sum(terms, Fraction(0))
         return self._powers[tree, n]
 
     @abstractmethod
@@ -53,8 +53,8 @@ class Recursion(ABC):
         """b(τ) from the powers of D of τ, and b of smaller trees."""
 
 
-def reduced(number: Exact) -> Exact:
-    """A Fraction where the number is one, else a quotient of polynomials in lowest terms, so that zeros are seen."""
+def reduce(number: Exact) -> Exact:
+    """A Fraction if the number is one, else a quotient of polynomials in lowest terms, so that zeros are recognised."""
     if not isinstance(number, sympy.Expr):
         return number
     quotient = sympy.factor(sympy.cancel(number))
@@ -80,8 +80,8 @@ class Multistep:
     r"""Σ_i α_i y_{k+i} = h Σ_i β_i F(y_{k+i}), i from ``first`` on; Σ α_i = 0 and Σ i α_i ≠ 0.
 
     Entries are exact rationals, or sympy expressions for a family of methods. Raises TypeError for other numbers (a
-    float is not what it looks like), ValueError where the lengths differ or the sums are not as above: then no solution
-    of the method follows a field.
+    float is not the decimal that it prints as), ValueError if the lengths differ or the sums violate these conditions,
+    without which no solution of the method follows a field.
     """
 
     alpha: tuple[Exact, ...]
@@ -90,12 +90,14 @@ class Multistep:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
-            object.__setattr__(self, name, tuple(exact(name, number) for number in getattr(self, name)))
+            object.__setattr__(self, name, tuple(exact_number(name, number) for number in getattr(self, name)))
         if len(self.alpha) != len(self.beta) or len(self.alpha) < 2:
-            raise ValueError(f"alpha and beta must be as long, two at least, got {len(self.alpha)}, {len(self.beta)}")
-        if reduced(sum(self.alpha)) != 0:
+            raise ValueError(
+                f"alpha and beta must have equal lengths, two at least, got {len(self.alpha)}, {len(self.beta)}"
+            )
+        if reduce(sum(self.alpha)) != 0:
             raise ValueError(f"alpha must sum to 0, so that constants solve y' = 0, got {self.alpha}")
-        if reduced(sum(i * a for i, a in enumerate(self.alpha))) == 0:
+        if reduce(sum(i * a for i, a in enumerate(self.alpha))) == 0:
             raise ValueError(f"alpha must have Σ i α_i ≠ 0, so that its solutions have a slope, got {self.alpha}")
 
 
@@ -144,7 +146,7 @@ def recursion_of(method: ExplicitMethod | Multistep) -> Recursion:
 @final
 @dataclass(frozen=True)
 class Series:
-    r"""A modified field Σ c(τ) h^{|τ|−1} F(τ), c = b/σ exact, cut after trees of ``order`` vertices; zeros left out."""
+    r"""A modified field Σ c(τ) h^{|τ|−1} F(τ), c = b/σ exact, cut after trees of ``order`` vertices; without zeros."""
 
     terms: tuple[tuple[Tree, Exact], ...]
     order: int
@@ -158,10 +160,10 @@ class Series:
 def modified_equation(method: ExplicitMethod | Multistep, order: int) -> Series:
     """The modified equation of a method, with every tree of up to ``order`` vertices.
 
-    Raises TypeError where the method is none of these or the order is no whole number, ValueError for an order below 1.
+    Raises TypeError if the method is none of these or the order is no integer, ValueError for an order below 1.
     """
-    recursion_of(method)  # raises for what is no method: the cache would only say that it cannot hash it
-    return _modified_equation(method, check_count("order", order))  # checked here, as 2.0 is 2 to a cache
+    recursion_of(method)  # raises a clear error; lru_cache would complain of an unhashable argument
+    return _modified_equation(method, check_count("order", order))  # checked outside the cache, where 2.0 equals 2
 
 
 @lru_cache(maxsize=64)
@@ -176,7 +178,7 @@ def _modified_equation(method: ExplicitMethod | Multistep, order: int) -> Series
 def heavy_ball_multistep(momentum: Rational | sympy.Expr) -> Multistep:
     """y_{k+1} − (1 + β)y_k + βy_{k−1} = hF(y_k): heavy ball at a fixed momentum β, its velocity eliminated.
 
-    β a rational, or a sympy symbol for all of them. Raises TypeError for a float, ValueError for β = 1.
+    β a rational, or a sympy symbol for a general β. Raises TypeError for a float, ValueError for β = 1.
     """
     beta = check_momentum(momentum)
     return Multistep((beta, -(1 + beta), Fraction(1)), (Fraction(0), Fraction(1), Fraction(0)))
@@ -192,8 +194,8 @@ def nesterov_multistep(momentum: Rational | sympy.Expr) -> Multistep:
 
 
 def check_momentum(momentum: Rational | sympy.Expr) -> Exact:
-    """Return β exactly; raise where it is a float, or 1."""
-    beta = exact("momentum", momentum)
+    """Return β exactly; raise if it is a float, or 1."""
+    beta = exact_number("momentum", momentum)
     if beta == 1:
-        raise ValueError("momentum must not be 1: its solutions follow no field, as nothing damps their velocity")
+        raise ValueError("momentum must not be 1: without damping its solutions follow no field")
     return beta

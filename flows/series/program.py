@@ -1,9 +1,9 @@
 r"""From trees to products: a combination of elementary differentials of ∇f as a short program for one expansion.
 
-A tree here has vertices "g", D^m∇f along what the children stand for, and leaves of other names for vectors given
-(a velocity). Products are linear in each direction, so trees that differ in their last child only share one product
-with the sum of these children, and a slope ``along`` a direction is built once for all products that take it. In this
-way order 3 of gradient descent's modified flow is two HVPs and one third derivative, order 4 three and two.
+A tree here has vertices "g", D^m∇f along the children's vectors, and leaves of other names for given vectors
+(a velocity). Products are linear in each direction, so that trees which differ in their last child only share one
+product with the sum of these children, and a slope ``along`` a direction is computed once for all products that need
+it. Thus order 3 of gradient descent's modified flow takes two HVPs and one third derivative, order 4 three and two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Slope:
-    """A new expansion: that of an expansion's slope along a vector."""
+    """A new expansion: that of the directional derivative of an expansion along a vector."""
 
     expansion: int
     vector: int
@@ -43,7 +43,7 @@ class Gradient:
 
 
 @dataclass(frozen=True)
-class Product:
+class HessianProduct:
     """A new vector: the Hessian of an expansion times a vector."""
 
     expansion: int
@@ -55,13 +55,13 @@ class Program:
     """Instructions that append to a list of vectors, ``given`` ones first, and to a list of expansions, θ's first."""
 
     given: tuple[str, ...]
-    instructions: tuple[Sum | Slope | Gradient | Product, ...]
+    instructions: tuple[Sum | Slope | Gradient | HessianProduct, ...]
     outputs: tuple[int, ...]
 
     def __call__(self, point: Expansion, **given: Tensor) -> list[Tensor]:
-        """The vectors (..., d) that the combinations stand for, at the point and with the vectors given.
+        """The combinations as vectors (..., d), at the point and with the given vectors.
 
-        Raises TypeError unless exactly the vectors that the trees name are given.
+        Raises TypeError unless exactly the vectors named in the trees are given.
         """
         if set(given) != set(self.given):
             raise TypeError(f"the program takes the vectors {self.given}, got {tuple(sorted(given))}")
@@ -70,17 +70,17 @@ class Program:
         for step in self.instructions:
             match step:
                 case Sum(terms):
-                    vectors.append(weighted(terms, vectors))
+                    vectors.append(weighted_sum(terms, vectors))
                 case Slope(expansion, vector):
                     expansions.append(expansions[expansion].along(vectors[vector]))
                 case Gradient(expansion):
                     vectors.append(expansions[expansion].grad)
-                case Product(expansion, vector):
+                case HessianProduct(expansion, vector):
                     vectors.append(expansions[expansion].hvp(vectors[vector]))
         return [vectors[i] for i in self.outputs]
 
 
-def weighted(terms: Sequence[tuple[float, int]], vectors: Sequence[Tensor]) -> Tensor:
+def weighted_sum(terms: Sequence[tuple[float, int]], vectors: Sequence[Tensor]) -> Tensor:
     """Σ coefficient · vector."""
     (coefficient, place), *rest = terms
     total = coefficient * vectors[place]
@@ -92,20 +92,20 @@ def weighted(terms: Sequence[tuple[float, int]], vectors: Sequence[Tensor]) -> T
 def compile_program(combinations: Sequence[Combination]) -> Program:
     """A program whose outputs are the combinations.
 
-    Raises ValueError for a combination without a tree, or a tree that grows from anything but "g": only derivatives of
-    ∇f take directions.
+    Raises ValueError for a combination without a tree, or an inner vertex other than "g": only derivatives of ∇f take
+    directions.
     """
     for combination in combinations:
         if not combination:
-            raise ValueError("combinations must hold at least one tree each; give a tree the coefficient 0 for nothing")
+            raise ValueError("combinations must have at least one tree each; for zero use a tree with coefficient 0")
         for vertex in (v for whole in combination for v in walk(whole)):
             if vertex.children and vertex.colour != "g":
-                raise ValueError(f"combinations must have vertices 'g' above their leaves, got {vertex}")
+                raise ValueError(f"combinations must have inner vertices 'g', got {vertex}")
     return Compiler(combinations).program()
 
 
 class Compiler:
-    """Writes the instructions, each thing once."""
+    """Writes the instructions, every vector and expansion once."""
 
     def __init__(self, combinations: Sequence[Combination]):
         vertices = [v for combination in combinations for whole in combination for v in walk(whole)]
@@ -113,7 +113,7 @@ class Compiler:
         self._prefixes: set[Prefix] = {v.children[:k] for v in vertices for k in range(1, len(v.children))}
         self._directions = {direction for prefix in self._prefixes for direction in prefix}
         self._given = tuple(sorted({v.colour for v in vertices} - {"g"}))
-        self._instructions: list[Sum | Slope | Gradient | Product] = []
+        self._instructions: list[Sum | Slope | Gradient | HessianProduct] = []
         self._vectors = len(self._given)
         self._places: dict[object, int] = {Tree(name, ()): i for i, name in enumerate(self._given)}
         self._expansions: dict[Prefix, int] = {(): 0}
@@ -123,7 +123,7 @@ class Compiler:
         outputs = tuple(self._sum(combination) for combination in self._combinations)
         return Program(self._given, tuple(self._instructions), outputs)
 
-    def _append(self, step: Sum | Gradient | Product) -> int:
+    def _append(self, step: Sum | Gradient | HessianProduct) -> int:
         self._instructions.append(step)
         self._vectors += 1
         return self._vectors - 1
@@ -136,41 +136,41 @@ class Compiler:
         return self._expansions[prefix]
 
     def _vector(self, whole: Tree) -> int:
-        """The vector of one tree, kept."""
+        """The vector of one tree, computed once."""
         if whole not in self._places:
-            if not whole.children or whole.children in self._prefixes:  # a slope's gradient is the product wanted
-                step: Gradient | Product = Gradient(self._expansion(whole.children))
+            if not whole.children or whole.children in self._prefixes:  # the product is the gradient of that slope
+                step: Gradient | HessianProduct = Gradient(self._expansion(whole.children))
             else:
                 *prefix, last = whole.children
-                step = Product(self._expansion(tuple(prefix)), self._sum({last: 1.0}))
+                step = HessianProduct(self._expansion(tuple(prefix)), self._sum({last: 1.0}))
             self._places[whole] = self._append(step)
         return self._places[whole]
 
-    def _kept(self, whole: Tree) -> bool:
-        """Whether a tree's vector is there anyway: given, the direction of a slope, or the gradient of one."""
+    def _is_available(self, whole: Tree) -> bool:
+        """Whether a tree's vector is available in any case: given, the direction of a slope, or the gradient of one."""
         return not whole.children or whole in self._directions or whole.children in self._prefixes
 
     def _sum(self, combination: Combination) -> int:
-        """The vector of a combination: trees wanted on their own by name, the rest by shared products."""
+        """The vector of a combination: available trees by their vectors, the rest by shared products."""
         key = frozenset(combination.items())
         if key not in self._places:
             terms: list[tuple[float, int]] = []
             shared: dict[Prefix, dict[Tree, float]] = {}
             for whole, coefficient in combination.items():
-                if self._kept(whole):
+                if self._is_available(whole):
                     terms.append((coefficient, self._vector(whole)))
                 else:
                     shared.setdefault(whole.children[:-1], {})[whole.children[-1]] = coefficient
             for prefix, last in shared.items():
-                product = Product(self._expansion(prefix), self._sum(last))
+                product = HessianProduct(self._expansion(prefix), self._sum(last))
                 terms.append((1.0, self._append(product)))
-            alone = len(terms) == 1 and terms[0][0] == 1
-            self._places[key] = terms[0][1] if alone else self._append(Sum(tuple(terms)))
+            single = len(terms) == 1 and terms[0][0] == 1
+            self._places[key] = terms[0][1] if single else self._append(Sum(tuple(terms)))
         return self._places[key]
 
 
 def walk(whole: Tree) -> Iterator[Tree]:
-    """Every vertex of a tree with what hangs on it."""
+    """Every subtree of a tree, by its root vertex."""
     yield whole
     for child in whole.children:
         yield from walk(child)

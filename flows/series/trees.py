@@ -1,7 +1,7 @@
-r"""Rooted trees: the index set of everything that an integrator does to a vector field.
+r"""Rooted trees: the index set of the series of integrators in a vector field.
 
-A tree stands for an elementary differential. With a field split as F = Σ_c F_c, each vertex carries the colour c of its
-part; a vertex with children τ_1…τ_m is the m-th derivative of F_c along what the children stand for,
+A tree denotes an elementary differential. For a split field F = Σ_c F_c, each vertex has the colour c of its part; a
+vertex with children τ_1…τ_m is the m-th derivative of F_c along the children's differentials,
 
     F(τ) = F_c^{(m)}(F(τ_1), …, F(τ_m)),      a single vertex F_c itself.
 
@@ -45,7 +45,7 @@ class Tree(NamedTuple):
 
     @property
     def tall(self) -> bool:
-        """Whether no vertex has more than one child: F′…F′F, all there is of a linear field."""
+        """Whether no vertex has more than one child: F′…F′F, the only trees of a linear field."""
         return len(self.children) <= 1 and all(child.tall for child in self.children)
 
     def __str__(self) -> str:
@@ -63,17 +63,17 @@ def _symmetry(tree: Tree) -> int:
 
 
 def tree(colour: str, *children: Tree) -> Tree:
-    """The tree with that root and those children, in canonical form; TypeError for children that are no trees."""
+    """The tree with this root and these children, in canonical form; TypeError for children that are no trees."""
     if not isinstance(colour, str) or not all(isinstance(child, Tree) for child in children):
-        raise TypeError(f"a tree is made of a colour and of trees such as tree('f'), got {colour!r}, {children!r}")
+        raise TypeError(f"a tree is made of a colour and trees such as tree('f'), got {colour!r}, {children!r}")
     return Tree(colour, tuple(sorted(children, key=lambda child: (child.order, child))))
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of a split field depends on: the colours along which its derivatives do not vanish.
+    """A part of a split field: the colours along which its derivatives do not vanish.
 
-    ``linear`` parts have no second derivatives, so that their vertices have one child at most.
+    ``linear`` parts have no second derivatives, so that their vertices have at most one child.
     """
 
     along: tuple[str, ...]
@@ -81,14 +81,14 @@ class Part:
 
 
 Grammar = tuple[tuple[str, Part], ...]
-"""Colour and part, for each part of the field: trees that it does not allow stand for zero."""
+"""Colour and part, for each part of the field: trees that it does not allow are zero."""
 
 FIELD: Grammar = (("f", Part(("f",))),)
 """One field f that depends on all of the state: Butcher's rooted trees."""
 
 
 def rooted_trees(order: int, grammar: Grammar = FIELD) -> tuple[Tree, ...]:
-    """Every tree of that order that does not vanish, each once: 1, 1, 2, 4, 9, 20, 48, 115, … of one colour."""
+    """Every non-vanishing tree of that order, each once: 1, 1, 2, 4, 9, 20, 48, 115, … of one colour."""
     check_count("order", order)
     return _rooted_trees(order, grammar)
 
@@ -104,7 +104,7 @@ def _rooted_trees(order: int, grammar: Grammar) -> tuple[Tree, ...]:
 
 
 def _forests(vertices: int, largest: int, colours: tuple[str, ...], grammar: Grammar) -> Iterator[tuple[Tree, ...]]:
-    """Multisets of trees with ``vertices`` in all, none above ``largest``, whose roots have one of the colours."""
+    """Multisets of trees with ``vertices`` in total, each at most ``largest``, with roots of one of the colours."""
     if vertices == 0:
         yield ()
         return
@@ -118,7 +118,7 @@ def _forests(vertices: int, largest: int, colours: tuple[str, ...], grammar: Gra
 
 @cache
 def cuts(whole: Tree) -> tuple[tuple[Tree, Tree], ...]:
-    """For each edge, what stays at the root and the branch that falls off; |τ| − 1 pairs."""
+    """For each edge, the part with the root and the branch cut off; |τ| − 1 pairs."""
     pairs = []
     for place, branch in enumerate(whole.children):
         others = (*whole.children[:place], *whole.children[place + 1 :])

@@ -11,7 +11,7 @@ from nets.datasets.catalogue import CifarSet
 from nets.datasets.download import download
 from nets.datasets.errors import damage_error
 from nets.datasets.files import cache_folder, first_file, missing_files_error, read_whole
-from nets.datasets.parts import Part
+from nets.datasets.parts import DataPart
 
 SIDE, CHANNELS = 32, 3
 PIXELS = CHANNELS * SIDE * SIDE
@@ -33,7 +33,7 @@ def find_cifar(name: str, kind: CifarSet, root: Path | None) -> dict[str, Path] 
     raise missing_files_error(name, root, (each for each in wanted if each not in found), places, kind.archive.name)
 
 
-def cifar_part(source: dict[str, Path] | Path, kind: CifarSet, *, train: bool) -> Part:
+def cifar_part(source: dict[str, Path] | Path, kind: CifarSet, *, train: bool) -> DataPart:
     """Images (N, 3, 32, 32) and fine labels of one part, from its files or the archive."""
     names = kind.train if train else kind.test
     most = {each: (len(kind.labels) + PIXELS) * count for each, count in kind.most.items()}
@@ -45,12 +45,12 @@ def cifar_part(source: dict[str, Path] | Path, kind: CifarSet, *, train: bool) -
     parts = [
         records(content, where, kind, kind.most[each]) for each, (where, content) in zip(names, contents, strict=True)
     ]
-    return Part(
+    return DataPart(
         torch.cat([part.values for part in parts]), torch.cat([part.targets for part in parts]), kind.labels[-1]
     )
 
 
-def records(content: bytes, where: str, kind: CifarSet, most: int) -> Part:
+def records(content: bytes, where: str, kind: CifarSet, most: int) -> DataPart:
     """The examples of one file's content."""
     length = len(kind.labels) + PIXELS
     count, rest = divmod(len(content), length)
@@ -63,4 +63,4 @@ def records(content: bytes, where: str, kind: CifarSet, most: int) -> Part:
             found = f"label {int(table[worst, column])} in record {worst}"
             raise damage_error(where, found, f"labels in [0, {classes})")
     images = table[:, len(kind.labels) :].reshape(count, CHANNELS, SIDE, SIDE)
-    return Part(images, table[:, len(kind.labels) - 1].long(), kind.labels[-1])
+    return DataPart(images, table[:, len(kind.labels) - 1].long(), kind.labels[-1])

@@ -15,7 +15,7 @@ from nets.datasets.catalogue import IDX_NAMES, IdxSet
 from nets.datasets.download import download
 from nets.datasets.errors import damage_error, report_damage
 from nets.datasets.files import cache_folder, check_regular, first_file, missing_files_error
-from nets.datasets.parts import Part
+from nets.datasets.parts import DataPart
 
 # two zero bytes, 08 for unsigned bytes, the number of dimensions
 IMAGES, LABELS = 0x0803, 0x0801
@@ -35,7 +35,7 @@ def find_idx(name: str, kind: IdxSet, root: Path | None) -> dict[str, Path]:
     return cast("dict[str, Path]", found)
 
 
-def idx_part(files: dict[str, Path], kind: IdxSet, *, train: bool) -> Part:
+def idx_part(files: dict[str, Path], kind: IdxSet, *, train: bool) -> DataPart:
     """Images (N, 1, side, side) and labels of one part."""
     images_path, labels_path = (files[each] for each in (IDX_NAMES[:2] if train else IDX_NAMES[2:]))
     most = kind.counts[0 if train else 1]
@@ -47,7 +47,7 @@ def idx_part(files: dict[str, Path], kind: IdxSet, *, train: bool) -> Part:
         raise damage_error(
             images_path, f"{len(images)} images", f"as many as the {len(labels)} labels in {labels_path}"
         )
-    return Part(images[:, None], labels.long(), kind.classes)
+    return DataPart(images[:, None], labels.long(), kind.classes)
 
 
 def read_idx(path: Path, magic: int, shape: tuple[int, ...], most: int) -> Tensor:

@@ -23,7 +23,7 @@ class Data:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class DataPart:
     """One part of a data set as stored: inputs are ``values · unit``, with values in the integer type of the source.
 
     Integers save memory, as only requested examples are converted to float64, and have exact statistics.

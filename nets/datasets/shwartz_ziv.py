@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from landscapes.errors import check_positive
-from nets.datasets.parts import Part
+from nets.datasets.parts import DataPart
 
 BITS = 12
 THRESHOLD, SHARPNESS = 38.5, 10.0
@@ -73,6 +73,6 @@ def bits(ones: Tensor) -> Tensor:
     return -(torch.xlogy(ones, ones) + torch.xlogy(1 - ones, 1 - ones)) / math.log(2)
 
 
-def read_shwartz_ziv() -> Part:
+def read_shwartz_ziv() -> DataPart:
     """The patterns with the more probable label of each, y = [f > θ]: deterministic."""
-    return Part(patterns(), (symmetric_function() > THRESHOLD).long(), 2)
+    return DataPart(patterns(), (symmetric_function() > THRESHOLD).long(), 2)

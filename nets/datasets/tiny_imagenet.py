@@ -18,7 +18,7 @@ from nets.datasets.catalogue import TinySet
 from nets.datasets.download import download
 from nets.datasets.errors import damage_error, report_damage
 from nets.datasets.files import cache_folder, check_regular, first_file, missing_files_error, read_whole, size_error
-from nets.datasets.parts import Part
+from nets.datasets.parts import DataPart
 
 WNIDS, ANNOTATIONS = "wnids.txt", "val/val_annotations.txt"
 # the largest official image has 13 kB, the largest list half a megabyte
@@ -111,7 +111,7 @@ def open_tree(source: Path, kind: TinySet) -> Iterator[ImageTree]:
         yield tree
 
 
-def tiny_part(source: Path, kind: TinySet, *, train: bool) -> Part:
+def tiny_part(source: Path, kind: TinySet, *, train: bool) -> DataPart:
     """Images (N, 3, 64, 64) and classes, numbered in the order of wnids.txt, of ``train/`` or of ``val/``."""
     with open_tree(source, kind) as tree:
         wnids = read_wnids(tree, kind)
@@ -124,7 +124,7 @@ def tiny_part(source: Path, kind: TinySet, *, train: bool) -> Part:
         values = torch.empty(len(names), 3, kind.side, kind.side, dtype=torch.uint8)
         for place, name in enumerate(names):
             values[place] = decode(tree.read(name, MOST_IMAGE), tree.location(name), kind.side)
-    return Part(values, torch.tensor(targets), len(wnids))
+    return DataPart(values, torch.tensor(targets), len(wnids))
 
 
 def read_text(tree: ImageTree, name: str) -> list[str]:

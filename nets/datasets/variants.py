@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from landscapes.errors import check_count, check_real, check_seed
-from nets.datasets.parts import Data, Part
+from nets.datasets.parts import Data, DataPart
 
 
 def random_labels(data: Data, seed: int = 0) -> Data:
@@ -54,7 +54,7 @@ def limit_examples(data: Data, limit: int, seed: int = 0) -> Data:
     return Data(data.inputs[kept], data.targets[kept], data.classes)
 
 
-def balanced_indices(data: Data | Part, limit: int, seed: int) -> Tensor:
+def balanced_indices(data: Data | DataPart, limit: int, seed: int) -> Tensor:
     """Ascending indices of ``limit`` examples, taken from the classes in turn.
 
     Raises ValueError unless the limit is at least the number of classes and at most N.

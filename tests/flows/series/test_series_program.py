@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from flows.series import EULER, Tree, compile_program, modified_equation, tree
-from flows.series.program import Gradient, Product, Slope
+from flows.series.program import Gradient, HessianProduct, Slope
 
 
 class Dense:
@@ -87,7 +87,7 @@ def test_products_of_gradient_descents_flow(order, first, second):
             case Slope(expansion, vector):
                 levels.append(levels[expansion] + 1)
                 slopes.append((expansion, vector))
-            case Product(expansion, _):
+            case HessianProduct(expansion, _):
                 products.append(levels[expansion])
             case Gradient(expansion):
                 products.append(levels[expansion] - 1)  # a slope's gradient is a product of one order less
