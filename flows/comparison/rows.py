@@ -229,7 +229,7 @@ def keep(store: Path | None, name: str, run: Trajectory) -> None:
         run.save(store / slug(name))
 
 
-def tighter(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def tighten(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The same run with a smaller integration error: tolerances down by TIGHTER, or half the step."""
     if settings["dt"] is not None:
         return {**settings, "dt": settings["dt"] / 2}
@@ -259,7 +259,7 @@ def make_row(
     if run.status == "interrupted":
         errors = pad(distance(run.theta, reference.mean[: len(run.theta)]), nothing)
         return Row(run, errors, nothing[1:], nothing, nothing, mean=run.theta, interrupted=True)
-    fine_settings = tighter(settings, theta0.abs().dtype)
+    fine_settings = tighten(settings, theta0.abs().dtype)
     fine = integrate(flow, theta0, reference.times, progress=progress, **fine_settings)
     one_step, whole = one_step_errors(flow, reference, fine_settings, begin=fine.status != "interrupted")
     notes = (NO_VELOCITY,) if lacks_velocity(flow, reference) else ()

@@ -247,16 +247,16 @@ class Run:
         try:
             self._take(0, self.state)
             if plan.dt is not None:
-                self.fixed(plan)
+                self.run_fixed(plan)
             elif plan.method == EXPONENTIAL:
-                self.exponential(plan)
+                self.run_exponential(plan)
             else:
-                self.adaptive(plan)
+                self.run_adaptive(plan)
         except KeyboardInterrupt as interrupt:
             self._goes_on(interrupt, self.outputs[self._k], self._output)
         return self._status(self._k)
 
-    def adaptive(self, plan: Plan) -> None:
+    def run_adaptive(self, plan: Plan) -> None:
         """Run an adaptive method (or scipy's) segment by segment."""
         k, first_step = 0, plan.first_step
         while k < len(self.outputs) - 1:
@@ -278,7 +278,7 @@ class Run:
                 if not self._goes_on(stop, self.outputs[k], self.state):
                     break
 
-    def exponential(self, plan: Plan) -> None:
+    def run_exponential(self, plan: Plan) -> None:
         """Run the exponential method from output to output."""
         tolerance = Tolerance(plan.rtol, plan.atol)
         members = Members(self.field, self.state, self.outputs[0], plan.first_step, tolerance, plan.max_steps)
@@ -289,7 +289,7 @@ class Run:
                     return
             self._take(k + 1, torch.where(self.alive[..., None], state, self.state))
 
-    def fixed(self, plan: Plan) -> None:
+    def run_fixed(self, plan: Plan) -> None:
         """Run a fixed-step method along its grid."""
         assert plan.dt is not None
         times, places = step_grid(self.outputs, plan.dt)
