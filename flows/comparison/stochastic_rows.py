@@ -212,7 +212,7 @@ def complete(
     )
 
 
-class OneStep(NoisePath):
+class StepPath(NoisePath):
     """The increments of one step of the descent, from t0."""
 
     def __init__(self, path: NoisePath, increments: list[Tensor], t0: float, h: float):
@@ -247,7 +247,7 @@ def one_step_errors(flow: StochasticFlow, reference: Reference, along: Drive) ->
         reference.mean[1:].shape[:-1], math.nan, dtype=reference.mean.dtype, device=reference.mean.device
     )
     for k in range(steps):
-        path = OneStep(along.path, list(islice(increments, each)), float(reference.times[k]), h)
+        path = StepPath(along.path, list(islice(increments, each)), float(reference.times[k]), h)
         start = reference.members[k] if reference.runs > 1 else reference.members[k, 0]
         velocity = None if reference.velocities is None else reference.velocities[k]
         model = flow if velocity is None else ResumedEquation(flow, flow.resume(start, velocity))

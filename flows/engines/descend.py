@@ -62,13 +62,13 @@ def descend_seen(
     recorder = Recorder(keep, every, observers, steps)
     with torch.no_grad():
         model, counts = count_calls(descent)
-        run = Run(model, theta0, recorder, see)
+        run = DescentRun(model, theta0, recorder, see)
         with tqdm(total=steps, unit="step", desc=type(descent).__name__, disable=not progress) as bar:
             taken, status = run.steps(steps, generator, bar)
     return recorder.trajectory(status, run.alive, {"steps": taken, **counts}, ())
 
 
-class Run:
+class DescentRun:
     """The progress of one descent: the optimiser's state, the reported positions, and the members alive."""
 
     def __init__(
