@@ -98,7 +98,7 @@ def integrate(
         if plan.method == EXPONENTIAL and not linearises(model):
             model.linearised(outputs[0], state)  # raises UnsupportedError, which names the alternatives
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
-        run = Integration(field, state, outputs, recorder, progress)
+        run = IntegrationRun(field, state, outputs, recorder, progress)
         status = run.run(plan)
     notes = [f"{sentence} ({count} evaluations)" for sentence, count in flags.items()]
     return recorder.trajectory(status, run.alive, {"evaluations": run.field.evaluations, **counts}, notes)
@@ -227,7 +227,7 @@ def step_grid(outputs: Sequence[float], dt: float) -> tuple[list[float], list[in
     return grid.tolist(), places.tolist()
 
 
-class Integration:
+class IntegrationRun:
     """The progress of one integration: the last output reached, the members alive, the sentences of failures."""
 
     def __init__(self, field: Field, state: Tensor, outputs: list[float], recorder: Recorder, progress: bool):
