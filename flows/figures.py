@@ -23,7 +23,7 @@ def style(i: int) -> Style:
     return {"color": colour, "linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
 
 
-def marked(style: Style, length: int) -> Style:
+def with_markers(style: Style, length: int) -> Style:
     """The style with at most about ten markers on a line."""
     return {**style, "markevery": max(1, length // 10)}
 

@@ -67,6 +67,7 @@ INNER = {
     "flows.engines": 1,
     "flows.series": 1,
     "flows.figures": 1,
+    "flows.tables": 1,
     "flows.models": 2,
     "flows.descents": 2,
     "flows.comparison": 3,

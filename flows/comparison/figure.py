@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from flows.comparison.data import ComparisonData
-from flows.figures import Style, marked, save_figure, style
+from flows.figures import Style, save_figure, style, with_markers
 from landscapes import Landscape
 
 LARGEST = 1e100  # larger values are not drawn: axes overflow
@@ -77,7 +77,7 @@ def draw_errors(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]
     """Distance to the descent on its clock, the integration error dotted."""
     t = comparison.times.cpu().numpy()
     for name, row in comparison.rows.items():
-        axes.plot(t, positive(row.errors), **marked(styles[name], len(t)))
+        axes.plot(t, positive(row.errors), **with_markers(styles[name], len(t)))
         axes.plot(t, positive(row.integration), color=styles[name]["color"], linestyle=":", linewidth=1)
     if comparison.standard_error is not None:
         axes.plot(t, positive(comparison.standard_error), **STATISTICAL)
@@ -88,7 +88,7 @@ def draw_one_step(axes: Axes, comparison: ComparisonData, styles: dict[str, Styl
     """Error of one step from each iterate: the model's own."""
     t = comparison.times[1:].cpu().numpy()
     for name, row in comparison.rows.items():
-        axes.plot(t, positive(row.one_step), **marked(styles[name], len(t)))
+        axes.plot(t, positive(row.one_step), **with_markers(styles[name], len(t)))
     if comparison.noise_floor is not None:
         axes.plot(t, positive(comparison.noise_floor), **STATISTICAL)
     label(axes, "‖X(t + h; θ) − θ′‖", "model error of each step")
@@ -100,7 +100,7 @@ def draw_law(axes: Axes, phi: str, comparison: ComparisonData, styles: dict[str,
     for name, row in comparison.rows.items():
         if phi in row.weak:
             error, colour = row.weak[phi], styles[name]["color"]
-            axes.plot(t, positive(error.difference[1:].abs()), **marked(styles[name], len(t)))
+            axes.plot(t, positive(error.difference[1:].abs()), **with_markers(styles[name], len(t)))
             axes.plot(t, positive(error.standard_error[1:]), **{**STATISTICAL, "color": colour})
             axes.plot(t, positive(error.integration[1:].abs()), color=colour, linestyle=":", linewidth=1)
     label(axes, f"|E φ(X) − E φ(θ)|, φ = {phi}", f"law: {phi}")
@@ -112,7 +112,7 @@ def draw_losses(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]
     curves = {name: worst_member(values) for name, values in comparison.losses.items()}
     for name, curve in curves.items():
         look = styles.get(name, DESCENT)
-        axes.plot(t, curve, **marked(look, len(t)))
+        axes.plot(t, curve, **with_markers(look, len(t)))
     finite = np.concatenate([c[np.isfinite(c)] for c in curves.values()])
     decades = len(finite) > 0 and finite.min() > 0 and finite.max() > 10 * finite.min()
     label(axes, "loss f", "loss", "log" if decades else "linear")
@@ -127,7 +127,7 @@ def draw_distances(axes: Axes, comparison: ComparisonData, styles: dict[str, Sty
     for name, theta in runs.items():
         look = styles.get(name, DESCENT)
         travelled = torch.linalg.vector_norm(theta - theta[0], dim=-1)
-        axes.plot(t[: len(theta)], worst_member(travelled), **marked(look, len(t)))
+        axes.plot(t[: len(theta)], worst_member(travelled), **with_markers(look, len(t)))
     label(axes, "‖θ − θ₀‖", "distance from the start", "linear")
 
 
@@ -155,7 +155,7 @@ def draw_paths(axes: Axes, comparison: ComparisonData, landscape: Landscape, sty
 def draw_path(axes: Axes, theta: Tensor, look: Style) -> None:
     """The path of every batch member, (T, ..., 2)."""
     for path in theta.reshape(len(theta), -1, 2).unbind(dim=1):
-        axes.plot(*path.numpy().T, **marked(look, len(path)))
+        axes.plot(*path.numpy().T, **with_markers(look, len(path)))
 
 
 def contour_levels(heights: np.ndarray) -> np.ndarray:

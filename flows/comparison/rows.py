@@ -30,7 +30,7 @@ from flows.comparison.reference import (
     real_loss,
 )
 from flows.comparison.result import Comparison, slug
-from flows.comparison.stochastic_rows import Drive, check_drive, stochastic_row
+from flows.comparison.stochastic_rows import Drive, drive_of, stochastic_row
 from flows.descent import Descent, StochasticDescent
 from flows.engines.counting import Resumed, check_theta0
 from flows.engines.integrate import METHODS, integrate
@@ -81,12 +81,12 @@ def compare(
     A flow's h must equal the descent's. A flow that cannot run here (complex θ on a loss that is not holomorphic, say)
     gives a row with the reason. Raises ValueError or TypeError for invalid arguments.
     """
-    named = check_flows(flows, descent)
+    named = named_flows(flows, descent)
     theta0 = check_theta0(theta0)
     runs = check_runs(runs, descent)
     noisy = [isinstance(flow, StochasticFlow) for flow in named.values()]
-    settings = check_settings(method, rtol, atol, dt, noisy=any(noisy))
-    drive = check_drive(named, descent, theta0, steps, method=method, dt=dt, seed=seed, runs=runs, coupled=coupled)
+    settings = settings_of(method, rtol, atol, dt, noisy=any(noisy))
+    drive = drive_of(named, descent, theta0, steps, method=method, dt=dt, seed=seed, runs=runs, coupled=coupled)
     check_observables(observables, descent.landscape, theta0)
     store = None if folder is None else writable_folder(folder)
     reference = Reference(descent, theta0, steps, runs, seed, progress, mean_steps=not all(noisy))
@@ -149,7 +149,7 @@ def check_runs(runs: int, descent: Descent) -> int:
     return runs
 
 
-def check_settings(
+def settings_of(
     method: str | None, rtol: float | None, atol: float | None, dt: float | None, *, noisy: bool
 ) -> dict[str, Any]:
     """The keyword arguments of ``integrate``; raise for an unknown method, even if no flow would use it."""
@@ -193,7 +193,7 @@ def cannot_run(error: Exception, reference: Reference) -> Row:
     return Row(None, nothing, nothing[1:], nothing, nothing, notes=(f"cannot run here: {error}",))
 
 
-def check_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) -> dict[str, Flow]:
+def named_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) -> dict[str, Flow]:
     """The flows by name; raise unless names are unique, all are Flows, and every h equals the descent's."""
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
@@ -229,7 +229,7 @@ def keep(store: Path | None, name: str, run: Trajectory) -> None:
         run.save(store / slug(name))
 
 
-def tighter(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def tighten(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The same run with a smaller integration error: tolerances down by TIGHTER, or half the step."""
     if settings["dt"] is not None:
         return {**settings, "dt": settings["dt"] / 2}
@@ -259,7 +259,7 @@ def make_row(
     if run.status == "interrupted":
         errors = pad(distance(run.theta, reference.mean[: len(run.theta)]), nothing)
         return Row(run, errors, nothing[1:], nothing, nothing, mean=run.theta, interrupted=True)
-    fine_settings = tighter(settings, theta0.abs().dtype)
+    fine_settings = tighten(settings, theta0.abs().dtype)
     fine = integrate(flow, theta0, reference.times, progress=progress, **fine_settings)
     one_step, whole = one_step_errors(flow, reference, fine_settings, begin=fine.status != "interrupted")
     notes = (NO_VELOCITY,) if lacks_velocity(flow, reference) else ()

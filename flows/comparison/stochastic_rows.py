@@ -62,7 +62,7 @@ class Drive:
         return integrate(flow, start, times, method=self.method, dt=dt, **source, **more)
 
 
-def check_drive(
+def drive_of(
     flows: Mapping[str, Flow],
     descent: Descent,
     theta0: Tensor,

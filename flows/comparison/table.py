@@ -3,12 +3,13 @@ r"""A comparison as text: a row for each flow, notes below, and the table of law
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from flows.comparison.data import ComparisonData
 from flows.comparison.laws import WeakError
+from flows.tables import align
 
 
 def worst(values: Tensor) -> float:
@@ -31,11 +32,11 @@ def table(comparison: ComparisonData) -> str:
     is_complex = comparison.has_complex
     heading = ["", "error at end", "largest error", "one-step error", "integration", "loss at end"]
     runs = [comparison.descent, *(row.trajectory for row in comparison.rows.values() if row.trajectory)]
-    shown = {k: v for k, v in KINDS.items() if k != "higher" or any(run.cost.get(k) for run in runs)}
-    heading += ["max |Im θ|"] * is_complex + [*shown.values(), "status"]
+    kinds = {k: v for k, v in KINDS.items() if k != "higher" or any(run.cost.get(k) for run in runs)}
+    heading += ["max |Im θ|"] * is_complex + [*kinds.values(), "status"]
     cost = comparison.descent.cost
     first = [comparison.name, "", "", "", "", f"{at_end(comparison.descent_losses):.6g}"]
-    lines = [heading, first + [""] * is_complex + [*oracle_calls(cost, shown), str(comparison.descent.status)]]
+    lines = [heading, first + [""] * is_complex + [*oracle_calls(cost, kinds), str(comparison.descent.status)]]
     for name, row in comparison.rows.items():
         if row.trajectory is None:
             lines.append([name] + [""] * (len(heading) - 2) + ["cannot run here"])
@@ -46,20 +47,9 @@ def table(comparison: ComparisonData) -> str:
         cells = [f"{x:.3e}" for x in numbers] + [f"{at_end(row.losses):.6g}"]
         cells += [""] * is_complex if row.imaginary is None else [f"{worst(row.imaginary):.1e}"]
         series = "" if row.outside is None else f", outside its series: |hλ| = {row.outside:.4g}"
-        lines.append([name, *cells, *oracle_calls(row.trajectory.cost, shown), f"{row.trajectory.status}{series}"])
-    text = aligned(lines, left=(0, len(heading) - 1))
+        lines.append([name, *cells, *oracle_calls(row.trajectory.cost, kinds), f"{row.trajectory.status}{series}"])
+    text = align(lines, left=(0, len(heading) - 1))
     return "\n".join([caption(comparison), *text, *footnotes(comparison), *laws(comparison)])
-
-
-def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """Rows as lines of columns, those in ``left`` to the left."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return [
-        "  ".join(
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
 
 
 def laws(comparison: ComparisonData) -> list[str]:
@@ -68,12 +58,12 @@ def laws(comparison: ComparisonData) -> list[str]:
         return []
     lines = [["φ", "", "E φ at end", "± s.e.", "difference", "± s.e.", "largest", "± s.e.", "integration"]]
     for phi, (mean, error) in comparison.observed.items():
-        lines.append([phi, comparison.name, *shown(at_end(mean), at_end(error)), "", "", "", "", ""])
+        lines.append([phi, comparison.name, *number_and_error(at_end(mean), at_end(error)), "", "", "", "", ""])
         for name, row in comparison.rows.items():
             if phi in row.weak:
                 lines.append(["", name, *weak_cells(row.weak[phi])])
     coupled = ", of differences run by run for coupled flows" if comparison.coupled else ""
-    return ["", f"Laws: means over runs, less the descent's; standard errors{coupled}", *aligned(lines, left=(0, 1))]
+    return ["", f"Laws: means over runs, less the descent's; standard errors{coupled}", *align(lines, left=(0, 1))]
 
 
 def weak_cells(error: WeakError) -> list[str]:
@@ -85,8 +75,8 @@ def weak_cells(error: WeakError) -> list[str]:
     cells = [
         f"{at_end(error.mean):.4g}",
         "",
-        *shown(last, last_bar),
-        *shown(float(difference[place]), float(bar[place])),
+        *number_and_error(last, last_bar),
+        *number_and_error(float(difference[place]), float(bar[place])),
     ]
     return [*cells, f"{worst(error.integration.abs()):.1e}"]
 
@@ -96,7 +86,7 @@ def largest_member(values: Tensor) -> int:
     return int(values.reshape(-1).abs().nan_to_num(-1.0).argmax())
 
 
-def shown(value: float, error: float) -> list[str]:
+def number_and_error(value: float, error: float) -> list[str]:
     """A number and its standard error, if it has one."""
     return [f"{value:.4g}", "" if math.isnan(error) else f"{error:.1e}"]
 

@@ -105,7 +105,7 @@ def integrate(
 
 
 @dataclass(frozen=True)
-class IntegrationPlan:
+class MethodPlan:
     """A method with its options: tolerances for the adaptive ones, dt for the fixed-step ones."""
 
     method: str
@@ -117,7 +117,7 @@ class IntegrationPlan:
 
 
 def make_field(
-    flow: Flow, state: Tensor, plan: IntegrationPlan, outputs: list[float], seed: int | None, path: NoisePath | None
+    flow: Flow, state: Tensor, plan: MethodPlan, outputs: list[float], seed: int | None, path: NoisePath | None
 ) -> Field:
     """The flow as the solvers call it; raise if steps, seed and path are inconsistent."""
     steps = 0 if plan.dt is None else step_grid(outputs, plan.dt)[1][-1]
@@ -138,7 +138,7 @@ def make_plan(
     first_step: float | None,
     max_steps: int,
     state: Tensor,
-) -> IntegrationPlan:
+) -> MethodPlan:
     """The plan of a run; raise if method, tolerances and steps are inconsistent."""
     if isinstance(flow, StochasticFlow):
         return stochastic_plan(flow, method, rtol, atol, dt, first_step)
@@ -162,7 +162,7 @@ def make_plan(
     if default is None and takes_tolerances and (rtol is None or atol is None):
         raise ValueError(f"rtol and atol must be given for states of dtype {state.dtype}")
     default = default or (1.0, 1.0)
-    return IntegrationPlan(
+    return MethodPlan(
         method,
         default[0] if rtol is None else check_positive("rtol", rtol),
         default[1] if atol is None else check_positive("atol", atol),
@@ -179,7 +179,7 @@ def stochastic_plan(
     atol: float | None,
     dt: float | None,
     first_step: float | None,
-) -> IntegrationPlan:
+) -> MethodPlan:
     """The plan of a run with noise: fixed steps, no tolerances."""
     method = "euler" if method is None else check_choice("method of a stochastic flow", method, STOCHASTIC)
     if dt is None:
@@ -188,7 +188,7 @@ def stochastic_plan(
         raise ValueError(
             "rtol, atol and first_step have no meaning for a stochastic flow, whose steps are fixed; give a smaller dt"
         )
-    return IntegrationPlan(method, 1.0, 1.0, check_positive("dt", dt), None, 1)
+    return MethodPlan(method, 1.0, 1.0, check_positive("dt", dt), None, 1)
 
 
 def check_times(times: Tensor | Sequence[float]) -> list[float]:
@@ -242,21 +242,21 @@ class IntegrationRun:
         self._output = state  # the state at the last output time reached; fixed steps may be past it
         self._k = 0
 
-    def run(self, plan: IntegrationPlan) -> Status:
+    def run(self, plan: MethodPlan) -> Status:
         """Run the plan to its last output time, or to the failure that ends it."""
         try:
             self._take(0, self.state)
             if plan.dt is not None:
-                self.fixed(plan)
+                self.run_fixed(plan)
             elif plan.method == EXPONENTIAL:
-                self.exponential(plan)
+                self.run_exponential(plan)
             else:
-                self.adaptive(plan)
+                self.run_adaptive(plan)
         except KeyboardInterrupt as interrupt:
             self._goes_on(interrupt, self.outputs[self._k], self._output)
         return self._status(self._k)
 
-    def adaptive(self, plan: IntegrationPlan) -> None:
+    def run_adaptive(self, plan: MethodPlan) -> None:
         """Run an adaptive method (or scipy's) segment by segment."""
         k, first_step = 0, plan.first_step
         while k < len(self.outputs) - 1:
@@ -278,7 +278,7 @@ class IntegrationRun:
                 if not self._goes_on(stop, self.outputs[k], self.state):
                     break
 
-    def exponential(self, plan: IntegrationPlan) -> None:
+    def run_exponential(self, plan: MethodPlan) -> None:
         """Run the exponential method from output to output."""
         tolerance = Tolerance(plan.rtol, plan.atol)
         members = Members(self.field, self.state, self.outputs[0], plan.first_step, tolerance, plan.max_steps)
@@ -289,7 +289,7 @@ class IntegrationRun:
                     return
             self._take(k + 1, torch.where(self.alive[..., None], state, self.state))
 
-    def fixed(self, plan: IntegrationPlan) -> None:
+    def run_fixed(self, plan: MethodPlan) -> None:
         """Run a fixed-step method along its grid."""
         assert plan.dt is not None
         times, places = step_grid(self.outputs, plan.dt)

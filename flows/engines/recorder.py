@@ -129,7 +129,7 @@ class Recorder:
             self._states.append(theta)
 
     def trajectory(self, status: Status, alive: Tensor, cost: dict[str, float], notes: Sequence[str]) -> Trajectory:
-        """The trajectory of what was recorded."""
+        """The trajectory of the recorded states and observations."""
         observations: Observations = {
             name: (torch.tensor(times, dtype=torch.float64), torch.stack(values))
             for name, (_, times, values) in self._seen.items()

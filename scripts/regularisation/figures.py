@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flows.figures import Style, marked
+from flows.figures import Style, with_markers
 from flows.orders.fit import OrderStudy
 
 from ..lab.experiment import label
@@ -31,7 +31,7 @@ def full_batch_figure(runs: Runs, studies: Mapping[Pair, OrderStudy]) -> Figure:
             if other == reference:
                 away = runs.apart(name, other).numpy()
                 t = runs.main[name]["times"][: len(away)].numpy()
-                axes.plot(t[1:], away[1:], **marked(looks[name], len(away)))
+                axes.plot(t[1:], away[1:], **with_markers(looks[name], len(away)))
         label(axes, "time t = kH", "distance", f"to {label_of(reference)}", log="y")
         readable(axes.yaxis)
     draw_ladder(panels[0, 2], [(found, looks[name]) for (name, _), found in studies.items()], (1, 2))
@@ -50,7 +50,7 @@ def draw_differences(panels: Iterable[Axes], runs: Runs, looks: Mapping[str, Sty
             values = scale * runs.main[run][key].double()
             length = min(len(values), len(reference))
             difference = (values[:length] - reference[:length]).numpy()
-            axes.plot(runs.main[run]["times"][:length].numpy(), difference, **marked(looks[run], length))
+            axes.plot(runs.main[run]["times"][:length].numpy(), difference, **with_markers(looks[run], length))
         label(axes, "time t = kH", "difference", f"{name}, less gradient flow's")
 
 

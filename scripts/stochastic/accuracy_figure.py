@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flows.figures import Style, marked
+from flows.figures import Style, with_markers
 
 from ..lab.experiment import label
 from ..lab.figures import above, look, readable
@@ -32,7 +32,7 @@ def accuracy_figure(found: Mapping[str, Mapping[str, Tensor]], names: Mapping[st
     last = panels[-1]
     for name, seen in found.items():
         x, y = (seen[key].mean(dim=0).numpy() for key in ("loss", "test accuracy"))
-        last.plot(x, y, **marked(looks[name], len(x)))
+        last.plot(x, y, **with_markers(looks[name], len(x)))
     label(last, "training loss", "test accuracy", "means over runs", log="x")
     readable(last.xaxis)
     above(drawn, looks, len(looks))
@@ -43,5 +43,5 @@ def draw_band(axes: Axes, times: Tensor, values: Tensor, style: Style) -> None:
     """The mean of runs (R, T) and a band of one standard error."""
     t, mean = times.numpy(), values.mean(dim=0).numpy()
     error = (values.std(dim=0) / len(values) ** 0.5).numpy()
-    axes.plot(t, mean, **marked(style, len(t)))
+    axes.plot(t, mean, **with_markers(style, len(t)))
     axes.fill_between(t, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)

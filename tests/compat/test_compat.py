@@ -97,11 +97,15 @@ def broken(call, signature):
             yield f"new {name}"
 
 
+def bare(parameter):
+    return parameter.partition("=")[0]
+
+
 @pytest.mark.parametrize("name", [name for name in SIGNATURES if name not in CHANGED])
 def test_an_exported_name_is_called_and_read_as_before(name):
     now, before = found(name), SIGNATURES[name]
     if "call" in before:
-        assert list(broken(before["call"], inspect.signature(now))) == []
+        assert [p for p in broken(before["call"], inspect.signature(now)) if f"{name}.{bare(p)}" not in CHANGED] == []
     fields = getattr(now, "__dataclass_fields__", {})
     lost = [a for a in before.get("has", "").split() if not hasattr(now, a) and a not in fields]
     assert [attribute for attribute in lost if f"{name}.{attribute}" not in CHANGED] == []
