@@ -16,12 +16,12 @@ from flows import Descent, Flow, PrincipalFlow, StochasticDescent, compare
 from flows.comparison.result import Comparison, slug
 from landscapes import Landscape
 
-from .lab.command_line import DTYPES, check_device, guarded, parse, use_threads
+from .lab.command_line import DTYPES, check_device, exit_status_of, parse, use_threads
 from .lab.grounds import AnyGround
 from .lab.models import DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
 from .lab.network import NetGround
-from .lab.observers import OBSERVERS, observed, observer_by_name
-from .lab.starts import build_start, describe, gentle
+from .lab.observers import OBSERVERS, observe_comparison, observer_by_name
+from .lab.starts import build_start, describe, gentle_rate
 
 BANNER = f"""Flows beside a discrete optimiser, on one clock.
 
@@ -107,7 +107,7 @@ def choose(settings: Settings, landscape: Landscape, theta0: Tensor) -> Choice:
     given = {name: value for name, value in given.items() if value is not None}
     chosen: dict[str, Any] = (network.suggested if network else {}) | given
     if "h" not in chosen:
-        chosen["h"] = gentle(landscape, theta0)
+        chosen["h"] = gentle_rate(landscape, theta0)
     if network and not given.keys() & {"method", "rtol", "atol", "dt"}:  # these belong together
         chosen |= network.integration(chosen["h"])
     return Choice(**chosen)
@@ -139,7 +139,7 @@ def run(settings: Settings) -> None:
         folder = settings.out / slug(name) if len(descents) > 1 else settings.out
         result = compare_one(settings, choice, descent, flows, theta0, folder)
         if settings.observers:
-            print(f"\n{observed(result, settings.observers, landscape, choice.h, options, folder)}")
+            print(f"\n{observe_comparison(result, settings.observers, landscape, choice.h, options, folder)}")
         record = settings_record(settings, choice, flows | {name: descent})
         (folder / "settings.json").write_text(json.dumps(record, default=str, indent=2) + "\n")
         print(f"figure: {result.plot(folder / 'comparison.png')}\n", flush=True)
@@ -197,7 +197,7 @@ def parameters_of(model: Flow | Descent) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
     settings = parse(Settings, arguments, f"python -m {__package__}.compare", BANNER)
-    return guarded(lambda: run(settings))
+    return exit_status_of(lambda: run(settings))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from flows import ModifiedFlow
 from flows.invariants import asymmetry
 from landscapes import Rosenbrock
 
-from .lab.command_line import guarded, parse
+from .lab.command_line import exit_status_of, parse
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parse(
         Settings, sys.argv[1:] if arguments is None else arguments, f"python -m {__package__}.curl", __doc__ or ""
     )
-    return guarded(functools.partial(run, settings))
+    return exit_status_of(functools.partial(run, settings))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from flows.models.principal import principal_coefficient
 from landscapes import Landscape
 from landscapes.krylov import EigenpairTracker, eigenpairs, matrix_function, random_block, spectral_action
 
-from .lab.command_line import guarded, parse, use_threads
-from .lab.experiment import aligned
+from .lab.command_line import exit_status_of, parse, use_threads
+from .lab.experiment import align_rows
 from .lab.network import NetGround
 
 Product = Callable[[Tensor], Tensor]
@@ -74,7 +74,7 @@ class Velocity:
         for k in self.steps:
             rows += self.at(landscape, path[k], h, k)
         print(f"PF velocity, complex branch, demo CNN ({landscape.dimension} weights, 300 digits), h = {h}")
-        print(aligned(rows))
+        print(align_rows(rows))
 
     def at(self, landscape: Landscape, theta: Tensor, h: float, k: int) -> list[list[str]]:
         """Rows of one iterate."""
@@ -156,7 +156,7 @@ class Tracking:
         for name in methods:
             cost, error = np.array(spent[name]), np.array(errors[name])
             rows.append([name, f"{cost.mean():.1f}", str(cost.max()), f"{np.median(error):.1e}", f"{error.max():.1e}"])
-        print(aligned(rows))
+        print(align_rows(rows))
 
 
 def tight(product: Product, theta: Tensor, count: int) -> Tensor:
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
     settings = parse(Table, arguments, f"python -m {__package__}.curvature", __doc__ or "")
     use_threads(settings.threads)
-    return guarded(settings.run)
+    return exit_status_of(settings.run)
 
 
 if __name__ == "__main__":

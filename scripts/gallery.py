@@ -23,7 +23,7 @@ from flows import GradientDescent, GradientFlow, descend, integrate
 from flows.engines.trajectory import FolderError, writable_folder
 from landscapes import LANDSCAPES, Toy
 
-from .lab.starts import gentle
+from .lab.starts import gentle_rate
 
 # Step size and number of steps that show what each toy is for, else as many steps as here and a gentle step size;
 # gradient flow runs for as long.
@@ -105,7 +105,7 @@ def run_of(name: str, toy: Toy) -> tuple[float, int]:
     """Step size and number of steps of the toy of that name."""
     if name in RUNS:
         return RUNS[name]
-    return gentle(toy, torch.tensor(toy.start, dtype=torch.float64)), STEPS
+    return gentle_rate(toy, torch.tensor(toy.start, dtype=torch.float64)), STEPS
 
 
 def choose_slice(toy: Toy, end: Tensor) -> Slice:

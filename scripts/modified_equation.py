@@ -47,7 +47,7 @@ from flows.series.latex import (
 from flows.series.methods import Exact
 from landscapes.errors import check_count
 
-from .lab.command_line import guarded, parse
+from .lab.command_line import exit_status_of, parse
 from .lab.tree_figure import draw_trees
 
 HALF = Fraction(1, 2)
@@ -242,7 +242,7 @@ def run(settings: Settings) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
     settings = parse(Settings, arguments, f"python -m {__package__}.modified_equation", __doc__ or "")
-    return guarded(lambda: run(settings))
+    return exit_status_of(lambda: run(settings))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from flows.orders.ladder import (
 )
 from landscapes.errors import check_count, check_positive
 
-from .lab.command_line import DTYPES, check_device, guarded, parse, use_threads
-from .lab.experiment import aligned
+from .lab.command_line import DTYPES, check_device, exit_status_of, parse, use_threads
+from .lab.experiment import align_rows
 from .lab.grounds import AnyGround
 from .lab.models import DENSE, DESCENTS, FLOW_NAMES, Options, descent_by_name, flow_by_name
 from .lab.network import NetGround
@@ -252,7 +252,7 @@ def summary(studies: Mapping[str, OrderStudy]) -> str:
             found += [f"{study.asymptotic_end:.4g}", f"{study.asymptotic_end * study.sharpness:.3g}"]
         trusted = f"{sum(study.trusted)} of {len(study.ladder)}"
         rows.append([name, *found, trusted, f"{max(shares):.1e}" if shares else "–"])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def data_of(study: OrderStudy) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def run(settings: Settings) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about bad input."""
     settings = parse(Settings, arguments, f"python -m {__package__}.orders", BANNER)
-    return guarded(lambda: run(settings))
+    return exit_status_of(lambda: run(settings))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class Run:
         name = f"{self.cell.architecture}-{self.cell.pair}-h-{self.h:.9g}-seed-{self.seed}"
 
         def measure(i: int) -> Look:
-            thetas = self.network.trained(self.store, name, self.h, epochs)
+            thetas = self.network.weights_after(self.store, name, self.h, epochs)
             if i >= len(thetas):
                 raise ArithmeticError(f"{name}: SGD left the finite numbers; try a smaller --h")
             return look_at(self.network, thetas[i], self.options.images, layers=False)

@@ -102,7 +102,7 @@ class Networks(Spectra):
             return network[0]
 
         def measure(i: int) -> Look:
-            thetas = made().trained(store, name, self.h, epochs)
+            thetas = made().weights_after(store, name, self.h, epochs)
             if i >= len(thetas):
                 raise ArithmeticError(f"{architecture}, seed {seed}: SGD left the finite numbers; try a smaller --h")
             return look_at(made(), thetas[i], plan.images, layers=i == len(epochs) - 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from landscapes.noise import NoiseSpectrum
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from .common import shown
 from .looks import Look
 
@@ -53,7 +53,7 @@ def training_table(stages: Stages, at: Sequence[float]) -> str:
         "‖∇f‖²": lambda look: look.measured["square"],
         "tr D/‖∇f‖²": lambda look: look.noise_scale,
     }
-    return aligned(columns(stages, at, read))
+    return align_rows(columns(stages, at, read))
 
 
 SPECTRUM: dict[str, Callable[[NoiseSpectrum], float]] = {
@@ -82,7 +82,7 @@ def spectrum_table(stages: Stages, at: Sequence[float], published: Published | N
         }
         rows.append(["the paper's", *(said.get(name, "") for name in read)])
     notes = {note(look.spectrum) for looks in stages for look in looks} - {""}
-    return "\n".join([aligned(rows), *sorted(notes)])
+    return "\n".join([align_rows(rows), *sorted(notes)])
 
 
 def note(spectrum: NoiseSpectrum) -> str:
@@ -102,4 +102,4 @@ def layer_table(runs: Sequence[Mapping[str, NoiseSpectrum]]) -> str:
         shares = [100 * each.trace / total for each, total in zip(spectra, totals, strict=True)]
         cells = [shown([SPECTRUM[key](each) for each in spectra]) for key in chosen]
         rows.append([name, f"{first.dimension:,}", shown(shares), *cells])
-    return aligned(rows)
+    return align_rows(rows)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Store
 from .cells import Cell, OnPairs, Run
 from .common import Architecture, shown, shown_statistic, whole_epochs
@@ -98,7 +98,7 @@ class Rule(OnPairs):
             "spread: largest over smallest, over pairs; differences of test error in points of %, means over pairs "
             "with standard errors over seeds"
         )
-        return f"{aligned(rows)}\n{note}"
+        return f"{align_rows(rows)}\n{note}"
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -156,4 +156,4 @@ def cell_table(arms: Mapping[Cell, Arms], batch_size: int) -> str:
         row += [shown([own[arm].h / batch_size * look.spectrum.mean for look in own[arm].early]) for arm in ARMS]
         row += [shown(own[arm].errors) for arm in ARMS]
         rows.append([*row, shown(difference(own, "rule"))])
-    return aligned(rows)
+    return align_rows(rows)

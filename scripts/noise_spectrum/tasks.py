@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from .cells import Cell, OnPairs, Run
 from .common import shown, whole_epochs
 from .correlation import correlate
@@ -78,7 +78,7 @@ class Tasks(OnPairs):
             ]
             rows.append([name, *cells])
         note = "in brackets: 95 % of resamples of pairs, and of seeds in them"
-        return f"{aligned(rows)}\n{note}"
+        return f"{align_rows(rows)}\n{note}"
 
 
 def cell_table(found: Found) -> str:
@@ -98,4 +98,4 @@ def cell_table(found: Found) -> str:
     for cell, looks in found.items():
         values = [shown([value(look) for look in looks]) for value in read.values()]
         rows.append([cell.architecture, cell.pair, *values])
-    return aligned(rows)
+    return align_rows(rows)

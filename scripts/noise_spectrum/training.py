@@ -33,7 +33,7 @@ from nets import (
     pool_images,
 )
 
-from ..lab.store import Store, trained
+from ..lab.store import Store, descend_in_segments
 
 CHUNK = 250  # examples whose graph is held at once
 BATCHES = 30  # mini-batches whose gradients' scatter is measured
@@ -106,11 +106,11 @@ class Network:
         """SGD that reshuffles the mini-batches, or the examples, every epoch."""
         return StochasticGradientDescent(self.landscape, h, 1 if self.coupled else self.batch_size, "epoch")
 
-    def trained(self, store: Store, name: str, h: float, epochs: Sequence[int]) -> list[Tensor]:
+    def weights_after(self, store: Store, name: str, h: float, epochs: Sequence[int]) -> list[Tensor]:
         """θ after these numbers of epochs, fewer where training left the finite numbers, in parts on disk."""
         segment = math.gcd(*epochs)
         steps = max(epochs) * self.steps_per_epoch
-        run = trained(
+        run = descend_in_segments(
             store,
             f"train-{name}",
             self.descent(h),

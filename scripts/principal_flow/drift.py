@@ -13,8 +13,8 @@ from flows.figures import COLOURS
 from flows.observers import Drift as DriftObserver
 from flows.observers import GradientCurvature, GradientNorm, Loss
 
-from ..lab.experiment import aligned, label
-from ..lab.store import Tensors, trained
+from ..lab.experiment import align_rows, label
+from ..lab.store import Tensors, descend_in_segments
 from .networks import OnNetworks, Plan
 
 
@@ -32,7 +32,7 @@ class Drift(OnNetworks):
             GradientCurvature(landscape, every=plan.every),
             GradientNorm(landscape, every=plan.every),
         ]
-        way = trained(
+        way = descend_in_segments(
             store, "training", GradientDescent(landscape, plan.h), landscape.theta0, plan.steps, 4 * plan.every, seen
         )
         store.table(table(self.says(landscape, plan), plan, way))
@@ -64,7 +64,7 @@ def table(says: str, plan: Plan, way: Tensors) -> str:
         f"correlation of log drift with log ‖Hg‖ over {len(ratios)} looks: {float(torch.corrcoef(logs)[0, 1]):.4f}; "
         f"ratio from {float(ratios.min()):.3f} to {float(ratios.max()):.3f}"
     )
-    return "\n".join([f"{says}, {plan.steps} steps", aligned(rows), tracks])
+    return "\n".join([f"{says}, {plan.steps} steps", align_rows(rows), tracks])
 
 
 def figure(plan: Plan, way: Tensors) -> Figure:

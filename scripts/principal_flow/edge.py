@@ -17,8 +17,8 @@ from flows.figures import COLOURS
 from flows.observers import GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
 from nets import NetworkLandscape
 
-from ..lab.experiment import aligned, label, legend, look
-from ..lab.store import Tensors, trained
+from ..lab.experiment import align_rows, label, legend, model_style
+from ..lab.store import Tensors, descend_in_segments
 from .networks import NAMES, SEEN, OnNetworks, Plan
 
 SUBSTEPS = 8  # of rk4 in one of h for flows of a product at most: IGR's rate (1 + hλ/2)hλ is 7 at hλ = 3
@@ -35,9 +35,11 @@ class Edge(OnNetworks):
         landscape = self.landscape(plan)
         descent = GradientDescent(landscape, plan.h)
         looks = observers(landscape, plan, plan.every)
-        way = trained(store, "training", descent, landscape.theta0, plan.steps, 5 * plan.every, looks, every=plan.every)
+        way = descend_in_segments(
+            store, "training", descent, landscape.theta0, plan.steps, 5 * plan.every, looks, every=plan.every
+        )
         first = min(onset(way) + plan.wait // plan.every, len(way["theta"]) - 1)
-        window = trained(
+        window = descend_in_segments(
             store,
             "window",
             descent,
@@ -127,7 +129,7 @@ def table(says: str, plan: Plan, way: Tensors, window: Tensors, studies: list[Te
         f"HVPs a look: {float(window['top products'][1:].double().mean()):.1f} in the window, "
         f"{float(way['top products'][1:].double().mean()):.1f} every {plan.every} steps",
         "change in a step of the window, predicted over observed (median; 1 is right), and share of right signs",
-        aligned(predictions(window)),
+        align_rows(predictions(window)),
     ]
     rows = [
         [
@@ -150,7 +152,9 @@ def table(says: str, plan: Plan, way: Tensors, window: Tensors, studies: list[Te
                 f"{float(s['hvps'][-1]):.1f}",
             ]
         )
-    return "\n".join([*lines, "errors in θ over the step's length; the real branch claims |gᵀu₀| only", aligned(rows)])
+    return "\n".join(
+        [*lines, "errors in θ over the step's length; the real branch claims |gᵀu₀| only", align_rows(rows)]
+    )
 
 
 def predictions(window: Tensors) -> list[list[str]]:
@@ -217,4 +221,4 @@ def draw_changes(axes: Axes, steps: np.ndarray, window: Tensors, group: str, pic
     """Observed changes and each model's."""
     axes.plot(steps[1:], pick(window[f"{group}: observed"]), **SEEN)
     for key, name in NAMES.items():
-        axes.plot(steps[1:], pick(window[f"{group}: {key}"]), **look(name), linewidth=0.9)
+        axes.plot(steps[1:], pick(window[f"{group}: {key}"]), **model_style(name), linewidth=0.9)

@@ -14,9 +14,9 @@ from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFl
 from landscapes import Landscape
 from landscapes.krylov import eigenpairs, random_block
 
-from ..lab.experiment import MODELS, Common, aligned, label, legend, look
+from ..lab.experiment import MODELS, Common, align_rows, label, legend, model_style
 from ..lab.network import NetGround
-from ..lab.store import Tensors, trained
+from ..lab.store import Tensors, descend_in_segments
 
 LADDER = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.2, 1.25, 1.3, 1.5, 1.7, 1.9, 2.1, 2.4)
 KRYLOV, TOLERANCE = 60, 1e-9  # far below what is measured
@@ -50,7 +50,9 @@ class OneStep(Common):
         )
         landscape, theta0 = ground.build(self.seed, self.real, self.device)
         descent = GradientDescent(landscape, self.rate)
-        path = trained(store, "training", descent, theta0, max(self.points), max(self.points), every=1)["theta"]
+        path = descend_in_segments(store, "training", descent, theta0, max(self.points), max(self.points), every=1)[
+            "theta"
+        ]
         studies = [store.part(f"step-{k:05d}", partial(study, landscape, path[k], self.rtol)) for k in self.points]
         store.table(table(studies, self, landscape.dimension))
         self.draw(store, figure(studies, self.points))
@@ -121,7 +123,7 @@ def table(studies: list[Tensors], settings: OneStep, weights: int) -> str:
         f"MLP with {weights} weights on {settings.examples} examples of {settings.data}; steps from iterates "
         f"{settings.points}, λ₀ = {sharpness}, |cos(g, u₀)| = {alignment}",
         "errors ‖X(h) − θ′‖ / ‖θ′ − θ‖, medians",
-        aligned(rows),
+        align_rows(rows),
         f"0.5 ≤ hλ₀ ≤ 2.1: the principal flow's error over the smaller of the other two's: at most "
         f"{float((ours / others).max()):.3f}, median {float((ours / others).median()):.3f}",
         f"the real branch's error in θ is larger than gradient flow's at hλ₀ = {', '.join(f'{x:g}' for x in loses)}",
@@ -138,11 +140,15 @@ def figure(studies: list[Tensors], points: tuple[int, ...]) -> Figure:
     growth = torch.stack([s["growth"] for s in studies]).numpy()
     descended = torch.stack([s["descended"] for s in studies]).numpy()
     for i, model in enumerate(MODELS):
-        left.fill_between(LADDER, relative[:, i].min(0), relative[:, i].max(0), color=look(model)["color"], alpha=0.15)
-        left.plot(LADDER, torch.tensor(relative[:, i]).median(0).values, **look(model))
-        right.plot(LADDER, torch.tensor(growth[:, i]).median(0).values, **look(model))
+        left.fill_between(
+            LADDER, relative[:, i].min(0), relative[:, i].max(0), color=model_style(model)["color"], alpha=0.15
+        )
+        left.plot(LADDER, torch.tensor(relative[:, i]).median(0).values, **model_style(model))
+        right.plot(LADDER, torch.tensor(growth[:, i]).median(0).values, **model_style(model))
     for k, errors in zip(points, relative, strict=True):
-        middle.plot(LADDER, errors[3] / errors[0], color=look("principal flow, real branch")["color"], linewidth=0.8)
+        middle.plot(
+            LADDER, errors[3] / errors[0], color=model_style("principal flow, real branch")["color"], linewidth=0.8
+        )
         middle.annotate(f"k = {k}", (LADDER[0], (errors[3] / errors[0])[0]), fontsize="x-small", ha="right")
     middle.set_xlim(0, 2.5)
     middle.axhline(1, color="black", linewidth=0.8, linestyle=":")

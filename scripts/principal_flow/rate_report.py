@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flows.figures import COLOURS, DASHES, MARKERS
 
-from ..lab.experiment import aligned, label
+from ..lab.experiment import align_rows, label
 from ..lab.store import Tensors
 from .rate_runs import Rule, Training
 
@@ -122,7 +122,7 @@ def table(cells: list[Cell], training: Training, says: str) -> str:
     blocks = [says, "mean ± standard error over the seeds that ended; * the best fixed rate of its batch size"]
     for size in sizes:
         chosen = [cell for cell in cells if cell.label == size]
-        blocks += ["", f"batch size {size}", aligned(rows(chosen, training))]
+        blocks += ["", f"batch size {size}", align_rows(rows(chosen, training))]
     return "\n".join([*blocks, "", *findings(cells, sizes, training)])
 
 

@@ -16,9 +16,9 @@ from flows.figures import COLOURS
 from flows.observers import REGIMES, GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
 from landscapes import Landscape
 
-from ..lab.experiment import Common, aligned, label, legend, look
+from ..lab.experiment import Common, align_rows, label, legend, model_style
 from ..lab.network import NetGround
-from ..lab.store import Tensors, trained
+from ..lab.store import Tensors, descend_in_segments
 from .networks import NAMES, SEEN
 
 SHADES = ("#999999", COLOURS[0], "black", COLOURS[2], COLOURS[1])  # of the regimes
@@ -58,7 +58,7 @@ class Spectrum(Common):
         pairs = TopEigenpairs(landscape, landscape.dimension, tolerance=1e-8, limit=10 * landscape.dimension)
         seen = [Loss(landscape), pairs, StabilityCoefficients(pairs, self.h), GradientPredictions(pairs, self.h)]
         descent = GradientDescent(landscape, self.h)
-        way = trained(store, "training", descent, theta0, self.steps, min(self.steps, 20), seen, every=1)
+        way = descend_in_segments(store, "training", descent, theta0, self.steps, min(self.steps, 20), seen, every=1)
         first = min(self.start, len(way["theta"]) - 1)
         run = beside(landscape, descent, way["theta"][first].to(self.device), self.window)
         run.save(store.folder / "window")
@@ -106,9 +106,9 @@ def table(options: Spectrum, landscape: Landscape, way: Tensors, run: Comparison
         [
             f"MLP with {landscape.dimension} weights on breast cancer, gradient descent at h = {options.h:g}; "
             "modes by regime (hλ < 0, < 1, < 2, beyond)",
-            aligned(rows),
+            align_rows(rows),
             f"change of the loss in a step, mean |observed| {float(observed.abs().mean()):.2e}:",
-            aligned(changes),
+            align_rows(changes),
             f"flows from step {first} on, where hλ₀ = {float(x[first].max()):.3f}:",
             str(run),
         ]
@@ -127,7 +127,7 @@ def figure(options: Spectrum, way: Tensors, run: Comparison, first: int) -> Figu
     before = way["change before: gradient components"][1:].gather(1, top)[:, 0]
     for key in ("observed", *NAMES):
         change = way[f"change of gradient components: {key}"][1:].gather(1, top)[:, 0]
-        style: dict[str, Any] = SEEN if key == "observed" else look(NAMES[key])
+        style: dict[str, Any] = SEEN if key == "observed" else model_style(NAMES[key])
         grid[1, 0].plot(k[1:], (before + change).abs() / before.abs(), **{**style, "linewidth": 0.9})
         grid[1, 1].plot(k[1:], way[f"change of loss: {key}"][1:], **{**style, "linewidth": 0.9})
     label(grid[1, 0], "step k", "|gᵀu₀| after over before a step", "gradient along the sharpest mode")
@@ -136,8 +136,8 @@ def figure(options: Spectrum, way: Tensors, run: Comparison, first: int) -> Figu
     grid[1, 1].set_yscale("symlog", linthresh=1e-3)
     for name, row in run.rows.items():
         steps = first + np.arange(len(row.errors))
-        grid[1, 2].plot(steps, positive(row.errors), **look(name))
-        grid[1, 2].plot(steps, positive(row.integration), color=look(name)["color"], linestyle=":", linewidth=1)
+        grid[1, 2].plot(steps, positive(row.errors), **model_style(name))
+        grid[1, 2].plot(steps, positive(row.integration), color=model_style(name)["color"], linestyle=":", linewidth=1)
     label(grid[1, 2], "step k", "distance (dotted: integration)", "‖X(kh) − θ_k‖", log="y")
     legend(drawn, list(run.rows), {"observed": SEEN})
     return drawn

@@ -15,7 +15,7 @@ from flows import Comparison, Flow, GradientDescent, GradientFlow, ModifiedFlow,
 from flows.comparison.figure import DESCENT, contour_levels, positive, worst_member
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, Rosenbrock, Saddle, SharpFlatWells
 
-from ..lab.experiment import Common, aligned, label, legend, look
+from ..lab.experiment import Common, align_rows, label, legend, model_style
 
 PAPER_START = (-0.35, -0.2)
 
@@ -138,7 +138,7 @@ def summary(case: Case, result: Comparison) -> str:
         if row.trajectory is not None and row.trajectory.status != "finished"
     ]
     early = [f"gradient descent after 5 steps: {place(result.mean[5])}"] if len(result.mean) > 5 else []
-    return "\n".join([f"{case.title}, {case.steps} steps from {case.start}", aligned(rows), *early, *said])
+    return "\n".join([f"{case.title}, {case.steps} steps from {case.start}", align_rows(rows), *early, *said])
 
 
 def place(theta: Tensor) -> str:
@@ -175,7 +175,7 @@ def draw_paths(axes: Axes, case: Case, result: Comparison) -> None:
     for name, row in result.rows.items():
         assert row.trajectory is not None
         theta = row.trajectory.theta.cpu()
-        axes.plot(*(theta.real if theta.is_complex() else theta).numpy().T, **look(name), linewidth=1.1)
+        axes.plot(*(theta.real if theta.is_complex() else theta).numpy().T, **model_style(name), linewidth=1.1)
     axes.plot(*points.numpy().T, **DESCENT)
     label(axes, "θ₁", "θ₂", case.title)
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
@@ -187,8 +187,8 @@ def draw_distances(axes: Axes, case: Case, result: Comparison) -> None:
     steps = np.arange(len(result.times))
     axes.plot(steps, worst_member(torch.linalg.vector_norm(result.mean, dim=-1)), **DESCENT)
     for name, row in result.rows.items():
-        axes.plot(steps, positive(row.errors), **look(name), linewidth=1.1)
-        axes.plot(steps, positive(row.integration), color=look(name)["color"], linestyle=":", linewidth=1)
+        axes.plot(steps, positive(row.errors), **model_style(name), linewidth=1.1)
+        axes.plot(steps, positive(row.integration), color=model_style(name)["color"], linestyle=":", linewidth=1)
         run = row.trajectory
         if run is not None and run.status != "finished":
             text = f"{name}:\n{run.status} at k = {len(run.times) - 1}"

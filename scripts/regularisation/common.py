@@ -24,9 +24,9 @@ from landscapes import Counted, FiniteSum
 from landscapes.errors import check_count, check_positive, check_seed
 from nets import NetworkLandscape
 
-from ..lab.experiment import Common, aligned
+from ..lab.experiment import Common, align_rows
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 
 MLP = NetGround("mlp")
 DIGITS = 2  # of a learning rate that is found from the curvature: it should be the same on every machine
@@ -106,7 +106,7 @@ def descended(
         counted = Counted(landscape)
         assert isinstance(counted, FiniteSum)  # as the landscape is
         run = descend(build(counted), theta0, steps, every=every, observers=observers)
-        uninterrupted(run)
+        check_uninterrupted(run)
         seen = {f"{key} times": times for key, (times, _) in run.observations.items()}
         seen |= {key: values for key, (_, values) in run.observations.items()}
         costs = {"gradients": counted.counts["grad"], "products": counted.counts["hvp"]}
@@ -167,7 +167,7 @@ def ladder_table(studies: Mapping[str, OrderStudy]) -> str:
             rows.append([*shown, f"{fit.order:.3f}", interval, f"{found.asymptotic_end * found.sharpness:.3g}"])
     unfitted = any(found.fit is None for found in studies.values())
     note = "\nin brackets: the slope of the finest pair, where no three rungs agree on an order" if unfitted else ""
-    return aligned(rows) + note
+    return align_rows(rows) + note
 
 
 def number(value: float) -> str:

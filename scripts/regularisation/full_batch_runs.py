@@ -17,8 +17,8 @@ from landscapes import FiniteSum
 from landscapes.wrappers.gradient_penalties import GradientPenalty
 from nets import NetworkLandscape
 
-from ..lab.experiment import aligned
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.experiment import align_rows
+from ..lab.store import Store, Tensors, check_uninterrupted
 from .common import (
     OnNetwork,
     descended,
@@ -89,7 +89,7 @@ class Runs:
             told = self._integration.arguments(self.rate, self.theta0.dtype, False)
             flow = self._flow(name, self.rate)
             told["max_steps"] = MAX_STEPS
-            run = uninterrupted(integrate(flow, self.theta0, times, observers=self._observers(1), **told))
+            run = check_uninterrupted(integrate(flow, self.theta0, times, observers=self._observers(1), **told))
             seen = {key: values for key, (_, values) in run.observations.items()}
             ended = torch.tensor(run.status == "finished" and bool(run.alive.all()))
             return {"theta": run.theta, "times": run.times, "finished": ended, **seen}
@@ -112,7 +112,9 @@ class Runs:
             for looser in (False, True):
                 told = self._integration.arguments(self.rate, self.theta0.dtype, looser)
                 told["max_steps"] = MAX_STEPS + 20 * self.steps
-                run = uninterrupted(integrate(self._flow(name, rate), self.theta0, [0.0, time], keep="last", **told))
+                run = check_uninterrupted(
+                    integrate(self._flow(name, rate), self.theta0, [0.0, time], keep="last", **told)
+                )
                 whole = run.status == "finished" and bool(run.alive.all())
                 ends.append(run.theta[-1] if whole else torch.full_like(self.theta0, torch.nan))
             return {"theta": torch.stack(ends)}
@@ -150,7 +152,7 @@ class Runs:
             shown.append("–" if math.isnan(ends[-1]) else f"{100 * ends[-1]:.1f} %")
             away = [self.apart(name, other)[-1] if ended else torch.nan for other in ("large", "flow")]
             rows.append([*shown, *(number(float(x)) for x in away)])
-        return aligned(rows)
+        return align_rows(rows)
 
     def apart(self, name: str, other: str) -> Tensor:
         """The distance of two runs at t = kH, (T,)."""

@@ -28,7 +28,7 @@ from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePena
 from landscapes.wrappers.modified_losses import LandscapeSum
 
 from ..lab.command_line import check_device
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 from .common import OnNetwork, curvature, descended, distance, ladder_table, study
 from .exact_means import MOST_SEQUENCES, mean_over_draws, mean_over_orders
 from .figures import mini_batch_figure
@@ -135,7 +135,7 @@ class Epochs:
         def compute() -> Tensors:
             loss = predicted(self.epoch, OWN[sampling], self.rate, 0.0)
             flow = ScatteredFlow(loss, times, scatter_drift(self.epoch, runs))
-            run = uninterrupted(integrate(flow, self.theta0, times, method="rk4", dt=self.rate))
+            run = check_uninterrupted(integrate(flow, self.theta0, times, method="rk4", dt=self.rate))
             if run.status != "finished":
                 raise ArithmeticError(f"{flow.name}: {run.status.sentence}")
             return {"theta": run.theta}
@@ -151,7 +151,7 @@ class Epochs:
             states = []
             for i in range(first, first + count):
                 seed = (self.options.seed * len(SAMPLINGS) + list(SAMPLINGS).index(sampling)) * APART + i
-                run = uninterrupted(descend(descent, self.theta0, m * epochs, seed=seed, every=m))
+                run = check_uninterrupted(descend(descent, self.theta0, m * epochs, seed=seed, every=m))
                 if run.status != "finished":
                     raise ArithmeticError(f"SGD, {SAMPLINGS[sampling]}, at H = {self.rate:g}: {run.status.sentence}")
                 states.append(run.theta)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from .kinds import PREDICTIONS, SAMPLINGS
 
 
@@ -64,4 +64,4 @@ class Mean:
             noise = f"{float(self.standard_error[e]):.1e}"
             rows.append([str(e), f"{float(self.times[e]):.3g}", *away, noise, *ours, *theirs])
         says = f"{SAMPLINGS[self.sampling]}, mean of {len(self.runs)} runs: distance to a small rate on"
-        return f"{says}\n{aligned(rows)}"
+        return f"{says}\n{align_rows(rows)}"

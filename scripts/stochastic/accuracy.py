@@ -42,9 +42,9 @@ from landscapes.sampling import SAMPLINGS
 from nets import NetworkLandscape
 
 from ..lab.command_line import check_device
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 from ..lab.tables import with_error
 from .accuracy_figure import accuracy_figure
 from .common import Stochastic
@@ -183,7 +183,7 @@ class Accuracy(Stochastic):
             times = torch.arange(self.steps + 1, dtype=torch.float64) * self.h
             dt = self.h / self.substeps
             run = integrate(model, theta0, times, dt=dt, seed=draws, keep="last", observers=watch)
-        uninterrupted(run)
+        check_uninterrupted(run)
         if run.status != "finished" or not bool(run.alive.all()):
             raise ArithmeticError(f"{type(model).__name__}, seed {seed}: {run.status.sentence}")
         return run
@@ -234,7 +234,7 @@ def ends(found: dict[str, Tensors]) -> str:
     rows = [["late in the run", *QUANTITIES.values()]]
     for name, seen in found.items():
         rows.append([name, *(with_error(*mean_and_error(late(seen[key]))) for key in QUANTITIES)])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def differences(found: dict[str, Tensors]) -> str:
@@ -246,7 +246,7 @@ def differences(found: dict[str, Tensors]) -> str:
         apart = {key: late(seen[key]) - late(found[SGD][key]) for key in QUANTITIES}
         cells = [with_error(*mean_and_error(values)) for values in apart.values()]
         rows.append([name, *cells, chance(apart["test accuracy"])])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def chance(values: Tensor) -> str:

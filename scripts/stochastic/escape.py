@@ -33,7 +33,7 @@ from landscapes.errors import check_count, check_positive, check_real, check_see
 from landscapes.noise import ConstantNoise, DiagonalNoise, GradientNoise, IsotropicNoise
 
 from ..lab.command_line import check_device
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Store
 from ..lab.tables import with_error
 from .common import Stochastic
@@ -269,7 +269,7 @@ def table(found: list[Escapes]) -> str:
         seen = [f"{100 * mean.arrived / mean.paths:.4g} %" for mean in e.runs[1:]]
         chain = "–" if math.isnan(e.chain) else f"{e.chain:.4g}"
         rows.append([e.noise, f"{e.temperature:g}", *exact, *times[:2], seen[0], chain, times[2], seen[1]])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def gains(found: list[Escapes]) -> str:
@@ -284,7 +284,7 @@ def gains(found: list[Escapes]) -> str:
         measured = [ratio(*pair) for pair in pairs]
         exact = [f"{a / b:.4g}".replace("nan", "–") for a, b in ((base.exact, e.exact), (base.chain, e.chain))]
         rows.append([e.noise, f"{e.temperature:g}", exact[0], measured[0], exact[1], measured[1]])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def ratio(one: MeanTime, other: MeanTime) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from flows.figures import Style
 
 from ..lab.experiment import label
-from ..lab.figures import above, look
+from ..lab.figures import legend_above, line_style
 from .escape_results import Escapes
 from .passage import MeanTime
 
@@ -28,7 +28,7 @@ Place = Callable[["Escapes"], float]
 def escape_figure(found: Sequence[Escapes], barrier: float) -> Figure:
     """Times at equal trace; the same against the noise across the barrier; measured over exact ones."""
     noises = list(dict.fromkeys(e.noise for e in found))
-    looks = {noise: {**look(i), "linestyle": "none", "markersize": 4.5} for i, noise in enumerate(noises)}
+    looks = {noise: {**line_style(i), "linestyle": "none", "markersize": 4.5} for i, noise in enumerate(noises)}
     drawn = Figure(figsize=(10.5, 4.0), layout="constrained")
     trace, across, bias = drawn.subplots(1, 3)
     top = HIGHEST * max((e.runs[1].value for e in found if not math.isnan(e.runs[1].value)), default=1.0)
@@ -47,7 +47,7 @@ def escape_figure(found: Sequence[Escapes], barrier: float) -> Figure:
     others = {"integral for the SDE": INTEGRAL, "Kramers": KRAMERS, "exact for the descent": CHAIN}
     kinds = {"SDE (full marks)": {"color": "0.35", "marker": "o", "markersize": 4.5, "linestyle": "none"}}
     kinds["noisy descent (open marks)"] = {**kinds["SDE (full marks)"], "markerfacecolor": "none"}
-    above(drawn, {**looks, **others, **kinds}, 5)
+    legend_above(drawn, {**looks, **others, **kinds}, 5)
     return drawn
 
 

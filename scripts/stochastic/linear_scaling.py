@@ -23,7 +23,7 @@ from landscapes.sampling import sampling_of
 
 from ..lab.command_line import check_device
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 from .common import Stochastic
 from .linear_scaling_figure import linear_scaling_figure
 from .linear_scaling_results import SAMPLINGS, TOY_SIZE, Setting, Study, Toy, ToyRow
@@ -172,7 +172,7 @@ class LinearScaling(Stochastic):
 
     def _drift(self, store: Store, network: Network, times: Sequence[float]) -> Tensors:
         def compute() -> Tensors:
-            run = uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, times))
+            run = check_uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, times))
             if run.status != "finished":
                 raise ArithmeticError(f"gradient flow: {run.status.sentence}")
             seen = {name: function(run.theta).double().cpu() for name, function in network.functions.items()}

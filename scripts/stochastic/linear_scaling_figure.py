@@ -12,7 +12,7 @@ from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.figures import COLOURS, DASHES
 
 from ..lab.experiment import label
-from ..lab.figures import EQUATION, dots, powers_of_two
+from ..lab.figures import EQUATION, point_style, powers_of_two
 from .linear_scaling_results import Study, Toy
 from .runs import ACCURACY, NOTHING
 
@@ -48,7 +48,7 @@ def draw_toy(axes: Axes, toy: Toy) -> None:
         exact = [row.exact if row.exact > 0 else np.nan for row in rows]
         axes.plot(factors, exact, color=COLOURS[i], linestyle=DASHES[i], linewidth=1.1)
         places = np.array(factors)[shown]
-        axes.errorbar(places, found[shown, 0], yerr=found[shown, 1], linestyle="", label=name, **dots(i))
+        axes.errorbar(places, found[shown, 0], yerr=found[shown, 1], linestyle="", label=name, **point_style(i))
     with_replacement = [row for row in toy.rows if row.sampling == "replacement"]
     axes.plot(
         [row.factor for row in with_replacement], [row.equation for row in with_replacement], label="SDE", **EQUATION
@@ -66,7 +66,7 @@ def draw_along(axes: Axes, study: Study) -> None:
         curves = study.found[factor, "replacement"]
         mean, error = curves.mean(LOSS)
         name = f"SGD, s = {factor}"
-        axes.errorbar(curves.times, mean, yerr=error, linestyle=DASHES[i], linewidth=1, label=name, **dots(i))
+        axes.errorbar(curves.times, mean, yerr=error, linestyle=DASHES[i], linewidth=1, label=name, **point_style(i))
     mean, error = study.equation.mean(LOSS)
     axes.errorbar(study.equation.times, mean, yerr=error, capsize=2, elinewidth=0.9, label="SDE", **EQUATION)
     axes.plot(study.drift["times"], study.drift[LOSS], label="gradient flow", **DRIFT)
@@ -90,7 +90,7 @@ def draw_ends(axes: Axes, study: Study, name: str) -> None:
         ends = np.array([study.end(study.found[factor, sampling], name) for factor in study.factors])
         seen = np.abs(ends[:, 0] - mean) <= reach
         places = np.array(study.factors) * (0.97, 1.03)[i]
-        axes.errorbar(places[seen], ends[seen, 0], yerr=ends[seen, 1], linestyle="", label=says, **dots(i))
+        axes.errorbar(places[seen], ends[seen, 0], yerr=ends[seen, 1], linestyle="", label=says, **point_style(i))
         for j in np.flatnonzero(~seen):
             outside.setdefault(study.factors[j], []).append(f"{ends[j, 0]:.2f}")
     edge = 2 / (study.setting.h * study.setting.sharpness)

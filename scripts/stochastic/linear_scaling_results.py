@@ -9,7 +9,7 @@ from functools import cached_property
 
 from landscapes.sampling import sampling_of
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Tensors
 from .runs import SHOWN, TOLD, Curves, Pair, cell
 
@@ -55,7 +55,7 @@ class Toy:
             for row in self.rows
         ]
         says = f"stationary variance on ½θ² with {TOY_SIZE} examples; c is 1/b, for subsets (1/b)(N − b)/(N − 1)"
-        return f"{says}\n{aligned([heading, *rows])}"
+        return f"{says}\n{align_rows([heading, *rows])}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Study:
         more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
         note = f"integration of the SDE at the finer step was off by: {'; '.join(gaps)}; extrapolated here"
         says = f"hc: noise of a unit of time over that at s = 1; {SCATTER}: Σ Var θ over the runs; λ: start or end"
-        return "\n".join([self.heading, aligned(rows), says, note, *said, *more])
+        return "\n".join([self.heading, align_rows(rows), says, note, *said, *more])
 
 
 SAMPLINGS = ("replacement", "subset")

@@ -26,7 +26,7 @@ from landscapes.sampling import SAMPLINGS
 
 from ..lab.command_line import check_device
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 from .common import Stochastic
 from .runs import Network, scaled_rate, sde_runs
 from .sampling_figure import sampling_figure
@@ -168,7 +168,7 @@ class Sampling(Stochastic):
         return Study(heading, size, found, b, equations, left, drift)
 
     def _drift(self, network: Network, time: float) -> Tensors:
-        run = uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, [0.0, time]))
+        run = check_uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, [0.0, time]))
         if run.status != "finished":
             raise ArithmeticError(f"gradient flow: {run.status.sentence}")
         return {"loss": network.landscape.loss(run.theta[-1])}

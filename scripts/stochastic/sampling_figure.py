@@ -15,7 +15,7 @@ from flows.steady.additive_laws import AdditiveLaw
 from landscapes.sampling import SAMPLINGS
 
 from ..lab.experiment import label
-from ..lab.figures import dots, powers_of_two
+from ..lab.figures import point_style, powers_of_two
 from .sampling_results import Study, Toy
 
 NAMES = {"replacement": "with replacement", "subset": "subsets", "epoch": "reshuffled epochs"}
@@ -41,7 +41,7 @@ def sampling_figure(toy: Toy, study: Study) -> Figure:
     powers_of_two(panels[1, 2], study.sizes)
     handles = []
     for i, name in enumerate(NAMES.values()):
-        look = {key: dots(i)[key] for key in ("color", "marker")}
+        look = {key: point_style(i)[key] for key in ("color", "marker")}
         handles.append(Line2D([], [], linestyle="", label=f"SGD, {name}", **look))
         handles.append(Line2D([], [], label="toy: exact; network: for the eye", **line(i)))
     handles.append(
@@ -58,7 +58,7 @@ def draw_toy(axes: Axes, toy: Toy, j: int) -> None:
         sizes = np.array([row.law.batch_size for row in rows])
         exact = np.array([row.law.descent((row.k - row.law.epoch // 2, row.k)[j]) for row in rows])
         axes.plot(sizes, np.where(exact > LOWEST, exact, np.nan), color=COLOURS[i], linestyle=DASHES[i], linewidth=1.1)
-        for part, look in (("descent", dots(i)), ("equation", circles(i))):
+        for part, look in (("descent", point_style(i)), ("equation", circles(i))):
             found = np.array([[float(getattr(row, part)[key][j]) for key in ("mean", "error")] for row in rows])
             seen = found[:, 0] > LOWEST
             axes.errorbar(sizes[seen], found[seen, 0], yerr=found[seen, 1], linestyle="", **look)
@@ -86,7 +86,7 @@ def draw_epoch(axes: Axes, toy: Toy) -> None:
             steps,
             [law.descent(first + s) for s in steps],
             color=COLOURS[i],
-            marker=dots(i)["marker"],
+            marker=point_style(i)["marker"],
             markersize=4,
             linestyle="",
         )
@@ -108,7 +108,7 @@ def draw_scatter(axes: Axes, study: Study, j: int) -> None:
             yerr=found[seen, 1],
             linestyle=DASHES[i],
             linewidth=0.9,
-            **dots(i),
+            **point_style(i),
         )
         mean, error = (float(x[-j]) for x in study.equations[sampling].scatter())
         if mean > LOWEST:
@@ -119,6 +119,6 @@ def draw_loss(axes: Axes, study: Study) -> None:
     """Mean loss of SGD against b, the equations' as circles."""
     for i, sampling in enumerate(SAMPLINGS):
         found = np.array([[float(x[-1]) for x in study.found[b, sampling].mean(LOSS)] for b in study.sizes])
-        axes.errorbar(study.sizes, found[:, 0], yerr=found[:, 1], linestyle=DASHES[i], linewidth=0.9, **dots(i))
+        axes.errorbar(study.sizes, found[:, 0], yerr=found[:, 1], linestyle=DASHES[i], linewidth=0.9, **point_style(i))
         mean, error = (float(x[-1]) for x in study.equations[sampling].mean(LOSS))
         axes.errorbar([study.equation_batch_size], [mean], yerr=[error], linestyle="", **circles(i))

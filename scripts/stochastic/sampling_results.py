@@ -10,7 +10,7 @@ from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.steady.additive_laws import AdditiveLaw
 from landscapes.sampling import sampling_of
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Tensors
 from .runs import ACCURACY, Curves, Pair, cell
 
@@ -58,7 +58,9 @@ class Toy:
         for j, place in enumerate(PLACES):
             rows = [["b", "sampling", "steps", "SGD", "exact", "SDE by Euler", "SDE exact", "Euler off by"]]
             rows += [[str(r.law.batch_size), r.law.sampling, str(r.k), *r.cells(j)] for r in self.rows]
-            blocks.append(f"toy, {TOY_SIZE} examples: E f at the {place} of a late epoch of N/b steps\n{aligned(rows)}")
+            blocks.append(
+                f"toy, {TOY_SIZE} examples: E f at the {place} of a late epoch of N/b steps\n{align_rows(rows)}"
+            )
         return "\n\n".join(blocks)
 
 
@@ -105,7 +107,7 @@ class Study:
         more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
         says = "scatter: Σ Var θ over the runs; bc: variance of one step over that with replacement; SDEs extrapolated"
         says += f"\nwithout noise the SDEs are gradient flow, whose loss is {self.drift:.4f} at the end"
-        return "\n".join([self.heading, aligned(rows), says, f"integration was off by: {' | '.join(gaps)}", *more])
+        return "\n".join([self.heading, align_rows(rows), says, f"integration was off by: {' | '.join(gaps)}", *more])
 
 
 TOY_SIZE = 16

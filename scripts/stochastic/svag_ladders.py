@@ -13,7 +13,7 @@ from flows.ensembles.statistics import CONFIDENCE
 from flows.ensembles.weak_ladder import WeakOrder, fitted
 from flows.steady.second_moments import OFFSET
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Tensors
 from .runs import ACCURACY, TOLD, Curves, Pair, cell
 
@@ -76,7 +76,7 @@ class ToyLadder:
             slopes.append([name, str(measured), str(measured.rungs), *beside])
         lost = sum(int(part["lost"]) for part in self.found.values())
         note = [f"{lost} paths diverged and stay at their last finite position"] if lost else []
-        return "\n".join([self.heading, aligned(rows), aligned(slopes), *note])
+        return "\n".join([self.heading, align_rows(rows), align_rows(slopes), *note])
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,4 +123,4 @@ class NetworkLadder:
             f"within three standard errors of the SDE from l on: {'; '.join(agreed)}",
             *([f"{lost} runs diverged and stay at their last finite position"] if lost else []),
         ]
-        return "\n".join([self.heading, aligned(rows), *said])
+        return "\n".join([self.heading, align_rows(rows), *said])

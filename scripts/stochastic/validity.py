@@ -29,7 +29,7 @@ from landscapes.errors import check_choice, check_count, check_positive, check_s
 from landscapes.noise import MinibatchNoise
 from landscapes.sampling import SAMPLINGS
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.network import NetGround
 from ..lab.tables import with_error
 from .common import Stochastic
@@ -194,7 +194,7 @@ class Grid:
             place = [f"{cell.h * self.sharpness:.3g}", f"{cell.h:.4g}", str(cell.batch_size), str(cell.steps)]
             rows.append([*place, str(2**halvings), *shown, flow])
         said = "along SGD's mini-batches: ‖X − θ‖/‖θ − θ_0‖ at T, mean over runs; integration: from dt to 2dt"
-        return f"{said}\n{aligned(rows)}\nat dt = h Euler's method is SGD: at most {gap:.1e} apart, relative"
+        return f"{said}\n{align_rows(rows)}\nat dt = h Euler's method is SGD: at most {gap:.1e} apart, relative"
 
     def law_table(self, name: str) -> str:
         """A row for each cell: E φ at T, the equation's difference in units of φ and of its standard error."""
@@ -216,7 +216,7 @@ class Grid:
             more = [f"{float(before):.1f}", f"{end[4]:.1e}", self.verdict(cell, name)]
             rows.append([f"{cell.h * self.sharpness:.3g}", str(cell.batch_size), *shown, *more])
         counts = f"{self.options.sgd_runs} runs of SGD, {self.options.runs} of the equation"
-        return f"law of {name} at T: {counts}; holds: within {100 * self.options.tolerance:g} %\n{aligned(rows)}"
+        return f"law of {name} at T: {counts}; holds: within {100 * self.options.tolerance:g} %\n{align_rows(rows)}"
 
     def relative(self, cell: Cell, name: str) -> tuple[float, float]:
         """|E φ(X) − E φ(θ)|/|E φ(θ)| at T and its standard error."""
@@ -250,7 +250,7 @@ class Grid:
             verdicts = ["yes" if path <= self.options.tolerance else "no", self.verdict(cell, LOSS)]
             cause = [f"{x:.3g}" for x in causes[-1]]
             rows.append([str(cell.batch_size), *cause, f"{path:.3f}", f"{100 * law:.2g} %", trend, *verdicts])
-        return f"what explains it, r and h* along gradient flow\n{aligned(rows)}\n\n{self.ranks(names, causes)}"
+        return f"what explains it, r and h* along gradient flow\n{align_rows(rows)}\n\n{self.ranks(names, causes)}"
 
     def causes(self, cell: Cell, scales: dict[str, float]) -> list[float]:
         """hλ at the start, r, h/h*."""
@@ -266,7 +266,7 @@ class Grid:
         rows = [["rank correlation with", *names]]
         for said, found in (("path error", paths), ("loss's difference", losses)):
             rows.append([said, *(f"{correlation([row[i] for row in causes], found):.2f}" for i in range(len(names)))])
-        return aligned(rows)
+        return align_rows(rows)
 
     def panels(self) -> list[dict[str, Any]]:
         """What the figure shows: title, values, standard errors, and where integration is no small part."""

@@ -19,7 +19,7 @@ from flows.ensembles.blocks import block_seed
 from landscapes import FiniteSum
 from landscapes.noise import covariance_trace
 
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 
 GROUP = 4  # runs in a part on disk
 PATHS, SGD_LAW, SDE_LAW = range(3)  # kinds of runs, whose seeds do not meet
@@ -196,7 +196,7 @@ class CellRuns:
 
 def whole(run: Trajectory, times: int) -> Tensor:
     """States (times, ..., d) of a run, NaN after its end and in members that were lost."""
-    theta = uninterrupted(run).theta
+    theta = check_uninterrupted(run).theta
     later = theta.new_full((times - len(theta), *theta.shape[1:]), torch.nan)
     lost = ~run.alive.expand(theta.shape[1:-1])
     states = torch.cat([theta, later])

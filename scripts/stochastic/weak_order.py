@@ -27,7 +27,7 @@ from landscapes import QuadraticSum
 from landscapes.errors import check_count, check_seed
 from landscapes.noise import MinibatchNoise
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Store, Tensors
 from .common import Stochastic
 
@@ -79,7 +79,7 @@ class WeakOrder(Stochastic):
                 name = f"{noise}, order {order}"
                 exact[name], off = self.exact(studies[name], noise, order)
                 rows += exact_rows(studies[name], exact[name], off)
-        store.table("\n\n".join([*map(str, studies.values()), aligned(rows)]))
+        store.table("\n\n".join([*map(str, studies.values()), align_rows(rows)]))
         names = next(iter(studies.values())).observables
         for path in [store.folder / "figure.png", *([] if self.figure is None else [self.figure])]:
             print(f"figure: {plot_weak_orders(studies, names, path, exact)}", flush=True)

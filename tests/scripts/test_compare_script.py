@@ -129,7 +129,7 @@ def test_help_of_a_toy_gives_its_formula_and_explains_its_options(run):
     status, out, _ = run(compare.main, "barrier-valley --help")
     assert status == 0
     assert "½ s x² + ½ k y²" in out
-    for option in ("--across", "Curvature k of the walls", "--frequency", "barriers stand 2π/ω apart"):
+    for option in ("--across", "Curvature k of the walls", "--frequency", "distance of barriers is 2π/ω"):
         assert option in out
     assert "two wells along x" in " ".join(run(compare.main, "--help")[1].replace("│", " ").split())
 
