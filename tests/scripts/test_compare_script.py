@@ -6,7 +6,7 @@ import torch
 from flows import Trajectory
 from landscapes import LANDSCAPES
 from scripts import compare
-from scripts.benchmark import BENCHMARKS, Settings, peak
+from scripts.benchmark import BENCHMARKS, BenchmarkSettings, put_peak
 from scripts.lab.command_line import one_line
 from scripts.lab.grounds import GROUNDS
 from scripts.lab.network import NetGround
@@ -139,7 +139,7 @@ def test_a_box_becomes_one_line():
 
 
 def test_the_benchmarks_run(capsys):
-    settings = Settings(repeats=3, threads=1)
+    settings = BenchmarkSettings(repeats=3, threads=1)
     BENCHMARKS["sympy"](settings)
     out = capsys.readouterr().out
     assert "vmap(grad) / from_sympy" in out
@@ -150,7 +150,7 @@ def test_memory_is_measured_in_the_process_it_runs_in():
         put = list.append
 
     queue = Queue()
-    peak(300, "cpu", queue)
+    put_peak(300, "cpu", queue)
     assert len(queue) == 1
 
 

@@ -20,7 +20,7 @@ def test_a_quadratic_leaves_table_data_and_figure(tmp_path, run):
     flows = "--flows gradient modified-2 modified-3 principal"
     status, out, err = run(main, f"quadratic --time 0.8 --largest 0.4 --threads 1 {flows} --out {tmp_path}")
     assert (status, err) == (0, "")
-    assert "Quadratic, 2 parameters: λ = 2 at 1 start, against gd" in out
+    assert "Quadratic, 2 parameters: λ = 2 at 1 start, compared with gd" in out
     assert (tmp_path / "orders.png").stat().st_size > 10_000
     assert (tmp_path / "table.txt").read_text().strip() in out
     said = json.loads((tmp_path / "orders.json").read_text())
