@@ -44,8 +44,9 @@ class Common:
 
     @property
     def name(self) -> str:
-        """The experiment's subcommand."""
-        return "".join(f"-{c.lower()}" if c.isupper() else c for c in type(self).__name__).lstrip("-")
+        """The experiment's subcommand: the class name in kebab case, without a final Experiment."""
+        words = type(self).__name__.removesuffix("Experiment")
+        return "".join(f"-{c.lower()}" if c.isupper() else c for c in words).lstrip("-")
 
     @property
     def real(self) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""What is seen along training under each noise: means over runs with bands of one standard error."""
+"""Observations along training under each noise: means over runs with bands of one standard error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..lab.experiment import label
 from ..lab.figures import legend_above, line_style, set_readable_ticks
 
 PANELS = {"test accuracy": "", "loss": "y", "test loss": "y", "sharpness": "y", "noise trace": "y"}
-"""Quantities with a panel of their own, and which axes of it are logarithmic."""
+"""Quantities with their own panel, and its logarithmic axes."""
 
 
 def accuracy_figure(found: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, str]) -> Figure:
-    """Each quantity along t; the last panel test accuracy against the training loss."""
+    """Each quantity against t; the last panel shows test accuracy against training loss."""
     looks = {name: line_style(i) for i, name in enumerate(found)}
     drawn = Figure(figsize=(10.5, 6.2), layout="constrained")
     panels = drawn.subplots(2, 3).flat

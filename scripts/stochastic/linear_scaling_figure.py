@@ -13,16 +13,16 @@ from flows.figures import COLOURS, DASHES
 
 from ..lab.experiment import label
 from ..lab.figures import EQUATION, point_style, powers_of_two
-from .linear_scaling_results import Study, Toy
+from .linear_scaling_results import LinearScalingStudy, ScalingToy
 from .runs import ACCURACY, NOTHING
 
 NAMES = {"replacement": "with replacement", "subset": "subsets"}
 DRIFT: dict[str, Any] = {"color": "0.45", "linestyle": (0, (1, 1)), "linewidth": 1.4}
-CURVES = 4  # factors that are drawn along t
-BEYOND = 8  # distances from gradient flow to the equation: means that are farther off are told in words
+CURVES = 4  # factors plotted along t
+BEYOND = 8  # distances from gradient flow to the equation: means farther away are printed as text
 
 
-def linear_scaling_figure(toy: Toy, study: Study) -> Figure:
+def linear_scaling_figure(toy: ScalingToy, study: LinearScalingStudy) -> Figure:
     """Six panels; bars are one standard error."""
     drawn = Figure(figsize=(10.5, 6.6), layout="constrained")
     panels = drawn.subplots(2, 3)
@@ -38,13 +38,13 @@ def linear_scaling_figure(toy: Toy, study: Study) -> Figure:
     return drawn
 
 
-def draw_toy(axes: Axes, toy: Toy) -> None:
+def draw_toy(axes: Axes, toy: ScalingToy) -> None:
     """Stationary variances from paths, exact, and the equation's."""
     for i, (sampling, name) in enumerate(NAMES.items()):
         rows = [row for row in toy.rows if row.sampling == sampling]
         factors = [row.factor for row in rows]
         found = np.array([row.found for row in rows])
-        shown = found[:, 0] > NOTHING  # a full batch has none but rounding
+        shown = found[:, 0] > NOTHING  # a full batch has no noise but rounding
         exact = [row.exact if row.exact > 0 else np.nan for row in rows]
         axes.plot(factors, exact, color=COLOURS[i], linestyle=DASHES[i], linewidth=1.1)
         places = np.array(factors)[shown]
@@ -58,8 +58,8 @@ def draw_toy(axes: Axes, toy: Toy) -> None:
     axes.legend(fontsize="small", frameon=False)
 
 
-def draw_along(axes: Axes, study: Study) -> None:
-    """Mean loss along t of some factors with replacement, of the equation and of gradient flow."""
+def draw_along(axes: Axes, study: LinearScalingStudy) -> None:
+    """Mean loss along t for some factors with replacement, for the equation and for gradient flow."""
     chosen = study.factors[:: max(1, -(-len(study.factors) // CURVES))]
     ceiling = 3 * float(study.drift[LOSS][0])
     for i, factor in enumerate(chosen):
@@ -75,8 +75,8 @@ def draw_along(axes: Axes, study: Study) -> None:
     axes.legend(fontsize="small", frameon=False)
 
 
-def draw_ends(axes: Axes, study: Study, name: str) -> None:
-    """An observable at the end against the factor, both samplings; the equation's as a band; where hλ = 2."""
+def draw_ends(axes: Axes, study: LinearScalingStudy, name: str) -> None:
+    """An observable at the end against the factor, both samplings; the equation as a band; a line at hλ = 2."""
     mean, error = study.end(study.equation, name)
     axes.axhline(mean, label="SDE", **EQUATION)
     axes.axhspan(mean - error, mean + error, color="0.85")

@@ -16,14 +16,14 @@ from landscapes.sampling import SAMPLINGS
 
 from ..lab.experiment import label
 from ..lab.figures import point_style, powers_of_two
-from .sampling_results import Study, Toy
+from .sampling_results import SamplingStudy, SamplingToy
 
 NAMES = {"replacement": "with replacement", "subset": "subsets", "epoch": "reshuffled epochs"}
-LOWEST = 1e-12  # what is below is nothing: no noise is left
+LOWEST = 1e-12  # smaller values are rounding errors of zero
 ALONG = 100  # points of an equation's line in an epoch
 
 
-def sampling_figure(toy: Toy, study: Study) -> Figure:
+def sampling_figure(toy: SamplingToy, study: SamplingStudy) -> Figure:
     """Toy above, network below; bars are one standard error."""
     drawn = Figure(figsize=(10.5, 6.8), layout="constrained")
     panels = drawn.subplots(2, 3)
@@ -51,7 +51,7 @@ def sampling_figure(toy: Toy, study: Study) -> Figure:
     return drawn
 
 
-def draw_toy(axes: Axes, toy: Toy, j: int) -> None:
+def draw_toy(axes: Axes, toy: SamplingToy, j: int) -> None:
     """E f of SGD: exact lines, paths with bars; the equation's paths as circles."""
     for i, sampling in enumerate(SAMPLINGS):
         rows = [row for row in toy.rows if row.law.sampling == sampling]
@@ -74,8 +74,8 @@ def circles(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i], "marker": "o", "markersize": 8, "markerfacecolor": "none", "elinewidth": 0.9}
 
 
-def draw_epoch(axes: Axes, toy: Toy) -> None:
-    """E f within a late epoch at a middling b: SGD's steps as points, the equations as lines."""
+def draw_epoch(axes: Axes, toy: SamplingToy) -> None:
+    """E f within a late epoch at a middle b: SGD's steps as points, the equations as lines."""
     sizes = sorted({row.law.batch_size for row in toy.rows})
     b = sizes[len(sizes) // 2]
     for i, row in enumerate(row for row in toy.rows if row.law.batch_size == b):
@@ -97,8 +97,8 @@ def draw_epoch(axes: Axes, toy: Toy) -> None:
     axes.set_ylim(bottom=0)
 
 
-def draw_scatter(axes: Axes, study: Study, j: int) -> None:
-    """Σ Var θ of SGD against b, the equations' as circles; j = 0 is the middle, 1 the end, the last of what is kept."""
+def draw_scatter(axes: Axes, study: SamplingStudy, j: int) -> None:
+    """Σ Var θ of SGD against b, the equations as circles; j = 0 is the middle, 1 the end of the last epoch."""
     for i, sampling in enumerate(SAMPLINGS):
         found = np.array([[float(x[-j]) for x in study.found[b, sampling].scatter()] for b in study.sizes])
         seen = found[:, 0] > LOWEST
@@ -115,8 +115,8 @@ def draw_scatter(axes: Axes, study: Study, j: int) -> None:
             axes.errorbar([study.equation_batch_size], [mean], yerr=[error], linestyle="", **circles(i))
 
 
-def draw_loss(axes: Axes, study: Study) -> None:
-    """Mean loss of SGD against b, the equations' as circles."""
+def draw_loss(axes: Axes, study: SamplingStudy) -> None:
+    """Mean loss of SGD against b, the equations as circles."""
     for i, sampling in enumerate(SAMPLINGS):
         found = np.array([[float(x[-1]) for x in study.found[b, sampling].mean(LOSS)] for b in study.sizes])
         axes.errorbar(study.sizes, found[:, 0], yerr=found[:, 1], linestyle=DASHES[i], linewidth=0.9, **point_style(i))

@@ -17,19 +17,19 @@ from .runs import ACCURACY, Curves, Pair, cell
 PLACES = ("middle", "end")
 
 
-def middle(k: int, epoch: int) -> int:
-    """The step in the middle of the epoch that ends with step k; k itself where an epoch is one step."""
+def middle_step(k: int, epoch: int) -> int:
+    """The step in the middle of the epoch that ends with step k; k itself if an epoch is one step."""
     return k - epoch // 2
 
 
 def ends(epoch: int) -> list[int]:
-    """Places of the middle and the end of the last epoch among what is kept; one where both are one."""
+    """Indices of the middle and the end of the last epoch among the kept states; one index if they coincide."""
     return [-2, -1] if epoch > 1 else [-1]
 
 
 @dataclass(frozen=True)
-class ToyRow:
-    """One b and sampling on the toy after k steps; parts hold the middle of the last epoch and its end."""
+class SamplingToyRow:
+    """One b and sampling on the toy after k steps; parts contain the middle of the last epoch and its end."""
 
     law: AdditiveLaw
     k: int
@@ -38,8 +38,8 @@ class ToyRow:
     substeps: int
 
     def cells(self, j: int) -> list[str]:
-        """SGD and its equation, each from paths and exactly, and what Euler is off by; j = 0 is the middle."""
-        k = (middle(self.k, self.law.epoch), self.k)[j]
+        """SGD and its equation, each from paths and exactly, and Euler's error; j = 0 is the middle."""
+        k = (middle_step(self.k, self.law.epoch), self.k)[j]
         found = [cell(float(part["mean"][j]), float(part["error"][j])) for part in (self.descent, self.equation)]
         exact = self.law.descent(k), self.law.equation(k * self.law.h)
         off = self.law.euler(k, self.substeps) - exact[1]
@@ -47,10 +47,10 @@ class ToyRow:
 
 
 @dataclass(frozen=True)
-class Toy:
-    """All b and samplings on the toy."""
+class SamplingToy:
+    """The toy's results for all b and samplings."""
 
-    rows: Sequence[ToyRow]
+    rows: Sequence[SamplingToyRow]
 
     def table(self) -> str:
         """Mean losses in the middle of an epoch, then at its end."""
@@ -65,7 +65,7 @@ class Toy:
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class SamplingStudy:
     """The network's runs by b and sampling; its equations at one b."""
 
     heading: str
