@@ -1,4 +1,4 @@
-"""A small network with its full spectrum: every mode's regime, budget and prediction, and the flows beside descent."""
+"""A small network at its full spectrum: regime, contribution and prediction of every mode, and the flows."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SHADES = ("#999999", COLOURS[0], "black", COLOURS[2], COLOURS[1])  # of the regi
 
 
 @dataclass(frozen=True)
-class Spectrum(Common):
-    """MLP on breast cancer with the full spectrum, through hλ₀ = 2."""
+class SpectrumExperiment(Common):
+    """MLP on breast cancer at the full spectrum, through hλ₀ = 2."""
 
     examples: int | None = None
-    """Class-balanced training examples; all by default."""
+    """Class-balanced training examples; default: all."""
     width: float = 0.25
-    """Multiplies the 32 hidden units."""
+    """Factor of the 32 hidden units."""
     loss: Literal["square", "cross-entropy"] = "square"
     """Loss of each example."""
     h: float = 0.6
@@ -39,12 +39,12 @@ class Spectrum(Common):
     steps: int = 150
     """Steps of gradient descent."""
     start: int = 90
-    """Step from which the flows are integrated beside descent: with the defaults the gradient along u₀ grows there."""
+    """First step of the window in which flows are compared; with the defaults the gradient along u₀ grows there."""
     window: int = 8
-    """Steps along which they are."""
+    """Steps of the window."""
 
     def run(self) -> None:
-        """Train with every eigenpair at every step, integrate the flows over a window, print, draw."""
+        """Train with every eigenpair at every step, integrate the flows over a window, print, plot."""
         store = self.store()
         ground = NetGround(
             "mlp",
@@ -60,14 +60,14 @@ class Spectrum(Common):
         descent = GradientDescent(landscape, self.h)
         way = descend_in_segments(store, "training", descent, theta0, self.steps, min(self.steps, 20), seen, every=1)
         first = min(self.start, len(way["theta"]) - 1)
-        run = beside(landscape, descent, way["theta"][first].to(self.device), self.window)
+        run = compare_flows(landscape, descent, way["theta"][first].to(self.device), self.window)
         run.save(store.folder / "window")
         store.table(table(self, landscape, way, run, first))
         self.draw(store, figure(self, way, run, first))
 
 
-def beside(landscape: Landscape, descent: GradientDescent, theta: Tensor, steps: int) -> Comparison:
-    """The flows beside descent from θ, the principal flow on its complex branch at its full spectrum."""
+def compare_flows(landscape: Landscape, descent: GradientDescent, theta: Tensor, steps: int) -> Comparison:
+    """The flows compared with descent from θ, the principal flow on its complex branch at its full spectrum."""
     flows = {
         "gradient flow": GradientFlow(landscape),
         "IGR flow": ModifiedFlow(landscape, descent.h, 2),
@@ -76,7 +76,7 @@ def beside(landscape: Landscape, descent: GradientDescent, theta: Tensor, steps:
     return compare(descent, flows, theta, steps, rtol=1e-5, atol=1e-7)
 
 
-def table(options: Spectrum, landscape: Landscape, way: Tensors, run: Comparison, first: int) -> str:
+def table(options: SpectrumExperiment, landscape: Landscape, way: Tensors, run: Comparison, first: int) -> str:
     """Regimes over time, predicted loss changes over the full spectrum, and the flows' errors in the window."""
     codes, x = way["stability regimes"], way["stability scaled eigenvalues"]
     used = [code for code in range(len(REGIMES)) if bool((codes == code).any())]
@@ -115,8 +115,8 @@ def table(options: Spectrum, landscape: Landscape, way: Tensors, run: Comparison
     )
 
 
-def figure(options: Spectrum, way: Tensors, run: Comparison, first: int) -> Figure:
-    """Spectrum by regime, budget of the loss by regime, predictions, and distances to descent in the window."""
+def figure(options: SpectrumExperiment, way: Tensors, run: Comparison, first: int) -> Figure:
+    """Spectrum by regime, loss decrease by regime, predictions, and distances to descent in the window."""
     drawn = Figure(figsize=(10.5, 5.6), layout="constrained")
     grid = drawn.subplots(2, 3)
     k = np.arange(len(way["loss"]))
@@ -144,7 +144,7 @@ def figure(options: Spectrum, way: Tensors, run: Comparison, first: int) -> Figu
 
 
 def draw_regimes(spectrum: Any, budget: Any, k: np.ndarray, way: Tensors) -> None:
-    """hλ_i of every mode coloured by its regime; what the modes of each regime do to the loss along the flow."""
+    """hλ_i of every mode coloured by its regime; contributions of each regime to the loss along the flow."""
     x, codes = way["stability scaled eigenvalues"], way["stability regimes"]
     contributions = way["stability contributions"].real
     for code in range(len(REGIMES) - 1):

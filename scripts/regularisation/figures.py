@@ -21,7 +21,7 @@ LARGE: Style = {**line_style(0), "color": "black", "marker": "o", "markerfacecol
 
 
 def full_batch_figure(runs: Runs, studies: Mapping[Pair, OrderStudy]) -> Figure:
-    """Distances along t, orders; below, what loss, gradient norm and accuracy differ by from gradient flow's."""
+    """Distances along t, orders; below, loss, gradient norm and accuracy minus those of gradient flow."""
     looks = {
         "large": LARGE,
         "small": line_style(0),
@@ -35,7 +35,7 @@ def full_batch_figure(runs: Runs, studies: Mapping[Pair, OrderStudy]) -> Figure:
     for axes, reference in zip(panels[0], ("large", "flow"), strict=False):
         for name, other in PAIRS:
             if other == reference:
-                away = runs.apart(name, other).numpy()
+                away = runs.distances_of(name, other).numpy()
                 t = runs.main[name]["times"][: len(away)].numpy()
                 axes.plot(t[1:], away[1:], **marked(looks[name], len(away)))
         label(axes, "time t = kH", "distance", f"to {label_of(reference)}", log="y")
@@ -48,7 +48,7 @@ def full_batch_figure(runs: Runs, studies: Mapping[Pair, OrderStudy]) -> Figure:
 
 
 def draw_differences(panels: Iterable[Axes], runs: Runs, looks: Mapping[str, Style]) -> None:
-    """Loss, gradient norm and test accuracy less those of gradient flow."""
+    """Plot loss, gradient norm and test accuracy minus those of gradient flow."""
     quantities = (("loss", "f", 1), ("gradient norm", "‖∇f‖", 1), ("test accuracy", "test accuracy, %", 100))
     for axes, (key, name, scale) in zip(panels, quantities, strict=True):
         reference = scale * runs.main["flow"][key].double()
@@ -61,7 +61,7 @@ def draw_differences(panels: Iterable[Axes], runs: Runs, looks: Mapping[str, Sty
 
 
 def draw_ladder(axes: Axes, studies: Iterable[tuple[OrderStudy, Style]], slopes: tuple[int, ...]) -> None:
-    """Errors against Hλ, and lines of the slopes expected below them."""
+    """Plot errors against Hλ, and lines of the expected slopes below them."""
     lowest, x = np.inf, np.array([])
     for study, style in studies:
         x = np.array(study.ladder) * study.sharpness
@@ -77,7 +77,7 @@ def draw_ladder(axes: Axes, studies: Iterable[tuple[OrderStudy, Style]], slopes:
 
 
 def mini_batch_figure(exact: Mapping[str, Mapping[str, OrderStudy]], means: Mapping[str, Mean]) -> Figure:
-    """A row for each sampling: one epoch along a ladder, many epochs, and the mean's place between the predictions."""
+    """A row for each sampling: one epoch along a ladder, many epochs, and the coordinates of the mean."""
     looks = {name: line_style(i) for i, name in enumerate(PREDICTIONS)}
     drawn = Figure(figsize=(10.5, 6.6), layout="constrained")
     rows = drawn.subplots(len(means), 3, squeeze=False)
@@ -93,7 +93,7 @@ def mini_batch_figure(exact: Mapping[str, Mapping[str, OrderStudy]], means: Mapp
         label(along, "time t", "distance", f"{name}: mean of {len(mean.runs)} runs", log="y")
         set_readable_ticks(along.yaxis)
         draw_place(place, mean)
-        label(place, "time t", "a, b", f"{name}: place of the mean")
+        label(place, "time t", "a, b", f"{name}: coordinates of the mean")
     shown = {f"at h on {PREDICTIONS[name]}": style for name, style in looks.items()}
     others = {"noise of the mean": NOISE, "a: ‖∇f‖² term": line_style(3), "b: variance term": line_style(4)}
     legend_above(drawn, {**shown, **others, "a and b with the runs' scatter": SCATTERED}, 3)
@@ -101,7 +101,7 @@ def mini_batch_figure(exact: Mapping[str, Mapping[str, OrderStudy]], means: Mapp
 
 
 def draw_mean(axes: Axes, mean: Mean, looks: Mapping[str, Style]) -> None:
-    """Distances with error bars of one standard error, and the noise of the mean."""
+    """Plot distances with error bars of one standard error, and the noise of the mean."""
     t = mean.times[1:].numpy()
     for name, style in looks.items():
         away, error = (x[1:].numpy() for x in mean.distances(name))
@@ -110,7 +110,7 @@ def draw_mean(axes: Axes, mean: Mean, looks: Mapping[str, Style]) -> None:
 
 
 def draw_place(axes: Axes, mean: Mean) -> None:
-    """a and b with error bars of one standard error, and where the runs' scatter puts them; 0 and 1 as lines."""
+    """Plot a and b with error bars of one standard error, and as predicted from the runs' scatter; lines at 0 and 1."""
     t = mean.times[1:].numpy()
     values, errors = (x.numpy() for x in mean.place())
     expected = mean.coordinates(mean.scattered).numpy()

@@ -13,7 +13,7 @@ from .kinds import PREDICTIONS, SAMPLINGS
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of R runs of SGD at the ends of epochs, beside the predictions (E + 1, d) at those times."""
+    """The mean of R runs of SGD at the ends of epochs, and the predictions (E + 1, d) at those times."""
 
     sampling: str
     times: Tensor
@@ -24,12 +24,12 @@ class Mean:
 
     @property
     def mean(self) -> Tensor:
-        """(E + 1, d)."""
+        """The mean over the runs, (E + 1, d)."""
         return self.runs.mean(dim=0)
 
     @property
     def standard_error(self) -> Tensor:
-        """√(tr Cov / R), (E + 1,): the distance of the mean from its expectation, root mean square."""
+        """√(tr Cov / R), (E + 1,): root mean square distance of the mean from its expectation."""
         return (self.runs.var(dim=0).sum(dim=-1) / len(self.runs)).sqrt()
 
     def distances(self, prediction: str) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ class Mean:
         return length, along.std(dim=0) / len(self.runs) ** 0.5
 
     def coordinates(self, states: Tensor) -> Tensor:
-        """(a, b) of the module's docstring of states (..., E + 1, d) at the ends of epochs, (..., E, 2)."""
+        """(a, b) as in the docstring of mini_batch.py, of states (..., E + 1, d) at the ends of epochs, (..., E, 2)."""
         plain, norm, variance = (self.predictions[name][1:] for name in PREDICTIONS)
         basis = torch.stack([norm - plain, variance - norm], dim=-1)  # (E, d, 2)
         return torch.einsum("ekd,...ed->...ek", torch.linalg.pinv(basis), states[..., 1:, :] - plain)

@@ -16,7 +16,7 @@ from landscapes.wrappers.gradient_penalties import GradientPenalty
 from scripts.lab.network import NetGround
 from scripts.lab.store import Store
 from scripts.regularisation.__main__ import main
-from scripts.regularisation.common import descended, ladder_table, study
+from scripts.regularisation.common import counted_descent, ladder_table, study
 from scripts.regularisation.exact_means import mean_over_draws, mean_over_orders
 from scripts.regularisation.mini_batch import in_batches
 from scripts.regularisation.scatter import ScatteredFlow, scatter_drift
@@ -139,7 +139,7 @@ def test_what_diverges_ends_on_the_grid_and_is_a_dash(tmp_path):
         return GradientDescent(GradientPenalty(f, 1.0), 1e3)
 
     for _ in range(2):  # run, then read
-        way = descended(store, "way", build, TwoQuadratics(), theta, 400, every=7)
+        way = counted_descent(store, "way", build, TwoQuadratics(), theta, 400, every=7)
         assert not bool(way["finished"])
         assert bool(way["theta"].isfinite().all())
         assert way["times"].tolist() == [7e3 * k for k in range(len(way["theta"]))]
