@@ -47,6 +47,7 @@ class Counter:
         d = self._like.shape[-1]
 
         def product(v: np.ndarray) -> np.ndarray:
+            # vectors of scipy may be views with strides that torch rejects
             return self(torch.from_numpy(np.ascontiguousarray(v)).to(self._like)).double().cpu().numpy()
 
         return LinearOperator((d, d), matvec=product, dtype=np.float64)

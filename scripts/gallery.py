@@ -138,6 +138,7 @@ def draw_plane(axes: Axes, toy: Toy, h: float, steps: int) -> None:
     x, y = (torch.linspace(low, high, MESH, dtype=torch.float64) for low, high in plane.window)
     mesh = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     heights = toy.loss(plane.lift(mesh)).numpy()
+    # quantiles, as equal steps of the loss leave the floors of steep toys without a contour
     levels = np.unique(np.nanquantile(heights, np.linspace(0, 1, LEVELS)))
     norm = BoundaryNorm(levels, ncolors=256)
     axes.contourf(x, y, heights, levels=levels, cmap="Greys", norm=norm, alpha=0.45)

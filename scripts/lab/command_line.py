@@ -72,6 +72,7 @@ def exit_status_of(run: Callable[[], None]) -> int:
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
             run()
     except BrokenPipeError:  # the reader of a pipe, such as head, closed it
+        # Python flushes stdout once more at exit, which would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, OSError) as error:

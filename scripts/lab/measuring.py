@@ -50,7 +50,7 @@ def ratio(name: str, ours: Program, theirs: Program, settings: Measuring, target
 
 def in_its_own_process(function: Callable[..., None], *arguments: Any) -> Any:
     """The value that ``function(*arguments, queue)`` puts on the queue in a fresh process; RuntimeError if none."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # a forked child starts with the parent's memory and threads
     queue = context.SimpleQueue()
     process = context.Process(target=function, args=(*arguments, queue))
     process.start()

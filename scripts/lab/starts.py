@@ -44,7 +44,7 @@ def largest_curvature(landscape: Landscape, theta0: Tensor) -> float:
         return point.hvp(torch.from_numpy(v).to(theta0)).double().cpu().numpy()
 
     operator = LinearOperator((landscape.dimension,) * 2, matvec=product, dtype=np.float64)
-    ones = np.ones(landscape.dimension)
+    ones = np.ones(landscape.dimension)  # ARPACK's own start is random: the rate must not change between runs
     return float(abs(eigsh(operator, k=1, which="LM", v0=ones, tol=1e-2, return_eigenvectors=False)[0]))
 
 

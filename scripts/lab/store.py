@@ -37,7 +37,7 @@ class Store:
                 )
         part = file.with_suffix(".part")
         part.write_text(json.dumps(settings, indent=2) + "\n")
-        part.replace(file)
+        part.replace(file)  # a rename is atomic: an interruption leaves no incomplete file
 
     def part(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
         """The part of that name, read from disk if present, else computed and written."""

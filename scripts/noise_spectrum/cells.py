@@ -104,7 +104,7 @@ class CellRun:
         def measure(i: int) -> NoiseMeasurement:
             thetas = self.network.weights_after(self.store, name, self.h, epochs)
             if i >= len(thetas):
-                raise ArithmeticError(f"{name}: SGD left the finite numbers; try a smaller --h")
+                raise ArithmeticError(f"{name}: SGD became non-finite; try a smaller --h")
             return measure_at(self.network, thetas[i], self.options.images, layers=False)
 
         return [

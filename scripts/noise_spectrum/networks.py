@@ -106,7 +106,7 @@ class Networks(Spectra):
         def measure(i: int) -> NoiseMeasurement:
             thetas = build().weights_after(store, name, self.h, epochs)
             if i >= len(thetas):
-                raise ArithmeticError(f"{architecture}, seed {seed}: SGD left the finite numbers; try a smaller --h")
+                raise ArithmeticError(f"{architecture}, seed {seed}: SGD became non-finite; try a smaller --h")
             return measure_at(build(), thetas[i], plan.images, layers=i == len(epochs) - 1)
 
         return [
@@ -117,7 +117,7 @@ class Networks(Spectra):
         """The tables of a network."""
         d = runs[0][0].spectrum.dimension
         classes = "" if plan.task.classes is None else f", classes {', '.join(map(str, plan.task.classes))}"
-        says = (
+        caption = (
             f"{architecture} ({d:,} weights) on {plan.task.data}{classes}: {plan.examples} images, {plan.epochs} "
             f"epochs of SGD at h = {self.h:g} in mini-batches of {self.batch_size}, norm {self.norm}; "
             f"D of {plan.images} images, {len(runs)} seeds"
@@ -125,4 +125,4 @@ class Networks(Spectra):
         published = PUBLISHED.get((architecture, plan.task.data)) if plan.task.classes is None else None
         stages = list(zip(*runs, strict=True))
         tables = [training_table(stages, self.at), spectrum_table(stages, self.at, published)]
-        return "\n\n".join([says, *tables, layer_table([run[-1].layers for run in runs])])
+        return "\n\n".join([caption, *tables, layer_table([run[-1].layers for run in runs])])

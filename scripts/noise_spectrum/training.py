@@ -170,7 +170,7 @@ def average_statistics(module: nn.Module, norms: Sequence[BatchNorm], batches: S
     with torch.no_grad():
         for count, inputs in enumerate(batches, start=1):
             for layer in norms:
-                layer.momentum = 1 / count
+                layer.momentum = 1 / count  # makes the exponential average of torch the plain mean of the batches
             module(inputs)
     for layer, momentum in zip(norms, kept, strict=True):
         layer.momentum = momentum

@@ -39,7 +39,7 @@ class DriftExperiment(OnNetworks):
         self.draw(store, figure(plan, way))
 
 
-def table(says: str, plan: EdgePlan, way: Tensors) -> str:
+def table(caption: str, plan: EdgePlan, way: Tensors) -> str:
     """Measured and predicted drift at a dozen observations, and their correlation over all observations."""
     measured, predicted = way["drift measured"].double(), way["drift predicted"].double()
     steps = (way["drift measured times"] / plan.h).round().long()
@@ -65,7 +65,7 @@ def table(says: str, plan: EdgePlan, way: Tensors) -> str:
         f"{float(torch.corrcoef(logs)[0, 1]):.4f}; "
         f"ratio from {float(ratios.min()):.3f} to {float(ratios.max()):.3f}"
     )
-    return "\n".join([f"{says}, {plan.steps} steps", align_rows(rows), tracks])
+    return "\n".join([f"{caption}, {plan.steps} steps", align_rows(rows), tracks])
 
 
 def figure(plan: EdgePlan, way: Tensors) -> Figure:

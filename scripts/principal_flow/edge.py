@@ -119,11 +119,11 @@ def crossings(way: Tensors, plan: EdgePlan) -> str:
     return "; ".join(found)
 
 
-def table(says: str, plan: EdgePlan, way: Tensors, window: Tensors, studies: list[Tensors], first: int) -> str:
+def table(caption: str, plan: EdgePlan, way: Tensors, window: Tensors, studies: list[Tensors], first: int) -> str:
     """Onset of the edge, predictions of each model along it, and errors of single steps."""
     last = window["stability scaled eigenvalues"].amax(-1)
     lines = [
-        f"{says}, {plan.steps} steps, and a window of {plan.window} from step {first}",
+        f"{caption}, {plan.steps} steps, and a window of {plan.window} from step {first}",
         f"{crossings(way, plan)}; in the window hλ₀ = {float(last.min()):.3f} … {float(last.max()):.3f}, "
         f"loss {float(way['loss'][0]):.4g} → {float(window['loss'][-1]):.4g}",
         f"HVPs per observation: {float(window['top products'][1:].double().mean()):.1f} in the window, "

@@ -116,10 +116,10 @@ def best_fixed(cells: list[RateCell], quantity: str, largest: bool) -> RateCell 
     return min(whole, key=lambda cell: sign * mean_and_error(cell.values(last_value(quantity)))[0], default=None)
 
 
-def table(cells: list[RateCell], training: Training, says: str) -> str:
+def table(cells: list[RateCell], training: Training, caption: str) -> str:
     """A table for each batch size, and sentences derived from the numbers."""
     sizes = list(dict.fromkeys(cell.label for cell in cells))
-    blocks = [says, "mean ± standard error over the seeds that ended; * the best fixed rate of its batch size"]
+    blocks = [caption, "mean ± standard error over the seeds that ended; * the best fixed rate of its batch size"]
     for size in sizes:
         chosen = [cell for cell in cells if cell.label == size]
         blocks += ["", f"batch size {size}", align_rows(rows(chosen, training))]

@@ -151,6 +151,7 @@ def mean_loss(module: nn.Module, inputs: Tensor, targets: Tensor, chunk: int) ->
     """The loss of a mini-batch, (); several chunks are recomputed in the backward pass, which stores one chunk."""
     if len(targets) <= chunk:
         return cross_entropy(module(inputs), targets).mean()
+    # the random state is not restored for the recomputation: these networks have no dropout
     sums = [
         checkpoint(summed_loss, module, x, y, use_reentrant=False, preserve_rng_state=False)
         for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True)

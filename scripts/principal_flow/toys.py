@@ -58,7 +58,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("flat bottom, hλ₀ = 0.28", SharpFlatWells(), (1.0, 0.5), 0.28, 12),
     ),
 }
-WHAT = {
+TITLES = {
     "quadratics": "½θᵀHθ, H = diag(2, 0.02): from the singular mode to instability",
     "valleys": "a curved valley and an egg box",
     "saddles": "escape from saddles: below hλ = −2 the IGR flow is attracted where descent escapes",
@@ -77,7 +77,7 @@ class Toys(Common):
         for i, case in enumerate(CASES[self.name]):
             results.append((case, compare_case(case, self)))
             results[-1][1].save(store.folder / f"case-{i}")
-        store.table("\n\n".join([f"{WHAT[self.name]}", *(summary(case, result) for case, result in results)]))
+        store.table("\n\n".join([TITLES[self.name], *(summary(case, result) for case, result in results)]))
         self.draw(store, figure(results))
 
 

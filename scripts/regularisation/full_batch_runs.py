@@ -48,7 +48,7 @@ class Runs:
     def main(self) -> dict[str, Tensors]:
         """Every run at the rate H, with states and observations at t = kH."""
         if not bool(self._observed_run("large")["finished"]):
-            raise ArithmeticError(f"descent at H = {self.rate:g} left the finite numbers: give a smaller --rate")
+            raise ArithmeticError(f"descent at H = {self.rate:g} became non-finite: give a smaller --rate")
         return {name: self._observed_run(name) for name in KINDS} | {name: self._observed_flow(name) for name in FLOWS}
 
     def _observed_run(self, name: str) -> Tensors:

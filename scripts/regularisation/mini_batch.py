@@ -122,10 +122,10 @@ class Epochs:
             first += count
         runs = torch.cat(groups).to(self.theta0.device)
         away = {}
-        for name, says in PREDICTIONS.items():
+        for name, caption in PREDICTIONS.items():
             run = self._prediction(name, self.rate, options.epochs, f"along-{name}")
             if not bool(run["finished"]):
-                raise ArithmeticError(f"the small rate on {says} left the finite numbers: give a smaller --rate")
+                raise ArithmeticError(f"the small rate on {caption} became non-finite: give a smaller --rate")
             away[name] = run["theta"].double()
         times = torch.arange(options.epochs + 1, dtype=torch.float64) * options.batches * self.rate
         scattered = self._scattered_mean(sampling, runs, times)
@@ -171,9 +171,9 @@ class Epochs:
     def costs(self) -> str:
         """Cost of the long runs, in passes over all examples."""
         said = [f"SGD {self.options.epochs} and 0"]
-        for name, says in PREDICTIONS.items():
+        for name, caption in PREDICTIONS.items():
             run = self._prediction(name, self.rate, self.options.epochs, f"along-{name}")
-            said.append(f"{says} {float(run['gradients']):g} and {float(run['products']):g}")
+            said.append(f"{caption} {float(run['gradients']):g} and {float(run['products']):g}")
         return f"gradients and HVPs of a run over {self.options.epochs} epochs: {'; '.join(said)}"
 
     def single_epochs(self, ladder: Sequence[float], sampling: str, sharpness: float) -> dict[str, OrderStudy]:

@@ -36,6 +36,7 @@ class Mean:
         """‖mean − prediction‖ and its standard error, that of the runs along the line between the two; (E + 1,)."""
         away = self.mean - self.predictions[prediction]
         length = torch.linalg.vector_norm(away, dim=-1)
+        # at t = 0 mean and prediction are equal: 0/0 becomes 0
         along = torch.einsum("red,ed->re", self.runs - self.mean, away / length.clamp(min=1e-300)[:, None])
         return length, along.std(dim=0) / len(self.runs) ** 0.5
 
@@ -63,5 +64,5 @@ class Mean:
             theirs = [f"{float(x):.3f}" for x in expected[e - 1]]
             noise = f"{float(self.standard_error[e]):.1e}"
             rows.append([str(e), f"{float(self.times[e]):.3g}", *away, noise, *ours, *theirs])
-        says = f"{SAMPLINGS[self.sampling]}, mean of {len(self.runs)} runs: distance to a small rate on"
-        return f"{says}\n{align_rows(rows)}"
+        caption = f"{SAMPLINGS[self.sampling]}, mean of {len(self.runs)} runs: distance to a small rate on"
+        return f"{caption}\n{align_rows(rows)}"

@@ -38,7 +38,7 @@ def scatter_drift(landscape: FiniteSum, runs: Tensor) -> Tensor:
     """s (T, d) of runs (R, T, d): the mean gradient less the gradient at the mean, one gradient per state."""
     drifts = []
     for states in runs.unbind(dim=1):
-        total = torch.zeros_like(states[0])
+        total = torch.zeros_like(states[0])  # one state at a time: a batch over R runs need not fit into memory
         for theta in states:
             total += landscape.grad(theta)
         drifts.append(total / len(states) - landscape.grad(states.mean(dim=0)))

@@ -116,6 +116,7 @@ class Well:
 def square_root(covariance: Tensor) -> Tensor:
     """The symmetric square root of a positive definite matrix."""
     values, vectors = torch.linalg.eigh(covariance)
+    # symmetric, unlike a Cholesky factor: a rotation of the coordinates only rotates the noise
     return vectors * values.sqrt() @ vectors.mT
 
 

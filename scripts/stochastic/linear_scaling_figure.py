@@ -31,8 +31,8 @@ def linear_scaling_figure(toy: ScalingToy, study: LinearScalingStudy) -> Figure:
     log = {"scatter": "xy"}
     for axes, name in zip((panels[0, 2], *panels[1]), ("scatter", LOSS, SQUARED_NORM, ACCURACY), strict=True):
         draw_ends(axes, study, name)
-        says = "Σ Var θ over runs" if name == "scatter" else f"mean {name}"
-        label(axes, "s: rate sh, mini-batch sb", f"{says} at the end", f"network: {name}", log=log.get(name, "x"))
+        caption = "Σ Var θ over runs" if name == "scatter" else f"mean {name}"
+        label(axes, "s: rate sh, mini-batch sb", f"{caption} at the end", f"network: {name}", log=log.get(name, "x"))
         powers_of_two(axes, study.factors)
     panels[0, 2].legend(fontsize="small", frameon=False)
     return drawn
@@ -86,11 +86,11 @@ def draw_ends(axes: Axes, study: LinearScalingStudy, name: str) -> None:
         axes.axhline(drift, label="gradient flow", **DRIFT)
         reach = BEYOND * max(abs(drift - mean), error)
     outside: dict[int, list[str]] = {}
-    for i, (sampling, says) in enumerate(NAMES.items()):
+    for i, (sampling, caption) in enumerate(NAMES.items()):
         ends = np.array([study.end(study.found[factor, sampling], name) for factor in study.factors])
         seen = np.abs(ends[:, 0] - mean) <= reach
         places = np.array(study.factors) * (0.97, 1.03)[i]
-        axes.errorbar(places[seen], ends[seen, 0], yerr=ends[seen, 1], linestyle="", label=says, **point_style(i))
+        axes.errorbar(places[seen], ends[seen, 0], yerr=ends[seen, 1], linestyle="", label=caption, **point_style(i))
         for j in np.flatnonzero(~seen):
             outside.setdefault(study.factors[j], []).append(f"{ends[j, 0]:.2f}")
     edge = 2 / (study.setting.h * study.setting.sharpness)
@@ -98,9 +98,13 @@ def draw_ends(axes: Axes, study: LinearScalingStudy, name: str) -> None:
         axes.axvline(edge, color="0.6", linewidth=0.8)
         how: dict[str, Any] = {"xytext": (-11, 0), "textcoords": "offset points", "rotation": 90}
         axes.annotate("hλ = 2", (edge, 0.6), xycoords=("data", "axes fraction"), fontsize="small", color="0.35", **how)
-    says = "\n".join(f"s = {factor}: {' and '.join(values)}" for factor, values in outside.items())
+    caption = "\n".join(f"s = {factor}: {' and '.join(values)}" for factor, values in outside.items())
     bottom = name == ACCURACY
     axes.annotate(
-        says, (0.03, 0.03 if bottom else 0.97), xycoords="axes fraction", va="bottom" if bottom else "top", color="0.35"
+        caption,
+        (0.03, 0.03 if bottom else 0.97),
+        xycoords="axes fraction",
+        va="bottom" if bottom else "top",
+        color="0.35",
     )
     axes.set_xlim(study.factors[0] / 1.3, study.factors[-1] * 1.3)

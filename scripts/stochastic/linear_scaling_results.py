@@ -54,8 +54,8 @@ class ScalingToy:
             + [f"{value:.5f}" for value in (row.exact, row.equation)]
             for row in self.rows
         ]
-        says = f"stationary variance on ½θ² with {TOY_SIZE} examples; c is 1/b, for subsets (1/b)(N − b)/(N − 1)"
-        return f"{says}\n{align_rows([heading, *rows])}"
+        caption = f"stationary variance on ½θ² with {TOY_SIZE} examples; c is 1/b, for subsets (1/b)(N − b)/(N − 1)"
+        return f"{caption}\n{align_rows([heading, *rows])}"
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,17 @@ class LinearScalingStudy:
         rows.append(["gradient flow", *[""] * 4, "0.000", *(f"{float(self.drift[n][-1]):.4f}" for n in SHOWN), "0"])
         first = self.found[self.factors[0], SAMPLINGS[0]]
         said = [
-            f"{sampling}: within three standard errors of {says} up to s: "
+            f"{sampling}: within three standard errors of {caption} up to s: "
             + "; ".join(f"{name} {self.largest_valid(sampling, name, reference) or 'none'}" for name in ROWS)
-            for says, reference in ((f"s = {self.factors[0]} with replacement", first), ("the SDE", self.equation))
+            for caption, reference in ((f"s = {self.factors[0]} with replacement", first), ("the SDE", self.equation))
             for sampling in SAMPLINGS
         ]
         gaps = [f"{name} {cell(*(float(x[-1]) for x in self.left[name]))}" for name in SHOWN]
         lost = sum(curves.lost for curves in (*self.found.values(), self.equation))
         more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
         note = f"integration of the SDE at the finer step was off by: {'; '.join(gaps)}; extrapolated here"
-        says = f"hc: noise per unit of time over that at s = 1; {SCATTER}: Σ Var θ over the runs; λ: start or end"
-        return "\n".join([self.heading, align_rows(rows), says, note, *said, *more])
+        caption = f"hc: noise per unit of time over that at s = 1; {SCATTER}: Σ Var θ over the runs; λ: start or end"
+        return "\n".join([self.heading, align_rows(rows), caption, note, *said, *more])
 
 
 SAMPLINGS = ("replacement", "subset")

@@ -144,6 +144,7 @@ def mean_time(times: Tensor, horizon: float, settled: float) -> MeanTime:
     if arrived == n:
         return MeanTime(float(seen.mean()), float(seen.std()) / math.sqrt(n), 0.0, n, n)
     share, rest, rate = late.mean(), exposure.mean(), events.mean()
+    # influence function of the value: its standard deviation includes the correlations between share, rest and rate
     each = seen + rest / rate * (late - share) + share / rate * (exposure - rest - rest / rate * (events - rate))
     value = seen.mean() + share * rest / rate
     return MeanTime(float(value), float(each.std()) / math.sqrt(n), 0.0, arrived, n)

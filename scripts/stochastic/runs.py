@@ -154,7 +154,7 @@ class NetworkProblem:
                 for name, function in self.functions.items():
                     seen[name].append(function(theta).detach().double().cpu())
                 if j in kept:
-                    thetas.append(theta.detach().float().cpu())
+                    thetas.append(theta.detach().float().cpu())  # float32: only the scatter is computed from these
 
             run, times = way.run(Block(0, self.theta0.expand(count, -1)), seed, record)
             check_uninterrupted(run)

@@ -105,9 +105,13 @@ class SamplingStudy:
         ]
         lost = sum(curves.lost for curves in (*self.found.values(), *self.equations.values()))
         more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
-        says = "scatter: Σ Var θ over the runs; bc: variance of one step over that with replacement; SDEs extrapolated"
-        says += f"\nwithout noise the SDEs are gradient flow, whose loss is {self.drift:.4f} at the end"
-        return "\n".join([self.heading, align_rows(rows), says, f"integration was off by: {' | '.join(gaps)}", *more])
+        caption = (
+            "scatter: Σ Var θ over the runs; bc: variance of one step over that with replacement; SDEs extrapolated"
+        )
+        caption += f"\nwithout noise the SDEs are gradient flow, whose loss is {self.drift:.4f} at the end"
+        return "\n".join(
+            [self.heading, align_rows(rows), caption, f"integration was off by: {' | '.join(gaps)}", *more]
+        )
 
 
 TOY_SIZE = 16

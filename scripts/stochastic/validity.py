@@ -84,9 +84,9 @@ class Validity(Stochastic):
         time = largest * self.steps
         runs = CellRuns(self.open(T=time), landscape, theta0, self.sampling, self.seed)
         grid = Grid(self, runs, self.cells(largest), sharpness)
-        says = f"{self.ground.architecture} ({landscape.dimension:,} weights), {landscape.size} examples of "
-        says += f"{self.ground.chosen.data}, drawn by {self.sampling}"
-        heading = f"{says}: T = {time:.4g}, λ = {sharpness:.3g} at the start"
+        title = f"{self.ground.architecture} ({landscape.dimension:,} weights), {landscape.size} examples of "
+        title += f"{self.ground.chosen.data}, drawn by {self.sampling}"
+        heading = f"{title}: T = {time:.4g}, λ = {sharpness:.3g} at the start"
         blocks = [heading, grid.path_table(), *(grid.law_table(name) for name in grid.phi), grid.reasons()]
         runs.store.table("\n\n".join(blocks))
         self.draw(runs.store, validity_figure(grid.panels(), self.batches, grid.rates, grid.rising_cells()))

@@ -103,6 +103,7 @@ class CellRuns:
         seed = block_seed(self._seed, PATHS, number)
 
         def states_at(dt: float) -> Tensor:
+            # the finest grid is drawn for every dt, so that all runs of a seed share one path
             path = minibatch_path(descent, self.theta0, cell.steps, seed, halvings)
             return all_states(integrate(flow, self.theta0, cell.times, dt=dt, path=path), len(cell.times))
 

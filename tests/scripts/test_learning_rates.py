@@ -207,7 +207,9 @@ def test_the_best_fixed_rate_is_one_that_ended_and_dal_is_held_against_it():
     assert rate_report.best_fixed(cells[2:], "training loss", largest=False) is None
     text = "\n".join(rate_report.findings(cells, ["all"], training()))
     assert "training loss +0.25 relative to h = 0.1; test accuracy -2.5 points relative to h = 0.1" in text
-    assert "hλ₀ = 3 in 1 looks, and the loss rose in 50 % of the steps" in text  # the second look has the capped rate
+    assert (
+        "hλ₀ = 3 in 1 observations, and the loss rose in 50 % of the steps" in text
+    )  # the second look has the capped rate
     shown = rate_report.rows(cells, training())
     assert shown[4][shown[0].index("steps at the cap")] == "50 %"
     assert shown[4][shown[0].index("hλ₀ at the end")] == "6.25"

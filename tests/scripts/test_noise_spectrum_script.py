@@ -373,7 +373,7 @@ def test_fractions_end_whole_epochs():
         (f"networks --architectures tiny-fc {SMALL} --classes 3 11 --epochs 5", "classes must be distinct"),
         ("tasks --pairs cat-cat", "pairs must each name two classes"),
         ("tasks --pairs cat", "pairs must each name two classes"),
-        ("tasks --pairs cat-dog cat-dog", "pairs must be different"),
+        ("tasks --pairs cat-dog cat-dog", "pairs must be distinct"),
         ("rule --data digits --pairs cat-dog", "pairs must each name two classes"),
         ("rule --over seeds", "invalid choice"),
         ("rule --at 0.15", "at must hold rising fractions"),
