@@ -185,6 +185,6 @@ class SameNoise(StochasticFlow):
         return self.flow.position(state)
 
 
-def unwrapped(flow: Flow) -> Flow:
+def unwrap(flow: Flow) -> Flow:
     """The flow, or the flow that it wraps."""
-    return unwrapped(flow.flow) if isinstance(flow, SameNoise) else flow
+    return unwrap(flow.flow) if isinstance(flow, SameNoise) else flow

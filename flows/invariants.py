@@ -24,7 +24,7 @@ from landscapes.wrappers.rotated import Rotated
 
 
 class InvariantError(AssertionError):
-    """An invariant is broken; the text gives what was expected and the figures found."""
+    """An invariant is broken; the message has the expected and the measured figures."""
 
 
 def check_order(

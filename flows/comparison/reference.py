@@ -13,7 +13,7 @@ from flows.descent import Descent, StochasticDescent
 from flows.engines.counting import extreme_eigenvalue
 from flows.engines.descend import descend_seen
 from flows.engines.trajectory import Trajectory
-from flows.flow import Flow, unwrapped
+from flows.flow import Flow, unwrap
 from landscapes import Landscape
 
 CURVATURE_SAMPLES = 5  # iterates at which max |hλ| is estimated where a flow's series has a radius
@@ -136,7 +136,7 @@ class Reference:
 
 def carries_velocity(flow: Flow) -> bool:
     """Whether the flow's state holds more than θ, so that θ alone does not determine the rest of the run."""
-    return type(unwrapped(flow)).resume is not Flow.resume
+    return type(unwrap(flow)).resume is not Flow.resume
 
 
 def lacks_velocity(flow: Flow, reference: Reference) -> bool:

@@ -37,7 +37,7 @@ from flows.engines.integrate import METHODS, integrate
 from flows.engines.solvers import ADAPTIVE, EXPONENTIAL, FIXED
 from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory, writable_folder
-from flows.flow import BranchError, Flow, StochasticFlow, unwrapped
+from flows.flow import BranchError, Flow, StochasticFlow, unwrap
 from landscapes import UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive
 
@@ -203,7 +203,7 @@ def named_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) ->
     for flow in members:
         if not isinstance(flow, Flow):
             raise TypeError(f"flows must hold Flows, got {type(flow).__name__}")
-        h = getattr(unwrapped(flow), "h", descent.h)
+        h = getattr(unwrap(flow), "h", descent.h)
         if not math.isclose(h, descent.h, rel_tol=1e-12):
             raise ValueError(f"h of {flow.name} is {h!r}, of the descent {descent.h!r}: they must agree")
     names = list(flows) if isinstance(flows, Mapping) else [flow.name for flow in members]

@@ -20,7 +20,7 @@ from flows.engines.integrate import integrate, step_grid
 from flows.engines.noise_paths import MinibatchPath, NoisePath, minibatch_path
 from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory
-from flows.flow import Flow, StochasticFlow, unwrapped
+from flows.flow import Flow, StochasticFlow, unwrap
 from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_positive, check_seed
 from landscapes.noise import MinibatchNoise
@@ -111,7 +111,7 @@ def check_divides(dt: float, times: list[float]) -> None:
 
 def gradient_noise(flow: StochasticFlow) -> object:
     """The ``noise`` of a flow, or of the flow that it wraps; None if it has no such attribute."""
-    return getattr(unwrapped(flow), "noise", None)
+    return getattr(unwrap(flow), "noise", None)
 
 
 def check_shared(flow: StochasticFlow, descent: Descent) -> None:

@@ -109,7 +109,7 @@ def write_group(group: Group, broken: bool) -> Iterator[str]:
     if power == 0 or len(terms) == 1:
         yield " ".join(signed_term(c, text, power) for c, text in terms)
         return
-    common = shared_number(terms) * oriented(terms[0][0])[0]
+    common = shared_number(terms) * sign_and_size(terms[0][0])[0]
     inside = [signed_term(c / common, text, 0) for c, text in terms]
     inside[0] = strip_sign_space(inside[0])
     front = signed_term(common, "", power).rstrip()
@@ -126,7 +126,7 @@ def write_group(group: Group, broken: bool) -> Iterator[str]:
 
 def is_short(coefficient: Exact) -> bool:
     """Whether a coefficient is a number times powers, and no quotient of sums."""
-    return oriented(coefficient)[1].is_polynomial()
+    return sign_and_size(coefficient)[1].is_polynomial()
 
 
 def strip_sign_space(line: str) -> str:
@@ -136,14 +136,14 @@ def strip_sign_space(line: str) -> str:
 
 def shared_number(terms: Sequence[Term]) -> Fraction:
     """The numerical factor common to all coefficients, up to its sign; 1 if they differ."""
-    found = {oriented(c)[1].as_coeff_Mul()[0] for c, _ in terms}
+    found = {sign_and_size(c)[1].as_coeff_Mul()[0] for c, _ in terms}
     number = found.pop()
     return Fraction(1) if found else Fraction(int(number.p), int(number.q))
 
 
 def signed_term(coefficient: Exact, text: str, power: int) -> str:
     """ "+ c text" or "- c text" with h^power in the coefficient."""
-    sign, size = oriented(coefficient)
+    sign, size = sign_and_size(coefficient)
     return f"{'-' if sign < 0 else '+'} {factor(size, power)}{text}"
 
 
@@ -165,7 +165,7 @@ def exponent(power: int) -> str:
     return "" if power == 1 else f"^{{{power}}}"
 
 
-def oriented(coefficient: Exact) -> tuple[int, sympy.Expr]:
+def sign_and_size(coefficient: Exact) -> tuple[int, sympy.Expr]:
     """Sign and size: the sign of each sum in the coefficient is chosen so that it is positive at zero symbols."""
     if isinstance(coefficient, Fraction | int):
         return (-1 if coefficient < 0 else 1), abs(to_sympy(coefficient))

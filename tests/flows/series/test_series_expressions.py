@@ -35,7 +35,7 @@ from flows.series.expressions import (
     stability_function,
 )
 from flows.series.landscape import VELOCITY, landscape_terms, on_landscape
-from flows.series.latex import latex_differential, latex_field, latex_landscape, oriented, plain_landscape
+from flows.series.latex import latex_differential, latex_field, latex_landscape, plain_landscape, sign_and_size
 from landscapes.errors import UnsupportedError
 from tests.flows.jets import compositions
 
@@ -295,7 +295,7 @@ def test_every_sign_on_a_landscape_is_that_of_its_number_of_vertices():
 
 @pytest.mark.parametrize("c", [(1 + BETA) / (BETA - 1) ** 3, -MU / 2, 1 / (1 - BETA), (BETA - 2) ** 2 * (BETA - 1)])
 def test_orientation_keeps_the_value(c):
-    sign, size = oriented(c)
+    sign, size = sign_and_size(c)
     assert sympy.simplify(sign * size - c) == 0
     assert size.subs({BETA: 0, MU: 1}) > 0
 
