@@ -41,8 +41,8 @@ from flows.series.latex import (
     latex_differential,
     latex_field,
     latex_landscape,
-    oriented,
     plain_landscape,
+    sign_and_size,
 )
 from flows.series.methods import Exact
 from landscapes.errors import check_count
@@ -172,7 +172,7 @@ def tree_rows(series: Series) -> list[dict[str, Any]]:
 
 def landscape_form(factor: Exact, base: Tree) -> str:
     """F(τ) on a landscape, with its sign and power of μ."""
-    sign, size = oriented(factor)
+    sign, size = sign_and_size(factor)
     n = sympy.degree(size, MU) if size.has(MU) else 0
     friction = ("μ" + (str(n).translate(SUPERSCRIPTS) if n > 1 else "")) if n else ""
     return f"{'−' if sign < 0 else ''}{friction}{plain_landscape(base)}"
@@ -180,7 +180,7 @@ def landscape_form(factor: Exact, base: Tree) -> str:
 
 def coefficient_text(c: Exact) -> str:
     """A fraction, or a quotient with β, in table form."""
-    sign, size = oriented(c)
+    sign, size = sign_and_size(c)
     return ("−" if sign < 0 else "") + str(size).replace("**", "^").replace("beta", "β")
 
 

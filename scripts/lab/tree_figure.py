@@ -14,7 +14,7 @@ from matplotlib.textpath import TextPath
 
 from flows.figures import COLOURS
 from flows.series import Series, Tree
-from flows.series.latex import oriented
+from flows.series.latex import sign_and_size
 from flows.series.methods import Exact
 
 WIDTH, UNIT = 3.4, 0.15  # inches: of the figure, and between neighbouring vertices
@@ -68,7 +68,7 @@ def shape_of(whole: Tree) -> Shape:
 
 def coefficient_label(c: Exact) -> str:
     """A fraction on one line; a quotient with symbols in mathematical notation."""
-    sign, size = oriented(c)
+    sign, size = sign_and_size(c)
     minus = "−" if sign < 0 else ""
     return f"{minus}{size}" if size.is_Rational else f"${minus}{sympy.latex(size)}$"
 
