@@ -72,7 +72,7 @@ def descend_in_segments(
     seed: int = 0,
     every: int | None = None,
 ) -> Tensors:
-    r"""A descent in segments, each written to disk as soon as it is finished.
+    r"""A descent in segments, each written to disk on completion.
 
     Returns "theta" and "times", kept every ``every`` steps (by default a segment), and for every observation NAME also
     "NAME" and "NAME times". A segment starts from the last θ of the one before: exact for descents whose state is θ;
