@@ -1,7 +1,7 @@
 r"""Costs as ratios in one run: python -m scripts.benchmark [--only NAME …] [--repeats N] [--device cuda].
 
-Each line times two programs in turn, A B A B …, and prints the median of the ratios of neighbouring runs: absolute
-times on a shared machine mean little. Memory is the growth of the process's peak, each program in a process of its own.
+Each line times two programs alternately, A B A B …, and prints the median of the ratios of neighbouring runs: absolute
+times vary too much on a shared machine. Memory is the growth of the peak of a process, with one process per program.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ Examples = int | Literal["all"]
 
 
 @dataclass(frozen=True)
-class Settings(NoiseSettings):
-    """What to measure."""
+class BenchmarkSettings(NoiseSettings):
+    """Selection of benchmarks."""
 
     only: tuple[Name, ...] = get_args(Name)
     """Benchmarks to run."""
 
 
-def bench_integrate(settings: Settings) -> None:
-    """``integrate(GradientFlow)`` on the CNN over bare forward and backward passes, as many as it evaluates.
+def bench_integrate(settings: BenchmarkSettings) -> None:
+    """``integrate(GradientFlow)`` on the CNN over the same number of bare forward and backward passes.
 
-    All training digits, and the 300 of the demo, beside which torchdiffeq's own work for an evaluation shows.
+    On all training digits, and on the 300 of the demo, where torchdiffeq's overhead per evaluation is visible.
     """
     sizes: tuple[Examples, ...] = ("all", 300)
     for examples in sizes:
@@ -68,8 +68,8 @@ def bench_integrate(settings: Settings) -> None:
         ratio(name, ours, bare, settings, "≤ 1.15")
 
 
-def bench_sympy(settings: Settings) -> None:
-    """from_sympy's gradient against vmap(grad) of the same formula on 10,000 points."""
+def bench_sympy(settings: BenchmarkSettings) -> None:
+    """from_sympy's gradient compared with vmap(grad) of the same formula on 10,000 points."""
     import sympy
 
     x, y = sympy.symbols("x y")
@@ -85,37 +85,37 @@ def bench_sympy(settings: Settings) -> None:
     ratio(name, lambda: traced(points), lambda: symbolic.grad(points), settings, "≥ 3")
 
 
-def bench_descend(settings: Settings) -> None:
-    """``descend`` of 10,000 points by 1,000 steps, last state kept, against the loop a user would write."""
+def bench_descend(settings: BenchmarkSettings) -> None:
+    """``descend`` of 10,000 points by 1,000 steps, last state kept, compared with a plain torch loop."""
     landscape = Rosenbrock()
     descent = GradientDescent(landscape, 1e-4)
     points = torch.randn(10_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(settings.device)
 
-    def plain() -> torch.Tensor:
+    def plain_loop() -> torch.Tensor:
         theta = points
         for _ in range(1000):
             theta = theta - 1e-4 * landscape.grad(theta)
         return theta
 
     name = "descend, 10,000 points × 1,000 steps / plain torch loop"
-    ratio(name, lambda: descend(descent, points, 1000, keep="last"), plain, settings, "≤ 1.25")
+    ratio(name, lambda: descend(descent, points, 1000, keep="last"), plain_loop, settings, "≤ 1.25")
 
 
-def peak(chunk_size: int | None, device: str, queue: SimpleQueue) -> None:
+def put_peak(chunk_size: int | None, device: str, queue: SimpleQueue) -> None:
     """Put the growth of peak memory by one full-batch HVP, in MiB, on the queue."""
     landscape = demo_network(device, chunk_size, width=8.0, examples=1200)
     theta = landscape.theta0
     few = landscape.restrict(torch.arange(4))
-    few.hvp(theta, theta)  # libraries and thread pools take their memory before the measurement
+    few.hvp(theta, theta)  # libraries and thread pools allocate before the measurement
     queue.put(growth(lambda: landscape.hvp(theta, theta), device))
 
 
-def bench_memory(settings: Settings) -> None:
-    """Peak memory of a full-batch HVP at four chunks over one chunk, median of processes of their own."""
+def bench_memory(settings: BenchmarkSettings) -> None:
+    """Peak memory of a full-batch HVP in four chunks over one chunk, each the median of separate processes."""
     peaks: dict[int | None, list[float]] = {None: [], 300: []}
     for _ in range(3):
         for chunk_size, found in peaks.items():
-            found.append(in_its_own_process(peak, chunk_size, settings.device))
+            found.append(in_its_own_process(put_peak, chunk_size, settings.device))
     whole, quarter = (statistics.median(found) for found in peaks.values())
     print(
         f"peak memory of a full-batch HVP, 4 chunks / 1 chunk: {quarter / whole:.3f} "
@@ -124,8 +124,8 @@ def bench_memory(settings: Settings) -> None:
     )
 
 
-def bench_norms(settings: Settings) -> None:
-    """Gradients and HVPs of the small all-convolutional net on 8×8 digits with our norms over torch's fused ones."""
+def bench_norms(settings: BenchmarkSettings) -> None:
+    """Gradients and HVPs of the small all-convolutional net on 8×8 digits, nets.BatchNorm over torch's fused norms."""
     ground = NetGround(architecture="small-allcnn", data="digits", examples=200, norm="batch", width=1.0)
     module, loss, inputs, targets = ground.parts(0, torch.float32, settings.device)
     fused = copy.deepcopy(module)
@@ -137,30 +137,30 @@ def bench_norms(settings: Settings) -> None:
     theta = ours.theta0
     assert torch.allclose(ours.hvp(theta, theta), theirs.hvp(theta, theta), rtol=1e-2, atol=1e-4)
     for product in ("grad", "hvp"):
-        primitive, built_in = (functools.partial(call, network, product, theta) for network in (ours, theirs))
+        primitive, built_in = (functools.partial(evaluate, network, product, theta) for network in (ours, theirs))
         ratio(f"{product} with nets.BatchNorm / torch.nn.BatchNorm2d", primitive, built_in, settings, "≤ 1.5")
 
 
-def call(network: NetworkLandscape, product: str, theta: torch.Tensor) -> torch.Tensor:
+def evaluate(network: NetworkLandscape, product: str, theta: torch.Tensor) -> torch.Tensor:
     """The gradient or the Hessian-vector product at θ."""
     return network.grad(theta) if product == "grad" else network.hvp(theta, theta)
 
 
-def bench_check(settings: Settings) -> None:
-    """What the derivative check costs once: the first HVP of a network, fresh each time, over a later one."""
+def bench_check(settings: BenchmarkSettings) -> None:
+    """Cost of the derivative check: the first HVP of a network, with the cache cleared, over a later one."""
     landscape = demo_network(settings.device)
     theta = landscape.theta0
 
-    def first() -> torch.Tensor:
+    def first_hvp() -> torch.Tensor:
         landscape._derivatives.asked.clear()
         return landscape.hvp(theta, theta)
 
-    later = functools.partial(call, landscape, "hvp", theta)
-    ratio("first HVP of the CNN, its check included / a later one", first, later, settings, "≤ 5")
+    later_hvp = functools.partial(evaluate, landscape, "hvp", theta)
+    ratio("first HVP of the CNN, its check included / a later one", first_hvp, later_hvp, settings, "≤ 5")
 
 
-def bench_modified(settings: Settings) -> None:
-    """The modified field of orders 1 to 5 on the CNN with all training digits over one gradient, products beside it."""
+def bench_modified(settings: BenchmarkSettings) -> None:
+    """The modified field of orders 1 to 5 on the CNN with all training digits over one gradient, with its products."""
     landscape = demo_network(settings.device, examples="all")
     theta = landscape.theta0
     for order, target in ((1, "≤ 1.15"), (2, "≤ 5"), (3, "≤ 15"), (4, "≤ 60"), (5, "none")):
@@ -168,11 +168,11 @@ def bench_modified(settings: Settings) -> None:
         ModifiedFlow(counted, 0.1, order).velocity(0.0, theta)
         products = ", ".join(f"{count:g} {name}" for name, count in counted.counts.items() if count)
         field = functools.partial(ModifiedFlow(landscape, 0.1, order).velocity, 0.0, theta)
-        gradient = functools.partial(call, landscape, "grad", theta)
+        gradient = functools.partial(evaluate, landscape, "grad", theta)
         ratio(f"modified field of order {order} on the CNN ({products}) / gradient", field, gradient, settings, target)
 
 
-BENCHMARKS: dict[str, Callable[[Settings], None]] = {
+BENCHMARKS: dict[str, Callable[[BenchmarkSettings], None]] = {
     "integrate": bench_integrate,
     "sympy": bench_sympy,
     "descend": bench_descend,
@@ -184,8 +184,8 @@ BENCHMARKS: dict[str, Callable[[Settings], None]] = {
 }
 
 
-def main(settings: Settings) -> None:
-    """Run the benchmarks asked for."""
+def main(settings: BenchmarkSettings) -> None:
+    """Run the selected benchmarks."""
     torch.set_num_threads(settings.threads)
     print(f"torch {torch.__version__}, {settings.threads} threads, device {settings.device}")
     for name in settings.only:
@@ -193,4 +193,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, prog=f"python -m {__package__}.benchmark", description=__doc__))
+    main(tyro.cli(BenchmarkSettings, prog=f"python -m {__package__}.benchmark", description=__doc__))

@@ -1,8 +1,8 @@
 r"""Why there is no modified loss beyond order 2: python -m scripts.curl [options].
 
-A field descends a loss only if its curl vanishes. That of gradient descent's modified flow of order 2 does; from order
-3 on it is h²/6 times the off-diagonal entry of the commutator of D³f[∇f] and H plus O(h³), and the work done around a
-loop is not zero. Drawn and integrated on the Rosenbrock valley.
+A field is a gradient only if its curl vanishes. The curl of gradient descent's modified flow of order 2 vanishes; from
+order 3 on it is h²/6 times the off-diagonal entry of the commutator of D³f[∇f] and H plus O(h³), and the work around a
+closed loop is not zero. Plotted and integrated on the Rosenbrock valley.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from flows import ModifiedFlow
 from flows.invariants import asymmetry
 from landscapes import Rosenbrock
 
-from .lab.command_line import guarded, parse
+from .lab.command_line import exit_status_of, parse
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to draw."""
+class CurlSettings:
+    """Options of the figure."""
 
     h: float = 0.02
     """Learning rate."""
@@ -37,13 +37,13 @@ class Settings:
     centre: tuple[float, float] = (-0.4, 0.6)
     """Centre of the loop."""
     radius: float = 0.3
-    """Its radius."""
+    """Radius of the loop."""
     orders: tuple[int, ...] = (2, 3, 4, 5)
     """Orders of the modified flow."""
     points: int = 64
     """Points on the loop, and on each ring of the disc."""
     out: Path = Path("results/curl.png")
-    """Where the figure goes."""
+    """File of the figure."""
 
 
 def curl(flow: ModifiedFlow, theta: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def curl(flow: ModifiedFlow, theta: Tensor) -> Tensor:
     return 2 * asymmetry(flow, theta)[..., 1, 0]
 
 
-def circulation(flow: ModifiedFlow, settings: Settings) -> float:
+def circulation(flow: ModifiedFlow, settings: CurlSettings) -> float:
     """∮ v·dθ around the loop by the trapezoidal rule, which converges exponentially on a circle."""
     angle = torch.arange(settings.points, dtype=torch.float64) * (2 * math.pi / settings.points)
     outward = torch.stack([angle.cos(), angle.sin()], dim=-1)
@@ -60,8 +60,8 @@ def circulation(flow: ModifiedFlow, settings: Settings) -> float:
     return float((velocity * tangent).sum() * settings.radius * 2 * math.pi / settings.points)
 
 
-def flux(flow: ModifiedFlow, settings: Settings) -> float:
-    """∬ curl over the disc, Stokes' other side: Gauss–Legendre in the radius, the trapezoidal rule in the angle."""
+def flux(flow: ModifiedFlow, settings: CurlSettings) -> float:
+    """∬ curl over the disc, by Stokes the circulation; Gauss–Legendre in the radius, trapezoidal in the angle."""
     nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(16))
     radii = settings.radius * (nodes + 1) / 2
     angle = torch.arange(settings.points, dtype=torch.float64) * (2 * math.pi / settings.points)
@@ -70,8 +70,8 @@ def flux(flow: ModifiedFlow, settings: Settings) -> float:
     return float((curl(flow, places).sum(dim=-1) * radii * weights).sum() * settings.radius * math.pi / settings.points)
 
 
-def draw(settings: Settings) -> None:
-    """The curl of order 3 over the plane, and the loop."""
+def draw_curl(settings: CurlSettings) -> None:
+    """Plot the curl of order 3 over the plane, and the loop."""
     landscape = Rosenbrock(b=settings.b)
     x, y = (torch.linspace(c - 0.8, c + 0.8, 161, dtype=torch.float64) for c in settings.centre)
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
@@ -91,24 +91,24 @@ def draw(settings: Settings) -> None:
     plt.close(figure)
 
 
-def run(settings: Settings) -> None:
-    """Print both sides of Stokes' theorem for each order, and draw."""
+def run(settings: CurlSettings) -> None:
+    """Print both sides of Stokes' theorem for each order, and write the figure."""
     landscape = Rosenbrock(b=settings.b)
     print(f"Rosenbrock b = {settings.b:g}, h = {settings.h:g}, loop of radius {settings.radius:g} at {settings.centre}")
     print(f"{'order':>5}  {'work around the loop':>20}  {'curl over the disc':>20}")
     for order in settings.orders:
         flow = ModifiedFlow(landscape, settings.h, order)
         print(f"{order:>5}  {circulation(flow, settings):>20.10e}  {flux(flow, settings):>20.10e}")
-    draw(settings)
+    draw_curl(settings)
     print(f"figure: {settings.out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run from the command line; returns the exit status."""
     settings = parse(
-        Settings, sys.argv[1:] if arguments is None else arguments, f"python -m {__package__}.curl", __doc__ or ""
+        CurlSettings, sys.argv[1:] if arguments is None else arguments, f"python -m {__package__}.curl", __doc__ or ""
     )
-    return guarded(functools.partial(run, settings))
+    return exit_status_of(functools.partial(run, settings))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The Krylov engine beside scipy's: python -m scripts.curvature velocity|tracking [options].
+"""The Krylov engine compared with scipy's: python -m scripts.curvature velocity|tracking [options].
 
-Both tables count Hessian-vector products, which is what every method spends, and take errors against dense float64.
+Both tables count Hessian-vector products, the dominant cost of every method; errors are relative to dense float64.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from flows.models.principal import principal_coefficient
 from landscapes import Landscape
 from landscapes.krylov import EigenpairTracker, eigenpairs, matrix_function, random_block, spectral_action
 
-from .lab.command_line import guarded, parse, use_threads
-from .lab.experiment import aligned
+from .lab.command_line import exit_status_of, parse, use_threads
+from .lab.experiment import align_rows
 from .lab.network import NetGround
 
 Product = Callable[[Tensor], Tensor]
 
 
 class Counter:
-    """v ↦ Hv, counted, on torch's vectors and on numpy's."""
+    """v ↦ Hv with a counter, for vectors of torch and of numpy."""
 
     def __init__(self, product: Product, like: Tensor):
         self._product = product
@@ -42,11 +42,12 @@ class Counter:
         self.count += 1
         return self._product(v)
 
-    def numpy(self) -> LinearOperator:
+    def linear_operator(self) -> LinearOperator:
         """The same product for scipy."""
         d = self._like.shape[-1]
 
         def product(v: np.ndarray) -> np.ndarray:
+            # vectors of scipy may be views with strides that torch rejects
             return self(torch.from_numpy(np.ascontiguousarray(v)).to(self._like)).double().cpu().numpy()
 
         return LinearOperator((d, d), matvec=product, dtype=np.float64)
@@ -54,10 +55,10 @@ class Counter:
 
 @dataclass(frozen=True)
 class Velocity:
-    """The principal flow's velocity on the demo's CNN, trained to hλ₀ ≥ 1.5: full spectrum against the top 20."""
+    """The principal flow's velocity on the demo's CNN, trained to hλ₀ ≥ 1.5: full spectrum compared with the top 20."""
 
     steps: tuple[int, ...] = (60, 100, 150, 250, 300)
-    """Steps of gradient descent after which the velocity is taken."""
+    """Steps of gradient descent after which the velocity is evaluated."""
     tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-6)
     """Tolerances of the Krylov space."""
     modes: int = 20
@@ -66,17 +67,17 @@ class Velocity:
     """Threads on the CPU."""
 
     def run(self) -> None:
-        """Train, print."""
+        """Train, evaluate, print."""
         landscape, theta0 = NetGround("lenet", data="digits", examples=300).build(0, torch.float64, "cpu")
         h = 0.6
         path = descend(GradientDescent(landscape, h), theta0, max(self.steps)).theta
         rows = [["step", "hλ₀", "method", "HVPs", "relative error", "estimate"]]
         for k in self.steps:
-            rows += self.at(landscape, path[k], h, k)
+            rows += self.rows_at(landscape, path[k], h, k)
         print(f"PF velocity, complex branch, demo CNN ({landscape.dimension} weights, 300 digits), h = {h}")
-        print(aligned(rows))
+        print(align_rows(rows))
 
-    def at(self, landscape: Landscape, theta: Tensor, h: float, k: int) -> list[list[str]]:
+    def rows_at(self, landscape: Landscape, theta: Tensor, h: float, k: int) -> list[list[str]]:
         """Rows of one iterate."""
         point = landscape.expand(theta)
         hessian, gradient = point.hessian(), point.grad
@@ -93,7 +94,7 @@ class Velocity:
             row = [f"Krylov, tolerance {tolerance:g}", str(result.products), error(result.value), f"{estimate:.1e}"]
             rows.append([*place, *row])
         product = Counter(point.hvp, theta)
-        values, vectors = eigsh(product.numpy(), k=self.modes, which="LA", v0=np.ones(len(theta)))
+        values, vectors = eigsh(product.linear_operator(), k=self.modes, which="LA", v0=np.ones(len(theta)))
         u = torch.from_numpy(vectors.T.copy())  # (k, d)
         weights = principal_coefficient(h * torch.from_numpy(values)) + 1
         truncated = (weights * (u @ gradient)) @ u.to(weights.dtype) - gradient
@@ -106,24 +107,24 @@ class Tracking:
     """Top eigenvalues at every step of gradient descent at the edge of stability, several modes near 2/h."""
 
     steps: int = 200
-    """Steps followed."""
+    """Number of tracked steps."""
     before: int = 500
-    """Steps taken to reach the edge."""
+    """Steps before the edge is reached."""
     count: int = 4
-    """Eigenvalues wanted."""
+    """Number of eigenvalues."""
     tolerance: float = 1e-4
-    """Error allowed, in λ₀."""
+    """Tolerance, relative to λ₀."""
     lobpcg_iterations: tuple[int, ...] = (1, 2)
-    """Iterations of scipy's lobpcg a step, warm from the step before."""
+    """Iterations of scipy's lobpcg per step, started from the vectors of the previous step."""
     eigsh_tolerances: tuple[float, ...] = (1e-2, 1e-4)
-    """Tolerances of scipy's eigsh, cold at every step."""
+    """Tolerances of scipy's eigsh, without a starting guess."""
     dense_every: int = 20
-    """Steps from one dense eigendecomposition, the judge, to the next; in between a tight Lanczos run is."""
+    """Steps between two dense eigendecompositions; they check the reference, a tight Lanczos run at every step."""
     threads: int = 1
     """Threads on the CPU."""
 
     def run(self) -> None:
-        """Follow, print."""
+        """Track, print."""
         ground = NetGround("lenet", data="digits", examples=300, loss="square")
         landscape, theta = ground.build(0, torch.float64, "cpu")
         h = 0.5
@@ -136,7 +137,7 @@ class Tracking:
         near, judged = [], 0.0
         for k in range(self.steps):
             point = landscape.expand(theta)
-            exact = tight(point.hvp, theta, 6)
+            exact = reference_values(point.hvp, theta, 6)
             if k % self.dense_every == 0:
                 whole = torch.linalg.eigvalsh(point.hessian()).flip(0)[:6]
                 judged = max(judged, float((whole - exact).abs().max() / whole[0]))
@@ -156,11 +157,11 @@ class Tracking:
         for name in methods:
             cost, error = np.array(spent[name]), np.array(errors[name])
             rows.append([name, f"{cost.mean():.1f}", str(cost.max()), f"{np.median(error):.1e}", f"{error.max():.1e}"])
-        print(aligned(rows))
+        print(align_rows(rows))
 
 
-def tight(product: Product, theta: Tensor, count: int) -> Tensor:
-    """The largest eigenvalues to rounding, from a cold block."""
+def reference_values(product: Product, theta: Tensor, count: int) -> Tensor:
+    """The largest eigenvalues to rounding, from a random block."""
     pairs = eigenpairs(product, random_block(theta, count + 2, 1), count, tolerance=1e-10, limit=1000)
     if not pairs.converged:
         raise RuntimeError("the judge did not converge; raise its limit")
@@ -168,7 +169,7 @@ def tight(product: Product, theta: Tensor, count: int) -> Tensor:
 
 
 class Carried:
-    """This project's tracker."""
+    """The tracker of this package."""
 
     def __init__(self, settings: Tracking):
         self._tracker = EigenpairTracker(settings.count, tolerance=settings.tolerance)
@@ -179,7 +180,7 @@ class Carried:
 
 
 class Lobpcg:
-    """scipy's lobpcg from the vectors of the step before, a fixed number of iterations."""
+    """scipy's lobpcg started from the vectors of the previous step, with a fixed number of iterations."""
 
     def __init__(self, count: int, iterations: int):
         self._count = count
@@ -195,7 +196,7 @@ class Lobpcg:
 
 
 class Columns:
-    """A block product (d, b) ↦ H (d, b), as matrices are multiplied."""
+    """A block product (d, b) ↦ H (d, b), in the form of a matrix product."""
 
     def __init__(self, product: Counter):
         self.product = product
@@ -214,14 +215,14 @@ def lobpcg(operator: Columns, block: Tensor, iterations: int) -> tuple[Tensor, T
     d = block.shape[0]
     whole = LinearOperator((d, d), matvec=lambda v: product(v[:, None])[:, 0], matmat=product, dtype=np.float64)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the iterations decide, no tolerance is to be reached
+        warnings.simplefilter("ignore", UserWarning)  # a fixed number of iterations: lobpcg warns of its tolerance
         values, vectors = scipy_lobpcg(whole, block.numpy(), largest=True, maxiter=iterations, tol=1e-12)
     order = np.argsort(-values)
     return torch.from_numpy(values[order]), torch.from_numpy(vectors[:, order].copy())
 
 
 class Cold:
-    """scipy's eigsh from nothing."""
+    """scipy's eigsh without a starting guess."""
 
     def __init__(self, count: int, tolerance: float):
         self._count = count
@@ -230,7 +231,9 @@ class Cold:
     def __call__(self, product: Counter, theta: Tensor) -> Tensor:
         """Values (count,)."""
         ones = np.ones(len(theta))
-        found = eigsh(product.numpy(), self._count, which="LA", tol=self._tolerance, v0=ones, return_eigenvectors=False)
+        found = eigsh(
+            product.linear_operator(), self._count, which="LA", tol=self._tolerance, v0=ones, return_eigenvectors=False
+        )
         return torch.from_numpy(np.sort(found)[::-1].copy())
 
 
@@ -238,10 +241,10 @@ Table = Annotated[Velocity, tyro.conf.subcommand("velocity")] | Annotated[Tracki
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, or 2 after one line about bad input."""
+    """Exit status: 0, or 2 after one line about invalid input."""
     settings = parse(Table, arguments, f"python -m {__package__}.curvature", __doc__ or "")
     use_threads(settings.threads)
-    return guarded(settings.run)
+    return exit_status_of(settings.run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One figure of every toy: contours, critical points, gradient descent and gradient flow. python -m scripts.gallery"""
+"""A figure of all toys: contours, critical points, gradient descent and gradient flow. python -m scripts.gallery"""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from flows import GradientDescent, GradientFlow, descend, integrate
 from flows.engines.trajectory import FolderError, writable_folder
 from landscapes import LANDSCAPES, Toy
 
-from .lab.starts import gentle
+from .lab.starts import gentle_rate
 
-# Step size and number of steps that show what each toy is for, else as many steps as here and a gentle step size;
-# gradient flow runs for as long.
+# Step size and number of steps that show the purpose of each toy; the others use STEPS and a step size with hλ ≤ ½;
+# gradient flow runs to the same time.
 STEPS = 40
 RUNS: dict[str, tuple[float, int]] = {
     "quadratic": (0.95, 60),
@@ -50,7 +50,7 @@ RUNS: dict[str, tuple[float, int]] = {
     "matrix-factorisation": (0.2, 150),
     "catapult": (1.5, 60),
 }
-# Okabe and Ito's colours; shapes tell the kinds apart without them.
+# Okabe and Ito's colours; the marker shapes differ too, for readers who cannot see the colours.
 KINDS: dict[str, dict[str, Any]] = {
     "minimum": {"marker": "o", "color": "#009E73"},
     "saddle": {"marker": "X", "color": "#E69F00"},
@@ -65,16 +65,16 @@ COLUMNS, MESH, LEVELS = 4, 181, 18
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to draw."""
+class GallerySettings:
+    """Options of the figure."""
 
     out: Path = Path("docs/gallery.png")
-    """File of the figure; its ending sets the format."""
+    """File of the figure; its suffix sets the format."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The plane origin + a·axes[0] + b·axes[1], axes orthonormal, and the rectangle of (a, b) that is drawn."""
+    """The plane origin + a·axes[0] + b·axes[1] with orthonormal axes, and the plotted rectangle of (a, b)."""
 
     origin: Tensor
     axes: Tensor
@@ -88,8 +88,8 @@ class Slice:
         """Coordinates (..., 2) of the nearest point in the plane."""
         return (theta - self.origin) @ self.axes.T
 
-    def holds(self, theta: Tensor) -> bool:
-        """Whether θ (d,) is in the plane."""
+    def contains(self, theta: Tensor) -> bool:
+        """Whether θ (d,) lies in the plane."""
         return bool((self.lift(self.project(theta)) - theta).abs().max() < 1e-9)
 
 
@@ -105,13 +105,13 @@ def run_of(name: str, toy: Toy) -> tuple[float, int]:
     """Step size and number of steps of the toy of that name."""
     if name in RUNS:
         return RUNS[name]
-    return gentle(toy, torch.tensor(toy.start, dtype=torch.float64)), STEPS
+    return gentle_rate(toy, torch.tensor(toy.start, dtype=torch.float64)), STEPS
 
 
 def choose_slice(toy: Toy, end: Tensor) -> Slice:
-    """Both coordinates in the plane; beyond, the plane through start, end and the first critical point.
+    """The coordinate plane in two dimensions; above, the plane through start, end and the first critical point.
 
-    Where the three are on a line, the direction of sharpest curvature at the end stands in for the third.
+    If the three points are collinear, the direction of largest curvature at the end replaces the third.
     """
     start = torch.tensor(toy.start, dtype=torch.float64)
     if toy.dimension == 2:
@@ -125,19 +125,20 @@ def choose_slice(toy: Toy, end: Tensor) -> Slice:
     second = next(v for v in across if float(v.norm()) > 1e-6)
     axes.append(second / second.norm())
     plane = Slice(origin, torch.stack(axes), ())
-    shown = plane.project(torch.stack([start, end, *(p for p in positions if plane.holds(p))]))
+    shown = plane.project(torch.stack([start, end, *(p for p in positions if plane.contains(p))]))
     middle = (shown.amax(dim=0) + shown.amin(dim=0)) / 2
     half = 0.75 * float((shown.amax(dim=0) - shown.amin(dim=0)).max())
     return Slice(origin, plane.axes, tuple((float(m) - half, float(m) + half) for m in middle))
 
 
 def draw_plane(axes: Axes, toy: Toy, h: float, steps: int) -> None:
-    """Contours whose levels share out the area evenly, with paths and critical points on top."""
+    """Contours whose levels divide the area evenly, with paths and critical points on top."""
     descent, flow = run_paths(toy, h, steps)
     plane = choose_slice(toy, descent[-1])
     x, y = (torch.linspace(low, high, MESH, dtype=torch.float64) for low, high in plane.window)
     mesh = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     heights = toy.loss(plane.lift(mesh)).numpy()
+    # quantiles, as equal steps of the loss leave the floors of steep toys without a contour
     levels = np.unique(np.nanquantile(heights, np.linspace(0, 1, LEVELS)))
     norm = BoundaryNorm(levels, ncolors=256)
     axes.contourf(x, y, heights, levels=levels, cmap="Greys", norm=norm, alpha=0.45)
@@ -146,14 +147,14 @@ def draw_plane(axes: Axes, toy: Toy, h: float, steps: int) -> None:
         axes.plot(*plane.project(path).numpy().T, **look)
     axes.plot(*plane.project(descent[:1]).numpy().T, **START)
     for point in toy.critical_points():
-        if plane.holds(point.position):
+        if plane.contains(point.position):
             axes.plot(*plane.project(point.position).numpy(), **KINDS[point.kind], **MARK)
     names = ("x", "y") if toy.dimension == 2 else ("a, first axis of a slice", "b, second axis")
     axes.set(xlim=plane.window[0], ylim=plane.window[1], xlabel=names[0], ylabel=names[1])
 
 
 def draw_line(axes: Axes, toy: Toy, h: float, steps: int) -> None:
-    """The curve of a toy of one coordinate, with paths and critical points on it."""
+    """The curve of a toy with one coordinate, with paths and critical points on it."""
     descent, flow = run_paths(toy, h, steps)
     x = torch.linspace(*toy.window[0], MESH, dtype=torch.float64)[:, None]
     axes.plot(x[:, 0], toy.loss(x), color="0.45", linewidth=0.8)
@@ -208,7 +209,7 @@ def legend() -> list[Artist]:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about a file that cannot be written."""
-    settings = tyro.cli(Settings, args=arguments, prog=f"python -m {__package__}.gallery", description=__doc__)
+    settings = tyro.cli(GallerySettings, args=arguments, prog=f"python -m {__package__}.gallery", description=__doc__)
     try:
         print(f"figure: {draw(settings.out)}")
     except FolderError as error:

@@ -1,7 +1,7 @@
 r"""The modified equation of a method, tree by tree: python -m scripts.modified_equation --method NAME --order N.
 
-A table (tree, order, σ, γ, coefficient, landscape form) and the equation as LaTeX on screen; in the folder the same as
-table.txt, equation.tex and equation.json, and figure.png with the trees drawn. --loss adds the field of that loss.
+Prints a table (tree, order, σ, γ, coefficient, landscape form) and the equation as LaTeX; writes both to the folder as
+table.txt, equation.tex and equation.json, and figure.png with the trees. --loss adds the field of that loss.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from flows.series.latex import (
 from flows.series.methods import Exact
 from landscapes.errors import check_count
 
-from .lab.command_line import guarded, parse
+from .lab.command_line import exit_status_of, parse
 from .lab.tree_figure import draw_trees
 
 HALF = Fraction(1, 2)
@@ -65,8 +65,8 @@ METHODS: dict[str, ExplicitMethod | Multistep] = {
     "reduced-heavy-ball": heavy_ball_multistep(BETA),
     "reduced-nesterov": nesterov_multistep(BETA),
 }
-HIGHEST = 10  # 1,205 trees of one colour up to here; a table of more is read by no one
-HIGHEST_LOSS = 6  # expressions of a concrete loss grow like the trees times their products
+HIGHEST = 10  # 1,205 trees of one colour; longer tables are of no use
+HIGHEST_LOSS = 6  # the expressions of a concrete loss grow with the number of trees and their products
 FUNCTIONS: dict[str, Callable[[sympy.Expr], sympy.Expr]] = {
     name: getattr(sympy, name) for name in ("exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "sqrt")
 }
@@ -77,24 +77,24 @@ OPERATORS: dict[type[ast.operator], Callable[[sympy.Expr, sympy.Expr], sympy.Exp
     ast.Div: lambda a, b: a / b,
     ast.Pow: lambda a, b: a**b,
 }
-LONGEST_LOSS, LARGEST_EXPONENT, MOST_BITS = 500, 32, 4096  # characters; |n| in x**n; of a number that a power makes
+LONGEST_LOSS, LARGEST_EXPONENT, MOST_BITS = 500, 32, 4096  # characters; |n| in x**n; bits of a power of numbers
 Name = Literal["euler", "midpoint", "heun", "rk4", "heavy-ball", "nesterov", "reduced-heavy-ball", "reduced-nesterov"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Whose modified equation, how far, and where to."""
+class EquationSettings:
+    """Method, order and output of a modified equation."""
 
     method: Name = "euler"
-    """The method: on ẏ = f(y), F = −∇f on a landscape; heavy-ball and nesterov are the scaled maps on (x, v) with
-    friction μ, the reduced ones hold at a fixed momentum β."""
+    """The method, for ẏ = f(y), F = −∇f on a landscape; heavy-ball and nesterov are the scaled maps on (x, v) with
+    friction μ, the reduced ones hold for fixed momentum β."""
     order: int = 4
-    """Trees of up to so many vertices, powers of h below it."""
+    """Largest number of vertices of a tree: one more than the largest power of h."""
     loss: str | None = None
-    """A loss such as "x**4 + x*y" whose modified field is to be shown: numbers, names, + - * / **, exp, log, sin, cos,
-    tan, sinh, cosh, tanh, sqrt. It is read as arithmetic and never run."""
+    """A loss such as "x**4 + x*y" whose modified field is shown: numbers, names, + - * / **, exp, log, sin, cos,
+    tan, sinh, cosh, tanh, sqrt. It is parsed as arithmetic and never executed."""
     drawn: int = 4
-    """Largest trees in the figure; 3 reads best for the two-coloured momentum maps."""
+    """Largest order of the trees in the figure; use 3 for the two-coloured momentum maps."""
     out: Path = Path("results/modified_equation")
     """Folder of table.txt, equation.tex, equation.json and figure.png."""
 
@@ -119,7 +119,7 @@ def read_loss(text: str) -> tuple[sympy.Expr, list[sympy.Symbol]]:
 
 
 def arithmetic(node: ast.expr) -> sympy.Expr:
-    """The sympy expression of a parsed one: a closed list of what may occur, nothing evaluated by name."""
+    """The sympy expression of a parsed one, by an explicit list of nodes: no name is evaluated."""
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool) and abs(number) < math.inf:
             return sympy.Rational(str(number))
@@ -141,7 +141,7 @@ def arithmetic(node: ast.expr) -> sympy.Expr:
 
 
 def check_power(base: sympy.Expr, exponent: sympy.Expr) -> None:
-    """Raise unless the exponent is a small number and a number to that power stays of moderate length."""
+    """Raise unless the exponent is a small number and a number to that power has moderate length."""
     if not exponent.is_Rational or abs(exponent) > LARGEST_EXPONENT:
         raise ValueError(f"--loss may hold powers with exponents from −{LARGEST_EXPONENT} to {LARGEST_EXPONENT} only")
     if base.is_Rational and max(abs(base.p), base.q).bit_length() * abs(exponent) > MOST_BITS:
@@ -149,7 +149,7 @@ def check_power(base: sympy.Expr, exponent: sympy.Expr) -> None:
 
 
 def tree_rows(series: Series) -> list[dict[str, Any]]:
-    """One row a tree, those whose coefficient vanishes too."""
+    """One row per tree, including the trees with coefficient zero."""
     rows = []
     for n in range(1, series.order + 1):
         for whole in rooted_trees(n, series.grammar):
@@ -179,7 +179,7 @@ def landscape_form(factor: Exact, base: Tree) -> str:
 
 
 def coefficient_text(c: Exact) -> str:
-    """A fraction, or a quotient with β, as read in a table."""
+    """A fraction, or a quotient with β, in table form."""
     sign, size = oriented(c)
     return ("−" if sign < 0 else "") + str(size).replace("**", "^").replace("beta", "β")
 
@@ -215,8 +215,8 @@ def concrete_field(method: ExplicitMethod | Multistep, text: str, order: int) ->
     return {f"d{symbol}/dt": str(entry) for symbol, entry in zip(symbols, field, strict=True)}
 
 
-def run(settings: Settings) -> None:
-    """Print the table, the LaTeX and the field, and keep all of it in the folder."""
+def run(settings: EquationSettings) -> None:
+    """Print the table, the LaTeX and the field, and write them to the folder."""
     if check_count("--order", settings.order) > HIGHEST:
         raise ValueError(f"--order must be at most {HIGHEST}, got {settings.order}")
     check_count("--drawn", settings.drawn)
@@ -240,9 +240,9 @@ def run(settings: Settings) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, or 2 after one line about bad input."""
-    settings = parse(Settings, arguments, f"python -m {__package__}.modified_equation", __doc__ or "")
-    return guarded(lambda: run(settings))
+    """Exit status: 0, or 2 after one line about invalid input."""
+    settings = parse(EquationSettings, arguments, f"python -m {__package__}.modified_equation", __doc__ or "")
+    return exit_status_of(lambda: run(settings))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 r"""Stiff gradient flow, cost at equal error: python -m scripts.stiff [--only NAME …] [--rtols R …].
 
 Gradient flow by exprb43, by torchdiffeq's explicit methods (rk4 at its largest stable step) and, on toys, by scipy's
-LSODA, each along a ladder of tolerances: the error at the end against a tight reference, gradients, Hessian-vector
-products, and both as gradients, an HVP for 2.2 of them (reverse mode with the graph kept). Below each table stands the
+LSODA, each for several tolerances: error at the end relative to a tight reference, gradients, Hessian-vector
+products, and both in units of gradients, with 2.2 per HVP (reverse mode with the graph kept). Below each table: the
 cheapest run of every method within an error.
 """
 
@@ -30,36 +30,36 @@ Name = Literal["valley", "cnn", "cnn-start"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to integrate, and how far."""
+class StiffSettings:
+    """Cases and lengths of the integrations."""
 
     only: tuple[Name, ...] = ("valley", "cnn", "cnn-start")
     """Cases: Rosenbrock's valley, the CNN past the edge of stability, the CNN from its random start."""
     stiffness: tuple[float, ...] = (1e4, 1e6)
     """b of Rosenbrock's valley."""
     valley_time: float = 0.15
-    """How long to flow along the valley."""
+    """Time along the valley."""
     h: float = 0.6
-    """Learning rate of the gradient descent that takes the CNN to the edge."""
+    """Learning rate of the gradient descent that brings the CNN to the edge."""
     steps: int = 300
     """Its steps."""
     cnn_time: float = 300.0
-    """How long to flow from there; a third as long from the random start."""
+    """Time from there; a third of it from the random start."""
     examples: int = 300
     """Digits that the CNN is trained on."""
     rtols: tuple[float, ...] = (1e-2, 1e-3, 1e-5)
     """Relative tolerances; absolute ones are a hundredth of them."""
     max_steps: int = 3000
-    """Steps after which an adaptive method is given up, and gradients for rk4."""
+    """Largest number of steps of an adaptive method, and of gradients for rk4."""
     device: str = "cpu"
-    """Where to run."""
+    """Device."""
     threads: int = 1
-    """Threads torch may use on the CPU."""
+    """Threads of torch on the CPU."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run: how accurate it was, ‖θ − θ*‖/‖θ*‖ at the end, and what it took."""
+class StiffRow:
+    """One run: its error ‖θ − θ*‖/‖θ*‖ at the end and its cost."""
 
     method: str
     setting: str
@@ -85,19 +85,19 @@ HEADER = f"{'method':13} {'':>12} {'error':>9} {'gradients':>10} {'HVPs':>8} {'a
 
 
 def stiff_table(
-    name: str, landscape: Landscape, theta0: Tensor, span: float, checks: Sequence[str], settings: Settings
-) -> list[Row]:
-    """Print and return what every method took to flow from θ0 for ``span``, and how far from the reference it ended.
+    name: str, landscape: Landscape, theta0: Tensor, span: float, checks: Sequence[str], settings: StiffSettings
+) -> list[StiffRow]:
+    """Print and return the cost of every method from θ0 for ``span``, and its error relative to the reference.
 
-    ``checks``: the methods that a tight run is made by, the first of them the reference.
+    ``checks``: the methods of the tight runs, the first of them the reference.
     """
     flow = GradientFlow(landscape)
     tight = {method: reference(flow, theta0, span, method) for method in checks}
     end = tight[checks[0]]
-    apart = ", ".join(f"{m} {distance(tight[m], end):.1e}" for m in checks[1:])
+    gaps = ", ".join(f"{m} {distance(tight[m], end):.1e}" for m in checks[1:])
     sharpness = max(abs(extreme_eigenvalue(landscape, theta) or 0.0) for theta in (theta0, end))
     print(
-        f"\n{name}, t = {span:g}, λ up to {sharpness:.3g} at the ends; tight {checks[0]}, from which {apart}\n{HEADER}"
+        f"\n{name}, t = {span:g}, λ up to {sharpness:.3g} at the ends; tight {checks[0]}, distance of {gaps}\n{HEADER}"
     )
     rows = []
     for method in ("exprb43", "dopri5", "bosh3", *(["scipy_solver"] if "scipy_solver" in checks else [])):
@@ -108,7 +108,7 @@ def stiff_table(
             rows.append(row(method, f"rtol {rtol:.0e}", run, end))
             print(rows[-1], flush=True)
             if run.status != "finished":
-                break  # the step is held down by stability: a tighter tolerance ends alike
+                break  # stability limits the step: a tighter tolerance gives the same run
     rows.append(largest_stable_steps(flow, theta0, span, sharpness, end, settings.max_steps))
     print(rows[-1])
     print_cheapest(rows)
@@ -116,7 +116,7 @@ def stiff_table(
 
 
 def reference(flow: GradientFlow, theta0: Tensor, span: float, method: str) -> Tensor:
-    """The end of a run at a tight tolerance: LSODA and dopri5 near rounding, exprb43 as tight as it stays cheap."""
+    """The end of a run at a tight tolerance: near rounding by LSODA and dopri5, affordably tight by exprb43."""
     rtol, atol = (1e-7, 1e-9) if method == "exprb43" else (1e-9, 1e-11)
     run = integrate(flow, theta0, [0.0, span], method=method, rtol=rtol, atol=atol)
     if run.status != "finished":
@@ -129,39 +129,39 @@ def distance(theta: Tensor, end: Tensor) -> float:
     return float(torch.linalg.vector_norm(theta - end) / torch.linalg.vector_norm(end))
 
 
-def row(method: str, setting: str, run: Trajectory, end: Tensor) -> Row:
-    """What a run shows."""
+def row(method: str, setting: str, run: Trajectory, end: Tensor) -> StiffRow:
+    """The row of a run."""
     finished = run.status == "finished"
     error = distance(run.theta[-1], end) if finished else math.nan
     status = "finished" if finished else run.status.sentence.split(";")[0]
-    return Row(method, setting, error, run.cost["grad"], run.cost["hvp"], status)
+    return StiffRow(method, setting, error, run.cost["grad"], run.cost["hvp"], status)
 
 
 def largest_stable_steps(
     flow: GradientFlow, theta0: Tensor, span: float, sharpness: float, end: Tensor, most: int
-) -> Row:
-    """rk4 in the fewest equal steps that are stable for ``sharpness``; where those are too many, their cost alone."""
+) -> StiffRow:
+    """rk4 with the fewest equal steps that are stable for ``sharpness``; above the limit of steps their cost alone."""
     steps = max(1, math.ceil(span * sharpness / RK4))
     if 4 * steps > most:
-        return Row("rk4", f"dt {span / steps:.1e}", math.nan, 4 * steps, 0, "not run: the fewest stable steps")
+        return StiffRow("rk4", f"dt {span / steps:.1e}", math.nan, 4 * steps, 0, "not run: the fewest stable steps")
     run = integrate(flow, theta0, [0.0, span], method="rk4", dt=span / steps)
     return row("rk4", f"dt {span / steps:.1e}", run, end)
 
 
-def print_cheapest(rows: Sequence[Row]) -> None:
-    """For each error of ``WITHIN``, what the cheapest run of each method within it took."""
+def print_cheapest(rows: Sequence[StiffRow]) -> None:
+    """For each error of ``WITHIN``, the cost of the cheapest run of each method within it."""
     for most in WITHIN:
         best: dict[str, float] = {}
         for run in rows:
             cheapest = min(best.get(run.method, math.inf), run.equivalents if run.error <= most else math.inf)
             best[run.method] = cheapest
-        shown = ", ".join(
+        costs = ", ".join(
             f"{method} {cost:.0f}" if math.isfinite(cost) else f"{method} –" for method, cost in best.items()
         )
-        print(f"within {most:.0e}, as gradients: {shown}")
+        print(f"within {most:.0e}, as gradients: {costs}")
 
 
-def valley(settings: Settings) -> None:
+def valley(settings: StiffSettings) -> None:
     """Rosenbrock's valley from its wall, along its floor."""
     for b in settings.stiffness:
         landscape = Rosenbrock(b=b)
@@ -170,8 +170,8 @@ def valley(settings: Settings) -> None:
         stiff_table(f"Rosenbrock's valley, b = {b:g}", landscape, theta0, settings.valley_time, checks, settings)
 
 
-def cnn(settings: Settings) -> None:
-    """The demo's tanh CNN from where gradient descent has taken it: at the edge of stability."""
+def cnn(settings: StiffSettings) -> None:
+    """The demo's tanh CNN from an iterate of gradient descent at the edge of stability."""
     landscape, theta0 = network(settings)
     descent = GradientDescent(landscape, settings.h)
     theta = descend(descent, theta0, settings.steps, keep="last").theta[-1]
@@ -181,15 +181,15 @@ def cnn(settings: Settings) -> None:
     stiff_table(name, landscape, theta, settings.cnn_time, ["dopri5", "exprb43"], settings)
 
 
-def cnn_start(settings: Settings) -> None:
-    """The same network from its random start, where the flow bends most."""
+def cnn_start(settings: StiffSettings) -> None:
+    """The same network from its random start, where the flow curves most."""
     landscape, theta0 = network(settings)
     name = f"CNN of {landscape.dimension} weights from its random start"
     stiff_table(name, landscape, theta0, settings.cnn_time / 3, ["dopri5", "exprb43"], settings)
 
 
-def network(settings: Settings) -> tuple[Landscape, Tensor]:
-    """LeNet with tanh on digits, float64: what is measured is the method, not rounding."""
+def network(settings: StiffSettings) -> tuple[Landscape, Tensor]:
+    """LeNet with tanh on digits in float64, so that the error of the method dominates rounding."""
     ground = NetGround(architecture="lenet", data="digits", examples=settings.examples)
     return ground.build(0, torch.float64, settings.device)
 
@@ -197,12 +197,12 @@ def network(settings: Settings) -> tuple[Landscape, Tensor]:
 CASES = {"valley": valley, "cnn": cnn, "cnn-start": cnn_start}
 
 
-def main(settings: Settings) -> None:
-    """Print the tables asked for."""
+def main(settings: StiffSettings) -> None:
+    """Print the selected tables."""
     torch.set_num_threads(settings.threads)
     for name in settings.only:
         CASES[name](settings)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, prog=f"python -m {__package__}.stiff", description=__doc__))
+    main(tyro.cli(StiffSettings, prog=f"python -m {__package__}.stiff", description=__doc__))

@@ -1,1 +1,1 @@
-"""What the experiments share: command line, store, networks, landscapes and models by name."""
+"""Parts shared by the experiments: command line, store, networks, landscapes and models by name."""

@@ -1,4 +1,4 @@
-"""What the command lines share: typed options, one line for every error, devices and threads."""
+"""Parts shared by the command lines: typed options, one line for every error, devices and threads."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 class Experiment(Protocol):
-    """An experiment as a family's registry holds it: a frozen dataclass of options."""
+    """An experiment as the registry of its family lists it: a frozen dataclass of options."""
 
     def run(self) -> None:
-        """Measure, print and draw."""
+        """Measure, print and plot."""
         ...
 
 
 def run_one_of(
     experiments: Mapping[str, str | type[Experiment]], arguments: Sequence[str], package: str, description: str
 ) -> int:
-    """Run the experiment of ``package`` that the first argument names, its fields as options; the exit status."""
+    """Run the experiment of ``package`` named by the first argument, its fields as options; returns the exit status."""
     kinds = resolve_references(experiments, package)
     form: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
-    return guarded(parse(form, arguments, f"python -m {package}", description).run)
+    return exit_status_of(parse(form, arguments, f"python -m {package}", description).run)
 
 
 def parse(form: Any, arguments: Sequence[str], prog: str, description: str) -> Any:
-    """Options of a typed form from the command line; one line and exit status 2 where they do not parse."""
-    said = io.StringIO()
+    """Parse a typed form from the command line; on invalid options print one line and exit with status 2."""
+    messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(messages):
             return tyro.cli(
                 form,
                 args=arguments,
@@ -55,23 +55,24 @@ def parse(form: Any, arguments: Sequence[str], prog: str, description: str) -> A
             )
     except SystemExit as stop:
         if stop.code:
-            print(f"error: {one_line(said.getvalue())}", file=sys.stderr)
+            print(f"error: {one_line(messages.getvalue())}", file=sys.stderr)
         raise
 
 
 def one_line(text: str) -> str:
-    """What a box of text says, on one line, without the advice below its rule."""
+    """The text inside a box, on one line, without the advice below the rule."""
     inside = " ".join(re.sub(r"[│╭╮╰╯]|─+", " ", text).split())
     return re.split(r"(?: -{8,})? (?:Arguments are applied|Perhaps you meant|For full helptext)", inside)[0]
 
 
-def guarded(run: Callable[[], None]) -> int:
-    """Exit status of a run: 0, or 2 after one line about bad input; warnings are notes of a line."""
+def exit_status_of(run: Callable[[], None]) -> int:
+    """Run and return the exit status: 0, or 2 after one line about invalid input; a warning is printed as one line."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
             run()
-    except BrokenPipeError:  # whoever read the tables has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, closed it
+        # Python flushes stdout once more at exit, which would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, OSError) as error:
@@ -81,13 +82,13 @@ def guarded(run: Callable[[], None]) -> int:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch use that many threads on the CPU; its own choice where None."""
+    """Set the number of CPU threads of torch; None keeps torch's default."""
     if threads is not None:
         torch.set_num_threads(check_count("threads", threads))
 
 
 def check_device(device: str) -> None:
-    """Raise unless torch can put a tensor on the device."""
+    """Raise ValueError unless torch can allocate a tensor on the device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -1,4 +1,4 @@
-r"""The demo's network as benchmarks use it, and its gradients as a training loop writes them."""
+r"""The network of the demo as used by the benchmarks, and its gradients in a plain training loop."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def demo_network(
 def bare_gradients(
     module: torch.nn.Module, loss: LossFunction, inputs: torch.Tensor, targets: torch.Tensor, count: int
 ) -> None:
-    """Forward and backward as a training loop writes them, ``count`` times."""
+    """Run ``count`` forward and backward passes as in a plain training loop."""
     for _ in range(count):
         torch.autograd.grad(loss(module(inputs), targets).mean(), list(module.parameters()))

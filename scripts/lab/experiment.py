@@ -1,4 +1,4 @@
-"""What every experiment has: where to write, how to run, how to draw."""
+"""Base class of the experiments: result folder, device, precision, figure."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .command_line import DTYPES, check_device, use_threads
 from .store import Store
 
 MODELS = {"gradient flow": 0, "IGR flow": 1, "principal flow": 2, "principal flow, real branch": 3}
-"""Models by the number of their colour, the same in every figure."""
-ELSEWHERE = {"out", "figure", "device", "threads", "root"}  # options that leave the results as they are
+"""Models by the index of their colour, the same in every figure."""
+ELSEWHERE = {"out", "figure", "device", "threads", "root"}  # options without influence on the results
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,24 @@ class Common:
     """Options of every experiment."""
 
     out: Path | None = None
-    """Folder of results, figure.png and table.txt among them; by default results/PACKAGE/EXPERIMENT. A run that was
-    stopped goes on there."""
+    """Folder of the results, including figure.png and table.txt; default results/PACKAGE/EXPERIMENT. An interrupted run
+    resumes there."""
     figure: Path | None = None
-    """Where else to write the figure."""
+    """Second path to which the figure is written."""
     device: str = "cpu"
-    """Where to run: cpu, cuda, cuda:1, …"""
+    """Device: cpu, cuda, cuda:1, …"""
     threads: int | None = None
-    """Threads on the CPU, torch's own choice by default."""
+    """Threads on the CPU; default: torch's choice."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision."""
     seed: int = 0
-    """Seeds weights, data limits and mini-batches."""
+    """Seed of weights, choice of data and mini-batches."""
 
     @property
     def name(self) -> str:
-        """The experiment's subcommand."""
-        return "".join(f"-{c.lower()}" if c.isupper() else c for c in type(self).__name__).lstrip("-")
+        """The experiment's subcommand: the class name in kebab case, without a final Experiment."""
+        words = type(self).__name__.removesuffix("Experiment")
+        return "".join(f"-{c.lower()}" if c.isupper() else c for c in words).lstrip("-")
 
     @property
     def real(self) -> torch.dtype:
@@ -53,34 +54,34 @@ class Common:
         return DTYPES[self.dtype]
 
     def configuration(self) -> dict[str, Any]:
-        """What the results depend on."""
-        said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"experiment": self.name} | {key: value for key, value in said.items() if key not in ELSEWHERE}
+        """The options on which the results depend."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"experiment": self.name} | {key: value for key, value in values.items() if key not in ELSEWHERE}
 
     def store(self, **more: Any) -> Store:
-        """The folder of results, for these options and ``more`` of the configuration."""
+        """The result folder for these options and the additional entries ``more`` of the configuration."""
         check_device(self.device)
         use_threads(self.threads)
         folder = Path("results/principal_flow") / self.name if self.out is None else self.out
         return Store(folder, self.configuration() | more)
 
     def draw(self, store: Store, figure: Figure) -> None:
-        """Write the figure beside the results, and where else it was asked for."""
+        """Write the figure to the result folder and, if given, to the path of --figure."""
         for path in [store.folder / "figure.png", *([] if self.figure is None else [self.figure])]:
             writable_folder(path.parent)
             figure.savefig(path, dpi=160)
             print(f"figure: {path}", flush=True)
 
 
-def look(model: str) -> dict[str, Any]:
+def model_style(model: str) -> dict[str, Any]:
     """Colour, dashes and marker of a model."""
     i = MODELS[model]
     return {"color": COLOURS[i], "linestyle": DASHES[i], "marker": MARKERS[i], "markersize": 3.5}
 
 
 def legend(figure: Figure, models: Sequence[str], others: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """One legend above the panels: models, and other lines with their looks."""
-    handles = [Line2D([], [], label=model, **look(model)) for model in models]
+    """One legend above the panels: models, and other lines with their styles."""
+    handles = [Line2D([], [], label=model, **model_style(model)) for model in models]
     handles += [Line2D([], [], label=name, **dict(style)) for name, style in (others or {}).items()]
     figure.legend(
         handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize="small", frameon=False
@@ -88,7 +89,7 @@ def legend(figure: Figure, models: Sequence[str], others: Mapping[str, Mapping[s
 
 
 def label(axes: Axes, x: str, y: str, title: str, *, log: str = "") -> None:
-    """Names, title, logarithmic axes ("x", "y", "xy") and a light grid."""
+    """Set axis labels, title, logarithmic axes ("x", "y", "xy") and a light grid."""
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, fontsize="medium")
     if "x" in log:
@@ -99,8 +100,8 @@ def label(axes: Axes, x: str, y: str, title: str, *, log: str = "") -> None:
     axes.set_axisbelow(True)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of a table under their heading, the first column to the left."""
+def align_rows(rows: Sequence[Sequence[str]]) -> str:
+    """Format a table: the first column left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))

@@ -1,4 +1,4 @@
-"""What the figures of experiments share: lines, one legend above the panels, readable ticks."""
+"""Parts shared by the figures of the experiments: line styles, one legend above the panels, readable ticks."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SCATTERED: Style = {"color": "black", "linestyle": "-", "linewidth": 0.9}
 SLOPE: Style = {"color": "0.35", "linewidth": 0.8}
 
 
-def look(i: int) -> dict[str, Any]:
+def line_style(i: int) -> dict[str, Any]:
     """Colour, dashes and marker of the i-th line."""
     return {"color": COLOURS[i], "linestyle": DASHES[i], "marker": MARKERS[i], "markersize": 3.5, "linewidth": 1.2}
 
 
-def above(figure: Figure, looks: Mapping[str, Mapping[str, Any]], columns: int) -> None:
-    """One legend above the panels."""
+def legend_above(figure: Figure, looks: Mapping[str, Mapping[str, Any]], columns: int) -> None:
+    """Draw one legend above the panels."""
     handles = [Line2D([], [], label=name, **dict(style)) for name, style in looks.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize="small", frameon=False)
 
 
-def readable(axis: Axis) -> None:
-    """Numbers at 1, 2 and 5 on a logarithmic axis of a decade or two."""
+def set_readable_ticks(axis: Axis) -> None:
+    """Set ticks at 1, 2 and 5 on a logarithmic axis that spans one or two decades."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -40,13 +40,13 @@ GUIDE: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "linestyle": (0, (8,
 EQUATION: dict[str, Any] = {"color": "black", "linewidth": 1.0}
 
 
-def dots(i: int) -> dict[str, Any]:
+def point_style(i: int) -> dict[str, Any]:
     """Colour and marker of the i-th set of points, with error bars."""
     return {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "capsize": 2, "elinewidth": 0.9}
 
 
 def powers_of_two(axes: Axes, levels: Sequence[int]) -> None:
-    """The levels themselves as ticks of a logarithmic axis."""
+    """Set the levels as ticks of a logarithmic axis."""
     axes.xaxis.set_major_locator(FixedLocator(list(levels)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

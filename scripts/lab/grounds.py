@@ -1,8 +1,8 @@
-r"""What a script can descend, by name: toys and finite sums (networks: net_ground), each a typed configuration.
+r"""Landscapes of the scripts by name: toys and finite sums (networks: network.py), each a typed configuration.
 
-``build(seed, dtype, device)`` gives the landscape and the θ0 that the run starts from unless the user gives another.
-Toys of ``LANDSCAPES`` whose parameters are numbers are their own configuration, with their defaults there; those made
-of tensors have one of their own.
+``build(seed, dtype, device)`` returns the landscape and the default start θ0.
+A toy of ``LANDSCAPES`` whose parameters are numbers is its own configuration, with its values as defaults; a toy made
+of tensors has a configuration class.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from .network import NetGround
 
 
 class Ground(Protocol):
-    """A configuration that builds what is descended."""
+    """A configuration that builds a landscape."""
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
         """The landscape and its default θ0."""
         ...
 
 
-def start(toy: Toy, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-    """A toy and the θ0 it names."""
+def with_start(toy: Toy, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
+    """A toy and its start θ0 as a tensor."""
     return toy, torch.tensor(toy.start, dtype=dtype, device=device)
 
 
 def diagonal(values: tuple[float, ...]) -> Tensor:
-    """The diagonal matrix of these."""
+    """The diagonal matrix of the values."""
     return torch.diag(torch.tensor(values, dtype=torch.float64))
 
 
 def toy_ground(toy: Toy) -> type:
-    """A configuration named after the toy's class, with the toy's own fields as options and its values as defaults."""
+    """A configuration named after the toy's class, with the fields of the toy as options and its values as defaults."""
 
     def build(self: Any, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: the toy's own."""
-        return start(self.toy, dtype, device)
+        """Start: that of the toy."""
+        return with_start(self.toy, dtype, device)
 
     formula = " ".join((type(toy).__doc__ or "").split("\n\n")[0].split())
     members = {"build": build, "__doc__": formula}
@@ -74,19 +74,19 @@ class QuadraticGround:
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
         """Start: (−0.35, −0.2) in two dimensions (Rosca et al. 2023), all ones in others."""
-        return start(Quadratic(diagonal(self.eigenvalues)), dtype, device)
+        return with_start(Quadratic(diagonal(self.eigenvalues)), dtype, device)
 
 
 @dataclass(frozen=True)
 class SphericalQuotientGround:
-    """Half the Rayleigh quotient θᵀAθ / (2 θᵀθ) of a diagonal A: the same along every ray."""
+    """Half the Rayleigh quotient θᵀAθ / (2 θᵀθ) of a diagonal A: constant along every ray."""
 
     eigenvalues: tuple[float, ...] = (0.5, 2.0)
     """Eigenvalues of A."""
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: a unit vector near the last of the eigenvectors."""
-        return start(SphericalQuotient(diagonal(self.eigenvalues)), dtype, device)
+        """Start: a unit vector near the last eigenvector."""
+        return with_start(SphericalQuotient(diagonal(self.eigenvalues)), dtype, device)
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,17 @@ class MatrixFactorisationGround:
     singular_values: tuple[float, ...] = (2.0, 0.5)
     """Singular values of M."""
     rank: int | None = None
-    """Columns of U and V; as many as singular values by default."""
+    """Columns of U and V; default: the number of singular values."""
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
-        """Start: a tenth of the first singular vectors."""
+        """Start: the first singular vectors times 0.1."""
         rank = len(self.singular_values) if self.rank is None else check_count("rank", self.rank)
-        return start(MatrixFactorisation(diagonal(self.singular_values), rank), dtype, device)
+        return with_start(MatrixFactorisation(diagonal(self.singular_values), rank), dtype, device)
 
 
 @dataclass(frozen=True)
 class TwoQuadraticsGround:
-    """Two quadratic examples that pull to different minima: the smallest finite sum."""
+    """Two quadratic examples with different minima: the smallest finite sum."""
 
     ratio: float = 4.0
     separation: float = 2.0
@@ -136,9 +136,9 @@ class RegressionGround:
 
     data: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(DATA_SETS)}.")] = "breast-cancer"
     root: Path | None = None
-    """Folder that holds the data's files; by default they are looked for in THALWEG_DATA, or downloaded."""
+    """Folder with the files of the data; default: THALWEG_DATA if they are there, else they are downloaded."""
     examples: int | None = None
-    """Class-balanced training examples; all of them by default."""
+    """Class-balanced training examples; default: all."""
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[Landscape, Tensor]:
         """Start: 0."""
@@ -156,13 +156,13 @@ OWN: dict[str, type] = {
     "regression": RegressionGround,
     "net": NetGround,
 }
-"""Those that are no toy made of numbers."""
+"""The configurations that are not toys with numerical parameters."""
 GROUNDS: dict[str, type] = {name: OWN.get(name) or toy_ground(make()) for name, make in LANDSCAPES.items()} | OWN
 """Every configuration by the name of its subcommand."""
 
 if TYPE_CHECKING:
-    AnyGround = Ground  # which classes there are is known at run time only
+    AnyGround = Ground  # the members are known at run time only
 else:
-    AnyGround = Union[  # noqa: UP007  # its members are computed
+    AnyGround = Union[  # noqa: UP007  # computed members
         tuple(Annotated[ground, tyro.conf.subcommand(name)] for name, ground in GROUNDS.items())
     ]

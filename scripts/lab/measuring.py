@@ -1,4 +1,4 @@
-r"""How benchmarks measure: ratios of neighbouring runs, and the growth of the peak of a process's memory."""
+r"""Measurements of the benchmarks: ratios of alternating runs, and the growth of a process's peak memory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import psutil
 import torch
 
 Program = Callable[[], object]
-LONGEST_WAIT = 3600  # seconds for a process of its own
+LONGEST_WAIT = 3600  # seconds for a separate process
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """How to measure."""
+    """Options of a measurement."""
 
     repeats: int = 15
     """Interleaved repeats of each pair of programs."""
     device: str = "cpu"
-    """Where to run the networks and toys."""
+    """Device of the networks and toys."""
     threads: int = 2
-    """Threads torch may use on the CPU."""
+    """Threads of torch on the CPU."""
 
 
 def seconds(program: Program, device: str) -> float:
@@ -40,7 +40,7 @@ def seconds(program: Program, device: str) -> float:
 
 
 def ratio(name: str, ours: Program, theirs: Program, settings: Measuring, target: str) -> None:
-    """Print the median ratio of interleaved repeats, and the spread."""
+    """Print the median ratio of alternating repeats, and the quartiles."""
     for program in (ours, theirs):
         program()
     ratios = [seconds(ours, settings.device) / seconds(theirs, settings.device) for _ in range(settings.repeats)]
@@ -49,8 +49,8 @@ def ratio(name: str, ours: Program, theirs: Program, settings: Measuring, target
 
 
 def in_its_own_process(function: Callable[..., None], *arguments: Any) -> Any:
-    """What ``function(*arguments, queue)`` puts on the queue in a fresh process; raise where that ends without it."""
-    context = multiprocessing.get_context("spawn")
+    """The value that ``function(*arguments, queue)`` puts on the queue in a fresh process; RuntimeError if none."""
+    context = multiprocessing.get_context("spawn")  # a forked child starts with the parent's memory and threads
     queue = context.SimpleQueue()
     process = context.Process(target=function, args=(*arguments, queue))
     process.start()
@@ -62,7 +62,7 @@ def in_its_own_process(function: Callable[..., None], *arguments: Any) -> Any:
 
 
 def growth(program: Program, device: str) -> float:
-    """By how much the peak of this process's memory exceeds what it holds now while ``program`` runs, in MiB."""
+    """Growth of this process's peak memory over its present memory while ``program`` runs, in MiB."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -74,9 +74,9 @@ def growth(program: Program, device: str) -> float:
 
 
 def peak_bytes() -> int:
-    """The most that this process has held of the machine's memory."""
+    """The peak memory of this process."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's peak is that of the parent where the parent held more
+    if status.exists():  # getrusage of a forked child starts at the peak of its parent
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
     import resource
 

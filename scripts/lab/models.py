@@ -1,8 +1,8 @@
-r"""Flows and descents by the names of the command line; one more is a line in FLOWS, NUMBERED or DESCENTS.
+r"""Flows and descents by the names of the command line; a new one is one line in FLOWS, NUMBERED or DESCENTS.
 
-An entry of a flow also says which descent it follows and how closely: tests/flows/models/test_registry.py holds every
-entry to that. A class that takes landscape, h and options by their names may be an entry as "package.module:Class",
-import and all (docs/extending.md).
+The entry of a flow also states the descent that it approximates and the order of the error; these statements are
+tested by tests/flows/models/test_registry.py. A class whose constructor takes landscape, h and options by name can be
+given as a reference "package.module:Class" (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from landscapes import FiniteSum, Landscape
 from landscapes.noise.base import Kind
 from landscapes.references import resolve_reference
 
-DENSE = 64  # weights up to which a Hessian is made whole
-PRODUCTS = 30  # HVPs of a principal-flow evaluation beyond
+DENSE = 64  # largest dimension for which the Hessian is built densely
+PRODUCTS = 30  # HVPs of a principal-flow evaluation above DENSE
 
 
 @dataclass(frozen=True)
 class Options:
-    """What models take beyond landscape and learning rate; each takes what concerns it."""
+    """Options of the models beyond landscape and learning rate; each model uses those it needs."""
 
     branch: str = "auto"
     krylov: int | None = None
@@ -60,8 +60,8 @@ class Options:
     batch_size: int = 32
     sampling: str = "epoch"
 
-    def principal(self, landscape: Landscape) -> dict[str, Any]:
-        """How a principal flow is evaluated: on the branch that suits the loss, its Hessian dense or not by size."""
+    def principal_options(self, landscape: Landscape) -> dict[str, Any]:
+        """Arguments of a principal flow: the branch that suits the loss, and a dense Hessian up to DENSE weights."""
         automatic = "complex" if landscape.holomorphic else "real"
         return {
             "krylov": PRODUCTS if self.krylov is None and landscape.dimension > DENSE else self.krylov,
@@ -71,13 +71,13 @@ class Options:
 
 
 def batches(landscape: Landscape, options: Options, name: str, instead: str) -> tuple[FiniteSum, int, str]:
-    """The landscape's examples, the size of a mini-batch and how those are drawn; ValueError where there are none."""
+    """The landscape as a finite sum, the mini-batch size and the sampling; ValueError if it has no examples."""
     if not isinstance(landscape, FiniteSum):
         raise ValueError(f"{name} needs examples, {type(landscape).__name__} has none; use {instead}")
     return landscape, min(options.batch_size, landscape.size), options.sampling
 
 
-def stochastic(landscape: Landscape, h: float, options: Options) -> Descent:
+def sgd(landscape: Landscape, h: float, options: Options) -> Descent:
     """SGD on the landscape's examples."""
     examples, b, sampling = batches(landscape, options, "--descent sgd", "gd")
     return StochasticGradientDescent(examples, h, b, sampling)
@@ -95,14 +95,14 @@ def scaled_stochastic_heavy_ball(landscape: Landscape, h: float, options: Option
     return ScaledStochasticHeavyBall(examples, h, options.friction, b, sampling)
 
 
-def equation(landscape: Landscape, h: float, order: int, options: Options) -> Flow:
+def sgd_equation(landscape: Landscape, h: float, order: int, options: Options) -> Flow:
     """The stochastic modified equation of SGD."""
     examples, b, sampling = batches(landscape, options, "flow sde-N", "modified-N")
     return StochasticModifiedEquation(examples, h, b, order, sampling)
 
 
 def momentum_equation(landscape: Landscape, h: float, order: int, options: Options) -> Flow:
-    """That of SGD with friction."""
+    """The stochastic modified equation of SGD with friction."""
     examples, b, sampling = batches(landscape, options, "flow momentum-sde-N", "scaled-heavy-ball-N")
     return MomentumModifiedEquation(examples, h, options.friction, b, order, sampling)
 
@@ -110,8 +110,8 @@ def momentum_equation(landscape: Landscape, h: float, order: int, options: Optio
 Build = Callable[[Landscape, float, Options], Any]
 
 
-def built(entry: str | Build, landscape: Landscape, h: float, options: Options) -> Any:
-    """What an entry comes to; a class by reference takes landscape, h and the options that its signature names."""
+def build_entry(entry: str | Build, landscape: Landscape, h: float, options: Options) -> Any:
+    """The model of an entry; a class given by reference gets landscape, h and the options in its signature."""
     if not isinstance(entry, str):
         return entry(landscape, h, options)
     kind: Callable[..., Any] = resolve_reference(entry)
@@ -124,10 +124,10 @@ def built(entry: str | Build, landscape: Landscape, h: float, options: Options) 
 
 @dataclass(frozen=True)
 class FlowEntry:
-    r"""A flow by name, and the claims that the tests of the registry hold it to.
+    r"""A flow by name, and the statements that the tests of the registry check.
 
-    The error of one step against ``descent``, from its start, falls as h^order; ``settles``: only once the transient of
-    that descent is over. Of a flow with ``noise`` this is said of its drift, against the descent without its noise.
+    The error of one step against ``descent``, from its start, falls as h^order; with ``settles`` only after the
+    transient of that descent. For a flow with ``noise`` this holds for its drift, against the descent without noise.
     """
 
     build: str | Build
@@ -139,7 +139,7 @@ class FlowEntry:
 
 @dataclass(frozen=True)
 class FamilyEntry:
-    """A family of flows whose N-th member has a one-step error of order N + 1; the rest as in ``FlowEntry``."""
+    """A family of flows whose N-th member has a one-step error of order N + 1; the other fields as in ``FlowEntry``."""
 
     build: Callable[[Landscape, float, int, Options], Flow]
     descent: str = "gd"
@@ -157,15 +157,19 @@ class FamilyEntry:
 
 FLOWS: dict[str, FlowEntry] = {
     "gradient": FlowEntry(lambda f, h, options: GradientFlow(f), 2),
-    "principal": FlowEntry(lambda f, h, options: PrincipalFlow(f, h, **options.principal(f)), 3),
+    "principal": FlowEntry(lambda f, h, options: PrincipalFlow(f, h, **options.principal_options(f)), 3),
     "principal-third-order": FlowEntry(
-        lambda f, h, options: PrincipalFlow(f, h, third_order=True, **options.principal(f)), 4
+        lambda f, h, options: PrincipalFlow(f, h, third_order=True, **options.principal_options(f)), 4
     ),
     "heavy-ball-principal": FlowEntry(
-        lambda f, h, options: HeavyBallPrincipalFlow(f, h, options.momentum, **options.principal(f)), 3, "heavy-ball"
+        lambda f, h, options: HeavyBallPrincipalFlow(f, h, options.momentum, **options.principal_options(f)),
+        3,
+        "heavy-ball",
     ),
     "nesterov-principal": FlowEntry(
-        lambda f, h, options: NesterovPrincipalFlow(f, h, options.momentum, **options.principal(f)), 3, "nesterov"
+        lambda f, h, options: NesterovPrincipalFlow(f, h, options.momentum, **options.principal_options(f)),
+        3,
+        "nesterov",
     ),
 }
 """Flows by name."""
@@ -183,13 +187,13 @@ NUMBERED: dict[str, FamilyEntry] = {
     "scaled-nesterov": FamilyEntry(
         lambda f, h, order, options: ModifiedNesterovFlow(f, h, options.friction, order), "scaled-nesterov"
     ),
-    "sde": FamilyEntry(equation, "sgd", noise="general"),
+    "sde": FamilyEntry(sgd_equation, "sgd", noise="general"),
     "momentum-sde": FamilyEntry(momentum_equation, "sgd-scaled-heavy-ball", noise="general"),
 }
-"""Families of flows by the name that an order follows: modified-2 is the second of them."""
+"""Families of flows by the prefix before the order: modified-2 is the member of order 2 of modified."""
 DESCENTS: dict[str, str | Build] = {
     "gd": lambda f, h, options: GradientDescent(f, h),
-    "sgd": stochastic,
+    "sgd": sgd,
     "heavy-ball": lambda f, h, options: HeavyBall(f, h, options.momentum),
     "nesterov": lambda f, h, options: Nesterov(f, h, options.momentum),
     "scaled-heavy-ball": lambda f, h, options: ScaledHeavyBall(f, h, options.friction),
@@ -197,13 +201,13 @@ DESCENTS: dict[str, str | Build] = {
     "sgd-heavy-ball": stochastic_heavy_ball,
     "sgd-scaled-heavy-ball": scaled_stochastic_heavy_ball,
 }
-"""Descents by name; classes of torch.optim go by their own."""
+"""Descents by name; classes of torch.optim are found by their class name."""
 FLOW_NAMES = (*FLOWS, *(f"{family}-N" for family in NUMBERED))
-"""What ``--flows`` may name, N a whole number."""
+"""The names that ``--flows`` accepts; N is a positive integer."""
 
 
 def flow_entry(name: str) -> FlowEntry:
-    """The entry of that name, of a family's member too; ValueError naming what there is."""
+    """The entry of that name, also of a member of a family; ValueError with the accepted names."""
     if name in FLOWS:
         return FLOWS[name]
     match = re.fullmatch(r"(.+)-(\d+)", name)
@@ -213,16 +217,16 @@ def flow_entry(name: str) -> FlowEntry:
 
 
 def flow_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Flow:
-    """The flow of that name; ValueError naming what there is."""
-    return built(flow_entry(name).build, landscape, h, options)
+    """The flow of that name; ValueError with the accepted names."""
+    return build_entry(flow_entry(name).build, landscape, h, options)
 
 
 def descent_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Descent:
-    """The descent of that name; ValueError naming what there is."""
+    """The descent of that name; ValueError with the accepted names."""
     if name in DESCENTS:
-        return built(DESCENTS[name], landscape, h, options)
+        return build_entry(DESCENTS[name], landscape, h, options)
     kind = getattr(torch.optim, name, None)
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
-        factory: Any = kind  # the base class declares no lr, its classes all take one
+        factory: Any = kind  # the base class Optimizer declares no lr, but its subclasses take one
         return OptimizerDescent(landscape, functools.partial(factory, lr=h))
     raise ValueError(f"--descent must name {', '.join(DESCENTS)} or a class of torch.optim, got {name!r}")

@@ -1,4 +1,4 @@
-r"""Networks on data as a script's ground: any architecture on any data set, each option from a preset unless given."""
+r"""Networks on data as landscapes of a script: any architecture on any data set; a preset supplies missing options."""
 
 from __future__ import annotations
 
@@ -36,41 +36,41 @@ Size = Literal["laptop", "paper"]
 
 @dataclass(frozen=True)
 class NetGround:
-    """A network on real data, full batch or mini-batches of it."""
+    """A network on real data, with the full batch or mini-batches."""
 
     architecture: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(ARCHITECTURES)}.")] = "lenet"
     preset: Size = "laptop"
-    """Where options not given come from: sizes for two cores, or the paper's."""
+    """Source of the options that are not given: sizes for two cores, or those of the paper."""
     data: Annotated[str | None, tyro.conf.arg(help=f"One of {', '.join(DATA_SETS)}; the preset's by default.")] = None
     root: Path | None = None
-    """Folder that holds the data's files; by default they are looked for in THALWEG_DATA, or downloaded."""
+    """Folder with the files of the data; default: THALWEG_DATA if they are there, else they are downloaded."""
     examples: int | Literal["all"] | None = None
     """Class-balanced training examples."""
     classes: tuple[int, ...] | None = None
-    """Keep these classes only."""
+    """Use these classes only."""
     labels: Literal["true", "random"] = "true"
-    """Random: every label drawn anew (Zhang et al. 2017)."""
+    """random: every label is drawn at random (Zhang et al. 2017)."""
     label_noise: float = 0.0
-    """Fraction of examples given another label."""
+    """Fraction of examples with a wrong label."""
     width: float | None = None
-    """Multiplies channels and hidden units."""
+    """Factor of the numbers of channels and hidden units."""
     activation: str | None = None
-    """tanh, relu, gelu, sine, square, …; the architecture's by default."""
+    """tanh, relu, gelu, sine, square, …; default: that of the architecture."""
     norm: str | None = None
-    """batch, group or none (vit: layer or none); the architecture's by default."""
+    """batch, group or none (vit: layer or none); default: that of the architecture."""
     pooling: str | None = None
-    """max, average or strided, where there is pooling."""
+    """max, average or strided, if the architecture has pooling."""
     loss: Literal["cross-entropy", "square"] = "cross-entropy"
     chunk_size: int | None = None
-    """Examples, or ghost batches, whose graph is held at once; the preset's by default, all on a laptop's."""
+    """Examples, or ghost batches, per chunk of a gradient; default: that of the preset (laptop: all)."""
     ghost_size: int | None = None
-    """Examples that share their batch-norm statistics; a rest of the examples is left out."""
+    """Examples that share their batch-norm statistics; an incomplete last group is dropped."""
     holomorphic: bool = False
     """Accept complex weights (tanh, sine or polynomial activations, no max pooling)."""
 
     @property
     def chosen(self) -> Preset:
-        """The preset, with what the user gave in its place."""
+        """The preset with the given options in place of its values."""
         check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
         if self.data is not None:
             check_choice("data", self.data, DATA_SETS)
@@ -94,18 +94,18 @@ class NetGround:
         return rate | {"steps": preset.steps, "batch_size": preset.batch_size, "flows": preset.flows}
 
     def integration(self, h: float) -> dict[str, Any]:
-        """How to integrate flows over steps of h."""
+        """Integration settings of flows over steps of h."""
         substeps = self.chosen.substeps
         return {"rtol": 1e-4, "atol": 1e-6} if substeps is None else {"method": "rk4", "dt": h / substeps}
 
     def load(self, seed: int) -> Data:
-        """The examples, relabelled as asked."""
+        """The examples, with the labels requested."""
         preset = self.chosen
         whole = preset.classes is not None or self.data is not None
         data = load_data(preset.data, root=self.root, limit=None if whole else preset.examples, seed=seed)
         if preset.classes is not None:
             data = only_classes(data, preset.classes)
-        if whole and preset.examples is not None:  # a preset's number gives way to what there is, the user's does not
+        if whole and preset.examples is not None:  # cap a preset's number, let a given one raise
             data = limit_examples(
                 data, min(preset.examples, len(data)) if self.examples is None else preset.examples, seed
             )
@@ -123,7 +123,7 @@ class NetGround:
         return module.to(device, dtype), LOSSES[self.loss], data.inputs.to(device, dtype), data.targets.to(device)
 
     def test_part(self, seed: int, dtype: torch.dtype, device: str) -> tuple[NetworkLandscape, Tensor]:
-        """The loss on the data's test part, and its classes: what ``Evaluation`` takes."""
+        """The loss on the test part of the data, and the classes: the arguments of ``Evaluation``."""
         preset = self.chosen
         data = load_data(preset.data, root=self.root, train=False)
         if preset.classes is not None:
@@ -133,14 +133,14 @@ class NetGround:
         return NetworkLandscape(module, loss, data.inputs.to(device, dtype), targets), targets
 
     def build(self, seed: int, dtype: torch.dtype, device: str) -> tuple[NetworkLandscape, Tensor]:
-        """Start: the network's own random weights, drawn with the seed."""
+        """Start: the random initial weights of the network for this seed."""
         landscape = self.landscape(*self.parts(seed, dtype, device), seed=seed)
         return landscape, landscape.theta0
 
     def landscape(
         self, module: nn.Module, loss: LossFunction, inputs: Tensor, targets: Tensor, *, seed: int
     ) -> NetworkLandscape:
-        """The sum over ghost batches where there is batch norm, else over examples."""
+        """The sum over ghost batches if the network has batch norm, else over examples."""
         if not any(isinstance(layer, BatchNorm) for layer in module.modules()):
             kind = HolomorphicNetworkLandscape if self.holomorphic else NetworkLandscape
             return kind(module, loss, inputs, targets, self.chosen.chunk_size)

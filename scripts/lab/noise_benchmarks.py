@@ -1,6 +1,6 @@
-r"""Costs of gradient noise and of stochastic flows, as ``scripts.benchmark`` prints them.
+r"""Costs of gradient noise and of stochastic flows, as printed by ``scripts.benchmark``.
 
-Every pair of programs does the same work on the same numbers: as many gradients, normals of the same shape and dtype.
+Both programs of a pair do the same work on the same numbers: equally many gradients, normals of equal shape and dtype.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .demo_network import bare_gradients, demo_network
 from .measuring import Measuring, growth, in_its_own_process, ratio, seconds
 from .network import NetGround
 
-CHUNK = 200  # images of CIFAR's size that go through the network at a time
+CHUNK = 200  # images of CIFAR's size per forward pass
 
 
 @dataclass(frozen=True)
 class NoiseSettings(Measuring):
-    """What to measure of gradient noise."""
+    """Options of the benchmarks of gradient noise."""
 
     steps: int = 20
     """Steps of the stochastic equation on the CNN."""
@@ -38,15 +38,15 @@ class NoiseSettings(Measuring):
     path_steps: int = 1000
     """Steps of each path."""
     images: int = 10_000
-    """Images of the noise's eigenpairs."""
+    """Images for the eigenpairs of the noise."""
     pairs: int = 50
     """Eigenpairs."""
     root: Path | None = None
-    """Folder that holds CIFAR-10; random images of its size without it."""
+    """Folder with CIFAR-10; without it, random images of the same size are used."""
 
 
 def all_digits(device: str) -> tuple[NetworkLandscape, Callable[[int], None]]:
-    """The demo's tanh CNN on all 1,797 digits, and as many bare forward and backward passes of it as are asked for."""
+    """The demo's tanh CNN on all 1,797 digits, and a function that runs so many bare forward-backward passes."""
     ground = NetGround(examples="all", width=1.0)
     module, loss, inputs, targets = ground.parts(0, torch.float32, device)
     test = load_data("digits", train=False)
@@ -57,10 +57,10 @@ def all_digits(device: str) -> tuple[NetworkLandscape, Callable[[int], None]]:
 
 
 def bench_sde_step(settings: NoiseSettings) -> None:
-    """Euler's steps of the order-1 equation with dt = h, noise included, over as many gradients, bare and ours.
+    """Euler steps of the order-1 equation with dt = h, noise included, over as many gradients, bare and of the package.
 
-    Where glibc hands freed memory back to the kernel, page faults move the ratio by a tenth either way; it keeps
-    it with MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 in the environment.
+    If glibc returns freed memory to the kernel, page faults change the ratio by up to a tenth; it keeps the memory with
+    MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 in the environment.
     """
     landscape, bare = all_digits(settings.device)
     theta0, h, steps = landscape.theta0, 0.1, settings.steps
@@ -77,7 +77,7 @@ def bench_sde_step(settings: NoiseSettings) -> None:
 
 
 def bench_paths(settings: NoiseSettings) -> None:
-    """Paths in the plane by Euler's method, last state kept, over the normals alone; torchsde's over ours."""
+    """Paths in the plane by Euler's method, last state kept, over the normals alone; torchsde over this package."""
     h, steps = 1e-4, settings.path_steps
     equation = NoisyModifiedEquation(Rosenbrock(), h, IsotropicNoise(1.0, 2))
     like = torch.zeros(settings.paths, 2, dtype=torch.float64, device=settings.device)
@@ -95,7 +95,7 @@ def bench_paths(settings: NoiseSettings) -> None:
 
 
 def torchsde_run(equation: NoisyModifiedEquation, theta0: Tensor, steps: int, h: float) -> Callable[[], Tensor]:
-    """The same equation by torchsde's Euler method, its noise said to be diagonal and additive by its root alone."""
+    """The same equation by torchsde's Euler method, with the noise declared as diagonal and additive."""
     try:
         import torchsde
     except ImportError as error:
@@ -133,11 +133,11 @@ def cifar_network(images: int, root: Path | None, device: str) -> NetworkLandsca
 
 
 def eigenpairs_peak(images: int, pairs: int, root: Path | None, device: str, threads: int, queue: SimpleQueue) -> None:
-    """Put on the queue: growth of peak memory by the top eigenpairs of D in MiB, and what was found."""
+    """Put the growth of peak memory by the top eigenpairs of D, in MiB, and their diagnostics on the queue."""
     torch.set_num_threads(threads)
     landscape = cifar_network(images, root, device)
     few = landscape.restrict(torch.arange(min(4, images), device=device))
-    top_eigenpairs(noise_covariance(few, landscape.theta0), 1)  # libraries take their memory before the measurement
+    top_eigenpairs(noise_covariance(few, landscape.theta0), 1)  # libraries allocate their memory before the measurement
     operator = noise_covariance(landscape, landscape.theta0)
     found: dict[str, Any] = {}
 
@@ -151,7 +151,7 @@ def eigenpairs_peak(images: int, pairs: int, root: Path | None, device: str, thr
 
 
 def bench_noise_memory(settings: NoiseSettings) -> None:
-    """Growth of peak memory by the top eigenpairs of D on the small All-CNN, in a process of its own."""
+    """Growth of peak memory by the top eigenpairs of D on the small All-CNN, in a separate process."""
     found = in_its_own_process(
         eigenpairs_peak, settings.images, settings.pairs, settings.root, settings.device, settings.threads
     )

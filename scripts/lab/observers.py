@@ -1,7 +1,7 @@
-r"""Observers by the names of the command line, and the states of a finished run shown to them; one more is a line here.
+r"""Observers by the names of the command line, applied to the states of finished runs; a new one is one line here.
 
-An observer needs (k, t, θ) and no engine, so those that are asked for see the states that a comparison has kept, after
-it: what they cost is not the run's.
+An observer needs (k, t, θ) but no integrator, so it is applied after a comparison to the kept states: its cost is not
+part of the cost of the run.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from flows.observers import (
 from landscapes import Landscape, UnsupportedError
 from landscapes.errors import check_choice
 
-from .experiment import aligned
-from .models import Build, Options, built
+from .experiment import align_rows
+from .models import Build, Options, build_entry
 
-MOST = 4  # modes that are followed, and numbers of an observation that a table shows
+MOST = 4  # followed modes, and numbers of an observation in a table
 
 
-def top(landscape: Landscape) -> TopEigenpairs:
+def top_eigenpairs(landscape: Landscape) -> TopEigenpairs:
     """The largest eigenpairs."""
     return TopEigenpairs(landscape, min(MOST, landscape.dimension))
 
@@ -43,21 +43,21 @@ OBSERVERS: dict[str, str | Build] = {
     "gradient-norm": lambda f, h, options: GradientNorm(f),
     "gradient-curvature": lambda f, h, options: GradientCurvature(f),
     "sharpness": lambda f, h, options: Sharpness(f),
-    "top-eigenpairs": lambda f, h, options: top(f),
-    "stability": lambda f, h, options: StabilityCoefficients(top(f), h),
-    "predictions": lambda f, h, options: GradientPredictions(top(f), h),
+    "top-eigenpairs": lambda f, h, options: top_eigenpairs(f),
+    "stability": lambda f, h, options: StabilityCoefficients(top_eigenpairs(f), h),
+    "predictions": lambda f, h, options: GradientPredictions(top_eigenpairs(f), h),
     "drift": lambda f, h, options: Drift(f, h),
 }
-"""Observers by name, without those that need a folder or test data."""
+"""Observers by name, except those that need a folder or test data."""
 
 
 def observer_by_name(name: str, landscape: Landscape, h: float, options: Options) -> Observer:
-    """A fresh observer of that name; ValueError naming what there is."""
-    return built(OBSERVERS[check_choice("--observers", name, tuple(OBSERVERS))], landscape, h, options)
+    """A new observer of that name; ValueError with the accepted names."""
+    return build_entry(OBSERVERS[check_choice("--observers", name, tuple(OBSERVERS))], landscape, h, options)
 
 
-def shown(run: Trajectory, observer: Observer) -> Trajectory:
-    """The run's end with the observations of its kept states, and what the observer asked."""
+def observe_states(run: Trajectory, observer: Observer) -> Trajectory:
+    """The end of the run with the observations of its kept states, and the cost of the observer."""
     last = len(run.times) - 1
     recorder = Recorder("last", 1, [observer], last)
     for k, (t, theta) in enumerate(zip(run.times.tolist(), run.theta, strict=True)):
@@ -65,33 +65,33 @@ def shown(run: Trajectory, observer: Observer) -> Trajectory:
     return recorder.trajectory(run.status, run.alive, dict(run.cost), run.notes)
 
 
-def observed(
+def observe_comparison(
     result: Comparison, names: Sequence[str], landscape: Landscape, h: float, options: Options, folder: Path
 ) -> str:
-    """Every run of a comparison shown to fresh observers of these names: files beside each run, and a table."""
+    """Apply new observers of these names to every run of a comparison; write files next to each run, return a table."""
     runs = {result.name: result.descent}
     runs |= {name: row.trajectory for name, row in result.rows.items() if row.trajectory is not None}
     ends: dict[str, dict[str, Tensor]] = {}
     starts: dict[str, Tensor] = {}
     notes = []
     for run, trajectory in runs.items():
-        seen: dict[str, Tensor] = {}
+        observations: dict[str, Tensor] = {}
         for name in names:
             try:
-                found = shown(trajectory, observer_by_name(name, landscape, h, options))
+                found = observe_states(trajectory, observer_by_name(name, landscape, h, options))
             except UnsupportedError as error:
                 notes.append(f"{run}: {error}")
                 continue
             for key, (times, values) in found.observations.items():
-                seen |= {f"{key} times": times, key: values}
+                observations |= {f"{key} times": times, key: values}
                 starts.setdefault(key, mean_over_runs(values[0], trajectory))
                 ends.setdefault(key, {})[run] = mean_over_runs(values[-1], trajectory)
-        save_tensors(folder / slug(run), "observations", seen, {"observers": list(names)})
+        save_tensors(folder / slug(run), "observations", observations, {"observers": list(names)})
     return "\n".join([table(list(runs), starts, ends), *notes])
 
 
 def mean_over_runs(values: Tensor, run: Trajectory) -> Tensor:
-    """Observations of one time, whose first dimensions are those of the runs, averaged over these."""
+    """Observations at one time, averaged over the leading dimensions, which are those of the runs."""
     batch = tuple(range(run.alive.ndim))
     return (values if values.is_complex() else values.double()).mean(dim=batch) if batch else values
 
@@ -101,10 +101,10 @@ def table(runs: Sequence[str], starts: Mapping[str, Tensor], ends: Mapping[str, 
     rows = [["observed", "at the start", *(f"end of {run}" for run in runs)]]
     for key, found in ends.items():
         rows.append([key, numbers(starts[key]), *(numbers(found[run]) if run in found else "–" for run in runs)])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def numbers(values: Tensor) -> str:
-    """A number, or the first of several."""
+    """A number, or the first entries of a tensor."""
     flat = values.flatten().tolist()
     return ", ".join(f"{value:.4g}" for value in flat[:MOST]) + (", …" if len(flat) > MOST else "")

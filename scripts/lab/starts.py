@@ -1,4 +1,4 @@
-"""Where a run starts, at which learning rate unless one is given, and its title."""
+"""Start, default learning rate and title of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .network import NetGround
 
 
 def build_start(given: tuple[float, ...] | None, landscape: Landscape, default: Tensor) -> Tensor:
-    """θ0 as the user gave it, or the landscape's own."""
+    """θ0 as given, or the default start of the landscape."""
     if given is None:
         return default
     if len(given) != landscape.dimension:
@@ -24,8 +24,8 @@ def build_start(given: tuple[float, ...] | None, landscape: Landscape, default: 
     return torch.tensor(given, dtype=torch.float64).to(default)
 
 
-def gentle(landscape: Landscape, theta0: Tensor) -> float:
-    """Half the inverse of the largest curvature at θ0 and, of a toy, where its gradient vanishes: hλ ≤ ½; 1 at most."""
+def gentle_rate(landscape: Landscape, theta0: Tensor) -> float:
+    """Half the inverse of the largest curvature at θ0 and at the critical points of a toy, so hλ ≤ ½; at most 1."""
     if landscape.dimension > DENSE:
         curvature = largest_curvature(landscape, theta0)
     else:
@@ -37,19 +37,19 @@ def gentle(landscape: Landscape, theta0: Tensor) -> float:
 
 
 def largest_curvature(landscape: Landscape, theta0: Tensor) -> float:
-    """The Hessian's eigenvalue of largest magnitude at θ0, to a percent, by ARPACK on its products."""
+    """The Hessian's eigenvalue of largest magnitude at θ0, to one per cent, by ARPACK on Hessian-vector products."""
     point = landscape.expand(theta0)
 
     def product(v: np.ndarray) -> np.ndarray:
         return point.hvp(torch.from_numpy(v).to(theta0)).double().cpu().numpy()
 
     operator = LinearOperator((landscape.dimension,) * 2, matvec=product, dtype=np.float64)
-    ones = np.ones(landscape.dimension)
+    ones = np.ones(landscape.dimension)  # ARPACK's own start is random: the rate must not change between runs
     return float(abs(eigsh(operator, k=1, which="LM", v0=ones, tol=1e-2, return_eigenvectors=False)[0]))
 
 
 def describe(ground: Ground, landscape: Landscape) -> str:
-    """What is descended, on one line."""
+    """Name, dimension and examples of the landscape, on one line."""
     examples = f", a mean over {landscape.size}" if isinstance(landscape, FiniteSum) else ""
     name = type(landscape).__name__
     if isinstance(ground, NetGround):

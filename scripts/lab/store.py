@@ -1,4 +1,4 @@
-"""Results on disk, part by part, so that a run that was stopped goes on where it was."""
+"""Results on disk, part by part, so that an interrupted run resumes after its last finished part."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ Tensors = dict[str, Tensor]
 class Store:
     r"""A folder of named parts, made with one configuration (configuration.json).
 
-    Raises ValueError where the folder holds another configuration's results: they would be taken for this one's.
+    Raises ValueError if the folder holds results of another configuration.
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any]):
         self.folder = writable_folder(folder)
-        said = json.loads(json.dumps(dict(configuration), default=str))
+        settings = json.loads(json.dumps(dict(configuration), default=str))
         file = self.folder / "configuration.json"
         if file.exists():
             before = json.loads(file.read_text())
-            other = [key for key in {**before, **said} if before.get(key) != said.get(key)]
+            other = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
             if other:
                 raise ValueError(
                     f"--out {str(folder)!r} holds results made with other {', '.join(sorted(other))}; "
                     "name another folder, or remove it"
                 )
         part = file.with_suffix(".part")
-        part.write_text(json.dumps(said, indent=2) + "\n")
-        part.replace(file)
+        part.write_text(json.dumps(settings, indent=2) + "\n")
+        part.replace(file)  # a rename is atomic: an interruption leaves no incomplete file
 
     def part(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
-        """The part of that name: read where it is on disk, else computed and written."""
+        """The part of that name, read from disk if present, else computed and written."""
         if (self.folder / f"{name}.json").exists():
             return load_tensors(self.folder, name)[0]
         tensors = compute()
@@ -48,19 +48,19 @@ class Store:
         return tensors
 
     def table(self, text: str) -> None:
-        """Print a table and keep it beside the results."""
+        """Print a table and write it to table.txt in the folder."""
         print(text, flush=True)
         (self.folder / "table.txt").write_text(text + "\n")
 
 
-def uninterrupted(run: Trajectory) -> Trajectory:
-    """The run; KeyboardInterrupt where it was stopped, as half a part must not be taken for a whole one."""
+def check_uninterrupted(run: Trajectory) -> Trajectory:
+    """The run; raises KeyboardInterrupt if it was interrupted, so that no incomplete part is written."""
     if run.status == "interrupted":
         raise KeyboardInterrupt(run.status.sentence)
     return run
 
 
-def trained(
+def descend_in_segments(
     store: Store,
     name: str,
     descent: Descent,
@@ -72,13 +72,13 @@ def trained(
     seed: int = 0,
     every: int | None = None,
 ) -> Tensors:
-    r"""A descent in segments, each on disk as soon as it is run.
+    r"""A descent in segments, each written to disk as soon as it is finished.
 
     Returns "theta" and "times", kept every ``every`` steps (by default a segment), and for every observation NAME also
-    "NAME" and "NAME times". A segment starts from the θ that the one before ended with: exact for descents whose state
-    is θ; others (momentum, an epoch's order of examples) begin anew, so segments of such are whole epochs. Segment i
-    draws with seed·10⁶ + i. ``segment`` must be a multiple of ``every`` and of the observers'. A descent that diverges
-    ends early.
+    "NAME" and "NAME times". A segment starts from the last θ of the one before: exact for descents whose state is θ;
+    others (momentum, an epoch's order of examples) restart their state, so their segments must be whole epochs. Segment
+    i draws with seed·10⁶ + i. ``segment`` must be a multiple of ``every`` and of the observers'. A descent that
+    diverges ends early.
     """
     theta, t = theta0, 0.0
     parts: list[Tensors] = []
@@ -87,14 +87,14 @@ def trained(
 
         def run(start: Tensor = theta, length: int = length, i: int = i) -> Tensors:
             draws, kept = seed * 10**6 + i, every or segment
-            run = uninterrupted(descend(descent, start, length, seed=draws, every=kept, observers=observers))
-            seen = {f"{key} times": times for key, (times, _) in run.observations.items()}
+            run = check_uninterrupted(descend(descent, start, length, seed=draws, every=kept, observers=observers))
+            observed_times = {f"{key} times": times for key, (times, _) in run.observations.items()}
             values = {key: values for key, (_, values) in run.observations.items()}
             ended = torch.tensor(run.status == "finished" and bool(run.alive.all()))
-            return {"theta": run.theta, "times": run.times, "finished": ended, **seen, **values}
+            return {"theta": run.theta, "times": run.times, "finished": ended, **observed_times, **values}
 
         part = store.part(f"{name}-{i:04d}", run)
-        skip = 1 if i else 0  # a segment's first state is the last one of the segment before
+        skip = 1 if i else 0  # the first state of a segment repeats the last one of the segment before
         later = {key: tensor + t if key.endswith("times") else tensor for key, tensor in part.items()}
         parts.append({key: tensor[skip:] for key, tensor in later.items() if key != "finished"})
         theta, t = part["theta"][-1].to(theta0.device), t + float(part["times"][-1])

@@ -1,4 +1,4 @@
-"""Numbers with their errors, as tables print them."""
+"""Numbers with standard errors, formatted for tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def with_error(value: float, error: float) -> str:
-    """A number with its standard error, both to the error's second digit; a dash where there is none."""
+    """A number with its standard error, both to the second digit of the error; a dash for NaN."""
     if math.isnan(value):
         return "–"
     if not (math.isfinite(error) and error > 0):

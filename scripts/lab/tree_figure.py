@@ -26,19 +26,19 @@ MEANINGS = {"x": "x, (v, 0)", "r": "r, (0, −μv)", "g": "g, (0, −∇f)"}
 
 @dataclass(frozen=True)
 class Shape:
-    """A tree in units: vertices (x, y, colour) and edges between their numbers; the root is the first, at y = 0."""
+    """A tree in units: vertices (x, y, colour) and edges between vertex numbers; vertex 0 is the root, at y = 0."""
 
     vertices: list[tuple[float, float, str]]
     edges: list[tuple[int, int]]
 
     @property
     def height(self) -> float:
-        """Units above the root."""
+        """Height above the root in units."""
         return max(y for _, y, _ in self.vertices)
 
 
 @dataclass(frozen=True)
-class Cell:
+class TreeCell:
     """A tree with its coefficient, ``width`` units wide."""
 
     shape: Shape
@@ -48,7 +48,7 @@ class Cell:
 
 
 def shape_of(whole: Tree) -> Shape:
-    """Leaves side by side, every other vertex in the middle below its children."""
+    """Place the leaves side by side and every other vertex centred below its children."""
     vertices: list[tuple[float, float, str]] = []
     edges: list[tuple[int, int]] = []
     leaves = iter(range(whole.order))
@@ -67,26 +67,26 @@ def shape_of(whole: Tree) -> Shape:
 
 
 def coefficient_label(c: Exact) -> str:
-    """A fraction on one line; a quotient with symbols as mathematics."""
+    """A fraction on one line; a quotient with symbols in mathematical notation."""
     sign, size = oriented(c)
     minus = "−" if sign < 0 else ""
     return f"{minus}{size}" if size.is_Rational else f"${minus}{sympy.latex(size)}$"
 
 
-def cell_of(whole: Tree, series: Series) -> Cell:
-    """The tree with what it needs of width: its own, or its coefficient's as it will be set."""
+def cell_of(whole: Tree, series: Series) -> TreeCell:
+    """The tree with the larger of its width and the width of its typeset coefficient."""
     shape = shape_of(whole)
     c = series.coefficient(whole)
     label = coefficient_label(c)
     text = TextPath((0, 0), label, prop=FontProperties(size=SMALL)).get_extents().width / 72 / UNIT
-    return Cell(shape, label, max(*(x for x, _, _ in shape.vertices), text), c == 0)
+    return TreeCell(shape, label, max(*(x for x, _, _ in shape.vertices), text), c == 0)
 
 
-def rows_of(trees: Sequence[Tree], series: Series) -> Iterator[tuple[int, list[Cell]]]:
-    """Order and cells of each row; an order starts a row, and goes on in another where the width is used up."""
+def rows_of(trees: Sequence[Tree], series: Series) -> Iterator[tuple[int, list[TreeCell]]]:
+    """Order and cells of each row; an order starts a row and continues in another one if the width is exceeded."""
     room = WIDTH / UNIT - FIRST - GAP
     for order in sorted({whole.order for whole in trees}):
-        row: list[Cell] = []
+        row: list[TreeCell] = []
         for cell in (cell_of(whole, series) for whole in trees if whole.order == order):
             if row and sum(c.width + GAP for c in row) + cell.width > room:
                 yield order, row
@@ -96,7 +96,7 @@ def rows_of(trees: Sequence[Tree], series: Series) -> Iterator[tuple[int, list[C
 
 
 def draw_trees(trees: Sequence[Tree], series: Series) -> Figure:
-    """The trees of each order in rows, roots below, with b/σ beneath; those that do not occur are faint."""
+    """The trees of each order in rows, roots below, with b/σ beneath; trees with coefficient zero are faint."""
     rows = list(rows_of(trees, series))
     split = len(series.grammar) > 1
     heights = [max(cell.shape.height for cell in row) + LABEL + GAP for _, row in rows]
@@ -122,7 +122,7 @@ def draw_trees(trees: Sequence[Tree], series: Series) -> Figure:
     return figure
 
 
-def draw_row(axes: Axes, row: Sequence[Cell], ground: float) -> None:
+def draw_row(axes: Axes, row: Sequence[TreeCell], ground: float) -> None:
     """Cells side by side, roots at height ``ground``."""
     left = FIRST
     for cell in row:

@@ -15,11 +15,11 @@ EXPERIMENTS: dict[str, str | type[Experiment]] = {
     "tasks": Tasks,
     "rule": Rule,
 }
-"""Experiments by the name of their subcommand; one more is a line here (docs/extending.md)."""
+"""Experiments by the name of their subcommand; a new one is one line here (docs/extending.md)."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, or 2 after one line about bad input."""
+    """Exit status: 0, or 2 after one line about invalid input."""
     return run_one_of(EXPERIMENTS, arguments, __package__, __doc__ or "")
 
 

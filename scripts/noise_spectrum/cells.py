@@ -1,4 +1,4 @@
-r"""A cell: one architecture on one pair of classes, trained at one h with several seeds and looked at along the way."""
+r"""A cell: one architecture on one pair of classes, trained at one h with several seeds and measured along training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nets.data import DATA_SETS
 
 from ..lab.store import Store
 from .common import All, Architecture, Spectra
-from .looks import Look, kept_look, look_at
+from .measurements import NoiseMeasurement, measure_at, stored_measurement
 from .training import Network, Task
 
 CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -23,7 +23,7 @@ PAIRS = ("cat-dog", "airplane-ship", "automobile-truck", "deer-horse", "bird-fro
 
 @dataclass(frozen=True)
 class Cell:
-    """A network's name and a pair of classes by name."""
+    """A network and a pair of classes by name."""
 
     architecture: str
     pair: str
@@ -37,9 +37,9 @@ class OnPairs(Spectra):
     """Networks."""
     data: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(DATA_SETS)}.")] = "cifar-10"
     pairs: tuple[str, ...] = PAIRS
-    """Pairs of classes, by the names of CIFAR-10's or by number: cat-dog, 3-5."""
+    """Pairs of classes, by the names of CIFAR-10 or by number: cat-dog, 3-5."""
     images: int = 500
-    """Class-balanced training images that D is taken over."""
+    """Class-balanced training images over which D is computed."""
     examples: int | All = "all"
     """Class-balanced training images of a pair."""
     epochs: int = 10
@@ -51,17 +51,17 @@ class OnPairs(Spectra):
         for name in ("architectures", "pairs"):
             values = getattr(self, name)
             if not values or len({*values}) < len(values):
-                raise ValueError(f"{name} must be different, at least one, got {values!r}")
+                raise ValueError(f"{name} must be distinct and at least one, got {values!r}")
         for pair in self.pairs:
             self.task(pair)
 
     def configuration(self) -> dict[str, Any]:
-        """Without the lists of networks and pairs, whose parts on disk are their own."""
-        said = super().configuration()
-        return {key: value for key, value in said.items() if key not in {"architectures", "pairs"}}
+        """All options except networks and pairs, which have separate parts on disk."""
+        options = super().configuration()
+        return {key: value for key, value in options.items() if key not in {"architectures", "pairs"}}
 
     def task(self, pair: str) -> Task:
-        """The two classes of a pair; raise unless it names two."""
+        """The two classes of a pair; raises ValueError unless it names two."""
         names = pair.split("-")
         known = CIFAR_10 if self.data == "cifar-10" else ()
         if len(names) != 2 or names[0] == names[1] or not all(name in known or name.isdecimal() for name in names):
@@ -70,7 +70,7 @@ class OnPairs(Spectra):
         first, second = (known.index(name) if name in known else int(name) for name in names)
         return Task(self.data, (first, second))
 
-    def says(self) -> str:
+    def describe(self) -> str:
         """The data, on one line."""
         return f"pairs of classes of {self.data}, {self.examples} images of each pair"
 
@@ -81,8 +81,8 @@ class OnPairs(Spectra):
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """A cell trained at h with one seed; its looks are read from disk where they are there."""
+class CellRun:
+    """A cell trained at h with one seed; its measurements are read from disk if present."""
 
     options: OnPairs
     store: Store
@@ -97,16 +97,17 @@ class Run:
         task = options.task(self.cell.pair)
         return options.network(self.cell.architecture, task, options.examples, options.images, self.seed)
 
-    def looks(self, epochs: Sequence[int]) -> list[Look]:
-        """The looks after these numbers of epochs; raise ArithmeticError where training left the finite numbers."""
+    def measurements(self, epochs: Sequence[int]) -> list[NoiseMeasurement]:
+        """Measurements after these numbers of epochs; ArithmeticError if training became non-finite."""
         name = f"{self.cell.architecture}-{self.cell.pair}-h-{self.h:.9g}-seed-{self.seed}"
 
-        def measure(i: int) -> Look:
-            thetas = self.network.trained(self.store, name, self.h, epochs)
+        def measure(i: int) -> NoiseMeasurement:
+            thetas = self.network.weights_after(self.store, name, self.h, epochs)
             if i >= len(thetas):
-                raise ArithmeticError(f"{name}: SGD left the finite numbers; try a smaller --h")
-            return look_at(self.network, thetas[i], self.options.images, layers=False)
+                raise ArithmeticError(f"{name}: SGD became non-finite; try a smaller --h")
+            return measure_at(self.network, thetas[i], self.options.images, layers=False)
 
         return [
-            kept_look(self.store, f"look-{name}-{epoch:04d}", partial(measure, i)) for i, epoch in enumerate(epochs)
+            stored_measurement(self.store, f"look-{name}-{epoch:04d}", partial(measure, i))
+            for i, epoch in enumerate(epochs)
         ]

@@ -1,4 +1,4 @@
-"""What the experiments on noise spectra share: options, folders, tables with error bars."""
+"""Common parts of the experiments on noise spectra: options, folders, tables with error bars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..lab.command_line import check_device
 from ..lab.experiment import Common
 from ..lab.store import Store
 from ..lab.tables import with_error
-from .looks import Statistic, over_seeds
+from .measurements import SeedStatistic, over_seeds
 from .training import Network, Task, load_images
 
 Architecture = Literal["small-lenet", "small-fc", "tiny-fc", "small-allcnn"]
@@ -23,34 +23,34 @@ All = Literal["all"]
 
 @dataclass(frozen=True)
 class Spectra(Common):
-    """Options of every experiment; out is by default results/noise_spectrum/EXPERIMENT."""
+    """Options of every experiment; default of --out: results/noise_spectrum/EXPERIMENT."""
 
     dtype: Literal["float64", "float32"] = "float32"
     """Precision of the networks; sums of squares are taken in float64."""
     root: Path | None = None
-    """Folder that holds the data's files; by default they are looked for in THALWEG_DATA, or downloaded."""
+    """Folder with the files of the data; default: THALWEG_DATA if they are there, else they are downloaded."""
     h: float = 0.1
     """Learning rate of SGD, without momentum."""
     batch_size: int = 50
-    """Images of a mini-batch."""
+    """Images per mini-batch."""
     norm: Literal["batch", "group", "none"] = "batch"
-    """batch: trained with each mini-batch's statistics, D with their means over the batches held fixed."""
+    """batch: trained with the statistics of each mini-batch, D with their means over the batches held fixed."""
     test_examples: int | All = "all"
     """Class-balanced test images."""
     seeds: int = 3
-    """Trainings of each network, which differ in weights, mini-batches and choice of images."""
+    """Trainings of each network, with different weights, mini-batches and choice of images."""
 
     def open(self, **more: Any) -> Store:
-        """The folder of results."""
+        """The result folder."""
         where = self if self.out is not None else replace(self, out=Path("results/noise_spectrum") / self.name)
         return Common.store(where, **more)
 
     def configuration(self) -> dict[str, Any]:
-        """Without the number of seeds, to which more can be added."""
+        """All options except the number of seeds, so that seeds can be added."""
         return {key: value for key, value in super().configuration().items() if key != "seeds"}
 
     def check(self) -> None:
-        """Raise unless the options can be used."""
+        """Raise ValueError for invalid options."""
         for name in ("batch_size", "seeds"):
             check_count(name, getattr(self, name))
         check_positive("h", self.h)
@@ -60,19 +60,19 @@ class Spectra(Common):
     def network(self, architecture: str, task: Task, examples: int | All, images: int, seed: int) -> Network:
         """A network with its images, ``examples`` of them for training, ``images`` of those for D."""
         train, test = (load_images(task, architecture, part, self.root, seed) for part in (True, False))
-        train, test = fewer(train, examples, seed), fewer(test, self.test_examples, seed)
+        train, test = limit_images(train, examples, seed), limit_images(test, self.test_examples, seed)
         if check_count("images", images, minimum=2) > len(train):
             raise ValueError(f"images must be at most the number of training images, {len(train)}, got {images}")
         return Network(architecture, train, test, self.norm, self.batch_size, seed, self.real, self.device)
 
 
-def fewer(data: Data, examples: int | All, seed: int) -> Data:
-    """That many of the images, class-balanced."""
+def limit_images(data: Data, examples: int | All, seed: int) -> Data:
+    """A class-balanced choice of that many images."""
     return data if examples == "all" else limit_examples(data, examples, seed)
 
 
 def whole_epochs(fractions: Sequence[float], epochs: int) -> list[int]:
-    """The epochs at which these fractions of training are over; raise unless they are whole and grow."""
+    """The epochs at the end of these fractions of training; raises unless they are integers and rising."""
     check_count("epochs", epochs)
     found = [round(fraction * epochs) for fraction in fractions]
     exact = all(
@@ -86,12 +86,12 @@ def whole_epochs(fractions: Sequence[float], epochs: int) -> list[int]:
     return found
 
 
-def shown(values: Sequence[float], scale: float = 1.0) -> str:
+def format_seeds(values: Sequence[float], scale: float = 1.0) -> str:
     """Mean over seeds ± standard error."""
     found = over_seeds([scale * value for value in values])
-    return shown_statistic(found)
+    return format_statistic(found)
 
 
-def shown_statistic(found: Statistic) -> str:
+def format_statistic(found: SeedStatistic) -> str:
     """A mean with its standard error."""
     return with_error(found.mean, found.error)

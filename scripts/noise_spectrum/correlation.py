@@ -1,4 +1,4 @@
-r"""Spearman's rank correlation with a bootstrap interval over what was drawn: pairs of classes, and seeds in them."""
+r"""Spearman's rank correlation with a bootstrap interval over the random parts: pairs of classes, and seeds in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Correlation:
-    """A rank correlation with its percentile interval; NaN where one of the two does not vary."""
+    """A rank correlation with its percentile interval; NaN if one of the two variables is constant."""
 
     value: float
     low: float
@@ -29,7 +29,7 @@ class Correlation:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Rank correlation along the last axis, ties at their mean rank; NaN where a rank is the same throughout."""
+    """Rank correlation along the last axis, ties at their mean rank; NaN if all ranks are equal."""
     one, other = (rankdata(values, axis=-1) for values in (x, y))
     one, other = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in (one, other))
     scale = np.sqrt((one**2).sum(axis=-1) * (other**2).sum(axis=-1))
@@ -38,12 +38,12 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def pooled_correlation(x: Tensor, y: Tensor) -> np.ndarray:
-    """Over all cells: x, y (..., groups, pairs) of means."""
+    """Correlation over all cells: x, y (..., groups, pairs) of means."""
     return spearman(x.flatten(-2).numpy(), y.flatten(-2).numpy())
 
 
 def inner_correlation(x: Tensor, y: Tensor) -> np.ndarray:
-    """Over the pairs of each group, the mean of groups: what of it does not lie between the groups."""
+    """Correlation over the pairs of each group, averaged over groups, without the differences between groups."""
     found = spearman(x.numpy(), y.numpy())
     return found.mean(axis=-1)
 
@@ -51,8 +51,8 @@ def inner_correlation(x: Tensor, y: Tensor) -> np.ndarray:
 def correlate(x: Tensor, y: Tensor, inner: bool, seed: int) -> Correlation:
     r"""The correlation of x and y (groups, pairs, seeds), of their means over seeds, with its interval.
 
-    Resamples draw pairs of classes, the same for every group, and seeds within each cell, x and y of a training
-    together: groups are architectures, which were chosen and not drawn.
+    Resamples draw pairs of classes, the same for every group, and seeds within each cell, the same for x and y. The
+    groups are architectures, which are fixed, not a random sample.
     """
     measure = inner_correlation if inner else pooled_correlation
     groups, pairs, seeds = x.shape

@@ -1,4 +1,4 @@
-"""The figure of spectra along training: a histogram for each network, every fraction of training a line in it."""
+"""The figure of spectra along training: a histogram for each network with a line for each fraction of training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from flows.figures import COLOURS, DASHES, MARKERS
 from landscapes.noise import NoiseSpectrum
 
 from ..lab.experiment import label
-from .looks import Look
+from .measurements import NoiseMeasurement
 
 PER_DECADE = 4  # bins of a histogram
-DECADES = 9  # below the largest eigenvalue that are drawn: below, float32 gradients leave rounding
+DECADES = 9  # plotted below the largest eigenvalue; smaller ones are rounding of float32 gradients
 
 
-def networks_figure(found: Mapping[str, Sequence[Sequence[Look]]], at: Sequence[float]) -> Figure:
+def networks_figure(found: Mapping[str, Sequence[Sequence[NoiseMeasurement]]], at: Sequence[float]) -> Figure:
     """Counts of eigenvalues of D by size, means over seeds with standard errors; thresholds as vertical lines."""
     across = min(2, len(found))
     down = math.ceil(len(found) / across)
@@ -40,7 +40,9 @@ def networks_figure(found: Mapping[str, Sequence[Sequence[Look]]], at: Sequence[
         axes.set_ylim(bottom=0.25)
     for axes in list(panels.flat)[len(found) :]:
         axes.set_axis_off()
-    handles = [Line2D([], [], label=f"{100 * fraction:g} % of training", **look(i)) for i, fraction in enumerate(at)]
+    handles = [
+        Line2D([], [], label=f"{100 * fraction:g} % of training", **fraction_style(i)) for i, fraction in enumerate(at)
+    ]
     handles.append(Line2D([], [], label="threshold of rank", color="0.35", linestyle=":", linewidth=1.2))
     drawn.legend(
         handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize="small", frameon=False
@@ -48,7 +50,7 @@ def networks_figure(found: Mapping[str, Sequence[Sequence[Look]]], at: Sequence[
     return drawn
 
 
-def look(i: int) -> dict[str, Any]:
+def fraction_style(i: int) -> dict[str, Any]:
     """Colour, dashes and marker of a fraction of training."""
     n = len(COLOURS)
     return {
@@ -60,29 +62,29 @@ def look(i: int) -> dict[str, Any]:
     }
 
 
-def draw_spectra(axes: Axes, runs: Sequence[Sequence[Look]]) -> None:
-    """A network's histograms over one set of bins."""
-    stages = [[each.spectrum for each in looks] for looks in zip(*runs, strict=True)]
+def draw_spectra(axes: Axes, runs: Sequence[Sequence[NoiseMeasurement]]) -> None:
+    """Plot a network's histograms over common bins."""
+    stages = [[each.spectrum for each in measurements] for measurements in zip(*runs, strict=True)]
     edges = bins([spectrum for stage in stages for spectrum in stage])
     middles = np.sqrt(edges[1:] * edges[:-1])
     for i, stage in enumerate(stages):
-        counts = np.stack([counted(spectrum, edges) for spectrum in stage])  # (seeds, bins)
+        counts = np.stack([count_eigenvalues(spectrum, edges) for spectrum in stage])  # (seeds, bins)
         mean = counts.mean(axis=0)
         error = counts.std(axis=0, ddof=1) / math.sqrt(len(counts)) if len(counts) > 1 else np.zeros_like(mean)
         seen = mean > 0
-        axes.errorbar(middles[seen], mean[seen], yerr=error[seen], elinewidth=0.7, **look(i))
+        axes.errorbar(middles[seen], mean[seen], yerr=error[seen], elinewidth=0.7, **fraction_style(i))
         threshold = float(np.exp(np.mean(np.log([spectrum.threshold for spectrum in stage]))))
         axes.axvline(threshold, color=COLOURS[i % len(COLOURS)], linestyle=":", linewidth=1.2)
 
 
 def bins(spectra: Sequence[NoiseSpectrum]) -> np.ndarray:
-    """Edges of bins of equal width in log λ, up to the largest eigenvalue of all."""
+    """Edges of bins of equal width in log λ, up to the largest of all eigenvalues."""
     largest = max(float(spectrum.eigenvalues[0]) for spectrum in spectra)
     top = math.ceil(PER_DECADE * math.log10(largest)) / PER_DECADE
     return 10 ** np.linspace(top - DECADES, top, PER_DECADE * DECADES + 1)
 
 
-def counted(spectrum: NoiseSpectrum, edges: np.ndarray) -> np.ndarray:
-    """How many eigenvalues lie in each bin."""
+def count_eigenvalues(spectrum: NoiseSpectrum, edges: np.ndarray) -> np.ndarray:
+    """The number of eigenvalues in each bin."""
     values = spectrum.eigenvalues[spectrum.eigenvalues > 0]
     return torch.histogram(values, torch.from_numpy(edges)).hist.numpy()

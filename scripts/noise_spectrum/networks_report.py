@@ -1,4 +1,4 @@
-"""The tables of spectra along training, with the paper's figures beside."""
+"""The tables of spectra along training, with the numbers of the paper."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from landscapes.noise import NoiseSpectrum
 
-from ..lab.experiment import aligned
-from .common import shown
-from .looks import Look
+from ..lab.experiment import align_rows
+from .common import format_seeds
+from .measurements import NoiseMeasurement
 
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper prints for a network: λ(D) mean ± deviation with clipping, rank in % of d."""
+    """The paper's numbers for a network: λ(D) mean ± deviation with clipping, rank in % of d."""
 
     mean: float
     std: float
@@ -30,30 +30,34 @@ PUBLISHED = {
 """Chaudhari & Soatto 2018, figure 1."""
 
 
-Stages = Sequence[Sequence[Look]]
-"""Looks by fraction of training, then by seed."""
+Stages = Sequence[Sequence[NoiseMeasurement]]
+"""Measurements by fraction of training, then by seed."""
 
 
-def columns(stages: Stages, at: Sequence[float], read: Mapping[str, Callable[[Look], float]]) -> list[list[str]]:
+def columns(
+    stages: Stages, at: Sequence[float], read: Mapping[str, Callable[[NoiseMeasurement], float]]
+) -> list[list[str]]:
     """A heading and a row for each fraction of training: means over seeds with standard errors."""
     rows = [["training", *read]]
-    for fraction, looks in zip(at, stages, strict=True):
-        rows.append([f"{100 * fraction:g} %", *(shown([value(look) for look in looks]) for value in read.values())])
+    for fraction, measurements in zip(at, stages, strict=True):
+        rows.append(
+            [f"{100 * fraction:g} %", *(format_seeds([value(m) for m in measurements]) for value in read.values())]
+        )
     return rows
 
 
 def training_table(stages: Stages, at: Sequence[float]) -> str:
     """Losses, errors, traces and the noise scale."""
-    read: dict[str, Callable[[Look], float]] = {
-        "loss": lambda look: look.measured["training loss"],
-        "training error, %": lambda look: 100 * look.measured["training error"],
-        "test error, %": lambda look: 100 * look.measured["test error"],
-        "tr D": lambda look: look.spectrum.trace,
-        "b tr Cov, batches": lambda look: look.measured["batch trace"],
-        "‖∇f‖²": lambda look: look.measured["square"],
-        "tr D/‖∇f‖²": lambda look: look.noise_scale,
+    read: dict[str, Callable[[NoiseMeasurement], float]] = {
+        "loss": lambda m: m.measured["training loss"],
+        "training error, %": lambda m: 100 * m.measured["training error"],
+        "test error, %": lambda m: 100 * m.measured["test error"],
+        "tr D": lambda m: m.spectrum.trace,
+        "b tr Cov, batches": lambda m: m.measured["batch trace"],
+        "‖∇f‖²": lambda m: m.measured["square"],
+        "tr D/‖∇f‖²": lambda m: m.noise_scale,
     }
-    return aligned(columns(stages, at, read))
+    return align_rows(columns(stages, at, read))
 
 
 SPECTRUM: dict[str, Callable[[NoiseSpectrum], float]] = {
@@ -68,11 +72,11 @@ SPECTRUM: dict[str, Callable[[NoiseSpectrum], float]] = {
 
 
 def spectrum_table(stages: Stages, at: Sequence[float], published: Published | None) -> str:
-    """Mean and deviation of λ(D) over all d, with and without clipping at the threshold; rank; the paper's figures."""
-    read: dict[str, Callable[[Look], float]] = {"λ_max": lambda look: look.largest}
+    """Mean and deviation of λ(D) over all d, with and without clipping at the threshold; rank; the paper's numbers."""
+    read: dict[str, Callable[[NoiseMeasurement], float]] = {"λ_max": lambda m: m.largest}
     for name, value in SPECTRUM.items():
-        read[name] = lambda look, value=value: value(look.spectrum)  # type: ignore[misc]
-    read["rank, half the images"] = lambda look: look.half.rank
+        read[name] = lambda m, value=value: value(m.spectrum)  # type: ignore[misc]
+    read["rank, half the images"] = lambda m: m.half.rank
     rows = columns(stages, at, read)
     if published is not None:
         said = {
@@ -81,14 +85,14 @@ def spectrum_table(stages: Stages, at: Sequence[float], published: Published | N
             "rank/d, %": f"{published.rank:.3g}",
         }
         rows.append(["the paper's", *(said.get(name, "") for name in read)])
-    notes = {note(look.spectrum) for looks in stages for look in looks} - {""}
-    return "\n".join([aligned(rows), *sorted(notes)])
+    notes = {note(m.spectrum) for measurements in stages for m in measurements} - {""}
+    return "\n".join([align_rows(rows), *sorted(notes)])
 
 
 def note(spectrum: NoiseSpectrum) -> str:
-    """What to know of a spectrum that is not whole."""
+    """Remark on a spectrum that is not complete."""
     if not spectrum.converged:
-        return "a spectrum did not converge: its rank is at least what is shown"
+        return "a spectrum did not converge: its rank is a lower bound"
     return "" if spectrum.whole else "eigenvalues below the threshold were not all found: deviations are to within 1 %"
 
 
@@ -100,6 +104,6 @@ def layer_table(runs: Sequence[Mapping[str, NoiseSpectrum]]) -> str:
     for name, first in runs[0].items():
         spectra = [layers[name] for layers in runs]
         shares = [100 * each.trace / total for each, total in zip(spectra, totals, strict=True)]
-        cells = [shown([SPECTRUM[key](each) for each in spectra]) for key in chosen]
-        rows.append([name, f"{first.dimension:,}", shown(shares), *cells])
-    return aligned(rows)
+        cells = [format_seeds([SPECTRUM[key](each) for each in spectra]) for key in chosen]
+        rows.append([name, f"{first.dimension:,}", format_seeds(shares), *cells])
+    return align_rows(rows)

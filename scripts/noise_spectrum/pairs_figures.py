@@ -16,7 +16,7 @@ from flows.figures import COLOURS, MARKERS
 
 from ..lab.experiment import label
 from .cells import Cell
-from .looks import Look, Statistic, over_seeds
+from .measurements import NoiseMeasurement, SeedStatistic, over_seeds
 from .rule_arms import Arms
 
 NARROW = 1.5  # decades
@@ -36,14 +36,14 @@ def looks_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def above(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """One legend above the panels."""
-    handles = [Line2D([], [], label=name, **dict(style)) for name, style in looks.items()]
+def legend_of_architectures(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw one legend above the panels."""
+    handles = [Line2D([], [], label=name, **dict(style)) for name, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize="small", frameon=False)
 
 
-def readable(axis: Axis) -> None:
-    """Few numbers on a logarithmic axis: at 1, 2 and 5 where it is narrow, evenly spaced where it is very narrow."""
+def set_few_ticks(axis: Axis) -> None:
+    """Set few ticks on a logarithmic axis: at 1, 2 and 5 over a narrow range, evenly spaced over a very narrow one."""
     low, high = axis.get_view_interval()
     decades = math.log10(high / low) if low > 0 else math.inf
     if decades <= NARROW:
@@ -52,16 +52,16 @@ def readable(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def tasks_figure(found: Mapping[Cell, Sequence[Look]]) -> Figure:
-    """Test error and gap against the score and its two parts: one point a cell, bars of one standard error."""
-    across: dict[str, Callable[[Look], float]] = {
-        "score  rank(D)/d + var λ(D)": lambda look: look.score,
-        "rank(D)/d": lambda look: look.spectrum.rank_fraction,
-        "var λ(D)": lambda look: look.spectrum.clipped_std**2,
+def tasks_figure(found: Mapping[Cell, Sequence[NoiseMeasurement]]) -> Figure:
+    """Test error and gap against the score and its two parts: one point per cell, bars of one standard error."""
+    across: dict[str, Callable[[NoiseMeasurement], float]] = {
+        "score  rank(D)/d + var λ(D)": lambda m: m.score,
+        "rank(D)/d": lambda m: m.spectrum.rank_fraction,
+        "var λ(D)": lambda m: m.spectrum.clipped_std**2,
     }
-    down: dict[str, Callable[[Look], float]] = {
-        "test error, %": lambda look: 100 * look.measured["test error"],
-        "test − training error, %": lambda look: 100 * (look.measured["test error"] - look.measured["training error"]),
+    down: dict[str, Callable[[NoiseMeasurement], float]] = {
+        "test error, %": lambda m: 100 * m.measured["test error"],
+        "test − training error, %": lambda m: 100 * (m.measured["test error"] - m.measured["training error"]),
     }
     styles = looks_of([cell.architecture for cell in found])
     drawn = Figure(figsize=(9.6, 5.6), layout="constrained")
@@ -69,11 +69,11 @@ def tasks_figure(found: Mapping[Cell, Sequence[Look]]) -> Figure:
     for i, (y_name, y) in enumerate(down.items()):
         for j, (x_name, x) in enumerate(across.items()):
             axes = panels[i, j]
-            for cell, looks in found.items():
-                point(axes, [x(look) for look in looks], [y(look) for look in looks], styles[cell.architecture])
+            for cell, measurements in found.items():
+                point(axes, [x(m) for m in measurements], [y(m) for m in measurements], styles[cell.architecture])
             label(axes, x_name if i else "", y_name if j == 0 else "", "", log="x")
-            readable(axes.xaxis)
-    above(drawn, styles)
+            set_few_ticks(axes.xaxis)
+    legend_of_architectures(drawn, styles)
     return drawn
 
 
@@ -83,13 +83,13 @@ def point(axes: Axes, x: Sequence[float], y: Sequence[float], style: Mapping[str
     axes.errorbar(one.mean, other.mean, xerr=bar(one), yerr=bar(other), elinewidth=0.7, **style)
 
 
-def bar(found: Statistic) -> float:
-    """A standard error, zero where one seed gives none."""
+def bar(found: SeedStatistic) -> float:
+    """A standard error, zero for one seed."""
     return 0.0 if math.isnan(found.error) else found.error
 
 
 def rule_figure(arms: Mapping[Cell, Arms], batch_size: int) -> Figure:
-    """Left: (h/b) mean λ(D) of every cell in each arm. Right: what another h does to the test error."""
+    """Left: (h/b) mean λ(D) of every cell in each arm. Right: effect of another h on the test error."""
     styles = looks_of([cell.architecture for cell in arms])
     names = list(next(iter(arms.values())))
     drawn = Figure(figsize=(8.6, 3.7), layout="constrained")
@@ -104,11 +104,11 @@ def rule_figure(arms: Mapping[Cell, Arms], batch_size: int) -> Figure:
             filled = {} if name == "rule" else {"markerfacecolor": "none"}
             ratio = own[name].h / own["fixed"].h
             right.errorbar(ratio, found.mean, yerr=bar(found), elinewidth=0.7, **{**style, **filled})
-    label(left, "", "(h/b) · mean λ(D)", "what the rule keeps constant", log="y")
+    label(left, "", "(h/b) · mean λ(D)", "kept constant by the rule", log="y")
     left.set_xticks(range(len(names)), names)
-    readable(left.yaxis)
+    set_few_ticks(left.yaxis)
     label(right, "h over the fixed h", "change of test error, points of %", "filled: rule, open: reverse", log="x")
-    readable(right.xaxis)
+    set_few_ticks(right.xaxis)
     right.axhline(0, color="black", linewidth=0.7)
-    above(drawn, styles)
+    legend_of_architectures(drawn, styles)
     return drawn

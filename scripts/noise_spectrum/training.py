@@ -1,10 +1,10 @@
-r"""A network, its images and its training by SGD, and the sum over single examples that its noise is taken of.
+r"""A network, its images, its training by SGD, and the sum over single examples for which its noise is defined.
 
-Batch norm couples the examples of a batch, so that a single example has no gradient. Networks with it are trained as
-they always are, every mini-batch with statistics of its own (``GhostBatchLandscape``: the batches are drawn once, their
-order anew every epoch). D is then taken with the statistics held fixed at their means over the training batches at that
-θ, those of evaluation mode: f_i depends on example i and θ alone, and what θ does to the statistics is left out.
-``batch_trace`` says what that leaves out: b·tr Cov of the gradients of whole batches, statistics and all.
+Batch norm couples the examples of a batch, so that a single example has no gradient. Networks with batch norm are
+trained as usual, with separate statistics for every mini-batch (``GhostBatchLandscape``: the batches are drawn once,
+their order anew every epoch). D is then computed with the statistics fixed at their means over the training batches
+at that θ, those of evaluation mode: f_i depends on example i and θ alone, and the dependence of the statistics on θ is
+omitted. ``batch_trace`` measures that omission: b·tr Cov of the gradients of whole batches with their statistics.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from nets import (
     pool_images,
 )
 
-from ..lab.store import Store, trained
+from ..lab.store import Store, descend_in_segments
 
-CHUNK = 250  # examples whose graph is held at once
-BATCHES = 30  # mini-batches whose gradients' scatter is measured
+CHUNK = 250  # examples per chunk
+BATCHES = 30  # mini-batches for the covariance of their gradients
 FULLY_CONNECTED = ("small-fc", "tiny-fc")
-POOLED_SIZE = 8  # pixels a side of CIFAR's images for those; MNIST's have 7
+POOLED_SIZE = 8  # pixels per side of CIFAR images for these networks; MNIST: 7
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Task:
 
 
 def load_images(task: Task, architecture: str, train: bool, root: Path | None, seed: int) -> Data:
-    """The images of a task as the architecture sees them: averaged to 7×7 or 8×8 pixels where it is fully connected."""
+    """The images of a task as inputs of the architecture: averaged to 7×7 or 8×8 pixels for fully connected ones."""
     dense, name = architecture in FULLY_CONNECTED, task.data
     if dense and name in ("mnist", "fashion-mnist"):
         name = f"{name}-7x7"
@@ -75,7 +75,7 @@ class Network:
     device: str = "cpu"
 
     def module(self) -> nn.Module:
-        """A fresh module with the seed's weights."""
+        """A new module with the weights of the seed."""
         shape = tuple(self.train.inputs.shape[1:])
         module = build_network(self.architecture, shape, self.train.classes, norm=self.norm, seed=self.seed)
         return module.to(self.device, self.dtype)
@@ -87,8 +87,8 @@ class Network:
 
     @cached_property
     def landscape(self) -> NetworkLandscape:
-        """What SGD descends: the mean over mini-batches where they share statistics, else over examples."""
-        inputs, targets = self._settled(self.train)
+        """The objective of SGD: the mean over mini-batches if they share statistics, else over examples."""
+        inputs, targets = self._on_device(self.train)
         b = check_count("batch_size", self.batch_size)
         if not self.coupled:
             return NetworkLandscape(self.module(), cross_entropy, inputs, targets, CHUNK)
@@ -99,18 +99,18 @@ class Network:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Mini-batches in an epoch."""
+        """Mini-batches per epoch."""
         return self.landscape.size if self.coupled else math.ceil(self.landscape.size / self.batch_size)
 
     def descent(self, h: float) -> StochasticGradientDescent:
         """SGD that reshuffles the mini-batches, or the examples, every epoch."""
         return StochasticGradientDescent(self.landscape, h, 1 if self.coupled else self.batch_size, "epoch")
 
-    def trained(self, store: Store, name: str, h: float, epochs: Sequence[int]) -> list[Tensor]:
-        """θ after these numbers of epochs, fewer where training left the finite numbers, in parts on disk."""
+    def weights_after(self, store: Store, name: str, h: float, epochs: Sequence[int]) -> list[Tensor]:
+        """θ after these numbers of epochs, fewer if training became non-finite, in parts on disk."""
         segment = math.gcd(*epochs)
         steps = max(epochs) * self.steps_per_epoch
-        run = trained(
+        run = descend_in_segments(
             store,
             f"train-{name}",
             self.descent(h),
@@ -122,7 +122,7 @@ class Network:
         kept = [epoch // segment for epoch in epochs]
         return [run["theta"][i].to(self.device) for i in kept if i < len(run["theta"])]
 
-    def frozen(self, theta: Tensor) -> nn.Module:
+    def evaluation_module(self, theta: Tensor) -> nn.Module:
         """The module at θ in evaluation mode, its statistics the means of those of the training batches at θ."""
         module = self.module()
         torch.nn.utils.vector_to_parameters(theta, module.parameters())
@@ -139,7 +139,7 @@ class Network:
 
     def examples(self, module: nn.Module, data: Data) -> NetworkLandscape:
         """The mean over single examples of a frozen module."""
-        inputs, targets = self._settled(data)
+        inputs, targets = self._on_device(data)
         return NetworkLandscape(module, cross_entropy, inputs, targets, CHUNK)
 
     def subset(self, count: int) -> Data:
@@ -147,10 +147,10 @@ class Network:
         return limit_examples(self.train, count, self.seed)
 
     def batch_trace(self, theta: Tensor) -> float:
-        r"""b·tr of the covariance of whole mini-batches' gradients at θ, NaN where fewer than two batches share any.
+        r"""b·tr of the covariance of whole mini-batches' gradients at θ, NaN for fewer than two batches.
 
-        Of batches that share out N examples the unbiased covariance has the mean (N/(N − 1)) D/b, where f_i depends on
-        example i alone; with shared statistics the difference to tr D is their doing, and that of chance.
+        If the batches partition N examples, the expected unbiased covariance is (N/(N − 1)) D/b when f_i depends on
+        example i alone; any other difference to tr D is due to the shared statistics, and to chance.
         """
         if not self.coupled or self.landscape.size < 2:
             return math.nan
@@ -159,7 +159,7 @@ class Network:
         grads = torch.stack([self.landscape.batch_grad(theta, index[k : k + 1]) for k in range(len(index))])
         return self.batch_size * (N - 1) / N * float(grads.double().var(dim=0).sum())
 
-    def _settled(self, data: Data) -> tuple[Tensor, Tensor]:
+    def _on_device(self, data: Data) -> tuple[Tensor, Tensor]:
         return data.inputs.to(self.device, self.dtype), data.targets.to(self.device)
 
 
@@ -170,14 +170,14 @@ def average_statistics(module: nn.Module, norms: Sequence[BatchNorm], batches: S
     with torch.no_grad():
         for count, inputs in enumerate(batches, start=1):
             for layer in norms:
-                layer.momentum = 1 / count
+                layer.momentum = 1 / count  # makes the exponential average of torch the plain mean of the batches
             module(inputs)
     for layer, momentum in zip(norms, kept, strict=True):
         layer.momentum = momentum
 
 
 def error_and_loss(landscape: NetworkLandscape, theta: Tensor, targets: Tensor) -> tuple[float, float]:
-    """The share of examples that are classified wrongly, and the mean loss."""
+    """The fraction of examples that are classified wrongly, and the mean loss."""
     outputs = landscape.outputs(theta)
     targets = targets.to(outputs.device)
     return float((outputs.argmax(dim=-1) != targets).double().mean()), float(cross_entropy(outputs, targets).mean())

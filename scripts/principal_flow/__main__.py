@@ -6,29 +6,29 @@ import sys
 from collections.abc import Sequence
 
 from ..lab.command_line import Experiment, run_one_of
-from .drift import Drift
+from .drift import DriftExperiment
 from .edge import Edge
 from .learning_rates import LearningRates
-from .one_step import OneStep
-from .spectrum import Spectrum
-from .toys import Escape, Quadratics, Saddles, Valleys
+from .one_step import OneStepExperiment
+from .spectrum import SpectrumExperiment
+from .toys import EscapeExperiment, Quadratics, Saddles, Valleys
 
 EXPERIMENTS: dict[str, str | type[Experiment]] = {
     "quadratics": Quadratics,
     "valleys": Valleys,
     "saddles": Saddles,
-    "escape": Escape,
-    "one-step": OneStep,
-    "spectrum": Spectrum,
+    "escape": EscapeExperiment,
+    "one-step": OneStepExperiment,
+    "spectrum": SpectrumExperiment,
     "edge": Edge,
-    "drift": Drift,
+    "drift": DriftExperiment,
     "learning-rates": LearningRates,
 }
-"""Experiments by the name of their subcommand; one more is a line here (docs/extending.md)."""
+"""Experiments by the name of their subcommand; a new one is one line here (docs/extending.md)."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, or 2 after one line about bad input."""
+    """Exit status: 0, or 2 after one line about invalid input."""
     return run_one_of(EXPERIMENTS, arguments, __package__, __doc__ or "")
 
 

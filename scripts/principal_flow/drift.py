@@ -1,4 +1,4 @@
-"""Drift of gradient descent from gradient flow, iteration by iteration, beside ‖Hg‖ along training."""
+"""Drift of gradient descent from gradient flow per iteration, and ‖Hg‖, along training."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from flows.figures import COLOURS
 from flows.observers import Drift as DriftObserver
 from flows.observers import GradientCurvature, GradientNorm, Loss
 
-from ..lab.experiment import aligned, label
-from ..lab.store import Tensors, trained
-from .networks import OnNetworks, Plan
+from ..lab.experiment import align_rows, label
+from ..lab.store import Tensors, descend_in_segments
+from .networks import EdgePlan, OnNetworks
 
 
 @dataclass(frozen=True)
-class Drift(OnNetworks):
-    """The drift of an iteration against ‖Hg‖ along training."""
+class DriftExperiment(OnNetworks):
+    """The drift of an iteration compared with ‖Hg‖ along training."""
 
     def run(self) -> None:
-        """Train, measure, print, draw."""
+        """Train, measure, print, plot."""
         store, plan = self.store(), self.plan
         landscape = self.landscape(plan)
         seen = [
@@ -32,15 +32,15 @@ class Drift(OnNetworks):
             GradientCurvature(landscape, every=plan.every),
             GradientNorm(landscape, every=plan.every),
         ]
-        way = trained(
+        way = descend_in_segments(
             store, "training", GradientDescent(landscape, plan.h), landscape.theta0, plan.steps, 4 * plan.every, seen
         )
-        store.table(table(self.says(landscape, plan), plan, way))
+        store.table(table(self.describe(landscape, plan), plan, way))
         self.draw(store, figure(plan, way))
 
 
-def table(says: str, plan: Plan, way: Tensors) -> str:
-    """Measured and predicted drift at a dozen looks, and how well ‖Hg‖ tracks it."""
+def table(caption: str, plan: EdgePlan, way: Tensors) -> str:
+    """Measured and predicted drift at a dozen observations, and their correlation over all observations."""
     measured, predicted = way["drift measured"].double(), way["drift predicted"].double()
     steps = (way["drift measured times"] / plan.h).round().long()
     rows = [["step", "‖θ′ − X(h)‖", "(h²/2)‖Hg‖", "ratio", "‖Hg‖/‖g‖", "gᵀHg/‖g‖²", "h‖Hg‖/‖g‖"]]
@@ -61,14 +61,15 @@ def table(says: str, plan: Plan, way: Tensors) -> str:
     logs = torch.stack([measured[both].log(), predicted[both].log()])
     ratios = (measured / predicted)[both]
     tracks = (
-        f"correlation of log drift with log ‖Hg‖ over {len(ratios)} looks: {float(torch.corrcoef(logs)[0, 1]):.4f}; "
+        f"correlation of log drift with log ‖Hg‖ over {len(ratios)} observations: "
+        f"{float(torch.corrcoef(logs)[0, 1]):.4f}; "
         f"ratio from {float(ratios.min()):.3f} to {float(ratios.max()):.3f}"
     )
-    return "\n".join([f"{says}, {plan.steps} steps", aligned(rows), tracks])
+    return "\n".join([f"{caption}, {plan.steps} steps", align_rows(rows), tracks])
 
 
-def figure(plan: Plan, way: Tensors) -> Figure:
-    """Loss; measured and predicted drift; their ratio against h‖Hg‖/‖g‖, the curvature that the gradient sees."""
+def figure(plan: EdgePlan, way: Tensors) -> Figure:
+    """Loss; measured and predicted drift; their ratio against h‖Hg‖/‖g‖, the curvature along the gradient."""
     drawn = Figure(figsize=(10.5, 3.4), layout="constrained")
     left, middle, right = drawn.subplots(1, 3)
     left.plot(way["loss times"] / plan.h, way["loss"], color="black", linewidth=0.9)

@@ -17,11 +17,11 @@ from flows.figures import COLOURS
 from flows.observers import GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
 from nets import NetworkLandscape
 
-from ..lab.experiment import aligned, label, legend, look
-from ..lab.store import Tensors, trained
-from .networks import NAMES, SEEN, OnNetworks, Plan
+from ..lab.experiment import align_rows, label, legend, model_style
+from ..lab.store import Tensors, descend_in_segments
+from .networks import NAMES, SEEN, EdgePlan, OnNetworks
 
-SUBSTEPS = 8  # of rk4 in one of h for flows of a product at most: IGR's rate (1 + hλ/2)hλ is 7 at hλ = 3
+SUBSTEPS = 8  # of rk4 in one of h for flows that need at most one product: IGR's rate (1 + hλ/2)hλ is 7 at hλ = 3
 TOLERANCE = 1e-3  # of the principal flow's Krylov space: far below the model's error at the edge
 
 
@@ -30,14 +30,16 @@ class Edge(OnNetworks):
     """MLP on MNIST, VGG-11 and ResNet on CIFAR-10 through the onset of the edge of stability."""
 
     def run(self) -> None:
-        """Train, look at a window step by step, take a step of every flow, print, draw."""
+        """Train, observe a window step by step, take a step of every flow, print, plot."""
         store, plan = self.store(), self.plan
         landscape = self.landscape(plan)
         descent = GradientDescent(landscape, plan.h)
         looks = observers(landscape, plan, plan.every)
-        way = trained(store, "training", descent, landscape.theta0, plan.steps, 5 * plan.every, looks, every=plan.every)
+        way = descend_in_segments(
+            store, "training", descent, landscape.theta0, plan.steps, 5 * plan.every, looks, every=plan.every
+        )
         first = min(onset(way) + plan.wait // plan.every, len(way["theta"]) - 1)
-        window = trained(
+        window = descend_in_segments(
             store,
             "window",
             descent,
@@ -54,18 +56,18 @@ class Edge(OnNetworks):
             )
             for k in places
         ]
-        store.table(table(self.says(landscape, plan), plan, way, window, studies, first * plan.every))
+        store.table(table(self.describe(landscape, plan), plan, way, window, studies, first * plan.every))
         self.draw(store, figure(plan, way, window, first * plan.every))
 
 
 def onset(way: Tensors) -> int:
-    """The first look with hλ₀ ≥ 2, the last of all where there is none."""
+    """Index of the first observation with hλ₀ ≥ 2, or of the last if there is none."""
     beyond = (way["stability scaled eigenvalues"].amax(-1) >= 2).nonzero()
     return int(beyond[0, 0]) if len(beyond) else len(way["theta"]) - 1
 
 
-def observers(landscape: NetworkLandscape, plan: Plan, every: int) -> list:
-    """Loss at every step; eigenpairs and what follows from them every so often."""
+def observers(landscape: NetworkLandscape, plan: EdgePlan, every: int) -> list:
+    """Observers of the loss at every step, and of eigenpairs and derived quantities every ``every`` steps."""
     top = TopEigenpairs(landscape, plan.modes, tolerance=1e-3, every=every)
     return [
         Loss(landscape),
@@ -102,32 +104,32 @@ def study(landscape: NetworkLandscape, theta: Tensor, h: float, substeps: int) -
     }
 
 
-def crossings(way: Tensors, plan: Plan) -> str:
-    """The first steps with hλ₀ ≥ 1 and ≥ 2, as the observations of the run show them."""
+def crossings(way: Tensors, plan: EdgePlan) -> str:
+    """The first observed steps with hλ₀ ≥ 1 and ≥ 2."""
     x = way["stability scaled eigenvalues"].amax(-1)
     steps = (way["stability scaled eigenvalues times"] / plan.h).round().long()
     found = []
     for level in (1.0, 2.0):
         beyond = (x >= level).nonzero()
         found.append(
-            f"hλ₀ ≥ {level:g} from step {int(steps[beyond[0, 0]])} (looked at every {plan.every})"
+            f"hλ₀ ≥ {level:g} from step {int(steps[beyond[0, 0]])} (observed every {plan.every})"
             if len(beyond)
             else f"hλ₀ < {level:g} throughout"
         )
     return "; ".join(found)
 
 
-def table(says: str, plan: Plan, way: Tensors, window: Tensors, studies: list[Tensors], first: int) -> str:
-    """When the edge was met, what each model predicted along it, and the error of single steps."""
+def table(caption: str, plan: EdgePlan, way: Tensors, window: Tensors, studies: list[Tensors], first: int) -> str:
+    """Onset of the edge, predictions of each model along it, and errors of single steps."""
     last = window["stability scaled eigenvalues"].amax(-1)
     lines = [
-        f"{says}, {plan.steps} steps, and a window of {plan.window} from step {first}",
+        f"{caption}, {plan.steps} steps, and a window of {plan.window} from step {first}",
         f"{crossings(way, plan)}; in the window hλ₀ = {float(last.min()):.3f} … {float(last.max()):.3f}, "
         f"loss {float(way['loss'][0]):.4g} → {float(window['loss'][-1]):.4g}",
-        f"HVPs a look: {float(window['top products'][1:].double().mean()):.1f} in the window, "
+        f"HVPs per observation: {float(window['top products'][1:].double().mean()):.1f} in the window, "
         f"{float(way['top products'][1:].double().mean()):.1f} every {plan.every} steps",
         "change in a step of the window, predicted over observed (median; 1 is right), and share of right signs",
-        aligned(predictions(window)),
+        align_rows(predictions(window)),
     ]
     rows = [
         [
@@ -150,11 +152,13 @@ def table(says: str, plan: Plan, way: Tensors, window: Tensors, studies: list[Te
                 f"{float(s['hvps'][-1]):.1f}",
             ]
         )
-    return "\n".join([*lines, "errors in θ over the step's length; the real branch claims |gᵀu₀| only", aligned(rows)])
+    return "\n".join(
+        [*lines, "errors in θ over the step's length; the real branch predicts |gᵀu₀| only", align_rows(rows)]
+    )
 
 
 def predictions(window: Tensors) -> list[list[str]]:
-    """For gᵀu₀ and the loss: each model's predicted change over the observed one."""
+    """For gᵀu₀ and the loss: predicted over observed change of each model."""
     seen = window["change of gradient components: observed"][1:, 0], window["change of loss: observed"][1:]
     rows = [["", "gᵀu₀: ratio", "signs", "loss: ratio", "signs"]]
     for key, name in NAMES.items():
@@ -169,8 +173,8 @@ def predictions(window: Tensors) -> list[list[str]]:
     return rows
 
 
-def figure(plan: Plan, way: Tensors, window: Tensors, first: int) -> Figure:
-    """Loss, the map of hλ, the loss's budget along the principal flow; in the window gᵀu₀ and predicted changes."""
+def figure(plan: EdgePlan, way: Tensors, window: Tensors, first: int) -> Figure:
+    """Loss, map of hλ, decrease of the loss along the principal flow; in the window gᵀu₀ and predicted changes."""
     drawn = Figure(figsize=(10.5, 5.6), layout="constrained")
     grid = drawn.subplots(2, 3)
     draw_training(grid[0], plan, way)
@@ -186,8 +190,8 @@ def figure(plan: Plan, way: Tensors, window: Tensors, first: int) -> Figure:
     return drawn
 
 
-def draw_training(axes: np.ndarray, plan: Plan, way: Tensors) -> None:
-    """Loss; hλ_i with the regimes; what the top modes and the bulk do to the loss along the principal flow."""
+def draw_training(axes: np.ndarray, plan: EdgePlan, way: Tensors) -> None:
+    """Loss; hλ_i with the regimes; contributions of the top modes and the rest to the loss along the principal flow."""
     k = way["loss times"] / plan.h
     axes[0].plot(k, way["loss"], color="black", linewidth=0.9)
     label(axes[0], "step k", "training loss f", "loss", log="y")
@@ -214,7 +218,7 @@ def draw_training(axes: np.ndarray, plan: Plan, way: Tensors) -> None:
 
 
 def draw_changes(axes: Axes, steps: np.ndarray, window: Tensors, group: str, pick: Callable[[Tensor], Tensor]) -> None:
-    """Observed changes and each model's."""
+    """Observed changes and those of each model."""
     axes.plot(steps[1:], pick(window[f"{group}: observed"]), **SEEN)
     for key, name in NAMES.items():
-        axes.plot(steps[1:], pick(window[f"{group}: {key}"]), **look(name), linewidth=0.9)
+        axes.plot(steps[1:], pick(window[f"{group}: {key}"]), **model_style(name), linewidth=0.9)

@@ -1,4 +1,4 @@
-"""Drift-adjusted learning rates against fixed ones over batch sizes: loss, test accuracy, sharpness, over seeds."""
+"""Drift-adjusted learning rates compared with fixed ones over batch sizes: loss, accuracy, sharpness, over seeds."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ..lab.experiment import Common
 from ..lab.network import Size
 from ..lab.presets import preset_of
 from ..lab.store import Store
-from .rate_report import Cell, figure, table
-from .rate_runs import Rule, Training, trained_at
+from .rate_report import RateCell, figure, table
+from .rate_runs import RateRule, Training, train_run
 
 All = Literal["all"]
 GIVEN = ("width", "examples", "test_examples", "batch_sizes", "epochs", "sharpness_every", "drift", "chunk_size")
-NOMINAL = 1.0  # an optimiser must have a rate before DAL gives it one; no step takes it
+NOMINAL = 1.0  # torch's constructor requires a rate; DAL replaces it before the first step
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A network, its data and a grid; None of the examples is all."""
+class GridPlan:
+    """A network, its data and a grid; ``examples`` None: all."""
 
     architecture: str
     data: str
@@ -47,19 +47,19 @@ class Plan:
     chunk_size: int = 1000
 
 
-PLANS: dict[str, Plan] = {
-    "laptop": Plan("walk-mlp", "fashion-mnist", 0.25, 1000, None, (16, 64, 250, "all"), 30, 5, "exact"),
-    "paper": Plan("resnet-18", "cifar-10", 1.0, None, None, (64, 1024, 8192, "all"), 100, 10, "difference"),
+PLANS: dict[str, GridPlan] = {
+    "laptop": GridPlan("walk-mlp", "fashion-mnist", 0.25, 1000, None, (16, 64, 250, "all"), 30, 5, "exact"),
+    "paper": GridPlan("resnet-18", "cifar-10", 1.0, None, None, (64, 1024, 8192, "all"), 100, 10, "difference"),
 }
-"""Quarter width and 1,000 images; and the paper's network at full width on all images, from small batches to all."""
+"""Quarter width and 1,000 images; the paper's network at full width on all images, from small batches to all."""
 
 
 @dataclass(frozen=True)
 class LearningRates(Common):
-    """DAL-p against fixed rates over batch sizes: training loss, test accuracy, sharpness, several seeds.
+    """DAL-p compared with fixed rates over batch sizes: training loss, test accuracy, sharpness, several seeds.
 
-    SGD without momentum, every rule for as many epochs. Networks with batch norm get group norm in its place: with
-    batch norm the loss of a mini-batch is not a part of the training loss whose sharpness is shown.
+    SGD without momentum, every rule for the same number of epochs. Networks with batch norm get group norm instead:
+    with batch norm the loss of a mini-batch is not a part of the training loss whose sharpness is measured.
     """
 
     preset: Size = "laptop"
@@ -67,43 +67,43 @@ class LearningRates(Common):
     architecture: Annotated[str | None, tyro.conf.arg(help=f"One of {', '.join(ARCHITECTURES)}.")] = None
     data: Annotated[str | None, tyro.conf.arg(help=f"One of {', '.join(DATA_SETS)}; the network's by default.")] = None
     root: Path | None = None
-    """Folder that holds the data's files; by default they are looked for in THALWEG_DATA, or downloaded."""
+    """Folder with the files of the data; default: THALWEG_DATA if they are there, else they are downloaded."""
     examples: int | All | None = None
     """Class-balanced training examples."""
     test_examples: int | All | None = None
     """Class-balanced test examples."""
     width: float | None = None
-    """Multiplies channels and hidden units."""
+    """Factor of the numbers of channels and hidden units."""
     activation: str | None = None
-    """relu, tanh, gelu, …; the architecture's by default."""
+    """relu, tanh, gelu, …; default: that of the architecture."""
     norm: str | None = None
-    """group or none (vit: layer or none); the architecture's by default, group in place of batch."""
+    """group or none (vit: layer or none); default: that of the architecture, group instead of batch."""
     pooling: str | None = None
-    """max, average or strided, where there is pooling."""
+    """max, average or strided, if the architecture has pooling."""
     rates: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5)
     """Fixed learning rates h."""
     powers: tuple[float, ...] = (0.5, 1.0)
     """p of DAL-p: h = min(2/vᵖ, cap), v = ‖Hg‖/‖g‖ of the mini-batch."""
     cap: float = 5.0
-    """The largest rate that DAL-p takes."""
+    """Upper bound of the rates of DAL-p."""
     drift: Literal["exact", "difference"] | None = None
-    """Hg by differentiating twice, or from a second gradient, which holds no graph of a mini-batch's gradient."""
+    """Hg by differentiating twice, or by a difference of two gradients, which needs no graph of the gradient."""
     batch_sizes: tuple[int | All, ...] | None = None
-    """Examples a step; all: gradient descent."""
+    """Examples per step; all: gradient descent."""
     epochs: int | None = None
     """Passes over the training examples."""
     seeds: int = 3
-    """Runs of every rule, seeded seed, seed + 1, …: each seed's weights and mini-batches are every rule's."""
+    """Runs of every rule, seeded seed, seed + 1, …: all rules share weights and mini-batches of a seed."""
     sharpness_every: int | None = None
-    """Epochs from one look at the sharpness to the next."""
+    """Epochs between measurements of the sharpness."""
     chunk_size: int | None = None
-    """Examples whose graph is held at once: in measurements, and in training unless Hg is exact."""
+    """Examples per chunk: in measurements, and in training unless Hg is exact."""
     dtype: Literal["float64", "float32"] = "float32"
     """Precision."""
 
     @property
-    def plan(self) -> Plan:
-        """The preset's plan with what the user gave in its place."""
+    def plan(self) -> GridPlan:
+        """The preset's plan with the given options in place of its values."""
         plan = PLANS[self.preset]
         if self.architecture is not None:
             check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
@@ -119,14 +119,14 @@ class LearningRates(Common):
         return replace(plan, **{name: value for name, value in given.items() if value not in {None, "all"}})
 
     def configuration(self) -> dict[str, Any]:
-        """What the results depend on, with the plan in place of the options that it comes from."""
+        """The settings on which the results depend: the plan replaces the options that it is computed from."""
         plan = asdict(self.plan)
         others = {key: value for key, value in super().configuration().items() if key not in {*plan, "preset"}}
         return others | {"plan": plan}
 
     @property
-    def rules(self) -> list[Rule]:
-        """Fixed rates from the smallest up, then DAL-p; raises for rates and powers out of place."""
+    def rules(self) -> list[RateRule]:
+        """Fixed rates in rising order, then DAL-p; raises for invalid rates and powers."""
         if not self.rates:
             raise ValueError("rates must name at least one fixed rate to compare with, got none")
         for name in ("rates", "powers"):
@@ -136,11 +136,11 @@ class LearningRates(Common):
         for p in self.powers:
             check_adjustment(p, self.cap, 1, "exact")
             if p == 0:
-                raise ValueError("powers must be above 0, got 0: there the rate is fixed; name it with --rates")
-        return [*(Rule(h) for h in sorted(self.rates)), *(Rule(NOMINAL, p) for p in sorted(self.powers))]
+                raise ValueError("powers must be above 0, got 0: p = 0 is a fixed rate; name it with --rates")
+        return [*(RateRule(h) for h in sorted(self.rates)), *(RateRule(NOMINAL, p) for p in sorted(self.powers))]
 
     def run(self) -> None:
-        """Train every cell of the grid, print, draw."""
+        """Train every cell of the grid, print, plot."""
         plan, rules = self.plan, self.rules
         check_device(self.device)
         check_count("seeds", self.seeds)
@@ -151,18 +151,18 @@ class LearningRates(Common):
         sizes = batch_sizes(plan, len(training.train))
         store = self.store()
         cells = self.cells(store, training, rules, sizes)
-        store.table(table(cells, training, self.says(plan, training)))
+        store.table(table(cells, training, self.describe(plan, training)))
         self.draw(store, figure(cells, training))
 
-    def training(self, plan: Plan) -> Training:
-        """Network, data and how to train, on the device."""
+    def training(self, plan: GridPlan) -> Training:
+        """Network, data and training settings, on the device."""
         train, test = (self.examples_of(plan, train) for train in (True, False))
         network = partial(self.network, plan, tuple(train.inputs.shape[1:]), train.classes)
-        network(self.seed)  # raises for options that the architecture has not, before anything is written
+        network(self.seed)  # raise for options that the architecture lacks before anything is written
         return Training(network, train, test, plan.epochs, self.cap, plan.drift, plan.sharpness_every, plan.chunk_size)
 
-    def examples_of(self, plan: Plan, train: bool) -> Data:
-        """One part of the data, limited; a preset's number gives way to what there is, the user's does not."""
+    def examples_of(self, plan: GridPlan, train: bool) -> Data:
+        """Training or test data, limited in number; a preset's number is capped at the size, a given one is not."""
         limit, given = (plan.examples, self.examples) if train else (plan.test_examples, self.test_examples)
         if limit is not None and given is None and plan.data in WHOLE_SETS:
             data = load_data(plan.data, root=self.root, train=train)
@@ -171,8 +171,8 @@ class LearningRates(Common):
             data = load_data(plan.data, root=self.root, train=train, limit=limit, seed=self.seed)
         return Data(data.inputs.to(self.device, self.real), data.targets.to(self.device), data.classes)
 
-    def network(self, plan: Plan, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-        """The network with its own random weights, no example's output depending on other examples."""
+    def network(self, plan: GridPlan, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        """The network with its random weights, and no coupling between the examples of a batch."""
         given = {"activation": self.activation, "norm": self.norm, "pooling": self.pooling}
         build = partial(build_network, plan.architecture, shape, classes, width=plan.width, seed=seed)
         module = build(**given)
@@ -185,31 +185,31 @@ class LearningRates(Common):
             module = build(**given | {"norm": "group"})
         return module.to(self.device, self.real)
 
-    def cells(self, store: Store, training: Training, rules: list[Rule], sizes: dict[str, int]) -> list[Cell]:
-        """Every rule at every batch size, its runs read from disk where they are there."""
+    def cells(self, store: Store, training: Training, rules: list[RateRule], sizes: dict[str, int]) -> list[RateCell]:
+        """Every rule at every batch size, with its runs read from disk if present."""
         seeds = [self.seed + i for i in range(self.seeds)]
         N = len(training.train)
-        cells = [Cell(rule, size, N, label, []) for (label, size), rule in itertools.product(sizes.items(), rules)]
+        cells = [RateCell(rule, size, N, label, []) for (label, size), rule in itertools.product(sizes.items(), rules)]
         for seed, cell in tqdm(list(itertools.product(seeds, cells)), unit="run", disable=None):
             name = f"{cell.rule.stem}-batch-{cell.label}-seed-{seed}"
-            cell.runs.append(store.part(name, partial(trained_at, training, cell.rule, cell.batch_size, seed)))
+            cell.runs.append(store.part(name, partial(train_run, training, cell.rule, cell.batch_size, seed)))
         return cells
 
-    def says(self, plan: Plan, training: Training) -> str:
-        """What is trained and how, on one line."""
+    def describe(self, plan: GridPlan, training: Training) -> str:
+        """Network, data and training, on one line."""
         weights = sum(p.numel() for p in training.network(self.seed).parameters())
         return (
             f"{plan.architecture} ({weights:,} weights) on {len(training.train):,} images of {plan.data}, "
             f"{len(training.test):,} to test on; epochs: {plan.epochs}, seeds: {self.seeds}, SGD without momentum; "
-            f"DAL-p: h = min(2/vᵖ, {self.cap:g}), v = ‖Hg‖/‖g‖ of each mini-batch, Hg {SAID[plan.drift]}"
+            f"DAL-p: h = min(2/vᵖ, {self.cap:g}), v = ‖Hg‖/‖g‖ of each mini-batch, Hg {PRODUCTS[plan.drift]}"
         )
 
 
-SAID = {"exact": "exact", "difference": "by a difference"}
+PRODUCTS = {"exact": "exact", "difference": "by a difference"}
 
 
-def batch_sizes(plan: Plan, N: int) -> dict[str, int]:
-    """Batch sizes by name, ascending; raises for none, for one above the N examples, and for one named twice."""
+def batch_sizes(plan: GridPlan, N: int) -> dict[str, int]:
+    """Batch sizes by name, rising; raises for an empty list, repeated sizes and sizes above the N examples."""
     if not plan.batch_sizes:
         raise ValueError("batch_sizes must name at least one, got none")
     sizes = [N if size == "all" else check_count("batch_sizes", size) for size in plan.batch_sizes]
@@ -220,7 +220,7 @@ def batch_sizes(plan: Plan, N: int) -> dict[str, int]:
 
 
 def check_distinct(name: str, values: Sequence[float]) -> None:
-    """Raise where a value is named twice: its runs would be one and the same."""
+    """Raise ValueError for a repeated value, whose runs would be the same."""
     for value in values:
         if values.count(value) > 1:
             raise ValueError(f"{name} must be distinct, got {value:g} twice; leave one out")

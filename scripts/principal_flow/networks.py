@@ -16,40 +16,44 @@ Network = Literal["mlp", "vgg-11", "resnet"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A network with the run that takes it to the edge of stability and, for a window of steps, along it."""
+class EdgePlan:
+    """A network with the run that brings it to the edge of stability and, for a window of steps, along it."""
 
     ground: NetGround
     h: float
     steps: int
     every: int
-    """Steps from one look at the curvature to the next."""
+    """Steps between observations of the curvature."""
     window: int
-    """Steps after the onset (hλ₀ = 2) that are all looked at."""
+    """Steps of the window, all of which are observed."""
     studied: int
     """Steps of the window from which every flow takes a step."""
     substeps: int = 4
-    """Steps of rk4 that the principal flow takes for such a step, its rates being logarithms of hλ."""
+    """rk4 steps of the principal flow in one of h, as its rates are logarithms of hλ."""
     modes: int = 4
-    """Top eigenpairs that are followed."""
+    """Number of top eigenpairs."""
     wait: int = 0
-    """Steps from the onset to the window: the gradient along u₀ needs them to grow where it was small."""
+    """Steps from the onset (hλ₀ = 2) to the window, in which a small gradient along u₀ can grow."""
 
 
 SMOOTH: dict[str, Any] = {"data": "cifar-10", "examples": 1000, "width": 0.25, "activation": "gelu", "ghost_size": 1000}
-LAPTOP: dict[str, Plan] = {
-    "mlp": Plan(NetGround("walk-mlp", data="mnist", examples=1000, width=0.25, activation="tanh"), 0.28, 300, 5, 40, 4),
-    "vgg-11": Plan(NetGround("vgg-11", norm="batch", pooling="average", **SMOOTH), 0.04, 80, 5, 4, 1, 2, 2, 30),
-    "resnet": Plan(NetGround("resnet-20", **SMOOTH), 0.15, 40, 5, 4, 1, 2, 2),
+LAPTOP: dict[str, EdgePlan] = {
+    "mlp": EdgePlan(
+        NetGround("walk-mlp", data="mnist", examples=1000, width=0.25, activation="tanh"), 0.28, 300, 5, 40, 4
+    ),
+    "vgg-11": EdgePlan(NetGround("vgg-11", norm="batch", pooling="average", **SMOOTH), 0.04, 80, 5, 4, 1, 2, 2, 30),
+    "resnet": EdgePlan(NetGround("resnet-20", **SMOOTH), 0.15, 40, 5, 4, 1, 2, 2),
 }
-"""Quarter width, 1,000 images, all of them one batch to batch norm; smooth activations and pooling, as kinks add an
-error of their own to every flow."""
-PAPER: dict[str, Plan] = {
-    "mlp": Plan(NetGround("walk-mlp", "paper", data="mnist", examples="all"), 0.05, 4000, 50, 100, 10),
-    "vgg-11": Plan(NetGround("vgg-11", "paper", data="cifar-10", examples="all", norm="batch"), 0.02, 2000, 50, 50, 4),
-    "resnet": Plan(NetGround("resnet-18", "paper", data="cifar-10", examples="all"), 0.05, 2000, 50, 50, 4),
+"""Quarter width, 1,000 images in a single batch for batch norm; smooth activations and pooling, as kinks add an error
+to every flow."""
+PAPER: dict[str, EdgePlan] = {
+    "mlp": EdgePlan(NetGround("walk-mlp", "paper", data="mnist", examples="all"), 0.05, 4000, 50, 100, 10),
+    "vgg-11": EdgePlan(
+        NetGround("vgg-11", "paper", data="cifar-10", examples="all", norm="batch"), 0.02, 2000, 50, 50, 4
+    ),
+    "resnet": EdgePlan(NetGround("resnet-18", "paper", data="cifar-10", examples="all"), 0.05, 2000, 50, 50, 4),
 }
-"""Full width and all images, in ghost batches of 100 to batch norm."""
+"""Full width and all images, in ghost batches of 100 for batch norm."""
 PLANS = {"laptop": LAPTOP, "paper": PAPER}
 
 
@@ -62,25 +66,25 @@ class OnNetworks(Common):
     preset: Size = "laptop"
     """Quarter width and 1,000 images, or the paper's size."""
     root: Path | None = None
-    """Folder that holds the data's files; by default they are looked for in THALWEG_DATA, or downloaded."""
+    """Folder with the files of the data; default: THALWEG_DATA if they are there, else they are downloaded."""
     h: float | None = None
-    """Learning rate; the preset's by default, as the rest."""
+    """Learning rate; default, as for the following options: that of the preset."""
     steps: int | None = None
     """Steps to train."""
     every: int | None = None
-    """Steps from one look at the curvature to the next."""
+    """Steps between observations of the curvature."""
     data: str | None = None
     """Another data set."""
     examples: int | None = None
     """Class-balanced training examples."""
     width: float | None = None
-    """Multiplies channels and hidden units."""
+    """Factor of the numbers of channels and hidden units."""
     chunk_size: int | None = None
-    """Examples whose graph is held at once."""
+    """Examples per chunk of a gradient."""
 
     @property
-    def plan(self) -> Plan:
-        """The preset's plan with what the user gave in its place."""
+    def plan(self) -> EdgePlan:
+        """The preset's plan with the given options in place of its values."""
         plan = PLANS[self.preset][self.network]
         given = {name: getattr(self, name) for name in ("root", "data", "examples", "width", "chunk_size")}
         ground = replace(plan.ground, **{name: value for name, value in given.items() if value is not None})
@@ -90,17 +94,17 @@ class OnNetworks(Common):
         return replace(plan, ground=ground, **{name: value for name, value in run.items() if value is not None})
 
     def configuration(self) -> dict[str, Any]:
-        """The options and what they come to: a preset that changes makes other results."""
+        """The options and the resulting plan, so that a changed preset invalidates stored results."""
         plan = asdict(self.plan)
         plan["ground"].pop("root")
         return super().configuration() | {"plan": plan}
 
-    def landscape(self, plan: Plan) -> NetworkLandscape:
-        """The network's landscape; its own weights are θ0."""
+    def landscape(self, plan: EdgePlan) -> NetworkLandscape:
+        """The network's landscape, with its initial weights as θ0."""
         return plan.ground.build(self.seed, self.real, self.device)[0]
 
-    def says(self, landscape: NetworkLandscape, plan: Plan) -> str:
-        """What is trained, on one line."""
+    def describe(self, landscape: NetworkLandscape, plan: EdgePlan) -> str:
+        """Network, data and learning rate, on one line."""
         ground = plan.ground
         return (
             f"{ground.architecture} ({landscape.dimension:,} weights) on {ground.chosen.examples or 'all'} images of "

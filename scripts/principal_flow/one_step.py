@@ -1,4 +1,4 @@
-"""One step of gradient descent on a holomorphic network, from hλ₀ = 0.3 to 2.4, beside one step of every flow."""
+"""A step of gradient descent on a holomorphic network, from hλ₀ = 0.3 to 2.4, compared with one step of every flow."""
 
 from __future__ import annotations
 
@@ -14,50 +14,52 @@ from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFl
 from landscapes import Landscape
 from landscapes.krylov import eigenpairs, random_block
 
-from ..lab.experiment import MODELS, Common, aligned, label, legend, look
+from ..lab.experiment import MODELS, Common, align_rows, label, legend, model_style
 from ..lab.network import NetGround
-from ..lab.store import Tensors, trained
+from ..lab.store import Tensors, descend_in_segments
 
 LADDER = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.2, 1.25, 1.3, 1.5, 1.7, 1.9, 2.1, 2.4)
-KRYLOV, TOLERANCE = 60, 1e-9  # far below what is measured
+KRYLOV, TOLERANCE = 60, 1e-9  # far below the measured errors
 GROWTH = {"color": "black", "linewidth": 0.8, "marker": "o", "markerfacecolor": "none", "markersize": 4}
 
 
 @dataclass(frozen=True)
-class OneStep(Common):
-    """One-step errors of every flow on a holomorphic tanh network, and what the real branch can and cannot claim."""
+class OneStepExperiment(Common):
+    """One-step errors of every flow on a holomorphic tanh network, and the predictions of the real branch."""
 
     data: str = "digits"
-    """Data set of scikit-learn's wheel, or one found on disk."""
+    """Data set included in scikit-learn, or one found on disk."""
     examples: int = 200
     """Class-balanced training examples."""
     width: float = 0.5
-    """Multiplies the 32 hidden units."""
+    """Factor of the 32 hidden units."""
     loss: Literal["square", "cross-entropy"] = "square"
     """Loss of each example."""
     rate: float = 0.1
-    """Learning rate of the training that gives the points to step from; it bounces along u₀ there (hλ₀ of 1.8)."""
+    """Learning rate of the training whose iterates are the starts; it oscillates along u₀ there (hλ₀ = 1.8)."""
     points: tuple[int, ...] = (10, 15, 20)
     """Training steps after which a step is studied."""
     rtol: float = 1e-7
     """Relative tolerance of the integration; a second run at a tenth of it gives the integration error."""
 
     def run(self) -> None:
-        """Train, step, print, draw."""
+        """Train, step, print, plot."""
         store = self.store()
         ground = NetGround(
             "mlp", data=self.data, examples=self.examples, width=self.width, loss=self.loss, holomorphic=True
         )
         landscape, theta0 = ground.build(self.seed, self.real, self.device)
         descent = GradientDescent(landscape, self.rate)
-        path = trained(store, "training", descent, theta0, max(self.points), max(self.points), every=1)["theta"]
+        path = descend_in_segments(store, "training", descent, theta0, max(self.points), max(self.points), every=1)[
+            "theta"
+        ]
         studies = [store.part(f"step-{k:05d}", partial(study, landscape, path[k], self.rtol)) for k in self.points]
         store.table(table(studies, self, landscape.dimension))
         self.draw(store, figure(studies, self.points))
 
 
 def flows_at(landscape: Landscape, h: float) -> dict[str, Flow]:
-    """Every model at that h."""
+    """The flows at a learning rate h."""
     krylov = {"krylov": KRYLOV, "tolerance": TOLERANCE}
     return {
         "gradient flow": GradientFlow(landscape),
@@ -82,7 +84,7 @@ def study(landscape: Landscape, theta: Tensor, rtol: float) -> Tensors:
         for i, flow in enumerate(flows_at(landscape, h).values()):
             runs = [integrate(flow, theta, [0, h], rtol=r, atol=r / 100, max_steps=2000) for r in (rtol, rtol / 10)]
             if any(run.status != "finished" for run in runs):
-                continue  # NaN: it cannot be followed to the end of the step
+                continue  # NaN: the integration stops before the end of the step
             loose, tight = (run.theta[-1] for run in runs)
             errors[i, j] = torch.linalg.vector_norm(tight - stepped)
             integration[i, j] = torch.linalg.vector_norm(tight - loose)
@@ -99,12 +101,12 @@ def study(landscape: Landscape, theta: Tensor, rtol: float) -> Tensors:
     }
 
 
-def table(studies: list[Tensors], settings: OneStep, weights: int) -> str:
-    """Errors relative to the step's length, medians over the points, and who is closest."""
+def table(studies: list[Tensors], settings: OneStepExperiment, weights: int) -> str:
+    """Errors relative to the step's length, medians over the points, and the model with the smallest error."""
     relative = torch.stack([s["errors"] / s["length"] for s in studies])  # (points, models, ladder)
     middle = relative.median(0).values
     models = list(MODELS)
-    rows = [["hλ₀", *models, "closest", "|gᵀu₀| grows by", *(f"{m} says" for m in models)]]
+    rows = [["hλ₀", *models, "closest", "|gᵀu₀| grows by", *(f"{m} predicts" for m in models)]]
     growth = torch.stack([s["growth"] for s in studies]).median(0).values
     descended = torch.stack([s["descended"] for s in studies]).median(0).values
     for j, x in enumerate(LADDER):
@@ -121,7 +123,7 @@ def table(studies: list[Tensors], settings: OneStep, weights: int) -> str:
         f"MLP with {weights} weights on {settings.examples} examples of {settings.data}; steps from iterates "
         f"{settings.points}, λ₀ = {sharpness}, |cos(g, u₀)| = {alignment}",
         "errors ‖X(h) − θ′‖ / ‖θ′ − θ‖, medians",
-        aligned(rows),
+        align_rows(rows),
         f"0.5 ≤ hλ₀ ≤ 2.1: the principal flow's error over the smaller of the other two's: at most "
         f"{float((ours / others).max()):.3f}, median {float((ours / others).median()):.3f}",
         f"the real branch's error in θ is larger than gradient flow's at hλ₀ = {', '.join(f'{x:g}' for x in loses)}",
@@ -138,17 +140,21 @@ def figure(studies: list[Tensors], points: tuple[int, ...]) -> Figure:
     growth = torch.stack([s["growth"] for s in studies]).numpy()
     descended = torch.stack([s["descended"] for s in studies]).numpy()
     for i, model in enumerate(MODELS):
-        left.fill_between(LADDER, relative[:, i].min(0), relative[:, i].max(0), color=look(model)["color"], alpha=0.15)
-        left.plot(LADDER, torch.tensor(relative[:, i]).median(0).values, **look(model))
-        right.plot(LADDER, torch.tensor(growth[:, i]).median(0).values, **look(model))
+        left.fill_between(
+            LADDER, relative[:, i].min(0), relative[:, i].max(0), color=model_style(model)["color"], alpha=0.15
+        )
+        left.plot(LADDER, torch.tensor(relative[:, i]).median(0).values, **model_style(model))
+        right.plot(LADDER, torch.tensor(growth[:, i]).median(0).values, **model_style(model))
     for k, errors in zip(points, relative, strict=True):
-        middle.plot(LADDER, errors[3] / errors[0], color=look("principal flow, real branch")["color"], linewidth=0.8)
+        middle.plot(
+            LADDER, errors[3] / errors[0], color=model_style("principal flow, real branch")["color"], linewidth=0.8
+        )
         middle.annotate(f"k = {k}", (LADDER[0], (errors[3] / errors[0])[0]), fontsize="x-small", ha="right")
     middle.set_xlim(0, 2.5)
     middle.axhline(1, color="black", linewidth=0.8, linestyle=":")
     right.plot(LADDER, torch.tensor(descended).median(0).values, **GROWTH)
     label(left, "hλ₀", "‖X(h) − θ′‖ / ‖θ′ − θ‖", "error of one step in θ", log="y")
-    label(middle, "hλ₀", "error over gradient flow's", "real branch in θ: loses above 1", log="y")
+    label(middle, "hλ₀", "error over gradient flow's", "real branch in θ: worse above 1", log="y")
     label(right, "hλ₀", "|g(X(h))ᵀu₀| / |gᵀu₀|", "growth of the gradient along u₀")
     legend(drawn, list(MODELS), {"gradient descent": GROWTH})
     return drawn

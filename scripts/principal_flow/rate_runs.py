@@ -1,4 +1,4 @@
-r"""Training at a rule's rates: an ordinary torch loop, and what is measured of it from epoch to epoch."""
+r"""Training with the rates of a rule: an ordinary torch loop, and measurements from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from nets import Data, NetworkLandscape, cross_entropy
 
 from ..lab.store import Tensors
 
-TOLERANCE = 1e-3  # of the sharpness, far below its changes
+TOLERANCE = 1e-3  # relative tolerance of the sharpness, far below its changes
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Which rates a run takes: one fixed rate, or at a power p > 0 those of DAL-p."""
+class RateRule:
+    """The rates of a run: one fixed rate, or for a power p > 0 those of DAL-p."""
 
     rate: float
     power: float = 0.0
 
     @property
     def fixed(self) -> bool:
-        """Whether it is one rate throughout."""
+        """Whether the rate is constant."""
         return self.power == 0
 
     @property
     def name(self) -> str:
-        """What tables and figures call it."""
+        """Name in tables and figures."""
         return f"h = {self.rate:g}" if self.fixed else f"DAL-{self.power:g}"
 
     @property
     def stem(self) -> str:
-        """What the names of its files begin with."""
+        """Prefix of the names of its files."""
         return f"fixed-{self.rate:g}" if self.fixed else f"dal-{self.power:g}"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What all runs have in common: network by seed, data on its device, and how to train and to measure."""
+    """Common settings of all runs: network by seed, data on its device, training and measurements."""
 
     network: Callable[[int], nn.Module]
     train: Data
@@ -59,7 +59,7 @@ class Training:
 
     @property
     def uninformed(self) -> float:
-        """The least training loss of outputs that do not depend on the image: the entropy of the classes."""
+        """The least training loss of outputs independent of the image: the entropy of the classes."""
         shares = torch.bincount(self.train.targets).double() / len(self.train)
         return float(-torch.xlogy(shares, shares).sum())
 
@@ -67,13 +67,13 @@ class Training:
         """The mean loss of all examples."""
         return NetworkLandscape(module, cross_entropy, data.inputs, data.targets, self.chunk_size)
 
-    def chunk(self, rule: Rule) -> int:
-        """Examples of a mini-batch whose graph is held at once: an exact Hg needs the graph of them all."""
+    def chunk(self, rule: RateRule) -> int:
+        """Examples of a mini-batch per chunk: all of them for an exact Hg, which needs the whole graph."""
         return self.chunk_size if rule.fixed or self.drift == "difference" else len(self.train)
 
 
 class Measurements:
-    """Training loss, test loss and accuracy at the end of every epoch, sharpness at that of some and of the last."""
+    """Training loss, test loss and accuracy after every epoch, sharpness after some epochs and the last."""
 
     def __init__(self, training: Training, module: nn.Module):
         self._module, self._last = module, training.epochs
@@ -86,7 +86,7 @@ class Measurements:
         self.seen: dict[str, list[Tensor]] = {}
 
     def take(self, epoch: int, time: float) -> bool:
-        """Measure, after that epoch, unless weights and loss have left the finite numbers: False."""
+        """Measure after an epoch; returns False, and stores nothing, if the loss is not finite."""
         theta = nn.utils.parameters_to_vector(self._module.parameters()).detach()
         shown = self._loss(epoch, time, theta)
         if not bool(shown["training loss"].isfinite()):
@@ -101,12 +101,12 @@ class Measurements:
         return True
 
 
-def trained_at(training: Training, rule: Rule, batch_size: int, seed: int) -> Tensors:
-    r"""SGD with that rule's rates: weights and mini-batches come from the seed alone, whatever the rule.
+def train_run(training: Training, rule: RateRule, batch_size: int, seed: int) -> Tensors:
+    r"""SGD with the rates of a rule: weights and mini-batches depend only on the seed.
 
-    "training loss", "test loss" and "test accuracy" at the start and after every epoch; "sharpness" and its kin after
-    "sharpness epochs"; "rates", one a step. "finished" is False where the loss left the finite numbers: what was
-    measured before stays. Raises ValueError where it has none at the start.
+    "training loss", "test loss" and "test accuracy" at the start and after every epoch; "sharpness" and its diagnostics
+    after "sharpness epochs"; "rates", one per step. "finished" is False if the loss became non-finite; the measurements
+    before stay. Raises ValueError if the loss at the start is not finite.
     """
     module = training.network(seed)
     optimizer = torch.optim.SGD(module.parameters(), lr=rule.rate)
@@ -114,7 +114,7 @@ def trained_at(training: Training, rule: Rule, batch_size: int, seed: int) -> Te
     measurements = Measurements(training, module)
     generator = torch.Generator().manual_seed(seed)
     rates: list[float] = []
-    with collect_flags():  # whether the sharpness converged is in the results
+    with collect_flags():  # its convergence is stored in the results
         finished = measurements.take(0, 0.0)
         if not finished:
             raise ValueError(f"width must give a network with a finite loss at the start, seed {seed} has none")
@@ -136,7 +136,7 @@ def run_epoch(
     chunk: int,
     rates: list[float],
 ) -> bool:
-    """A step for each mini-batch, its rate noted; False as soon as a loss is not finite."""
+    """A step for each mini-batch, with its rate appended to ``rates``; False as soon as a loss is not finite."""
     for batch in batches:
         index = batch.to(training.train.targets.device)
         loss = rate.step(partial(mean_loss, module, training.train.inputs[index], training.train.targets[index], chunk))
@@ -148,9 +148,10 @@ def run_epoch(
 
 
 def mean_loss(module: nn.Module, inputs: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    """The mini-batch's loss, (); one of several chunks runs them again on the way back, and holds one's graph."""
+    """The loss of a mini-batch, (); several chunks are recomputed in the backward pass, which stores one chunk."""
     if len(targets) <= chunk:
         return cross_entropy(module(inputs), targets).mean()
+    # the random state is not restored for the recomputation: these networks have no dropout
     sums = [
         checkpoint(summed_loss, module, x, y, use_reentrant=False, preserve_rng_state=False)
         for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True)

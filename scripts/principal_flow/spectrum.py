@@ -1,4 +1,4 @@
-"""A small network with its full spectrum: every mode's regime, budget and prediction, and the flows beside descent."""
+"""A small network at its full spectrum: regime, contribution and prediction of every mode, and the flows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from flows.figures import COLOURS
 from flows.observers import REGIMES, GradientPredictions, Loss, StabilityCoefficients, TopEigenpairs
 from landscapes import Landscape
 
-from ..lab.experiment import Common, aligned, label, legend, look
+from ..lab.experiment import Common, align_rows, label, legend, model_style
 from ..lab.network import NetGround
-from ..lab.store import Tensors, trained
+from ..lab.store import Tensors, descend_in_segments
 from .networks import NAMES, SEEN
 
 SHADES = ("#999999", COLOURS[0], "black", COLOURS[2], COLOURS[1])  # of the regimes
 
 
 @dataclass(frozen=True)
-class Spectrum(Common):
-    """MLP on breast cancer with the full spectrum, through hλ₀ = 2."""
+class SpectrumExperiment(Common):
+    """MLP on breast cancer at the full spectrum, through hλ₀ = 2."""
 
     examples: int | None = None
-    """Class-balanced training examples; all by default."""
+    """Class-balanced training examples; default: all."""
     width: float = 0.25
-    """Multiplies the 32 hidden units."""
+    """Factor of the 32 hidden units."""
     loss: Literal["square", "cross-entropy"] = "square"
     """Loss of each example."""
     h: float = 0.6
@@ -39,12 +39,12 @@ class Spectrum(Common):
     steps: int = 150
     """Steps of gradient descent."""
     start: int = 90
-    """Step from which the flows are integrated beside descent: with the defaults the gradient along u₀ grows there."""
+    """First step of the window in which flows are compared; with the defaults the gradient along u₀ grows there."""
     window: int = 8
-    """Steps along which they are."""
+    """Steps of the window."""
 
     def run(self) -> None:
-        """Train with every eigenpair at every step, integrate the flows over a window, print, draw."""
+        """Train with every eigenpair at every step, integrate the flows over a window, print, plot."""
         store = self.store()
         ground = NetGround(
             "mlp",
@@ -58,16 +58,16 @@ class Spectrum(Common):
         pairs = TopEigenpairs(landscape, landscape.dimension, tolerance=1e-8, limit=10 * landscape.dimension)
         seen = [Loss(landscape), pairs, StabilityCoefficients(pairs, self.h), GradientPredictions(pairs, self.h)]
         descent = GradientDescent(landscape, self.h)
-        way = trained(store, "training", descent, theta0, self.steps, min(self.steps, 20), seen, every=1)
+        way = descend_in_segments(store, "training", descent, theta0, self.steps, min(self.steps, 20), seen, every=1)
         first = min(self.start, len(way["theta"]) - 1)
-        run = beside(landscape, descent, way["theta"][first].to(self.device), self.window)
+        run = compare_flows(landscape, descent, way["theta"][first].to(self.device), self.window)
         run.save(store.folder / "window")
         store.table(table(self, landscape, way, run, first))
         self.draw(store, figure(self, way, run, first))
 
 
-def beside(landscape: Landscape, descent: GradientDescent, theta: Tensor, steps: int) -> Comparison:
-    """The flows beside descent from θ, the principal flow on its complex branch at its full spectrum."""
+def compare_flows(landscape: Landscape, descent: GradientDescent, theta: Tensor, steps: int) -> Comparison:
+    """The flows compared with descent from θ, the principal flow on its complex branch at its full spectrum."""
     flows = {
         "gradient flow": GradientFlow(landscape),
         "IGR flow": ModifiedFlow(landscape, descent.h, 2),
@@ -76,7 +76,7 @@ def beside(landscape: Landscape, descent: GradientDescent, theta: Tensor, steps:
     return compare(descent, flows, theta, steps, rtol=1e-5, atol=1e-7)
 
 
-def table(options: Spectrum, landscape: Landscape, way: Tensors, run: Comparison, first: int) -> str:
+def table(options: SpectrumExperiment, landscape: Landscape, way: Tensors, run: Comparison, first: int) -> str:
     """Regimes over time, predicted loss changes over the full spectrum, and the flows' errors in the window."""
     codes, x = way["stability regimes"], way["stability scaled eigenvalues"]
     used = [code for code in range(len(REGIMES)) if bool((codes == code).any())]
@@ -106,17 +106,17 @@ def table(options: Spectrum, landscape: Landscape, way: Tensors, run: Comparison
         [
             f"MLP with {landscape.dimension} weights on breast cancer, gradient descent at h = {options.h:g}; "
             "modes by regime (hλ < 0, < 1, < 2, beyond)",
-            aligned(rows),
+            align_rows(rows),
             f"change of the loss in a step, mean |observed| {float(observed.abs().mean()):.2e}:",
-            aligned(changes),
+            align_rows(changes),
             f"flows from step {first} on, where hλ₀ = {float(x[first].max()):.3f}:",
             str(run),
         ]
     )
 
 
-def figure(options: Spectrum, way: Tensors, run: Comparison, first: int) -> Figure:
-    """Spectrum by regime, budget of the loss by regime, predictions, and distances to descent in the window."""
+def figure(options: SpectrumExperiment, way: Tensors, run: Comparison, first: int) -> Figure:
+    """Spectrum by regime, loss decrease by regime, predictions, and distances to descent in the window."""
     drawn = Figure(figsize=(10.5, 5.6), layout="constrained")
     grid = drawn.subplots(2, 3)
     k = np.arange(len(way["loss"]))
@@ -127,7 +127,7 @@ def figure(options: Spectrum, way: Tensors, run: Comparison, first: int) -> Figu
     before = way["change before: gradient components"][1:].gather(1, top)[:, 0]
     for key in ("observed", *NAMES):
         change = way[f"change of gradient components: {key}"][1:].gather(1, top)[:, 0]
-        style: dict[str, Any] = SEEN if key == "observed" else look(NAMES[key])
+        style: dict[str, Any] = SEEN if key == "observed" else model_style(NAMES[key])
         grid[1, 0].plot(k[1:], (before + change).abs() / before.abs(), **{**style, "linewidth": 0.9})
         grid[1, 1].plot(k[1:], way[f"change of loss: {key}"][1:], **{**style, "linewidth": 0.9})
     label(grid[1, 0], "step k", "|gᵀu₀| after over before a step", "gradient along the sharpest mode")
@@ -136,15 +136,15 @@ def figure(options: Spectrum, way: Tensors, run: Comparison, first: int) -> Figu
     grid[1, 1].set_yscale("symlog", linthresh=1e-3)
     for name, row in run.rows.items():
         steps = first + np.arange(len(row.errors))
-        grid[1, 2].plot(steps, positive(row.errors), **look(name))
-        grid[1, 2].plot(steps, positive(row.integration), color=look(name)["color"], linestyle=":", linewidth=1)
+        grid[1, 2].plot(steps, positive(row.errors), **model_style(name))
+        grid[1, 2].plot(steps, positive(row.integration), color=model_style(name)["color"], linestyle=":", linewidth=1)
     label(grid[1, 2], "step k", "distance (dotted: integration)", "‖X(kh) − θ_k‖", log="y")
     legend(drawn, list(run.rows), {"observed": SEEN})
     return drawn
 
 
 def draw_regimes(spectrum: Any, budget: Any, k: np.ndarray, way: Tensors) -> None:
-    """hλ_i of every mode coloured by its regime; what the modes of each regime do to the loss along the flow."""
+    """hλ_i of every mode coloured by its regime; contributions of each regime to the loss along the flow."""
     x, codes = way["stability scaled eigenvalues"], way["stability regimes"]
     contributions = way["stability contributions"].real
     for code in range(len(REGIMES) - 1):

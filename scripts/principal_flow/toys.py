@@ -1,4 +1,4 @@
-"""Two-parameter experiments of the paper: where each flow goes beside gradient descent, in paths and distances."""
+"""Two-parameter experiments of the paper: paths of the flows and their distances to gradient descent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flows import Comparison, Flow, GradientDescent, GradientFlow, ModifiedFlow,
 from flows.comparison.figure import DESCENT, contour_levels, positive, worst_member
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, Rosenbrock, Saddle, SharpFlatWells
 
-from ..lab.experiment import Common, aligned, label, legend, look
+from ..lab.experiment import Common, align_rows, label, legend, model_style
 
 PAPER_START = (-0.35, -0.2)
 
@@ -58,7 +58,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("flat bottom, hλ₀ = 0.28", SharpFlatWells(), (1.0, 0.5), 0.28, 12),
     ),
 }
-WHAT = {
+TITLES = {
     "quadratics": "½θᵀHθ, H = diag(2, 0.02): from the singular mode to instability",
     "valleys": "a curved valley and an egg box",
     "saddles": "escape from saddles: below hλ = −2 the IGR flow is attracted where descent escapes",
@@ -68,16 +68,16 @@ WHAT = {
 
 @dataclass(frozen=True)
 class Toys(Common):
-    """Shared by the two-parameter experiments."""
+    """Common base of the two-parameter experiments."""
 
     def run(self) -> None:
-        """Compare, print, draw."""
+        """Compare, print, plot."""
         store = self.store()
         results = []
         for i, case in enumerate(CASES[self.name]):
-            results.append((case, compared(case, self)))
+            results.append((case, compare_case(case, self)))
             results[-1][1].save(store.folder / f"case-{i}")
-        store.table("\n\n".join([f"{WHAT[self.name]}", *(summary(case, result) for case, result in results)]))
+        store.table("\n\n".join([TITLES[self.name], *(summary(case, result) for case, result in results)]))
         self.draw(store, figure(results))
 
 
@@ -93,12 +93,12 @@ class Valleys(Toys):
 
 @dataclass(frozen=True)
 class Saddles(Toys):
-    """Escape from saddles, and the false attraction of the IGR flow."""
+    """Escape from saddles, and the spurious attraction of the IGR flow."""
 
 
 @dataclass(frozen=True)
-class Escape(Toys):
-    """Escape from a sharp minimum beside a flat one."""
+class EscapeExperiment(Toys):
+    """Escape from a sharp minimum next to a flat one."""
 
 
 def flows_of(landscape: Landscape, h: float) -> dict[str, Flow]:
@@ -110,15 +110,15 @@ def flows_of(landscape: Landscape, h: float) -> dict[str, Flow]:
     }
 
 
-def compared(case: Case, options: Common) -> Comparison:
-    """The flows beside gradient descent."""
+def compare_case(case: Case, options: Common) -> Comparison:
+    """The flows compared with gradient descent."""
     theta0 = torch.tensor(case.start, dtype=options.real, device=options.device)
     descent = GradientDescent(case.landscape, case.h)
     return compare(descent, flows_of(case.landscape, case.h), theta0, case.steps, rtol=1e-6, atol=1e-8)
 
 
 def summary(case: Case, result: Comparison) -> str:
-    """Where descent and flows end, their distances, and how each run ended."""
+    """Ends of descent and flows, their distances, and the status of each run."""
     rows = [["", "θ at the end", "error at end", "one-step error", "integration", "status"]]
     rows.append(["gradient descent", place(result.mean[-1]), "", "", "", str(result.descent.status)])
     for name, row in result.rows.items():
@@ -138,11 +138,11 @@ def summary(case: Case, result: Comparison) -> str:
         if row.trajectory is not None and row.trajectory.status != "finished"
     ]
     early = [f"gradient descent after 5 steps: {place(result.mean[5])}"] if len(result.mean) > 5 else []
-    return "\n".join([f"{case.title}, {case.steps} steps from {case.start}", aligned(rows), *early, *said])
+    return "\n".join([f"{case.title}, {case.steps} steps from {case.start}", align_rows(rows), *early, *said])
 
 
 def place(theta: Tensor) -> str:
-    """A point (2,), its largest imaginary part beside it."""
+    """A point (2,) as text, with its largest imaginary part."""
     real = theta.real if theta.is_complex() else theta
     text = f"({', '.join(f'{float(x):.7g}' for x in real)})"
     return f"{text} ± {float(theta.imag.abs().max()):.0e}i" if theta.is_complex() else text
@@ -163,7 +163,7 @@ def figure(results: list[tuple[Case, Comparison]]) -> Figure:
 
 
 def draw_paths(axes: Axes, case: Case, result: Comparison) -> None:
-    """Contours with the paths (their real parts), in a window around what descent visits."""
+    """Contours with the paths (their real parts), in a window around descent's iterates."""
     points = result.mean.cpu().double()
     low, high = points.amin(0), points.amax(0)
     half = 0.75 * (high - low).clamp(min=0.35 * float((high - low).max()))
@@ -175,7 +175,7 @@ def draw_paths(axes: Axes, case: Case, result: Comparison) -> None:
     for name, row in result.rows.items():
         assert row.trajectory is not None
         theta = row.trajectory.theta.cpu()
-        axes.plot(*(theta.real if theta.is_complex() else theta).numpy().T, **look(name), linewidth=1.1)
+        axes.plot(*(theta.real if theta.is_complex() else theta).numpy().T, **model_style(name), linewidth=1.1)
     axes.plot(*points.numpy().T, **DESCENT)
     label(axes, "θ₁", "θ₂", case.title)
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
@@ -183,12 +183,12 @@ def draw_paths(axes: Axes, case: Case, result: Comparison) -> None:
 
 
 def draw_distances(axes: Axes, case: Case, result: Comparison) -> None:
-    """Distance to descent on its clock, the integrator's share dotted."""
+    """Distance to descent at its times, the integrator's share dotted."""
     steps = np.arange(len(result.times))
     axes.plot(steps, worst_member(torch.linalg.vector_norm(result.mean, dim=-1)), **DESCENT)
     for name, row in result.rows.items():
-        axes.plot(steps, positive(row.errors), **look(name), linewidth=1.1)
-        axes.plot(steps, positive(row.integration), color=look(name)["color"], linestyle=":", linewidth=1)
+        axes.plot(steps, positive(row.errors), **model_style(name), linewidth=1.1)
+        axes.plot(steps, positive(row.integration), color=model_style(name)["color"], linestyle=":", linewidth=1)
         run = row.trajectory
         if run is not None and run.status != "finished":
             text = f"{name}:\n{run.status} at k = {len(run.times) - 1}"

@@ -1,1 +1,1 @@
-"""Implicit against explicit regularisation: what a learning rate does to training, and the same by a penalty."""
+"""Implicit compared with explicit regularisation: the effect of a learning rate, and of the equivalent penalty."""

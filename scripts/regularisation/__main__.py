@@ -1,4 +1,4 @@
-"""Implicit against explicit regularisation on a network: python -m scripts.regularisation EXPERIMENT [options]."""
+"""Implicit and explicit regularisation of a network: python -m scripts.regularisation EXPERIMENT [options]."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ EXPERIMENTS: dict[str, str | type[Experiment]] = {
     "full-batch": FullBatch,
     "mini-batch": MiniBatch,
 }
-"""Experiments by the name of their subcommand; one more is a line here (docs/extending.md)."""
+"""Experiments by the name of their subcommand; a new one is one line here (docs/extending.md)."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, or 2 after one line about bad input."""
+    """Exit status: 0, or 2 after one line about invalid input."""
     return run_one_of(EXPERIMENTS, arguments, __package__, __doc__ or "")
 
 

@@ -1,7 +1,7 @@
-r"""What both experiments share: a network, a large rate H beside a small one h = H/r, runs kept on disk, slopes.
+r"""Common parts of both experiments: a network, a large rate H and a small one h = H/r, runs on disk, slopes.
 
 Descent of rate η on F follows the flow of F + (η/4)‖∇F‖² up to O(η²) at a fixed time. With F = f + c‖∇f‖² that is
-f + (c + η/4)‖∇f‖² up to O(cη): a small rate h needs c = (H − h)/4, not H/4, to do what the rate H does by itself.
+f + (c + η/4)‖∇f‖² up to O(cη): a small rate h needs c = (H − h)/4, not H/4, to reproduce the rate H.
 """
 
 from __future__ import annotations
@@ -24,49 +24,49 @@ from landscapes import Counted, FiniteSum
 from landscapes.errors import check_count, check_positive, check_seed
 from nets import NetworkLandscape
 
-from ..lab.experiment import Common, aligned
+from ..lab.experiment import Common, align_rows
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 
 MLP = NetGround("mlp")
-DIGITS = 2  # of a learning rate that is found from the curvature: it should be the same on every machine
+DIGITS = 2  # of a rate computed from the curvature, so that it is the same on every machine
 
 
 @dataclass(frozen=True)
 class OnNetwork(Common):
-    """Options of both experiments; out is by default results/regularisation/EXPERIMENT."""
+    """Options of both experiments; default of --out: results/regularisation/EXPERIMENT."""
 
     ground: NetGround = MLP
-    """The network and its data."""
+    """Network and data."""
     rate: float | None = None
-    """The large learning rate H; by default that of --scaled."""
+    """The large learning rate H; default: that of --scaled."""
     scaled: float = 0.4
     """Hλ, λ the Hessian's eigenvalue of largest magnitude at the start; H is rounded to two digits."""
     slowdown: int = 4
-    """r, small steps in a large one: h = H/r."""
+    """r, small steps per large step: h = H/r."""
     ladder: tuple[float, ...] = (1, 0.5, 0.25, 0.125)
     """Rungs of the ladder, in units of H."""
 
     def configuration(self) -> dict[str, Any]:
-        """The options, less those whose parts on disk are kept by rate: rungs can be added."""
+        """All options except the ladder, whose parts on disk are stored by rate, so that rungs can be added."""
         ground = dataclasses.asdict(self.ground) | {"chosen": dataclasses.asdict(self.ground.chosen)}
         ground.pop("root")
         said = super().configuration() | {"ground": ground}
         return {key: value for key, value in said.items() if key not in {"ladder", "rate", "scaled"}}
 
     def open(self, **more: Any) -> Store:
-        """The folder of results."""
+        """The result folder."""
         where = self if self.out is not None else replace(self, out=Path("results/regularisation") / self.name)
         return Common.store(where, **more)
 
-    def checked_ladder(self) -> list[float]:
+    def falling_ladder(self) -> list[float]:
         """The ladder's factors, falling."""
         check_count("slowdown", self.slowdown, minimum=2)
         check_seed(self.seed)
         return check_ladder(self.ladder)
 
     def build(self) -> tuple[NetworkLandscape, Tensor]:
-        """The network's landscape and its own weights."""
+        """The network's landscape and its initial weights."""
         return self.ground.build(self.seed, self.real, self.device)
 
     def large_rate(self, sharpness: float) -> float:
@@ -77,15 +77,15 @@ class OnNetwork(Common):
             raise ValueError("--rate must be given: the Hessian at the start has no eigenvalue to scale one by")
         return float(f"{check_positive('scaled', self.scaled) / sharpness:.{DIGITS}g}")
 
-    def says(self, landscape: FiniteSum, rate: float, sharpness: float) -> str:
-        """What is trained, on one line."""
+    def describe(self, landscape: FiniteSum, rate: float, sharpness: float) -> str:
+        """Network, data and rates, on one line."""
         return (
             f"{self.ground.architecture} ({landscape.dimension:,} weights) on {self.ground.chosen.data}: "
             f"H = {rate:g}, h = H/{self.slowdown}, Hλ = {rate * sharpness:.3g} at the start"
         )
 
 
-def descended(
+def counted_descent(
     store: Store,
     name: str,
     build: Callable[[FiniteSum], Descent],
@@ -96,23 +96,23 @@ def descended(
     every: int = 1,
     observers: Sequence[Observer] = (),
 ) -> Tensors:
-    r"""The part of that name: "theta" (T, d), "times", "finished", observations, and what it asked of the landscape.
+    r"""The part of that name: "theta" (T, d), "times", "finished", observations, and the evaluations of f.
 
-    ``build`` makes the descent on a counted copy of the landscape: "gradients" and "products" are f's own, those inside
-    a penalty among them.
+    ``build`` returns the descent on a counted copy of the landscape: "gradients" and "products" are those of f,
+    including the ones inside a penalty.
     """
 
     def compute() -> Tensors:
         counted = Counted(landscape)
-        assert isinstance(counted, FiniteSum)  # as the landscape is
+        assert isinstance(counted, FiniteSum)  # Counted keeps the kind of the landscape
         run = descend(build(counted), theta0, steps, every=every, observers=observers)
-        uninterrupted(run)
+        check_uninterrupted(run)
         seen = {f"{key} times": times for key, (times, _) in run.observations.items()}
         seen |= {key: values for key, (_, values) in run.observations.items()}
         costs = {"gradients": counted.counts["grad"], "products": counted.counts["hvp"]}
         ended = run.status == "finished" and bool(run.alive.all())
         numbers = {key: torch.tensor(value, dtype=torch.float64) for key, value in costs.items()}
-        last = int(run.cost["steps"]) - (not ended)  # the last finite state; where it is off the grid it is left out
+        last = int(run.cost["steps"]) - (not ended)  # the last finite state, dropped if it is not kept
         kept = slice(last // every + 1)
         return {
             "theta": run.theta[kept],
@@ -126,7 +126,7 @@ def descended(
 
 
 def distance(one: Tensor, other: Tensor) -> Tensor:
-    """‖θ − θ'‖ of each pair of states (T, d) that both runs have, (T',) float64."""
+    """‖θ − θ'‖ for each pair of states (T, d) that both runs have, (T',) float64."""
     length = min(len(one), len(other))
     return torch.linalg.vector_norm(one[:length].cpu().double() - other[:length].cpu().double(), dim=-1)
 
@@ -139,7 +139,7 @@ def study(
     sharpness: float,
     name: str,
 ) -> OrderStudy:
-    """The order study of errors along a ladder of large rates; NaN where a run failed."""
+    """The order study of errors along a ladder of large rates; NaN for a failed run."""
     rungs = [
         Rung(h, error, gap, "descent diverged" if math.isnan(error) else "finished")
         for h, error, gap in zip(ladder, errors, apart, strict=True)
@@ -148,28 +148,28 @@ def study(
 
 
 def curvature(landscape: FiniteSum, theta0: Tensor) -> float:
-    """|λ| at the start, NaN where there is none."""
+    """|λ| at the start, NaN if there is no eigenvalue."""
     return sharpness_at(landscape, theta0)
 
 
 def ladder_table(studies: Mapping[str, OrderStudy]) -> str:
-    """A row for each study: an error for each rung, the order that was fitted, and up to which Hλ it holds."""
+    """A row for each study: the error of each rung, the fitted order, and the largest Hλ of the asymptotic range."""
     first = next(iter(studies.values()))
     rows = [["H", *(f"{h:.4g}" for h in first.ladder), "order", "95 % interval", "up to Hλ"]]
     rows.append(["Hλ", *(f"{h * first.sharpness:.3g}" for h in first.ladder), "", "", ""])
     for name, found in studies.items():
         fit = found.fit
-        shown = [name, *map(number, found.errors)]
+        shown = [name, *map(format_number, found.errors)]
         if fit is None:
             rows.append([*shown, "–" if math.isnan(found.order) else f"({found.order:.2f})", "–", "–"])
         else:
             interval = f"[{fit.low:.2f}, {fit.high:.2f}]"
             rows.append([*shown, f"{fit.order:.3f}", interval, f"{found.asymptotic_end * found.sharpness:.3g}"])
     unfitted = any(found.fit is None for found in studies.values())
-    note = "\nin brackets: the slope of the finest pair, where no three rungs agree on an order" if unfitted else ""
-    return aligned(rows) + note
+    note = "\nin brackets: the slope of the finest pair, if no three rungs agree on an order" if unfitted else ""
+    return align_rows(rows) + note
 
 
-def number(value: float) -> str:
-    """A number in a table; a dash where there is none."""
+def format_number(value: float) -> str:
+    """A number in table form; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.3e}"

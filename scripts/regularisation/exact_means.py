@@ -7,33 +7,33 @@ from torch import Tensor
 
 from landscapes import FiniteSum
 
-MOST_SEQUENCES = 4096  # m^m of them: m up to 5
+MOST_SEQUENCES = 4096  # m^m sequences, so m up to 5
 
 
 def mean_over_orders(epoch: FiniteSum, h: float, theta: Tensor) -> Tensor:
-    """E θ_m over the m! orders of the m examples of ``epoch``, (d,); beginnings that orders share are run once."""
+    """E θ_m over the m! orders of the m examples of ``epoch``, (d,); common beginnings of orders are computed once."""
     everything = frozenset(range(epoch.size))
 
-    def after(state: Tensor, left: frozenset[int]) -> Tensor:
+    def mean_after(state: Tensor, left: frozenset[int]) -> Tensor:
         if not left:
             return state
-        return mean_of([after(stepped(epoch, h, state, k), left - {k}) for k in sorted(left)])
+        return mean_of([mean_after(descent_step(epoch, h, state, k), left - {k}) for k in sorted(left)])
 
-    return after(theta, everything)
+    return mean_after(theta, everything)
 
 
 def mean_over_draws(epoch: FiniteSum, h: float, theta: Tensor) -> Tensor:
     """E θ_m over the m^m sequences of m independent draws, (d,)."""
 
-    def after(state: Tensor, left: int) -> Tensor:
+    def mean_after(state: Tensor, left: int) -> Tensor:
         if not left:
             return state
-        return mean_of([after(stepped(epoch, h, state, k), left - 1) for k in range(epoch.size)])
+        return mean_of([mean_after(descent_step(epoch, h, state, k), left - 1) for k in range(epoch.size)])
 
-    return after(theta, epoch.size)
+    return mean_after(theta, epoch.size)
 
 
-def stepped(epoch: FiniteSum, h: float, theta: Tensor, k: int) -> Tensor:
+def descent_step(epoch: FiniteSum, h: float, theta: Tensor, k: int) -> Tensor:
     """θ − h ∇f_k(θ)."""
     return torch.add(theta, epoch.batch_grad(theta, torch.tensor([k], device=theta.device)), alpha=-h)
 

@@ -12,37 +12,43 @@ from flows.figures import Style, with_markers
 from flows.orders.fit import OrderStudy
 
 from ..lab.experiment import label
-from ..lab.figures import NOISE, SCATTERED, SLOPE, above, look, readable
+from ..lab.figures import NOISE, SCATTERED, SLOPE, legend_above, line_style, set_readable_ticks
 from .full_batch_runs import Runs
 from .kinds import PAIRS, PREDICTIONS, SAMPLINGS, Pair, label_of
 from .mini_batch_mean import Mean
 
-LARGE: Style = {**look(0), "color": "black", "marker": "o", "markerfacecolor": "none", "linewidth": 0.8}
+LARGE: Style = {**line_style(0), "color": "black", "marker": "o", "markerfacecolor": "none", "linewidth": 0.8}
 
 
 def full_batch_figure(runs: Runs, studies: Mapping[Pair, OrderStudy]) -> Figure:
-    """Distances along t, orders; below, what loss, gradient norm and accuracy differ by from gradient flow's."""
-    looks = {"large": LARGE, "small": look(0), "whole": look(3), "explicit": look(1), "cancelled": look(2)}
-    looks["penalised-flow"] = look(4)
+    """Distances along t, orders; below, loss, gradient norm and accuracy minus those of gradient flow."""
+    looks = {
+        "large": LARGE,
+        "small": line_style(0),
+        "whole": line_style(3),
+        "explicit": line_style(1),
+        "cancelled": line_style(2),
+    }
+    looks["penalised-flow"] = line_style(4)
     drawn = Figure(figsize=(10.5, 6.6), layout="constrained")
     panels = drawn.subplots(2, 3)
     for axes, reference in zip(panels[0], ("large", "flow"), strict=False):
         for name, other in PAIRS:
             if other == reference:
-                away = runs.apart(name, other).numpy()
+                away = runs.distances_of(name, other).numpy()
                 t = runs.main[name]["times"][: len(away)].numpy()
                 axes.plot(t[1:], away[1:], **with_markers(looks[name], len(away)))
         label(axes, "time t = kH", "distance", f"to {label_of(reference)}", log="y")
-        readable(axes.yaxis)
+        set_readable_ticks(axes.yaxis)
     draw_ladder(panels[0, 2], [(found, looks[name]) for (name, _), found in studies.items()], (1, 2))
     label(panels[0, 2], "Hλ, λ the largest along descent at H", "distance at T", "along a ladder of H", log="xy")
     draw_differences(panels[1], runs, looks)
-    above(drawn, {label_of(name): style for name, style in looks.items()}, 3)
+    legend_above(drawn, {label_of(name): style for name, style in looks.items()}, 3)
     return drawn
 
 
 def draw_differences(panels: Iterable[Axes], runs: Runs, looks: Mapping[str, Style]) -> None:
-    """Loss, gradient norm and test accuracy less those of gradient flow."""
+    """Plot loss, gradient norm and test accuracy minus those of gradient flow."""
     quantities = (("loss", "f", 1), ("gradient norm", "‖∇f‖", 1), ("test accuracy", "test accuracy, %", 100))
     for axes, (key, name, scale) in zip(panels, quantities, strict=True):
         reference = scale * runs.main["flow"][key].double()
@@ -55,7 +61,7 @@ def draw_differences(panels: Iterable[Axes], runs: Runs, looks: Mapping[str, Sty
 
 
 def draw_ladder(axes: Axes, studies: Iterable[tuple[OrderStudy, Style]], slopes: tuple[int, ...]) -> None:
-    """Errors against Hλ, and lines of the slopes expected below them."""
+    """Plot errors against Hλ, and lines of the expected slopes below them."""
     lowest, x = np.inf, np.array([])
     for study, style in studies:
         x = np.array(study.ladder) * study.sharpness
@@ -71,8 +77,8 @@ def draw_ladder(axes: Axes, studies: Iterable[tuple[OrderStudy, Style]], slopes:
 
 
 def mini_batch_figure(exact: Mapping[str, Mapping[str, OrderStudy]], means: Mapping[str, Mean]) -> Figure:
-    """A row for each sampling: one epoch along a ladder, many epochs, and the mean's place between the predictions."""
-    looks = {name: look(i) for i, name in enumerate(PREDICTIONS)}
+    """A row for each sampling: one epoch along a ladder, many epochs, and the coordinates of the mean."""
+    looks = {name: line_style(i) for i, name in enumerate(PREDICTIONS)}
     drawn = Figure(figsize=(10.5, 6.6), layout="constrained")
     rows = drawn.subplots(len(means), 3, squeeze=False)
     for (ladder, along, place), (sampling, mean) in zip(rows, means.items(), strict=True):
@@ -80,22 +86,22 @@ def mini_batch_figure(exact: Mapping[str, Mapping[str, OrderStudy]], means: Mapp
         if sampling in exact:
             draw_ladder(ladder, zip(exact[sampling].values(), looks.values(), strict=True), (2, 3))
             label(ladder, "Hλ, λ at the start", "distance", f"{name}: one epoch", log="xy")
-            readable(ladder.xaxis)
+            set_readable_ticks(ladder.xaxis)
         else:
             ladder.set_axis_off()
         draw_mean(along, mean, looks)
         label(along, "time t", "distance", f"{name}: mean of {len(mean.runs)} runs", log="y")
-        readable(along.yaxis)
+        set_readable_ticks(along.yaxis)
         draw_place(place, mean)
-        label(place, "time t", "a, b", f"{name}: place of the mean")
+        label(place, "time t", "a, b", f"{name}: coordinates of the mean")
     shown = {f"at h on {PREDICTIONS[name]}": style for name, style in looks.items()}
-    others = {"noise of the mean": NOISE, "a: ‖∇f‖² term": look(3), "b: variance term": look(4)}
-    above(drawn, {**shown, **others, "a and b with the runs' scatter": SCATTERED}, 3)
+    others = {"noise of the mean": NOISE, "a: ‖∇f‖² term": line_style(3), "b: variance term": line_style(4)}
+    legend_above(drawn, {**shown, **others, "a and b with the runs' scatter": SCATTERED}, 3)
     return drawn
 
 
 def draw_mean(axes: Axes, mean: Mean, looks: Mapping[str, Style]) -> None:
-    """Distances with error bars of one standard error, and the noise of the mean."""
+    """Plot distances with error bars of one standard error, and the noise of the mean."""
     t = mean.times[1:].numpy()
     for name, style in looks.items():
         away, error = (x[1:].numpy() for x in mean.distances(name))
@@ -104,12 +110,12 @@ def draw_mean(axes: Axes, mean: Mean, looks: Mapping[str, Style]) -> None:
 
 
 def draw_place(axes: Axes, mean: Mean) -> None:
-    """a and b with error bars of one standard error, and where the runs' scatter puts them; 0 and 1 as lines."""
+    """Plot a and b with error bars of one standard error, and as predicted from the runs' scatter; lines at 0 and 1."""
     t = mean.times[1:].numpy()
     values, errors = (x.numpy() for x in mean.place())
     expected = mean.coordinates(mean.scattered).numpy()
     for column, i in ((0, 3), (1, 4)):
-        axes.errorbar(t, values[:, column], yerr=errors[:, column], capsize=2, elinewidth=0.8, **look(i))
+        axes.errorbar(t, values[:, column], yerr=errors[:, column], capsize=2, elinewidth=0.8, **line_style(i))
         axes.plot(t, expected[:, column], **SCATTERED)
     for level in (0, 1):
         axes.axhline(level, color="black", linewidth=0.7, linestyle=":")

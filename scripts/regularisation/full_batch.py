@@ -1,4 +1,4 @@
-r"""Full batch: descent at a large rate, and the same by a small rate with a penalty; the drift taken off by another."""
+r"""Full batch: descent at a large rate, its reproduction by a small rate with a penalty, and its drift cancelled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .kinds import Pair, pair_label
 
 @dataclass(frozen=True)
 class FullBatch(OnNetwork):
-    """Gradient descent at a large rate against a small one with an explicit penalty; its drift cancelled."""
+    """Gradient descent at a large rate compared with a small one with a penalty; its drift cancelled by a penalty."""
 
     steps: int = 32
     """Steps of the large rate: T = steps · H, which every rung of the ladder must divide."""
@@ -30,7 +30,7 @@ class FullBatch(OnNetwork):
     """Rungs of the ladder, in units of H."""
 
     def run(self) -> None:
-        """Run, compare, print, draw."""
+        """Run, compare, print, plot."""
         counts = self.counts()
         check_device(self.device)
         landscape, theta0 = self.build()
@@ -40,28 +40,28 @@ class FullBatch(OnNetwork):
         largest = float(runs.main["large"]["sharpness"].max())
         studies = runs.studies([rate * factor for factor in counts], list(counts.values()), largest)
         heading = (
-            f"{self.says(landscape, rate, sharpness)}, at most {rate * largest:.3g} along the run; "
+            f"{self.describe(landscape, rate, sharpness)}, at most {rate * largest:.3g} along the run; "
             f"T = {self.steps} H = {self.steps * rate:.4g}"
         )
         distances = ladder_table({pair_label(pair): found for pair, found in studies.items()})
         blocks = [heading, runs.table(), f"distances at T, λ the largest along descent at H\n{distances}"]
-        runs.store.table("\n\n".join([*blocks, ending(studies)]))
+        runs.store.table("\n\n".join([*blocks, penalty_summary(studies)]))
         self.draw(runs.store, full_batch_figure(runs, studies))
 
     def counts(self) -> dict[float, int]:
-        """Steps of each rung, falling in H; raises unless all are whole and the slowdown is."""
+        """Steps of each rung, falling in H; raises unless all are whole numbers."""
         check_count("steps", self.steps)
-        counts = {factor: round(self.steps / factor) for factor in self.checked_ladder()}
+        counts = {factor: round(self.steps / factor) for factor in self.falling_ladder()}
         for factor, count in counts.items():
             if count < 1 or abs(count * factor - self.steps) > 1e-9 * self.steps:
                 raise ValueError(f"--ladder must divide --steps {self.steps} into whole steps, {factor:g} does not")
         return counts
 
 
-def ending(studies: Mapping[Pair, OrderStudy]) -> str:
-    """By how much a penalty shortens a distance, rung by rung, and from which Hλ on by less than half."""
+def penalty_summary(studies: Mapping[Pair, OrderStudy]) -> str:
+    """Ratio of the distances with and without a penalty, rung by rung, and the Hλ from which it exceeds a half."""
     said = []
-    for what, without, with_it in (
+    for name, without, with_it in (
         ("penalty (H − h)/4", ("small", "large"), ("explicit", "large")),
         ("penalty −H/4", ("large", "flow"), ("cancelled", "flow")),
     ):
@@ -71,5 +71,5 @@ def ending(studies: Mapping[Pair, OrderStudy]) -> str:
         shown = ", ".join(f"{ratio:.2g} at {x:.2g}" for x, ratio in zip(scaled, ratios, strict=True))
         poor = [x for x, ratio in zip(scaled, ratios, strict=True) if not ratio < 0.5]
         broken = f"leaves more than half of it at Hλ = {min(poor):.2g}" if poor else "leaves less than half everywhere"
-        said.append(f"{what}: distance over that without it, by Hλ: {shown}; {broken}")
+        said.append(f"{name}: distance over that without it, by Hλ: {shown}; {broken}")
     return "\n".join(said)

@@ -17,13 +17,13 @@ from landscapes import FiniteSum
 from landscapes.wrappers.gradient_penalties import GradientPenalty
 from nets import NetworkLandscape
 
-from ..lab.experiment import aligned
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.experiment import align_rows
+from ..lab.store import Store, Tensors, check_uninterrupted
 from .common import (
     OnNetwork,
-    descended,
+    counted_descent,
     distance,
-    number,
+    format_number,
     study,
 )
 from .kinds import FLOWS, KINDS, PAIRS, Pair, label_of, pair_label
@@ -31,7 +31,7 @@ from .kinds import FLOWS, KINDS, PAIRS, Pair, label_of, pair_label
 SEEN = ("loss", "gradient norm", "test loss", "test accuracy")
 
 
-LOOKS = 16  # at the sharpness along the run
+LOOKS = 16  # measurements of the sharpness along the run
 
 
 class Runs:
@@ -46,18 +46,18 @@ class Runs:
 
     @cached_property
     def main(self) -> dict[str, Tensors]:
-        """Every run at the rate H, its states at t = kH, and what is seen of them there."""
-        if not bool(self._seen("large")["finished"]):
-            raise ArithmeticError(f"descent at H = {self.rate:g} left the finite numbers: give a smaller --rate")
-        return {name: self._seen(name) for name in KINDS} | {name: self._flow_seen(name) for name in FLOWS}
+        """Every run at the rate H, with states and observations at t = kH."""
+        if not bool(self._observed_run("large")["finished"]):
+            raise ArithmeticError(f"descent at H = {self.rate:g} became non-finite: give a smaller --rate")
+        return {name: self._observed_run(name) for name in KINDS} | {name: self._observed_flow(name) for name in FLOWS}
 
-    def _seen(self, name: str) -> Tensors:
+    def _observed_run(self, name: str) -> Tensors:
         every = self.options.slowdown if KINDS[name].small else 1
         observers = self._observers(every)
         if name == "large":
             observers.append(Sharpness(self.landscape, every=max(1, self.steps // LOOKS)))
         steps = self.steps
-        return self._descended(name, self.rate, steps, f"along-{name}", every=every, observers=observers)
+        return self._descend(name, self.rate, steps, f"along-{name}", every=every, observers=observers)
 
     def _observers(self, every: int) -> list[Observer]:
         test, targets = self._test
@@ -69,27 +69,29 @@ class Runs:
         options = self.options
         return options.ground.test_part(options.seed, options.real, options.device)
 
-    def _descended(
+    def _descend(
         self, name: str, rate: float, steps: int, part: str, *, every: int, observers: Sequence[Observer] = ()
     ) -> Tensors:
         kind, r = KINDS[name], self.options.slowdown
         small = rate / r
         build = partial(descent_on, c=kind.coefficient(rate, small), h=small if kind.small else rate)
         count = steps * r if kind.small else steps
-        return descended(self.store, part, build, self.landscape, self.theta0, count, every=every, observers=observers)
+        return counted_descent(
+            self.store, part, build, self.landscape, self.theta0, count, every=every, observers=observers
+        )
 
     def _flow(self, name: str, rate: float) -> GradientFlow:
         """Gradient flow of f, or of f + (H/4)‖∇f‖²."""
-        return GradientFlow(penalised(self.landscape, rate / 4 if name == "penalised-flow" else 0.0))
+        return GradientFlow(with_penalty(self.landscape, rate / 4 if name == "penalised-flow" else 0.0))
 
-    def _flow_seen(self, name: str) -> Tensors:
+    def _observed_flow(self, name: str) -> Tensors:
         times = [k * self.rate for k in range(self.steps + 1)]
 
         def compute() -> Tensors:
             told = self._integration.arguments(self.rate, self.theta0.dtype, False)
             flow = self._flow(name, self.rate)
             told["max_steps"] = MAX_STEPS
-            run = uninterrupted(integrate(flow, self.theta0, times, observers=self._observers(1), **told))
+            run = check_uninterrupted(integrate(flow, self.theta0, times, observers=self._observers(1), **told))
             seen = {key: values for key, (_, values) in run.observations.items()}
             ended = torch.tensor(run.status == "finished" and bool(run.alive.all()))
             return {"theta": run.theta, "times": run.times, "finished": ended, **seen}
@@ -97,14 +99,14 @@ class Runs:
         return self.store.part(f"along-{name}", compute)
 
     def end(self, name: str, rate: float, steps: int) -> Tensor:
-        """Where a run of that rate ends at T, (d,); NaN where it failed."""
+        """End of a run of that rate at T, (d,); NaN if it failed."""
         count = steps * (self.options.slowdown if KINDS[name].small else 1)
-        run = self._descended(name, rate, steps, f"end-{name}-{rate:.12g}", every=count)
+        run = self._descend(name, rate, steps, f"end-{name}-{rate:.12g}", every=count)
         theta = run["theta"][-1].to(self.theta0.device)
         return theta if bool(run["finished"]) else torch.full_like(theta, torch.nan)
 
     def flow_end(self, name: str, rate: float) -> tuple[Tensor, float]:
-        """Where a flow ends at T, and how far off a looser integration ends."""
+        """End of a flow at T, and its distance to the end of a looser integration."""
         time = self.rate * self.steps
 
         def compute() -> Tensors:
@@ -112,7 +114,9 @@ class Runs:
             for looser in (False, True):
                 told = self._integration.arguments(self.rate, self.theta0.dtype, looser)
                 told["max_steps"] = MAX_STEPS + 20 * self.steps
-                run = uninterrupted(integrate(self._flow(name, rate), self.theta0, [0.0, time], keep="last", **told))
+                run = check_uninterrupted(
+                    integrate(self._flow(name, rate), self.theta0, [0.0, time], keep="last", **told)
+                )
                 whole = run.status == "finished" and bool(run.alive.all())
                 ends.append(run.theta[-1] if whole else torch.full_like(self.theta0, torch.nan))
             return {"theta": torch.stack(ends)}
@@ -135,33 +139,33 @@ class Runs:
         return found
 
     def table(self) -> str:
-        """Where every run is at T, what it cost, and how far it is from descent at H and from gradient flow."""
+        """State of every run at T, its cost, and its distances to descent at H and to gradient flow."""
         heading = ["run", "rate", "steps", "gradients", "HVPs", "loss", "‖∇f‖", "test loss", "test accuracy"]
         rows = [[*heading, *(f"to {label_of(other)}" for other in ("large", "flow"))]]
         for name, run in self.main.items():
             shown, ended = [label_of(name), "", "", "", ""], bool(run["finished"])
             if name in KINDS:
                 r = self.options.slowdown if KINDS[name].small else 1
-                # of a run that failed they hold those of finding out why
+                # the counts of a failed run include the evaluations that diagnosed the failure
                 costs = [f"{float(run[key]):g}" if ended else "–" for key in ("gradients", "products")]
                 shown = [label_of(name), f"{self.rate / r:g}", str(self.steps * r), *costs]
             ends = [float(run[key][-1]) if ended else math.nan for key in SEEN]
             shown += ["–" if math.isnan(end) else f"{end:#.5g}" for end in ends[:-1]]
             shown.append("–" if math.isnan(ends[-1]) else f"{100 * ends[-1]:.1f} %")
-            away = [self.apart(name, other)[-1] if ended else torch.nan for other in ("large", "flow")]
-            rows.append([*shown, *(number(float(x)) for x in away)])
-        return aligned(rows)
+            away = [self.distances_of(name, other)[-1] if ended else torch.nan for other in ("large", "flow")]
+            rows.append([*shown, *(format_number(float(x)) for x in away)])
+        return align_rows(rows)
 
-    def apart(self, name: str, other: str) -> Tensor:
+    def distances_of(self, name: str, other: str) -> Tensor:
         """The distance of two runs at t = kH, (T,)."""
         return distance(self.main[name]["theta"], self.main[other]["theta"])
 
 
-def penalised(landscape: FiniteSum, c: float) -> FiniteSum:
-    """f + c‖∇f‖²; f itself where c = 0, which spares the products."""
+def with_penalty(landscape: FiniteSum, c: float) -> FiniteSum:
+    """f + c‖∇f‖²; f itself for c = 0, which saves the products."""
     return GradientPenalty(landscape, c) if c else landscape  # type: ignore[return-value]  # a finite sum stays one
 
 
 def descent_on(landscape: FiniteSum, *, c: float, h: float) -> Descent:
     """Gradient descent of rate h on f + c‖∇f‖²."""
-    return GradientDescent(penalised(landscape, c), h)
+    return GradientDescent(with_penalty(landscape, c), h)

@@ -1,4 +1,4 @@
-r"""The runs that are compared, by name: rates, penalties, what tables and figures call them."""
+r"""The compared runs by name: rates, penalties, names in tables and figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """A descent: at the rate H, or the small one h, on f + c‖∇f‖² with c of (H, h)."""
+    """A descent: at the rate H, or the small one h, on f + c‖∇f‖² with c a function of (H, h)."""
 
     label: str
     small: bool
@@ -23,7 +23,7 @@ KINDS = {
     "cancelled": Kind("at H, with −H/4 · ‖∇f‖²", False, lambda H, h: -H / 4),
 }
 FLOWS = {"flow": "gradient flow", "penalised-flow": "flow of f + H/4 · ‖∇f‖²"}
-"""Their limits of small rates: gradient flow of f, and of the modified loss of descent at H."""
+"""The limits for small rates: gradient flow of f, and of the modified loss of descent at H."""
 Pair = tuple[str, str]
 PAIRS: tuple[Pair, ...] = (
     ("small", "large"),
@@ -33,18 +33,18 @@ PAIRS: tuple[Pair, ...] = (
     ("large", "flow"),
     ("cancelled", "flow"),
 )
-"""Whose distance to whom is measured."""
+"""Pairs of runs whose distance is measured."""
 PREDICTIONS = {"plain": "f", "norm": "f + ‖∇f‖² term", "variance": "f + ‖∇f‖² and variance terms"}
 SAMPLINGS = {"epoch": "reshuffled", "replacement": "with replacement"}
 OWN = {"epoch": "variance", "replacement": "norm"}
-"""The prediction that is a sampling's own modified loss."""
+"""The prediction that is the modified loss of a sampling."""
 
 
 def label_of(name: str) -> str:
-    """What tables and figures call a run of the full batch."""
+    """Name of a full-batch run in tables and figures."""
     return KINDS[name].label if name in KINDS else FLOWS[name]
 
 
 def pair_label(pair: Pair) -> str:
-    """What they call a distance."""
+    """Name of a distance in tables and figures."""
     return f"{label_of(pair[0])} to {label_of(pair[1])}"

@@ -1,10 +1,10 @@
-r"""Mini-batches: the mean of SGD's runs against a small rate on the modified losses of reshuffling and replacement.
+r"""Mini-batches: the mean of SGD's runs compared with a small rate on modified losses of reshuffling and replacement.
 
 Three predictions, each by gradient descent of rate h = H/r on the mean of m fixed batches:
 
     "plain"      f
-    "norm"       f + ((H − h)/4) ‖∇f‖²                               what replacement descends
-    "variance"   f + ((H − h)/4) ‖∇f‖² + (H/4m) Σ_k ‖∇f_k − ∇f‖²     what reshuffling descends
+    "norm"       f + ((H − h)/4) ‖∇f‖²                               modified loss of replacement
+    "variance"   f + ((H − h)/4) ‖∇f‖² + (H/4m) Σ_k ‖∇f_k − ∇f‖²     modified loss of reshuffling
 
 and the coordinates (a, b) of the mean in their plane, mean ≈ plain + a (norm − plain) + b (variance − norm): a = 1
 and b = 1 for reshuffling, a = 1 and b = 0 for replacement, each up to O(H).
@@ -28,8 +28,8 @@ from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePena
 from landscapes.wrappers.modified_losses import LandscapeSum
 
 from ..lab.command_line import check_device
-from ..lab.store import Store, Tensors, uninterrupted
-from .common import OnNetwork, curvature, descended, distance, ladder_table, study
+from ..lab.store import Store, Tensors, check_uninterrupted
+from .common import OnNetwork, counted_descent, curvature, distance, ladder_table, study
 from .exact_means import MOST_SEQUENCES, mean_over_draws, mean_over_orders
 from .figures import mini_batch_figure
 from .kinds import OWN, PREDICTIONS, SAMPLINGS
@@ -37,17 +37,17 @@ from .mini_batch_mean import Mean
 from .scatter import ScatteredFlow, scatter_drift
 
 GROUP = 25  # runs in a part on disk
-APART = 10**6  # between the seeds of the two samplings: no run of one shares its draws with one of the other
+APART = 10**6  # distance of the seeds of the two samplings, so that their runs are independent
 
 
 @dataclass(frozen=True)
 class MiniBatch(OnNetwork):
-    """The mean of SGD, fixed batches reshuffled or drawn with replacement, against modified losses."""
+    """The mean of SGD, with fixed batches reshuffled or drawn with replacement, compared with modified losses."""
 
     scaled: float = 0.2
     """Hλ, λ the Hessian's eigenvalue of largest magnitude at the start; H is rounded to two digits."""
     batches: int = 4
-    """m, fixed mini-batches that share out the examples; exact means over an epoch up to 5."""
+    """m, fixed mini-batches that partition the examples; exact means over an epoch for m ≤ 5."""
     epochs: int = 8
     """Epochs of the long runs."""
     runs: int = 400
@@ -56,8 +56,8 @@ class MiniBatch(OnNetwork):
     """Rungs of the ladder of single epochs, in units of H."""
 
     def run(self) -> None:
-        """Run, compare, print, draw."""
-        ladder = self.checked_ladder()
+        """Run, compare, print, plot."""
+        ladder = self.falling_ladder()
         check_count("batches", self.batches, minimum=2)
         check_count("epochs", self.epochs)
         check_count("runs", self.runs, minimum=3)
@@ -68,38 +68,38 @@ class MiniBatch(OnNetwork):
         rate = self.large_rate(sharpness)
         study = Epochs(self.open(H=rate), self, epoch, theta0, rate)
         means = {sampling: study.mean(sampling) for sampling in SAMPLINGS}
-        heading = f"{self.says(landscape, rate, sharpness)}, {self.batches} batches"
+        heading = f"{self.describe(landscape, rate, sharpness)}, {self.batches} batches"
         blocks = [heading]
         exact: dict[str, dict[str, OrderStudy]] = {}
         if self.batches**self.batches <= MOST_SEQUENCES:
             for sampling in SAMPLINGS:
-                exact[sampling] = study.single([rate * factor for factor in ladder], sampling, sharpness)
-                said = f"one epoch from the start, {SAMPLINGS[sampling]}: the exact mean's distance to a small rate on"
-                blocks.append(f"{said}\n{ladder_table(exact[sampling])}")
+                exact[sampling] = study.single_epochs([rate * factor for factor in ladder], sampling, sharpness)
+                title = f"one epoch from the start, {SAMPLINGS[sampling]}: the exact mean's distance to a small rate on"
+                blocks.append(f"{title}\n{ladder_table(exact[sampling])}")
         else:
-            blocks.append(f"one epoch: left out, as its exact mean takes up to {self.batches}^{self.batches} sequences")
+            blocks.append(f"one epoch: omitted, as its exact mean takes up to {self.batches}^{self.batches} sequences")
         blocks += [*(mean.table() for mean in means.values()), study.costs()]
         study.store.table("\n\n".join(blocks))
         self.draw(study.store, mini_batch_figure(exact, means))
 
     def configuration(self) -> dict[str, object]:
-        """Without the number of runs, to which more can be added."""
+        """All options except the number of runs, so that runs can be added."""
         return {key: value for key, value in super().configuration().items() if key != "runs"}
 
 
 def in_batches(landscape: FiniteSum, m: int, seed: int) -> LandscapeSum:
-    """The mean over m batches of examples in a random order, their sizes as equal as can be."""
+    """The mean over m batches of examples in a random order, of sizes that differ by at most one."""
     if m > landscape.size:
         raise ValueError(f"batches must be at most the number of examples, {landscape.size}, got {m}")
     order = torch.randperm(landscape.size, generator=torch.Generator().manual_seed(seed))
     return LandscapeSum([landscape.restrict(part) for part in order.tensor_split(m)])
 
 
-def predicted(epoch: FiniteSum, prediction: str, rate: float, small: float) -> FiniteSum:
-    """The loss that a small rate descends for a prediction of the large one."""
+def predicted_loss(epoch: FiniteSum, prediction: str, rate: float, small: float) -> FiniteSum:
+    """The loss on which a small rate reproduces the large one according to a prediction."""
     if prediction == "plain":
         return epoch
-    own = (rate - small) / 4  # the small rate adds the rest by itself
+    own = (rate - small) / 4  # the drift of the small rate itself adds small/4
     if prediction == "norm":
         return GradientPenalty(epoch, own)  # type: ignore[return-value]  # a finite sum stays one
     return VariancePenalty(epoch, torch.arange(epoch.size)[:, None], rate / 4, own)
@@ -113,7 +113,7 @@ class Epochs:
         self.theta0, self.rate = theta0, rate
 
     def mean(self, sampling: str) -> Mean:
-        """All runs of one sampling, and what they are compared with."""
+        """All runs of one sampling, with the predictions for their mean."""
         options, first = self.options, 0
         groups = []
         while first < options.runs:
@@ -122,20 +122,20 @@ class Epochs:
             first += count
         runs = torch.cat(groups).to(self.theta0.device)
         away = {}
-        for name, says in PREDICTIONS.items():
+        for name, caption in PREDICTIONS.items():
             run = self._prediction(name, self.rate, options.epochs, f"along-{name}")
             if not bool(run["finished"]):
-                raise ArithmeticError(f"the small rate on {says} left the finite numbers: give a smaller --rate")
+                raise ArithmeticError(f"the small rate on {caption} became non-finite: give a smaller --rate")
             away[name] = run["theta"].double()
         times = torch.arange(options.epochs + 1, dtype=torch.float64) * options.batches * self.rate
-        scattered = self._scattered(sampling, runs, times)
+        scattered = self._scattered_mean(sampling, runs, times)
         return Mean(sampling, times, runs.double().cpu(), away, scattered.double())
 
-    def _scattered(self, sampling: str, runs: Tensor, times: Tensor) -> Tensor:
+    def _scattered_mean(self, sampling: str, runs: Tensor, times: Tensor) -> Tensor:
         def compute() -> Tensors:
-            loss = predicted(self.epoch, OWN[sampling], self.rate, 0.0)
+            loss = predicted_loss(self.epoch, OWN[sampling], self.rate, 0.0)
             flow = ScatteredFlow(loss, times, scatter_drift(self.epoch, runs))
-            run = uninterrupted(integrate(flow, self.theta0, times, method="rk4", dt=self.rate))
+            run = check_uninterrupted(integrate(flow, self.theta0, times, method="rk4", dt=self.rate))
             if run.status != "finished":
                 raise ArithmeticError(f"{flow.name}: {run.status.sentence}")
             return {"theta": run.theta}
@@ -151,7 +151,7 @@ class Epochs:
             states = []
             for i in range(first, first + count):
                 seed = (self.options.seed * len(SAMPLINGS) + list(SAMPLINGS).index(sampling)) * APART + i
-                run = uninterrupted(descend(descent, self.theta0, m * epochs, seed=seed, every=m))
+                run = check_uninterrupted(descend(descent, self.theta0, m * epochs, seed=seed, every=m))
                 if run.status != "finished":
                     raise ArithmeticError(f"SGD, {SAMPLINGS[sampling]}, at H = {self.rate:g}: {run.status.sentence}")
                 states.append(run.theta)
@@ -164,19 +164,19 @@ class Epochs:
         small = rate / r
 
         def build(epoch: FiniteSum) -> GradientDescent:
-            return GradientDescent(predicted(epoch, name, rate, small), small)
+            return GradientDescent(predicted_loss(epoch, name, rate, small), small)
 
-        return descended(self.store, part, build, self.epoch, self.theta0, m * epochs * r, every=m * r)
+        return counted_descent(self.store, part, build, self.epoch, self.theta0, m * epochs * r, every=m * r)
 
     def costs(self) -> str:
-        """What the long runs cost, in passes over all examples."""
+        """Cost of the long runs, in passes over all examples."""
         said = [f"SGD {self.options.epochs} and 0"]
-        for name, says in PREDICTIONS.items():
+        for name, caption in PREDICTIONS.items():
             run = self._prediction(name, self.rate, self.options.epochs, f"along-{name}")
-            said.append(f"{says} {float(run['gradients']):g} and {float(run['products']):g}")
+            said.append(f"{caption} {float(run['gradients']):g} and {float(run['products']):g}")
         return f"gradients and HVPs of a run over {self.options.epochs} epochs: {'; '.join(said)}"
 
-    def single(self, ladder: Sequence[float], sampling: str, sharpness: float) -> dict[str, OrderStudy]:
+    def single_epochs(self, ladder: Sequence[float], sampling: str, sharpness: float) -> dict[str, OrderStudy]:
         """Distance of the exact mean after one epoch to each prediction, along a ladder of H."""
         exact = {"epoch": mean_over_orders, "replacement": mean_over_draws}[sampling]
         errors: dict[str, list[float]] = {name: [] for name in PREDICTIONS}

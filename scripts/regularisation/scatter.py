@@ -15,10 +15,10 @@ from landscapes import FiniteSum, Landscape
 @final
 @dataclass(frozen=True, eq=False)
 class ScatteredFlow(Flow):
-    r"""Gradient flow of F under the drift of runs that scatter  θ̇ = −∇F(θ) − s(t).
+    r"""Gradient flow of F with the drift s of scattered runs, θ̇ = −∇F(θ) − s(t).
 
-    ``times`` (T,) rising; ``drift`` (T, d): s at these times, between them on a straight line, and as at the nearest
-    one outside. With s = E∇f(θ_r) − ∇f(Eθ_r) of runs θ_r whose modified loss is F, their mean.
+    ``times`` (T,) rising; ``drift`` (T, d): s at these times, linear in between, constant outside. With
+    s = E∇f(θ_r) − ∇f(Eθ_r) of runs θ_r with modified loss F, the solution is their mean.
     """
 
     landscape: Landscape
@@ -35,10 +35,10 @@ class ScatteredFlow(Flow):
 
 
 def scatter_drift(landscape: FiniteSum, runs: Tensor) -> Tensor:
-    """s (T, d) of runs (R, T, d): the mean gradient less the gradient at the mean, one gradient a state."""
+    """s (T, d) of runs (R, T, d): the mean gradient less the gradient at the mean, one gradient per state."""
     drifts = []
     for states in runs.unbind(dim=1):
-        total = torch.zeros_like(states[0])
+        total = torch.zeros_like(states[0])  # one state at a time: a batch over R runs need not fit into memory
         for theta in states:
             total += landscape.grad(theta)
         drifts.append(total / len(states) - landscape.grad(states.mean(dim=0)))

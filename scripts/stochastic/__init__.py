@@ -1,1 +1,1 @@
-"""SGD against its stochastic differential equations, experiment by experiment."""
+"""Experiments that compare SGD with its stochastic differential equations."""

@@ -1,4 +1,4 @@
-"""SGD against its stochastic differential equations: python -m scripts.stochastic EXPERIMENT [options]."""
+"""SGD compared with its stochastic differential equations: python -m scripts.stochastic EXPERIMENT [options]."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from ..lab.command_line import Experiment, run_one_of
 from .accuracy import Accuracy
 from .escape import Escape
 from .linear_scaling import LinearScaling
-from .sampling import Sampling
+from .sampling import SamplingExperiment
 from .svag import Svag
 from .validity import Validity
-from .weak_order import WeakOrder
+from .weak_order import WeakOrderExperiment
 
 EXPERIMENTS: dict[str, str | type[Experiment]] = {
-    "weak-order": WeakOrder,
+    "weak-order": WeakOrderExperiment,
     "svag": Svag,
     "escape": Escape,
     "accuracy": Accuracy,
     "validity": Validity,
     "linear-scaling": LinearScaling,
-    "sampling": Sampling,
+    "sampling": SamplingExperiment,
 }
-"""Experiments by the name of their subcommand; one more is a line here (docs/extending.md)."""
+"""Experiments by the name of their subcommand; a new one is one line here (docs/extending.md)."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, or 2 after one line about bad input."""
+    """Exit status: 0, or 2 after one line about invalid input."""
     return run_one_of(EXPERIMENTS, arguments, __package__, __doc__ or "")
 
 

@@ -1,4 +1,4 @@
-r"""What the shape of the gradient noise does to a network: true against isotropic and diagonal noise of equal trace.
+r"""Influence of the shape of the gradient noise on a network: true, isotropic and diagonal noise of equal trace.
 
     descent             θ' = θ − h∇f                              no noise
     SGD                 θ' = θ − h∇f_B                            mini-batches of b
@@ -6,8 +6,8 @@ r"""What the shape of the gradient noise does to a network: true against isotrop
     SDE, diagonal       dX = −∇f dt + √h (diag C(X))^{1/2} dW     its variances without its correlations
     SDE, isotropic      dX = −∇f dt + √(h tr C(X)/d) dW           its strength without a direction
 
-All start from the same weights at equal seeds, so that differences to SGD are taken run by run. The trace is equal at
-equal θ: along a run it is that of where the run has gone, and is shown.
+All runs start from the same weights at equal seeds, so that differences to SGD are taken run by run. The traces are
+equal at equal θ; along a run the trace is that at the θ of this run, and is recorded.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from landscapes.sampling import SAMPLINGS
 from nets import NetworkLandscape
 
 from ..lab.command_line import check_device
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 from ..lab.tables import with_error
 from .accuracy_figure import accuracy_figure
 from .common import Stochastic
@@ -59,7 +59,7 @@ MODELS: dict[str, Callable[[FiniteSum, float, MinibatchNoise], Model]] = {
     "SDE, diagonal": lambda f, h, noise: NoisyModifiedEquation(f, h, DiagonalSurrogate(noise)),
     "SDE, isotropic": lambda f, h, noise: NoisyModifiedEquation(f, h, IsotropicSurrogate(noise)),
 }
-"""What is compared, by what tables call it."""
+"""Models by their name in the tables."""
 QUANTITIES = {
     "test accuracy": "test accuracy",
     "test loss": "test loss",
@@ -68,8 +68,8 @@ QUANTITIES = {
     "sharpness": "sharpness",
     "noise trace": "tr C",
 }
-"""What is seen along a run, and what tables call it."""
-LATE = 0.25  # the share of the looks, the last ones, whose mean is compared
+"""Observed quantities by key, with their names in the tables."""
+LATE = 0.25  # fraction of the observations, at the end, whose mean is compared
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Accuracy(Stochastic):
     dtype: Literal["float64", "float32"] = "float32"
     """Precision."""
     ground: NetGround = GROUND
-    """The network and its data."""
+    """Network and data."""
     h: float = 0.5
     """Learning rate."""
     batch_size: int = 8
@@ -102,23 +102,23 @@ class Accuracy(Stochastic):
     steps: int = 600
     """Steps of h."""
     substeps: int = 1
-    """Steps of the SDEs in h: with one, Euler's method is descent with Gaussian noise of the given covariance."""
+    """Euler steps of the SDEs in h; with one step, Euler's method is descent with Gaussian noise of this covariance."""
     seeds: int = 6
-    """Runs of each, from as many initial weights."""
+    """Runs of each model, from as many initial weights."""
     looks: int = 20
-    """How often a run is looked at; must divide the steps."""
+    """Number of observations along a run; must divide the steps."""
 
     def run(self) -> None:
-        """Run all, compare, print, draw."""
+        """Run all models, compare, print, plot."""
         self.check()
         store = self.open()
-        runs = {name: [self.trained(store, name, seed) for seed in range(self.seeds)] for name in MODELS}
-        found = {name: gathered(each) for name, each in runs.items()}
-        store.table("\n\n".join([self.says(), ends(found), differences(found), self.notes(found)]))
+        runs = {name: [self.train(store, name, seed) for seed in range(self.seeds)] for name in MODELS}
+        found = {name: gather_runs(each) for name, each in runs.items()}
+        store.table("\n\n".join([self.describe(), end_table(found), difference_table(found), self.notes(found)]))
         self.draw(store, accuracy_figure(found, QUANTITIES))
 
     def check(self) -> None:
-        """Raise unless the options can be used."""
+        """Raise ValueError for invalid options."""
         check_choice("sampling", self.sampling, tuple(name for name in SAMPLINGS if name != "epoch"))
         check_positive("h", self.h)
         for name in ("batch_size", "steps", "substeps", "looks"):
@@ -130,7 +130,7 @@ class Accuracy(Stochastic):
         check_device(self.device)
 
     def configuration(self) -> dict[str, Any]:
-        """Without the number of seeds, to which more can be added."""
+        """All options except the number of seeds, so that seeds can be added."""
         ground = dataclasses.asdict(self.ground) | {"chosen": dataclasses.asdict(self.ground.chosen)}
         ground.pop("root")
         said = super().configuration() | {"ground": ground}
@@ -148,7 +148,7 @@ class Accuracy(Stochastic):
 
     @cached_property
     def test(self) -> Evaluation:
-        """What sees loss and accuracy on the test images."""
+        """The observer of loss and accuracy on the test images."""
         test, targets = self.ground.test_part(self.seed, self.real, self.device)
         return Evaluation(test, test.outputs, targets, every=self.steps // self.looks)
 
@@ -157,14 +157,14 @@ class Accuracy(Stochastic):
         """The noise of a mini-batch's gradient."""
         return MinibatchNoise(self.landscape, self.batch_size, self.sampling)
 
-    def trained(self, store: Store, name: str, seed: int) -> Tensors:
-        """One run: its times and what was seen, "finished" whether it stayed finite."""
+    def train(self, store: Store, name: str, seed: int) -> Tensors:
+        """One run: its times and observations; "finished" is whether it stayed finite."""
 
         def compute() -> Tensors:
             landscape, noise, every = self.landscape, self.noise, self.steps // self.looks
             watch: list[Observer] = [Loss(landscape, every), self.test, GradientNorm(landscape, every)]
             watch += [Sharpness(landscape, every=every), NoiseTrace(noise, every)]
-            run = self.advanced(MODELS[name](landscape, self.h, noise), self.weights(seed), seed, watch)
+            run = self.advance(MODELS[name](landscape, self.h, noise), self.weights(seed), seed, watch)
             seen = {key: run.observations[key][1].double().cpu() for key in QUANTITIES}
             return {
                 "times": run.observations["loss"][0],
@@ -172,10 +172,10 @@ class Accuracy(Stochastic):
                 "converged": run.observations["sharpness converged"][1],
             }
 
-        return store.part(f"{slug(name)}-{seed}", compute)
+        return store.part(f"{file_name(name)}-{seed}", compute)
 
-    def advanced(self, model: Model, theta0: Tensor, seed: int, watch: list[Observer]) -> Any:
-        """The trajectory of a model; ArithmeticError where it leaves the finite numbers."""
+    def advance(self, model: Model, theta0: Tensor, seed: int, watch: list[Observer]) -> Any:
+        """The trajectory of a model; ArithmeticError if it becomes non-finite."""
         draws = self.seed * 10**6 + seed
         if isinstance(model, Descent):
             run = descend(model, theta0, self.steps, seed=draws, keep="last", observers=watch)
@@ -183,13 +183,13 @@ class Accuracy(Stochastic):
             times = torch.arange(self.steps + 1, dtype=torch.float64) * self.h
             dt = self.h / self.substeps
             run = integrate(model, theta0, times, dt=dt, seed=draws, keep="last", observers=watch)
-        uninterrupted(run)
+        check_uninterrupted(run)
         if run.status != "finished" or not bool(run.alive.all()):
             raise ArithmeticError(f"{type(model).__name__}, seed {seed}: {run.status.sentence}")
         return run
 
-    def says(self) -> str:
-        """What is trained, on one line."""
+    def describe(self) -> str:
+        """Network, data and settings, on one line."""
         tested = self.test.landscape
         assert isinstance(tested, FiniteSum)
         return (
@@ -200,27 +200,27 @@ class Accuracy(Stochastic):
         )
 
     def notes(self, found: dict[str, Tensors]) -> str:
-        """What the numbers are."""
+        """Explanation of the numbers in the tables."""
         unsure = sum(int((~seen["converged"]).sum()) for seen in found.values())
-        looked = f"mean of the last {round(LATE * 100)} % of {self.looks} looks"
+        average = f"mean of the last {round(LATE * 100)} % of {self.looks} observations"
         said = (
-            f"{looked} at each run; ± one standard error over the runs; differences run by run, from the same weights"
+            f"{average} of each run; ± one standard error over the runs; differences run by run, from the same weights"
         )
         return said + (f"\n{unsure} sharpnesses are not converged" if unsure else "")
 
 
-def slug(name: str) -> str:
-    """A name in file names."""
+def file_name(name: str) -> str:
+    """The name of a model in file names."""
     return name.replace(",", "").replace(" ", "-")
 
 
-def gathered(runs: list[Tensors]) -> Tensors:
-    """Runs of one model as (R, T) for each quantity, with the times that they share."""
+def gather_runs(runs: list[Tensors]) -> Tensors:
+    """The runs of one model as (R, T) for each quantity, with their common times."""
     return {key: runs[0][key] if key == "times" else torch.stack([run[key] for run in runs]) for key in runs[0]}
 
 
-def late(values: Tensor) -> Tensor:
-    """The mean of the last looks of each run, (R,) of (R, T)."""
+def mean_at_end(values: Tensor) -> Tensor:
+    """The mean of the last observations of each run, (R,) from (R, T)."""
     return values[:, -max(1, math.floor(LATE * values.shape[1])) :].mean(dim=1)
 
 
@@ -229,28 +229,28 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
-def ends(found: dict[str, Tensors]) -> str:
-    """A row for each model: late means with standard errors."""
+def end_table(found: dict[str, Tensors]) -> str:
+    """A row for each model: means at the end of the runs, with standard errors."""
     rows = [["late in the run", *QUANTITIES.values()]]
     for name, seen in found.items():
-        rows.append([name, *(with_error(*mean_and_error(late(seen[key]))) for key in QUANTITIES)])
-    return aligned(rows)
+        rows.append([name, *(with_error(*mean_and_error(mean_at_end(seen[key]))) for key in QUANTITIES)])
+    return align_rows(rows)
 
 
-def differences(found: dict[str, Tensors]) -> str:
-    """A row for each model but SGD: its late means less SGD's, pair by pair, and how likely chance is for accuracy."""
+def difference_table(found: dict[str, Tensors]) -> str:
+    """A row for each model but SGD: its means at the end less SGD's, pair by pair, and the p-value for the accuracy."""
     rows = [["less SGD's, run by run", *QUANTITIES.values(), "p of accuracy"]]
     for name, seen in found.items():
         if name == SGD:
             continue
-        apart = {key: late(seen[key]) - late(found[SGD][key]) for key in QUANTITIES}
+        apart = {key: mean_at_end(seen[key]) - mean_at_end(found[SGD][key]) for key in QUANTITIES}
         cells = [with_error(*mean_and_error(values)) for values in apart.values()]
-        rows.append([name, *cells, chance(apart["test accuracy"])])
-    return aligned(rows)
+        rows.append([name, *cells, p_value(apart["test accuracy"])])
+    return align_rows(rows)
 
 
-def chance(values: Tensor) -> str:
-    """Student's two-sided p of a mean of zero; a dash where the values are all alike."""
+def p_value(values: Tensor) -> str:
+    """Student's two-sided p-value for the hypothesis of mean zero; a dash if all values are equal."""
     value, error = mean_and_error(values)
     if not error > 0:
         return "–"

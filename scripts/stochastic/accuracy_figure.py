@@ -1,4 +1,4 @@
-"""What is seen along training under each noise: means over runs with bands of one standard error."""
+"""Observations along training under each noise: means over runs with bands of one standard error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from flows.figures import Style, with_markers
 
 from ..lab.experiment import label
-from ..lab.figures import above, look, readable
+from ..lab.figures import legend_above, line_style, set_readable_ticks
 
 PANELS = {"test accuracy": "", "loss": "y", "test loss": "y", "sharpness": "y", "noise trace": "y"}
-"""Quantities with a panel of their own, and which axes of it are logarithmic."""
+"""Quantities with their own panel, and its logarithmic axes."""
 
 
 def accuracy_figure(found: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, str]) -> Figure:
-    """Each quantity along t; the last panel test accuracy against the training loss."""
-    looks = {name: look(i) for i, name in enumerate(found)}
+    """Each quantity against t; the last panel shows test accuracy against training loss."""
+    looks = {name: line_style(i) for i, name in enumerate(found)}
     drawn = Figure(figsize=(10.5, 6.2), layout="constrained")
     panels = drawn.subplots(2, 3).flat
     for axes, (key, log) in zip(panels, PANELS.items(), strict=False):
@@ -28,14 +28,14 @@ def accuracy_figure(found: Mapping[str, Mapping[str, Tensor]], names: Mapping[st
         unit = " in t⁻¹" if key == "sharpness" else ""
         label(axes, "time t = kh", names[key] + unit, names[key], log=log)
         if log:
-            readable(axes.yaxis)
+            set_readable_ticks(axes.yaxis)
     last = panels[-1]
     for name, seen in found.items():
         x, y = (seen[key].mean(dim=0).numpy() for key in ("loss", "test accuracy"))
         last.plot(x, y, **with_markers(looks[name], len(x)))
     label(last, "training loss", "test accuracy", "means over runs", log="x")
-    readable(last.xaxis)
-    above(drawn, looks, len(looks))
+    set_readable_ticks(last.xaxis)
+    legend_above(drawn, looks, len(looks))
     return drawn
 
 

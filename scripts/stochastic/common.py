@@ -1,4 +1,4 @@
-"""What the experiments on SGD's stochastic equations share: options, folders, error bars in tables."""
+"""Parts shared by the experiments on SGD's stochastic equations: options, result folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..lab.store import Store
 
 @dataclass(frozen=True)
 class Stochastic(Common):
-    """Options of every experiment; out is by default results/stochastic/EXPERIMENT."""
+    """Options of every experiment; default of --out: results/stochastic/EXPERIMENT."""
 
     def open(self, **more: Any) -> Store:
-        """The folder of results."""
+        """The result folder."""
         where = self if self.out is not None else replace(self, out=Path("results/stochastic") / self.name)
         return Common.store(where, **more)

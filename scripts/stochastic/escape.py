@@ -2,16 +2,16 @@ r"""Escape from a well: isotropic against anisotropic gradient noise of equal tr
 
     f = (S/8)(x² − 1)² + (s/2)(y² + …),    (x, y, …) the coordinates θ turned by an angle in their first plane
 
-has wells at x = ±1 with curvature S across the barrier of S/8 and s along all else. The gradient noise is constant, of
-covariance C with tr C = 2Td/h: the SDE of rate h is dX = −∇f dt + √h C^{1/2} dW, whose x is by itself the diffusion of
-temperature T_x = h C_xx/2 in one dimension, for every C. So there is an exact mean time for each of
+has wells at x = ±1 with curvature S across the barrier of S/8 and s in all other directions. The gradient noise is
+constant, of covariance C with tr C = 2Td/h: the SDE of rate h is dX = −∇f dt + √h C^{1/2} dW, whose x is a diffusion in
+one dimension with temperature T_x = h C_xx/2, for every C. So there is an exact mean time for each of
 
     isotropic       C ∝ I, T_x = T
     aligned         C ∝ H at the minimum (Zhu et al. 2019, arXiv 1803.00195)
-    diagonal        the diagonal of the aligned one, in the coordinates θ
+    diagonal        the diagonal of the aligned covariance in the coordinates θ
     anti-aligned    C ∝ H⁻¹
 
-Escape is the first passage to the other minimum: its mean is Kramers' time where T_x is small.
+Escape is the first passage to the other minimum; its mean tends to Kramers' time for small T_x.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from landscapes.errors import check_count, check_positive, check_real, check_see
 from landscapes.noise import ConstantNoise, DiagonalNoise, GradientNoise, IsotropicNoise
 
 from ..lab.command_line import check_device
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Store
 from ..lab.tables import with_error
 from .common import Stochastic
@@ -42,8 +42,8 @@ from .escape_results import Escapes
 from .passage import MeanTime, mean_time, passage_times
 
 NOISES = ("isotropic", "aligned", "diagonal", "anti-aligned")
-METHOD = "heun2"  # of weak order 2 where the noise is additive
-SETTLED = 20.0  # time after which the start is forgotten, in units of 1/S
+METHOD = "heun2"  # weak order 2 for additive noise
+SETTLED = 20.0  # time after which the law no longer depends on the start, in units of 1/S
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Well:
         """The minimum at x = 1, (d,)."""
         return self.axes[0].clone()
 
-    def escaped(self, theta: Tensor) -> Tensor:
+    def has_escaped(self, theta: Tensor) -> Tensor:
         """x ≤ −1, (...,) of bool."""
         return theta @ self.axes[0].to(theta) <= -1
 
     def shape(self, noise: str) -> Tensor:
-        """The covariance (d, d) of a noise over that of the isotropic one of the same trace: its trace is d."""
+        """The covariance (d, d) of a noise relative to the isotropic one of the same trace; its trace is d."""
         hessian = self.landscape.hessian(self.start)
         if noise == "isotropic":
             return torch.eye(self.dimension, dtype=torch.float64)
@@ -106,16 +106,17 @@ class Well:
         return float(self.axes[0] @ self.shape(noise) @ self.axes[0])
 
     def gradient_noise(self, noise: str, variance: float) -> GradientNoise:
-        """The noise of mean ``variance`` a direction."""
+        """The gradient noise with mean ``variance`` per direction."""
         covariance = variance * self.shape(noise)
         if noise == "isotropic":
             return IsotropicNoise(variance, self.dimension)
-        return DiagonalNoise(covariance.diagonal()) if noise == "diagonal" else ConstantNoise(root(covariance))
+        return DiagonalNoise(covariance.diagonal()) if noise == "diagonal" else ConstantNoise(square_root(covariance))
 
 
-def root(covariance: Tensor) -> Tensor:
+def square_root(covariance: Tensor) -> Tensor:
     """The symmetric square root of a positive definite matrix."""
     values, vectors = torch.linalg.eigh(covariance)
+    # symmetric, unlike a Cholesky factor: a rotation of the coordinates only rotates the noise
     return vectors * values.sqrt() @ vectors.mT
 
 
@@ -126,33 +127,33 @@ class Escape(Stochastic):
     sharp: float = 2.0
     """S, curvature across the barrier at the minima; the barrier is S/8 high."""
     flat: float = 0.5
-    """s, curvature along all else."""
+    """s, curvature in all other directions."""
     dimension: int = 2
     """Number of coordinates."""
     angle: float = 30.0
     """Degrees from the first coordinate to the direction of escape."""
     h: float = 0.1
-    """Learning rate; C is scaled with it so that the temperatures stay."""
+    """Learning rate; C is scaled with it so that the temperatures do not depend on it."""
     temperatures: tuple[float, ...] = (0.125, 0.1, 0.08, 0.0625, 0.05, 0.04)
     """T = h tr C/(2d)."""
     paths: int = 10_000
     """Paths for each mean time."""
     substeps: int = 1
-    """Steps of the SDE in h; and twice as many, to see what the step does."""
+    """Steps of the SDE in h; a second run with twice as many shows the discretisation error."""
     horizon: float = 200.0
-    """Time up to which paths are watched; mean times with later ones are estimated as the table says."""
+    """Time up to which paths are run; the table says how mean times beyond it are estimated."""
 
     def run(self) -> None:
-        """Run, compare, print, draw."""
+        """Run, compare, print, plot."""
         self.check()
         well = Well(self.sharp, self.flat, self.dimension, self.angle)
         store = self.open()
-        found = [self.escapes(store, well, noise, T) for noise in NOISES for T in sorted(self.temperatures)[::-1]]
-        store.table("\n\n".join([self.says(well), table(found), gains(found), self.notes(found)]))
+        found = [self.mean_times(store, well, noise, T) for noise in NOISES for T in sorted(self.temperatures)[::-1]]
+        store.table("\n\n".join([self.describe(well), table(found), gains(found), self.notes(found)]))
         self.draw(store, escape_figure(found, well.barrier))
 
     def check(self) -> None:
-        """Raise unless the options can be used."""
+        """Raise ValueError for invalid options."""
         for name in ("sharp", "flat", "h", "horizon"):
             check_positive(name, getattr(self, name))
         check_real("angle", self.angle)
@@ -165,21 +166,21 @@ class Escape(Stochastic):
             check_positive("temperatures", T)
         if self.horizon <= self.settled:
             raise ValueError(
-                f"horizon must be beyond {self.settled:g}, when the start is forgotten, got {self.horizon:g}"
+                f"horizon must be beyond {self.settled:g}, where the start no longer matters, got {self.horizon:g}"
             )
         check_seed(self.seed)
         check_device(self.device)
 
     def configuration(self) -> dict[str, object]:
-        """Without the temperatures, to which more can be added."""
+        """All options except the temperatures, so that temperatures can be added."""
         return {key: value for key, value in super().configuration().items() if key != "temperatures"}
 
     @property
     def settled(self) -> float:
-        """When paths have forgotten their start."""
+        """Time after which the law no longer depends on the start."""
         return SETTLED / self.sharp
 
-    def escapes(self, store: Store, well: Well, noise: str, T: float) -> Escapes:
+    def mean_times(self, store: Store, well: Well, noise: str, T: float) -> Escapes:
         """All mean times of one noise at one temperature."""
         gradient_noise = well.gradient_noise(noise, 2 * T / self.h)
         flow = NoisyModifiedEquation(well.landscape, self.h, gradient_noise)
@@ -201,30 +202,32 @@ class Escape(Stochastic):
         )
 
     def integral(self, well: Well, temperature: float, dt: float | None = None) -> float:
-        """The exact mean time of the SDE to the other minimum, or to be seen there every dt."""
+        """The exact mean time of the SDE to the other minimum, observed continuously or every dt."""
         target = -1.0 if dt is None else seen_target(-1.0, temperature, dt)
         return passage_integral(well.potential, temperature, 1.0, target)
 
     def mean(self, store: Store, well: Well, name: str, model: Flow | Descent, dt: float | None) -> MeanTime:
-        """The mean time of a model, its paths' times on disk."""
+        """The mean passage time of a model, with the times of its paths on disk."""
         start = well.start.to(self.device, self.real).expand(self.paths, -1)
-        seed = block_seed(self.seed, *name.encode())  # every run draws its own
+        seed = block_seed(self.seed, *name.encode())  # independent streams for the runs
 
         def compute() -> dict[str, Tensor]:
             method = None if dt is None else METHOD
-            return {"times": passage_times(model, start, well.escaped, self.horizon, seed=seed, dt=dt, method=method)}
+            return {
+                "times": passage_times(model, start, well.has_escaped, self.horizon, seed=seed, dt=dt, method=method)
+            }
 
         return mean_time(store.part(name, compute)["times"], self.horizon, self.settled)
 
     def excess(self, found: list[Escapes], place: int, exact: list[float]) -> str:
-        """By how much the SDE's mean times at dt or dt/2 exceed exact ones, weighed over all rows."""
+        """Mean relative excess of the SDE's times at dt or dt/2 over exact ones, weighted over all rows."""
         runs = [e.runs[place] for e in found]
         away = [(mean.value / time - 1, mean.error / time) for mean, time in zip(runs, exact, strict=True)]
-        bias, error = weighted([(bias, error) for bias, error in away if not math.isnan(bias)])
+        bias, error = weighted_mean([(bias, error) for bias, error in away if not math.isnan(bias)])
         return f"{100 * bias:.2f} ± {100 * error:.2f} % at dt = {self.h / self.substeps / (place + 1):g}"
 
-    def says(self, well: Well) -> str:
-        """What escapes, on a few lines."""
+    def describe(self, well: Well) -> str:
+        """Well, noise and settings, on a few lines."""
         shares = ", ".join(f"{noise} {well.share(noise):.4g}" for noise in NOISES)
         return (
             f"double well in {self.dimension} dimensions: curvatures {self.sharp:g} and {self.flat:g}, barrier "
@@ -233,29 +236,29 @@ class Escape(Stochastic):
         )
 
     def notes(self, found: list[Escapes]) -> str:
-        """How times were measured, and how far the SDE's are from exact in units of their standard errors."""
+        """Method of measurement, and the SDE's deviation from the exact times."""
         over = [self.excess(found, place, [e.exact for e in found]) for place in (0, 1)]
         late = [self.excess(found, place, [e.seen[place] for e in found]) for place in (0, 1)]
         measured = f"the SDE's mean times exceed the integral by {' and '.join(over)}, over all rows;\n"
-        measured += f"that to where the target seems to lie if seen every dt (Siegmund) by {' and '.join(late)}\n"
+        measured += f"the integral to the target shifted by observation every dt (Siegmund) by {' and '.join(late)}\n"
         return (
             f"{measured}"
-            f"SDE by {METHOD}; a passage is seen at the end of its step, in the exact value of the descent too\n"
+            f"SDE by {METHOD}; a passage is recorded at the end of its step, also in the exact value of the descent\n"
             f"with paths left at t = {self.horizon:g}: mean up to there, and the rest at the rate of arrivals from "
             f"t = {self.settled:g} on; where too few arrived, > is a bound at 95 %; ± is one standard error"
         )
 
 
-def weighted(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    """Mean of values with errors, each weighed by 1/error², and its standard error; NaN of none."""
+def weighted_mean(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Mean of values with errors, weighted by 1/error², and its standard error; NaN for an empty list."""
     if not pairs:
         return math.nan, math.nan
     weights = np.array([error for _, error in pairs]) ** -2.0
     return float(np.average([value for value, _ in pairs], weights=weights)), float(weights.sum() ** -0.5)
 
 
-def shown(mean: MeanTime) -> str:
-    """A mean time in the table."""
+def format_mean(mean: MeanTime) -> str:
+    """A mean time in table form."""
     return f"> {mean.bound:.3g}" if math.isnan(mean.value) else with_error(mean.value, mean.error)
 
 
@@ -265,15 +268,15 @@ def table(found: list[Escapes]) -> str:
     rows = [[*heading, "exact descent", "noisy descent", "seen"]]
     for e in found:
         exact = [f"{x:.4g}" for x in (e.along, e.kramers, e.exact)]
-        times = [shown(mean) for mean in e.runs]
+        times = [format_mean(mean) for mean in e.runs]
         seen = [f"{100 * mean.arrived / mean.paths:.4g} %" for mean in e.runs[1:]]
         chain = "–" if math.isnan(e.chain) else f"{e.chain:.4g}"
         rows.append([e.noise, f"{e.temperature:g}", *exact, *times[:2], seen[0], chain, times[2], seen[1]])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def gains(found: list[Escapes]) -> str:
-    """How many times sooner than under isotropic noise of the same trace, by the integral and by the finer SDE."""
+    """Ratio of the time under isotropic noise of the same trace to each time, for the integral and the finer SDE."""
     slow = {e.temperature: e for e in found if e.noise == "isotropic"}
     rows = [["times sooner than isotropic", "T", "integral", "SDE, dt/2", "exact descent", "noisy descent"]]
     for e in found:
@@ -284,11 +287,11 @@ def gains(found: list[Escapes]) -> str:
         measured = [ratio(*pair) for pair in pairs]
         exact = [f"{a / b:.4g}".replace("nan", "–") for a, b in ((base.exact, e.exact), (base.chain, e.chain))]
         rows.append([e.noise, f"{e.temperature:g}", exact[0], measured[0], exact[1], measured[1]])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def ratio(one: MeanTime, other: MeanTime) -> str:
-    """One mean time over another, with the error of the ratio; a bound where the other never arrived."""
+    """Ratio of two mean times with its error; a bound if the second has no value."""
     if math.isnan(one.value):
         return "–"
     if math.isnan(other.value):

@@ -12,15 +12,15 @@ from matplotlib.figure import Figure
 from flows.figures import Style
 
 from ..lab.experiment import label
-from ..lab.figures import above, look
+from ..lab.figures import legend_above, line_style
 from .escape_results import Escapes
 from .passage import MeanTime
 
 KRAMERS: Style = {"color": "0.35", "linestyle": ":", "linewidth": 1.2}
 INTEGRAL: Style = {"color": "0.35", "linestyle": "-", "linewidth": 1.0}
 CHAIN: Style = {"color": "black", "linestyle": (0, (8, 3)), "linewidth": 1.0}
-SURE = 0.05  # relative standard error up to which a measured time is set against the exact one
-HIGHEST = 100.0  # times the longest mean that was measured: what is above is not drawn
+SURE = 0.05  # relative standard error up to which a measured time is compared with the exact one
+HIGHEST = 100.0  # times the longest measured mean; larger values are not drawn
 
 Place = Callable[["Escapes"], float]
 
@@ -28,7 +28,7 @@ Place = Callable[["Escapes"], float]
 def escape_figure(found: Sequence[Escapes], barrier: float) -> Figure:
     """Times at equal trace; the same against the noise across the barrier; measured over exact ones."""
     noises = list(dict.fromkeys(e.noise for e in found))
-    looks = {noise: {**look(i), "linestyle": "none", "markersize": 4.5} for i, noise in enumerate(noises)}
+    looks = {noise: {**line_style(i), "linestyle": "none", "markersize": 4.5} for i, noise in enumerate(noises)}
     drawn = Figure(figsize=(10.5, 4.0), layout="constrained")
     trace, across, bias = drawn.subplots(1, 3)
     top = HIGHEST * max((e.runs[1].value for e in found if not math.isnan(e.runs[1].value)), default=1.0)
@@ -39,7 +39,7 @@ def escape_figure(found: Sequence[Escapes], barrier: float) -> Figure:
         draw_bias(bias, rows, lambda e: barrier / e.along, style)
     ordered = sorted(found, key=lambda e: e.along)
     draw_law(across, ordered, barrier, top)
-    draw_chain(bias, [e for e in ordered if sure(e.runs[1])], barrier)
+    draw_chain(bias, [e for e in ordered if is_accurate(e.runs[1])], barrier)
     by_noise = "$ΔV/T_x$, by the noise across the barrier"
     label(trace, "$ΔV/T$, by the trace of the noise", "mean escape time t", "equal trace", log="y")
     label(across, by_noise, "mean escape time t", "equal noise across the barrier", log="y")
@@ -47,14 +47,14 @@ def escape_figure(found: Sequence[Escapes], barrier: float) -> Figure:
     others = {"integral for the SDE": INTEGRAL, "Kramers": KRAMERS, "exact for the descent": CHAIN}
     kinds = {"SDE (full marks)": {"color": "0.35", "marker": "o", "markersize": 4.5, "linestyle": "none"}}
     kinds["noisy descent (open marks)"] = {**kinds["SDE (full marks)"], "markerfacecolor": "none"}
-    above(drawn, {**looks, **others, **kinds}, 5)
+    legend_above(drawn, {**looks, **others, **kinds}, 5)
     return drawn
 
 
 def draw_times(
     axes: Axes, rows: Sequence[Escapes], place: Place, style: Style, top: float, *, laws: bool = True
 ) -> None:
-    """The finer SDE's times with intervals at 95 %, arrows up from bounds, and the laws in the noise's colour."""
+    """The finer SDE's times with 95 % intervals, arrows up from bounds, and the exact times in the noise's colour."""
     for e in rows:
         mean = e.runs[1]
         low, high = mean.interval
@@ -72,28 +72,28 @@ def draw_times(
 
 
 def arrow(style: Style) -> Style:
-    """The colour of an arrow."""
+    """The arrow in the colour of its noise."""
     return {"color": style["color"], "linewidth": 0.9}
 
 
 def draw_law(axes: Axes, rows: Sequence[Escapes], barrier: float, top: float) -> None:
-    """The laws of all rows as one curve each: they depend on the noise across the barrier alone."""
+    """The exact times of all rows as one curve each: they depend only on the noise across the barrier."""
     x = np.array([barrier / e.along for e in rows])
     for values, line in (([e.exact for e in rows], INTEGRAL), ([e.kramers for e in rows], KRAMERS)):
         y = np.array(values)
         axes.plot(x[y < top], y[y < top], **line)
 
 
-def sure(mean: MeanTime) -> bool:
-    """Whether a mean is known well enough to be set against the exact one."""
+def is_accurate(mean: MeanTime) -> bool:
+    """Whether the standard error of a mean is small enough for a comparison with the exact one."""
     return not math.isnan(mean.value) and mean.error < SURE * mean.value
 
 
 def draw_bias(axes: Axes, rows: Sequence[Escapes], place: Place, style: Style) -> None:
-    """Measured over exact times: the SDE's full, the descent's open, both over the integral for the SDE."""
+    """Measured over exact times: filled for the SDE, open for the descent, both over the integral for the SDE."""
     for e in rows:
         for mean, face in ((e.runs[1], style["color"]), (e.runs[2], "none")):
-            if sure(mean):
+            if is_accurate(mean):
                 low, high = (end / e.exact for end in mean.interval)
                 value = mean.value / e.exact
                 look = {**style, "capsize": 2, "elinewidth": 0.8, "markerfacecolor": face}

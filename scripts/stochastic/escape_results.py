@@ -9,7 +9,7 @@ from .passage import MeanTime
 
 @dataclass(frozen=True)
 class Escapes:
-    """Mean times of one noise at one temperature; ``runs``: dt and dt/2 of the SDE, and noisy gradient descent."""
+    """Mean times of one noise at one temperature; ``runs``: SDE at dt, SDE at dt/2, noisy gradient descent."""
 
     noise: str
     temperature: float
@@ -19,7 +19,7 @@ class Escapes:
     exact: float
     """The integral for the SDE."""
     seen: tuple[float, float]
-    """The same to where the target seems to lie, looked at every dt and every dt/2."""
+    """The integral to the target as shifted by observation every dt and every dt/2."""
     chain: float
     """The exact mean time of noisy gradient descent."""
     runs: tuple[MeanTime, MeanTime, MeanTime]

@@ -1,7 +1,7 @@
-r"""The linear scaling rule: h and b scaled together, as SGD's noise depends on h/b alone, and where it breaks.
+r"""The linear scaling rule: h and b scaled together, as SGD's noise depends only on h/b, and its limits.
 
 With replacement dX = −∇f dt + √(h/b) D^{1/2} dW is one equation for all (sh, sb), so SGD's law at time t is the same up
-to O(h). It breaks where that O(h) counts, by hλ ~ 1, and, for mini-batches without replacement, where b comes near N:
+to O(h). The rule fails if that O(h) is large, from hλ ~ 1, and, for mini-batches without replacement, for b near N:
 their noise is smaller by (N − b)/(N − 1). Goyal et al. 2017 (arXiv 1706.02677) for the rule.
 """
 
@@ -23,24 +23,24 @@ from landscapes.sampling import sampling_of
 
 from ..lab.command_line import check_device
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 from .common import Stochastic
 from .linear_scaling_figure import linear_scaling_figure
-from .linear_scaling_results import SAMPLINGS, TOY_SIZE, Setting, Study, Toy, ToyRow
-from .runs import Network, scaled_rate, sde_runs
+from .linear_scaling_results import SAMPLINGS, TOY_SIZE, LinearScalingStudy, ScalingToy, ScalingToyRow, Setting
+from .runs import NetworkProblem, scaled_rate, sde_runs
 
 MLP = NetGround("mlp")
-LEFT = 1e-4  # of the stationary variance that a toy's runs have yet to reach
+LEFT = 1e-4  # relative distance from the stationary variance at which a toy's runs end
 
 
 @dataclass(frozen=True)
 class LinearScaling(Stochastic):
-    """SGD with (h, b), (2h, 2b), (4h, 4b), … on one clock: where the linear scaling rule holds."""
+    """SGD with (h, b), (2h, 2b), (4h, 4b), … at the same times: the range of the linear scaling rule."""
 
     ground: NetGround = MLP
-    """The network and its data."""
+    """Network and data."""
     factors: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """s: runs have rates sh and mini-batches of sb."""
+    """Factors s: runs have rates sh and mini-batches of sb."""
     scaled: float = 0.04
     """hλ at the factor 1, λ the largest curvature at the start; h is rounded to two digits."""
     batch_size: int = 4
@@ -48,13 +48,13 @@ class LinearScaling(Stochastic):
     steps: int = 512
     """Steps at the factor 1; all factors must divide them."""
     looks: int = 8
-    """Times that are looked at."""
+    """Number of observation times."""
     runs: int = 100
     """Runs of each factor and sampling."""
     equation_runs: int = 200
     """Runs of the equation."""
     coarse: int = 2
-    """Euler steps of the equation, in units of h, and half of that; it is extrapolated from both."""
+    """Euler steps of the equation, in units of h; a second run with half of that gives the extrapolation."""
     toy_factors: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """s on the toy, ½θ² with 32 examples and b = s."""
     toy_scaled: float = 0.06
@@ -63,9 +63,9 @@ class LinearScaling(Stochastic):
     """Paths of the toy."""
 
     def run(self) -> None:
-        """Run, compare, print, draw."""
-        factors = self.checked("factors", self.factors)
-        toy_factors = self.checked("toy_factors", self.toy_factors)
+        """Run, compare, print, plot."""
+        factors = self.check_factors("factors", self.factors)
+        toy_factors = self.check_factors("toy_factors", self.toy_factors)
         for name, minimum in (
             ("steps", 1),
             ("looks", 1),
@@ -87,30 +87,30 @@ class LinearScaling(Stochastic):
             )
         check_device(self.device)
         store = self.open()
-        toy = Toy(self.toy(store, toy_factors))
+        toy = ScalingToy(self.toy(store, toy_factors))
         study = self.study(store, factors)
         store.table("\n\n".join([toy.table(), study.table()]))
         self.draw(store, linear_scaling_figure(toy, study))
 
-    def checked(self, name: str, factors: Sequence[int]) -> tuple[int, ...]:
-        """Factors, rising; raise unless there is one, each once, positive and, on the network, dividing the looks."""
+    def check_factors(self, name: str, factors: Sequence[int]) -> tuple[int, ...]:
+        """Factors, rising; raise if empty, repeated, not positive or, on the network, not dividing the steps."""
         if not factors or len(set(factors)) < len(factors):
             raise ValueError(f"{name} must hold at least one number, each once, got {tuple(factors)}")
         for factor in factors:
             check_count(name, factor)
             if name == "factors" and self.steps % (factor * self.looks):
-                said = f"{name} must divide steps / looks = {self.steps / self.looks:g} into whole numbers"
-                raise ValueError(f"{said}, {factor} does not")
+                message = f"{name} must divide steps / looks = {self.steps / self.looks:g} into whole numbers"
+                raise ValueError(f"{message}, {factor} does not")
         return tuple(sorted(factors))
 
     def configuration(self) -> dict[str, Any]:
-        """Without what can be added to: factors and runs."""
+        """All options except factors and runs, which can be added."""
         ground = asdict(self.ground) | {"chosen": asdict(self.ground.chosen)}
         ground.pop("root")
         added = {"factors", "toy_factors", "runs", "equation_runs"}
         return {key: value for key, value in (super().configuration() | {"ground": ground}).items() if key not in added}
 
-    def toy(self, store: Store, factors: Sequence[int]) -> list[ToyRow]:
+    def toy(self, store: Store, factors: Sequence[int]) -> list[ScalingToyRow]:
         """Stationary variances on ½θ²."""
         landscape = NoisyQuadratic(torch.eye(1, dtype=torch.float64), TOY_SIZE, seed=0)
         rows = []
@@ -121,7 +121,7 @@ class LinearScaling(Stochastic):
                 part = store.part(f"toy-{sampling}-{factor:03d}", lambda descent=descent: self._paths(descent))  # type: ignore[misc]
                 c = sampling_of(TOY_SIZE, factor, sampling).variance_factor()
                 variance, error = float(part["variance"]), float(part["error"])
-                rows.append(ToyRow(factor, sampling, h, c, (variance, error)))
+                rows.append(ScalingToyRow(factor, sampling, h, c, (variance, error)))
         return rows
 
     def _paths(self, descent: StochasticGradientDescent) -> Tensors:
@@ -136,9 +136,9 @@ class LinearScaling(Stochastic):
         variance, error = found.covariance["theta"][-1, 0, 0], found.covariance_error["theta"][-1, 0, 0]
         return {"variance": variance, "error": error}
 
-    def study(self, store: Store, factors: Sequence[int]) -> Study:
+    def study(self, store: Store, factors: Sequence[int]) -> LinearScalingStudy:
         """The network's runs, its equation and its gradient flow."""
-        network = Network.of(self.ground, self)
+        network = NetworkProblem.from_ground(self.ground, self)
         sharpness = network.sharpness
         h = scaled_rate(self.scaled, sharpness)
         if factors[-1] * self.batch_size > network.landscape.size:
@@ -168,11 +168,11 @@ class LinearScaling(Stochastic):
             f"λ = {sharpness:.3g} at the start, {float(drift['sharpness']):.3g} at the end of gradient flow"
         )
         setting = Setting(h, self.batch_size, network.landscape.size, max(sharpness, float(drift["sharpness"])))
-        return Study(heading, setting, found, equation, left, drift)
+        return LinearScalingStudy(heading, setting, found, equation, left, drift)
 
-    def _drift(self, store: Store, network: Network, times: Sequence[float]) -> Tensors:
+    def _drift(self, store: Store, network: NetworkProblem, times: Sequence[float]) -> Tensors:
         def compute() -> Tensors:
-            run = uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, times))
+            run = check_uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, times))
             if run.status != "finished":
                 raise ArithmeticError(f"gradient flow: {run.status.sentence}")
             seen = {name: function(run.theta).double().cpu() for name, function in network.functions.items()}

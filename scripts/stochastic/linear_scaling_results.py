@@ -9,9 +9,9 @@ from functools import cached_property
 
 from landscapes.sampling import sampling_of
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Tensors
-from .runs import SHOWN, TOLD, Curves, Pair, cell
+from .runs import SEPARATED, SHOWN, Curves, Pair, cell
 
 SCATTER = "scatter"
 
@@ -20,7 +20,7 @@ ROWS = (*SHOWN, SCATTER)
 
 
 @dataclass(frozen=True)
-class ToyRow:
+class ScalingToyRow:
     """The stationary variance at one factor: from paths, with its standard error, and by formulas (λ = 1)."""
 
     factor: int
@@ -31,20 +31,20 @@ class ToyRow:
 
     @property
     def exact(self) -> float:
-        """hcλ/(2 − hλ): of SGD."""
+        """hcλ/(2 − hλ), that of SGD."""
         return self.h * self.c / (2 - self.h)
 
     @property
     def equation(self) -> float:
-        """hcλ/2: of the order-1 equation."""
+        """hcλ/2, that of the order-1 equation."""
         return self.h * self.c / 2
 
 
 @dataclass(frozen=True)
-class Toy:
-    """Stationary variances on ½θ², of all factors and samplings."""
+class ScalingToy:
+    """Stationary variances on ½θ² for all factors and samplings."""
 
-    rows: Sequence[ToyRow]
+    rows: Sequence[ScalingToyRow]
 
     def table(self) -> str:
         """A row for each factor and sampling."""
@@ -54,8 +54,8 @@ class Toy:
             + [f"{value:.5f}" for value in (row.exact, row.equation)]
             for row in self.rows
         ]
-        says = f"stationary variance on ½θ² with {TOY_SIZE} examples; c is 1/b, for subsets (1/b)(N − b)/(N − 1)"
-        return f"{says}\n{aligned([heading, *rows])}"
+        caption = f"stationary variance on ½θ² with {TOY_SIZE} examples; c is 1/b, for subsets (1/b)(N − b)/(N − 1)"
+        return f"{caption}\n{align_rows([heading, *rows])}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Setting:
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class LinearScalingStudy:
     """The network's runs by factor and sampling, the common equation, and gradient flow."""
 
     heading: str
@@ -90,23 +90,23 @@ class Study:
         return list(dict.fromkeys(factor for factor, _ in self.found))
 
     def end(self, curves: Curves, name: str) -> tuple[float, float]:
-        """Mean at the end and its standard error, or the scatter and its own."""
+        """Mean at the end and its standard error, or scatter and its standard error."""
         mean, error = curves.scatter() if name == SCATTER else curves.mean(name)
         return float(mean[-1]), float(error[-1])
 
-    def holds(self, sampling: str, name: str, reference: Curves) -> int | None:
-        """The largest factor up to which all are within three standard errors of a reference, or None."""
+    def largest_valid(self, sampling: str, name: str, reference: Curves) -> int | None:
+        """The largest factor up to which all means are within three standard errors of a reference, or None."""
         theirs, bar = self.end(reference, name)
         largest = None
         for factor in self.factors:
             mine, error = self.end(self.found[factor, sampling], name)
-            if not abs(mine - theirs) <= TOLD * math.hypot(error, bar):
+            if not abs(mine - theirs) <= SEPARATED * math.hypot(error, bar):
                 break
             largest = factor
         return largest
 
     def table(self) -> str:
-        """A row for each factor and sampling, the equation and gradient flow; how far the rule holds."""
+        """A row for each factor and sampling, the equation and gradient flow; the range of the rule."""
         rows = [["s", "sampling", "h", "b", "hλ", "hc", *ROWS]]
         for (factor, sampling), curves in self.found.items():
             h = factor * self.setting.h
@@ -117,17 +117,17 @@ class Study:
         rows.append(["gradient flow", *[""] * 4, "0.000", *(f"{float(self.drift[n][-1]):.4f}" for n in SHOWN), "0"])
         first = self.found[self.factors[0], SAMPLINGS[0]]
         said = [
-            f"{sampling}: within three standard errors of {says} up to s: "
-            + "; ".join(f"{name} {self.holds(sampling, name, reference) or 'none'}" for name in ROWS)
-            for says, reference in ((f"s = {self.factors[0]} with replacement", first), ("the SDE", self.equation))
+            f"{sampling}: within three standard errors of {caption} up to s: "
+            + "; ".join(f"{name} {self.largest_valid(sampling, name, reference) or 'none'}" for name in ROWS)
+            for caption, reference in ((f"s = {self.factors[0]} with replacement", first), ("the SDE", self.equation))
             for sampling in SAMPLINGS
         ]
         gaps = [f"{name} {cell(*(float(x[-1]) for x in self.left[name]))}" for name in SHOWN]
         lost = sum(curves.lost for curves in (*self.found.values(), self.equation))
         more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
         note = f"integration of the SDE at the finer step was off by: {'; '.join(gaps)}; extrapolated here"
-        says = f"hc: noise of a unit of time over that at s = 1; {SCATTER}: Σ Var θ over the runs; λ: start or end"
-        return "\n".join([self.heading, aligned(rows), says, note, *said, *more])
+        caption = f"hc: noise per unit of time over that at s = 1; {SCATTER}: Σ Var θ over the runs; λ: start or end"
+        return "\n".join([self.heading, align_rows(rows), caption, note, *said, *more])
 
 
 SAMPLINGS = ("replacement", "subset")

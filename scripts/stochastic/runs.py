@@ -1,4 +1,4 @@
-"""Runs of SGD, SVAG or an SDE on a network, some at a time and each lot on disk: more can be added to them."""
+"""Runs of SGD, SVAG or an SDE on a network, stored on disk in groups, so that runs can be added."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from landscapes.errors import check_positive
 from nets import NetworkLandscape
 
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 from ..lab.tables import with_error
 from .common import Stochastic
 
 GROUP = 25  # runs in a part on disk
 ROUNDING, NOTHING = 1e-12, 1e-24  # of a number; of a variance
-TOLD = 3  # standard errors from which two means are told apart; a table has many
+SEPARATED = 3  # standard errors that separate two means; a table has many pairs
 ACCURACY = "test accuracy"
 DISTANCE = "‖θ − θ₀‖"
 SHOWN = (LOSS, SQUARED_NORM, ACCURACY, DISTANCE)
-DIGITS = 2  # of a rate that is found from the curvature: it should be the same on every machine
+DIGITS = 2  # of a rate computed from the curvature, so that it is the same on every machine
 
 Pair = tuple[Tensor, Tensor]
 """A number and its standard error."""
@@ -37,16 +37,16 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """What R runs of one model show at T times: observable → (R, T).
+    """Observables of R runs of one model at T times: name → (R, T).
 
-    ``squares`` (R, K): ‖θ − mean of the runs‖² at the K times asked for.
+    ``squares`` (R, K): ‖θ − mean of the runs‖² at the K selected times.
     """
 
     times: Tensor
     values: Mapping[str, Tensor]
     squares: Tensor
     lost: int = 0
-    """Runs that left the finite numbers; they stay at their last finite state."""
+    """Runs that became non-finite; they stay at their last finite state."""
 
     @property
     def runs(self) -> int:
@@ -58,21 +58,21 @@ class Curves:
         return mean_with_error(self.values[name])
 
     def scatter(self) -> Pair:
-        """Σ_j Var θ_j over the runs at the times asked for, and its standard error, (K,) each."""
+        """Σ_j Var θ_j over the runs at the selected times, and its standard error, (K,) each."""
         mean, error = mean_with_error(self.squares)
         unbiased = self.runs / (self.runs - 1)
         return mean * unbiased, error * unbiased
 
 
 def mean_with_error(values: Tensor) -> Pair:
-    """Of samples (R, ...), over the first dimension."""
+    """Mean of samples (R, ...) over the first dimension, and its standard error."""
     return values.mean(dim=0), values.std(dim=0) / math.sqrt(len(values))
 
 
-def extrapolated(coarse: Curves, fine: Curves) -> tuple[Curves, dict[str, Pair]]:
-    """Runs at dt and dt/2 along the same noise, at dt → 0: 2φ(dt/2) − φ(dt), run by run.
+def extrapolate(coarse: Curves, fine: Curves) -> tuple[Curves, dict[str, Pair]]:
+    """Extrapolation dt → 0 of runs at dt and dt/2 along the same noise: 2φ(dt/2) − φ(dt), run by run.
 
-    And observable → E φ(dt/2) less that, (T,), with its standard error.
+    Also returns observable → E φ(dt/2) less that, (T,), with its standard error.
     """
     limit = {name: 2 * fine.values[name] - coarse.values[name] for name in fine.values}
     left = {name: mean_with_error(coarse.values[name] - fine.values[name]) for name in fine.values}
@@ -81,16 +81,16 @@ def extrapolated(coarse: Curves, fine: Curves) -> tuple[Curves, dict[str, Pair]]
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network under study: its loss, where runs start, what is looked at."""
+class NetworkProblem:
+    """A network of a study: its loss, the start of its runs, its observables."""
 
     landscape: NetworkLandscape
     theta0: Tensor
     functions: Mapping[str, Function] = field(repr=False)
 
     @classmethod
-    def of(cls, ground: NetGround, options: Stochastic) -> Network:
-        """The network of a script's options; accuracy is that on the data's test part."""
+    def from_ground(cls, ground: NetGround, options: Stochastic) -> NetworkProblem:
+        """The network of a script's options; accuracy is that on the test part of the data."""
         landscape, theta0 = ground.build(options.seed, options.real, options.device)
         test, targets = ground.test_part(options.seed, options.real, options.device)
         evaluation = Evaluation(test, test.outputs, targets)
@@ -121,8 +121,8 @@ class Network:
         every: int = 1,
         states: Sequence[int] = (),
     ) -> Curves:
-        """Runs of a model; those with one ``stream`` (by default the name) have the same noise. States are numbers of
-        kept times, from the end where negative."""
+        """Runs of a model; models with the same ``stream`` (default: the name) get the same noise. ``states`` are
+        indices of kept times, from the end if negative."""
         groups = []
         for first in range(0, runs, GROUP):
             count = min(GROUP, runs - first)
@@ -150,14 +150,14 @@ class Network:
             seen: dict[str, list[Tensor]] = {name: [] for name in self.functions}
             thetas: list[Tensor] = []
 
-            def look(j: int, t: float, theta: Tensor) -> None:
+            def record(j: int, t: float, theta: Tensor) -> None:
                 for name, function in self.functions.items():
                     seen[name].append(function(theta).detach().double().cpu())
                 if j in kept:
-                    thetas.append(theta.detach().float().cpu())
+                    thetas.append(theta.detach().float().cpu())  # float32: only the scatter is computed from these
 
-            run, times = way.run(Block(0, self.theta0.expand(count, -1)), seed, look)
-            uninterrupted(run)
+            run, times = way.run(Block(0, self.theta0.expand(count, -1)), seed, record)
+            check_uninterrupted(run)
             found = {name: torch.stack(rows, dim=1) for name, rows in seen.items()}
             states_seen = torch.stack(thetas, dim=1) if thetas else torch.zeros(count, 0, len(self.theta0))
             if len(times) < len(way.kept):
@@ -171,7 +171,7 @@ class Network:
 
 
 def cell(value: float, error: float) -> str:
-    """A number with its standard error in a table; what is rounding only is left out."""
+    """A number with its standard error in table form; numbers and errors of rounding size as 0."""
     if abs(value) < NOTHING:
         return "0"
     return with_error(value, error if error > ROUNDING * abs(value) else 0.0)
@@ -185,7 +185,7 @@ def scaled_rate(scaled: float, sharpness: float) -> float:
 
 
 def sde_runs(
-    network: Network,
+    network: NetworkProblem,
     store: Store,
     name: str,
     flow: StochasticFlow,
@@ -196,11 +196,11 @@ def sde_runs(
     seed: int,
     states: Sequence[int] = (),
 ) -> tuple[Curves, dict[str, Pair]]:
-    """An SDE by Euler's method at dt and dt/2 along the same noise, extrapolated; and what dt/2 alone was off by."""
+    """An SDE by Euler's method at dt and dt/2 along the same noise, extrapolated; and the error of dt/2 alone."""
     levels = [
         network.runs(
             store, f"{name}-{i}", flow, times, runs=runs, seed=seed, stream=name, dt=dt / (i + 1), states=states
         )
         for i in (0, 1)
     ]
-    return extrapolated(*levels)
+    return extrapolate(*levels)

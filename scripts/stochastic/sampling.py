@@ -1,8 +1,8 @@
-r"""Mini-batches with replacement, as subsets, or of reshuffled epochs, at equal h and b: three noises.
+r"""Mini-batches with replacement, as subsets, or from reshuffled epochs, at equal h and b: three noises.
 
-One step has the covariance D/b with replacement, (D/b)(N − b)/(N − 1) without. Independent subsets add up as draws do;
-a reshuffled epoch's steps are anticorrelated, their noise sums to zero, and what is left of it at the end of an epoch
-is what the drift has damped on the way. Each has its stochastic equation.
+One step has the covariance D/b with replacement, (D/b)(N − b)/(N − 1) without. Independent subsets add up like
+independent draws; the steps of a reshuffled epoch are anticorrelated and their noises sum to zero, so the noise at the
+end of an epoch is the part that the drift has damped within the epoch. Each has its own stochastic equation.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from landscapes.sampling import SAMPLINGS
 
 from ..lab.command_line import check_device
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 from .common import Stochastic
-from .runs import Network, scaled_rate, sde_runs
+from .runs import NetworkProblem, scaled_rate, sde_runs
 from .sampling_figure import sampling_figure
-from .sampling_results import TOY_SIZE, Study, Toy, ToyRow, ends, middle
+from .sampling_results import TOY_SIZE, SamplingStudy, SamplingToy, SamplingToyRow, ends, middle_step
 
 MLP = NetGround("mlp")
 HESSIAN = ((2.0, 0.5), (0.5, 1.0))
-LEFT = 1e-4  # of the stationary variance that the toy's runs have yet to reach
+LEFT = 1e-4  # relative distance from the stationary variance at which the toy's runs end
 
 
 @dataclass(frozen=True)
-class Sampling(Stochastic):
+class SamplingExperiment(Stochastic):
     """Replacement, subsets and reshuffled epochs at equal h and b: variances and losses, SGD's and the equations'."""
 
     ground: NetGround = MLP
-    """The network and its data."""
+    """Network and data."""
     toy_batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
     """b on the toy, a quadratic with 16 examples and additive noise; all must divide 16."""
     toy_scaled: float = 0.5
@@ -50,7 +50,7 @@ class Sampling(Stochastic):
     paths: int = 20_000
     """Paths of the toy."""
     substeps: int = 8
-    """Euler steps of the toy's equation in one of SGD."""
+    """Euler steps of the toy's equation per step of SGD."""
     batch_sizes: tuple[int, ...] = (15, 30, 60, 150, 300)
     """b on the network; all must divide its examples."""
     scaled: float = 0.2
@@ -62,10 +62,10 @@ class Sampling(Stochastic):
     equation_batch_size: int = 30
     """b at which the network's equations are run."""
     network_substeps: int = 2
-    """Euler steps of the network's equation in one of SGD, and twice as many, from which it is extrapolated."""
+    """Euler steps of the network's equation per step of SGD; a run with twice as many gives the extrapolation."""
 
     def run(self) -> None:
-        """Run, compare, print, draw."""
+        """Run, compare, print, plot."""
         least = {"paths": 100, "runs": 3, "substeps": 1, "network_substeps": 1, "steps": 1}
         for name, minimum in least.items():
             check_count(name, getattr(self, name), minimum=minimum)
@@ -78,13 +78,13 @@ class Sampling(Stochastic):
         self.draw(store, sampling_figure(toy, study))
 
     def configuration(self) -> dict[str, Any]:
-        """Without what can be added to: mini-batch sizes and runs."""
+        """All options except mini-batch sizes and runs, which can be added."""
         ground = asdict(self.ground) | {"chosen": asdict(self.ground.chosen)}
         ground.pop("root")
         added = {"toy_batch_sizes", "batch_sizes", "runs", "equation_batch_size"}
         return {key: value for key, value in (super().configuration() | {"ground": ground}).items() if key not in added}
 
-    def toy(self, store: Store) -> Toy:
+    def toy(self, store: Store) -> SamplingToy:
         """Mean losses in the middle and at the end of a late epoch, from paths of SGD and of its equations."""
         landscape = NoisyQuadratic(torch.tensor(HESSIAN, dtype=torch.float64), TOY_SIZE, seed=0)
         values = torch.linalg.eigvalsh(torch.tensor(HESSIAN, dtype=torch.float64))
@@ -100,16 +100,16 @@ class Sampling(Stochastic):
                 name = f"toy-{sampling}-{b:02d}"
                 descent = store.part(name, lambda law=law, k=k: self._descent(law, k))  # type: ignore[misc]
                 equation = store.part(f"{name}-sde", lambda law=law, k=k: self._equation(law, k))  # type: ignore[misc]
-                rows.append(ToyRow(law, k, descent, equation, self.substeps))
-        return Toy(rows)
+                rows.append(SamplingToyRow(law, k, descent, equation, self.substeps))
+        return SamplingToy(rows)
 
     def _descent(self, law: AdditiveLaw, k: int) -> Tensors:
         model = StochasticGradientDescent(law.landscape, law.h, law.batch_size, law.sampling)
-        return self._paths(model, law, k, every=middle(k, law.epoch))
+        return self._paths(model, law, k, every=middle_step(k, law.epoch))
 
     def _equation(self, law: AdditiveLaw, k: int) -> Tensors:
         model = StochasticModifiedEquation(law.landscape, law.h, law.batch_size, sampling=law.sampling)
-        times = [law.h * j for j in dict.fromkeys((0, middle(k, law.epoch), k))]
+        times = [law.h * j for j in dict.fromkeys((0, middle_step(k, law.epoch), k))]
         return self._paths(model, law, times, dt=law.h / self.substeps)
 
     def _paths(
@@ -129,9 +129,9 @@ class Sampling(Stochastic):
         last = [-2, -1] if law.epoch > 1 else [-1, -1]
         return {"mean": found.mean[LOSS][last, 0], "error": found.standard_error[LOSS][last, 0]}
 
-    def study(self, store: Store) -> Study:
-        """The network's runs with every b and sampling, and its three equations at one b."""
-        network = Network.of(self.ground, self)
+    def study(self, store: Store) -> SamplingStudy:
+        """The network's runs for every b and sampling, and its three equations at one b."""
+        network = NetworkProblem.from_ground(self.ground, self)
         size = network.landscape.size
         check_sizes("batch_sizes", self.batch_sizes, size)
         check_sizes("equation_batch_size", (self.equation_batch_size,), size)
@@ -144,12 +144,12 @@ class Sampling(Stochastic):
         for b in sorted(self.batch_sizes):
             for sampling in SAMPLINGS:
                 descent, name = StochasticGradientDescent(network.landscape, h, b, sampling), f"{sampling}-{b:04d}"
-                every, states = middle(self.steps, size // b), ends(size // b)
+                every, states = middle_step(self.steps, size // b), ends(size // b)
                 found[b, sampling] = network.runs(
                     store, name, descent, self.steps, runs=self.runs, seed=self.seed, every=every, states=states
                 )
         b, dt = self.equation_batch_size, h / self.network_substeps
-        times = [h * k for k in dict.fromkeys((0, middle(self.steps, size // b), self.steps))]
+        times = [h * k for k in dict.fromkeys((0, middle_step(self.steps, size // b), self.steps))]
         for sampling in SAMPLINGS:
             flow, name = (
                 StochasticModifiedEquation(network.landscape, h, b, sampling=sampling),
@@ -165,17 +165,17 @@ class Sampling(Stochastic):
         )
         compute = partial(self._drift, network, self.steps * h)
         drift = float(store.part("gradient-flow", compute)["loss"])
-        return Study(heading, size, found, b, equations, left, drift)
+        return SamplingStudy(heading, size, found, b, equations, left, drift)
 
-    def _drift(self, network: Network, time: float) -> Tensors:
-        run = uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, [0.0, time]))
+    def _drift(self, network: NetworkProblem, time: float) -> Tensors:
+        run = check_uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, [0.0, time]))
         if run.status != "finished":
             raise ArithmeticError(f"gradient flow: {run.status.sentence}")
         return {"loss": network.landscape.loss(run.theta[-1])}
 
 
 def check_sizes(name: str, sizes: Sequence[int], size: int) -> None:
-    """Raise unless there is a mini-batch size, and each divides the number of examples."""
+    """Raise ValueError if there is no mini-batch size, or one that does not divide the number of examples."""
     if not sizes:
         raise ValueError(f"{name} must hold at least one number")
     for b in sizes:

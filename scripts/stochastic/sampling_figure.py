@@ -15,15 +15,15 @@ from flows.steady.additive_laws import AdditiveLaw
 from landscapes.sampling import SAMPLINGS
 
 from ..lab.experiment import label
-from ..lab.figures import dots, powers_of_two
-from .sampling_results import Study, Toy
+from ..lab.figures import point_style, powers_of_two
+from .sampling_results import SamplingStudy, SamplingToy
 
 NAMES = {"replacement": "with replacement", "subset": "subsets", "epoch": "reshuffled epochs"}
-LOWEST = 1e-12  # what is below is nothing: no noise is left
+LOWEST = 1e-12  # smaller values are rounding errors of zero
 ALONG = 100  # points of an equation's line in an epoch
 
 
-def sampling_figure(toy: Toy, study: Study) -> Figure:
+def sampling_figure(toy: SamplingToy, study: SamplingStudy) -> Figure:
     """Toy above, network below; bars are one standard error."""
     drawn = Figure(figsize=(10.5, 6.8), layout="constrained")
     panels = drawn.subplots(2, 3)
@@ -41,7 +41,7 @@ def sampling_figure(toy: Toy, study: Study) -> Figure:
     powers_of_two(panels[1, 2], study.sizes)
     handles = []
     for i, name in enumerate(NAMES.values()):
-        look = {key: dots(i)[key] for key in ("color", "marker")}
+        look = {key: point_style(i)[key] for key in ("color", "marker")}
         handles.append(Line2D([], [], linestyle="", label=f"SGD, {name}", **look))
         handles.append(Line2D([], [], label="toy: exact; network: for the eye", **line(i)))
     handles.append(
@@ -51,14 +51,14 @@ def sampling_figure(toy: Toy, study: Study) -> Figure:
     return drawn
 
 
-def draw_toy(axes: Axes, toy: Toy, j: int) -> None:
+def draw_toy(axes: Axes, toy: SamplingToy, j: int) -> None:
     """E f of SGD: exact lines, paths with bars; the equation's paths as circles."""
     for i, sampling in enumerate(SAMPLINGS):
         rows = [row for row in toy.rows if row.law.sampling == sampling]
         sizes = np.array([row.law.batch_size for row in rows])
         exact = np.array([row.law.descent((row.k - row.law.epoch // 2, row.k)[j]) for row in rows])
         axes.plot(sizes, np.where(exact > LOWEST, exact, np.nan), color=COLOURS[i], linestyle=DASHES[i], linewidth=1.1)
-        for part, look in (("descent", dots(i)), ("equation", circles(i))):
+        for part, look in (("descent", point_style(i)), ("equation", circles(i))):
             found = np.array([[float(getattr(row, part)[key][j]) for key in ("mean", "error")] for row in rows])
             seen = found[:, 0] > LOWEST
             axes.errorbar(sizes[seen], found[seen, 0], yerr=found[seen, 1], linestyle="", **look)
@@ -74,8 +74,8 @@ def circles(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i], "marker": "o", "markersize": 8, "markerfacecolor": "none", "elinewidth": 0.9}
 
 
-def draw_epoch(axes: Axes, toy: Toy) -> None:
-    """E f within a late epoch at a middling b: SGD's steps as points, the equations as lines."""
+def draw_epoch(axes: Axes, toy: SamplingToy) -> None:
+    """E f within a late epoch at a middle b: SGD's steps as points, the equations as lines."""
     sizes = sorted({row.law.batch_size for row in toy.rows})
     b = sizes[len(sizes) // 2]
     for i, row in enumerate(row for row in toy.rows if row.law.batch_size == b):
@@ -86,7 +86,7 @@ def draw_epoch(axes: Axes, toy: Toy) -> None:
             steps,
             [law.descent(first + s) for s in steps],
             color=COLOURS[i],
-            marker=dots(i)["marker"],
+            marker=point_style(i)["marker"],
             markersize=4,
             linestyle="",
         )
@@ -97,8 +97,8 @@ def draw_epoch(axes: Axes, toy: Toy) -> None:
     axes.set_ylim(bottom=0)
 
 
-def draw_scatter(axes: Axes, study: Study, j: int) -> None:
-    """Σ Var θ of SGD against b, the equations' as circles; j = 0 is the middle, 1 the end, the last of what is kept."""
+def draw_scatter(axes: Axes, study: SamplingStudy, j: int) -> None:
+    """Σ Var θ of SGD against b, the equations as circles; j = 0 is the middle, 1 the end of the last epoch."""
     for i, sampling in enumerate(SAMPLINGS):
         found = np.array([[float(x[-j]) for x in study.found[b, sampling].scatter()] for b in study.sizes])
         seen = found[:, 0] > LOWEST
@@ -108,17 +108,17 @@ def draw_scatter(axes: Axes, study: Study, j: int) -> None:
             yerr=found[seen, 1],
             linestyle=DASHES[i],
             linewidth=0.9,
-            **dots(i),
+            **point_style(i),
         )
         mean, error = (float(x[-j]) for x in study.equations[sampling].scatter())
         if mean > LOWEST:
             axes.errorbar([study.equation_batch_size], [mean], yerr=[error], linestyle="", **circles(i))
 
 
-def draw_loss(axes: Axes, study: Study) -> None:
-    """Mean loss of SGD against b, the equations' as circles."""
+def draw_loss(axes: Axes, study: SamplingStudy) -> None:
+    """Mean loss of SGD against b, the equations as circles."""
     for i, sampling in enumerate(SAMPLINGS):
         found = np.array([[float(x[-1]) for x in study.found[b, sampling].mean(LOSS)] for b in study.sizes])
-        axes.errorbar(study.sizes, found[:, 0], yerr=found[:, 1], linestyle=DASHES[i], linewidth=0.9, **dots(i))
+        axes.errorbar(study.sizes, found[:, 0], yerr=found[:, 1], linestyle=DASHES[i], linewidth=0.9, **point_style(i))
         mean, error = (float(x[-1]) for x in study.equations[sampling].mean(LOSS))
         axes.errorbar([study.equation_batch_size], [mean], yerr=[error], linestyle="", **circles(i))

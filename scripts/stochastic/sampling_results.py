@@ -10,26 +10,26 @@ from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.steady.additive_laws import AdditiveLaw
 from landscapes.sampling import sampling_of
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Tensors
 from .runs import ACCURACY, Curves, Pair, cell
 
 PLACES = ("middle", "end")
 
 
-def middle(k: int, epoch: int) -> int:
-    """The step in the middle of the epoch that ends with step k; k itself where an epoch is one step."""
+def middle_step(k: int, epoch: int) -> int:
+    """The step in the middle of the epoch that ends with step k; k itself if an epoch is one step."""
     return k - epoch // 2
 
 
 def ends(epoch: int) -> list[int]:
-    """Places of the middle and the end of the last epoch among what is kept; one where both are one."""
+    """Indices of the middle and the end of the last epoch among the kept states; one index if they coincide."""
     return [-2, -1] if epoch > 1 else [-1]
 
 
 @dataclass(frozen=True)
-class ToyRow:
-    """One b and sampling on the toy after k steps; parts hold the middle of the last epoch and its end."""
+class SamplingToyRow:
+    """One b and sampling on the toy after k steps; parts contain the middle of the last epoch and its end."""
 
     law: AdditiveLaw
     k: int
@@ -38,8 +38,8 @@ class ToyRow:
     substeps: int
 
     def cells(self, j: int) -> list[str]:
-        """SGD and its equation, each from paths and exactly, and what Euler is off by; j = 0 is the middle."""
-        k = (middle(self.k, self.law.epoch), self.k)[j]
+        """SGD and its equation, each from paths and exactly, and Euler's error; j = 0 is the middle."""
+        k = (middle_step(self.k, self.law.epoch), self.k)[j]
         found = [cell(float(part["mean"][j]), float(part["error"][j])) for part in (self.descent, self.equation)]
         exact = self.law.descent(k), self.law.equation(k * self.law.h)
         off = self.law.euler(k, self.substeps) - exact[1]
@@ -47,10 +47,10 @@ class ToyRow:
 
 
 @dataclass(frozen=True)
-class Toy:
-    """All b and samplings on the toy."""
+class SamplingToy:
+    """The toy's results for all b and samplings."""
 
-    rows: Sequence[ToyRow]
+    rows: Sequence[SamplingToyRow]
 
     def table(self) -> str:
         """Mean losses in the middle of an epoch, then at its end."""
@@ -58,12 +58,14 @@ class Toy:
         for j, place in enumerate(PLACES):
             rows = [["b", "sampling", "steps", "SGD", "exact", "SDE by Euler", "SDE exact", "Euler off by"]]
             rows += [[str(r.law.batch_size), r.law.sampling, str(r.k), *r.cells(j)] for r in self.rows]
-            blocks.append(f"toy, {TOY_SIZE} examples: E f at the {place} of a late epoch of N/b steps\n{aligned(rows)}")
+            blocks.append(
+                f"toy, {TOY_SIZE} examples: E f at the {place} of a late epoch of N/b steps\n{align_rows(rows)}"
+            )
         return "\n\n".join(blocks)
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class SamplingStudy:
     """The network's runs by b and sampling; its equations at one b."""
 
     heading: str
@@ -103,9 +105,13 @@ class Study:
         ]
         lost = sum(curves.lost for curves in (*self.found.values(), *self.equations.values()))
         more = [f"{lost} runs diverged and stay at their last finite position"] if lost else []
-        says = "scatter: Σ Var θ over the runs; bc: variance of one step over that with replacement; SDEs extrapolated"
-        says += f"\nwithout noise the SDEs are gradient flow, whose loss is {self.drift:.4f} at the end"
-        return "\n".join([self.heading, aligned(rows), says, f"integration was off by: {' | '.join(gaps)}", *more])
+        caption = (
+            "scatter: Σ Var θ over the runs; bc: variance of one step over that with replacement; SDEs extrapolated"
+        )
+        caption += f"\nwithout noise the SDEs are gradient flow, whose loss is {self.drift:.4f} at the end"
+        return "\n".join(
+            [self.heading, align_rows(rows), caption, f"integration was off by: {' | '.join(gaps)}", *more]
+        )
 
 
 TOY_SIZE = 16

@@ -1,8 +1,8 @@
 r"""SVAG at l = 1, 2, 4, …: from SGD (l = 1) to its stochastic differential equation, at a fixed learning rate.
 
 SVAG(l) takes l steps of h/l whose noise is amplified so that they have the mean and the covariance of one SGD step.
-E φ tends to that of dX = −∇f dt + √h σ(X) dW with an error O(1/l): where l = 1 is within the error bars of large l, SGD
-at that rate behaves as its equation. Li, Malladi & Arora 2021 (arXiv 2102.12470).
+E φ tends to that of dX = −∇f dt + √h σ(X) dW with an error O(1/l): if l = 1 is within the error bars of large l, SGD
+at that rate is described by its equation. Li, Malladi & Arora 2021 (arXiv 2102.12470).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..lab.command_line import check_device
 from ..lab.network import NetGround
 from ..lab.store import Store, Tensors
 from .common import Stochastic
-from .runs import Network, scaled_rate, sde_runs
+from .runs import NetworkProblem, scaled_rate, sde_runs
 from .svag_figure import svag_figure
 from .svag_ladders import ON_TOYS, Ladder, NetworkLadder, ToyLadder
 
@@ -39,7 +39,7 @@ class Svag(Stochastic):
     """SVAG at l = 1, 2, 4, …: does SGD behave as its stochastic differential equation?"""
 
     ground: NetGround = MLP
-    """The network and its data."""
+    """Network and data."""
     levels: Ladder = (1, 2, 4, 8, 16, 32, 64)
     """l on the toys."""
     network_levels: Ladder = (1, 2, 4, 8, 16, 32)
@@ -66,10 +66,10 @@ class Svag(Stochastic):
     equation_runs: int = 200
     """Runs of the network's equation."""
     substeps: int = 8
-    """Euler steps of the network's equation in one of SGD, and twice as many, from which it is extrapolated."""
+    """Euler steps of the network's equation per step of SGD; a run with twice as many gives the extrapolation."""
 
     def run(self) -> None:
-        """Run, compare, print, draw."""
+        """Run, compare, print, plot."""
         ladders = [check_levels(name, getattr(self, name)) for name in ("levels", "network_levels")]
         for name, minimum in (
             ("steps", 1),
@@ -90,7 +90,7 @@ class Svag(Stochastic):
         self.draw(store, svag_figure(toys, ladder))
 
     def configuration(self) -> dict[str, object]:
-        """Without what can be added to: levels and runs."""
+        """All options except levels and runs, which can be added."""
         said = super().configuration() | {"ground": asdict(self.ground) | {"chosen": asdict(self.ground.chosen)}}
         cast(dict[str, object], said["ground"]).pop("root")
         return {
@@ -102,7 +102,7 @@ class Svag(Stochastic):
     def toy(self, store: Store, name: str, levels: Ladder) -> ToyLadder:
         """The ladder on a toy, exact and from paths."""
         landscape = FINITE_SUMS[name]()
-        assert isinstance(landscape, QuadraticExamples)  # those of TOYS are
+        assert isinstance(landscape, QuadraticExamples)  # all of TOYS are of this class
         moments = SecondMoments(landscape)
         h = scaled_rate(self.toy_scaled, moments.sharpness)
         c = sampling_of(landscape.size, self.batch_size, self.sampling).variance_factor()
@@ -138,8 +138,8 @@ class Svag(Stochastic):
         return {**ends, **bars, "lost": found.diverged}
 
     def on_network(self, store: Store, levels: Ladder) -> NetworkLadder:
-        """The ladder on the network, beside the equation."""
-        network = Network.of(self.ground, self)
+        """The ladder on the network, with the equation."""
+        network = NetworkProblem.from_ground(self.ground, self)
         sharpness = network.sharpness
         h, b = scaled_rate(self.scaled, sharpness), self.network_batch_size
         curves = {}
@@ -166,7 +166,7 @@ class Svag(Stochastic):
 
 
 def check_levels(name: str, levels: Ladder) -> Ladder:
-    """The levels, rising; raise unless there is one and they are positive whole numbers, each once."""
+    """The levels, rising; raise ValueError if empty, repeated or not positive integers."""
     if not levels:
         raise ValueError(f"{name} must hold at least one level, such as 1 2 4")
     for level in levels:

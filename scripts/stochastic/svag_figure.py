@@ -12,7 +12,7 @@ from flows.comparison.laws import LOSS, SQUARED_NORM
 from flows.figures import COLOURS, DASHES
 
 from ..lab.experiment import label
-from ..lab.figures import EQUATION, GUIDE, dots, powers_of_two
+from ..lab.figures import EQUATION, GUIDE, point_style, powers_of_two
 from .svag_ladders import NetworkLadder, ToyLadder
 
 
@@ -37,18 +37,18 @@ def svag_figure(toys: Sequence[ToyLadder], ladder: NetworkLadder) -> Figure:
 
 
 def draw_toy(axes: Axes, toy: ToyLadder) -> None:
-    """Exact errors as lines, those of paths with bars of one standard error, and 1/l."""
+    """Exact errors as lines, errors of paths with bars of one standard error, and 1/l."""
     levels = np.array(toy.levels)
     for i, name in enumerate((LOSS, SQUARED_NORM)):
-        exact = np.abs(toy.away(name))
-        measured = np.array(toy.measured(name))
+        exact = np.abs(toy.exact_errors(name))
+        measured = np.array(toy.measured_errors(name))
         axes.plot(levels, exact, color=COLOURS[i], linestyle=DASHES[i], linewidth=1.1)
         size = np.abs(measured[:, 0])
-        bars = np.stack([np.minimum(measured[:, 1], 0.9 * size), measured[:, 1]])  # a logarithm has no zero
-        axes.errorbar(levels, size, yerr=bars, linestyle="", label=f"φ = {name}", **dots(i))
+        bars = np.stack([np.minimum(measured[:, 1], 0.9 * size), measured[:, 1]])  # positive ends
+        axes.errorbar(levels, size, yerr=bars, linestyle="", label=f"φ = {name}", **point_style(i))
         if i == 0:
             axes.plot(levels, exact[-1] * levels[-1] / levels / 4, label="∝ 1/l", **GUIDE)
-    axes.set_ylim(bottom=abs(toy.away(LOSS)[-1]) / 8)
+    axes.set_ylim(bottom=abs(toy.exact_errors(LOSS)[-1]) / 8)
 
 
 def draw_along(axes: Axes, ladder: NetworkLadder) -> None:
@@ -58,9 +58,14 @@ def draw_along(axes: Axes, ladder: NetworkLadder) -> None:
         curves = ladder.levels[level]
         mean, error = curves.mean(LOSS)
         name = "SGD" if level == 1 else f"SVAG, l = {level}"
-        axes.errorbar(curves.times, mean, yerr=error, linestyle=DASHES[i + 1], linewidth=1, label=name, **dots(i))
+        axes.errorbar(
+            curves.times, mean, yerr=error, linestyle=DASHES[i + 1], linewidth=1, label=name, **point_style(i)
+        )
     mean, error = ladder.equation.mean(LOSS)
     axes.errorbar(ladder.equation.times, mean, yerr=error, capsize=2, elinewidth=0.9, label="SDE", **EQUATION)
+
+
+"""Means at the end with bars of one standard error; the equation as a band of one standard error."""
 
 
 def draw_ends(axes: Axes, ladder: NetworkLadder, name: str, i: int) -> None:
@@ -70,4 +75,4 @@ def draw_ends(axes: Axes, ladder: NetworkLadder, name: str, i: int) -> None:
     axes.axhspan(mean - error, mean + error, color="0.85")
     ends = [[float(x[-1]) for x in curves.mean(name)] for curves in ladder.levels.values()]
     means, errors = np.array(ends).T
-    axes.errorbar(list(ladder.levels), means, yerr=errors, linestyle="", label="SVAG", **dots(i))
+    axes.errorbar(list(ladder.levels), means, yerr=errors, linestyle="", label="SVAG", **point_style(i))

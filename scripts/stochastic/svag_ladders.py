@@ -13,9 +13,9 @@ from flows.ensembles.statistics import CONFIDENCE
 from flows.ensembles.weak_ladder import WeakOrder, fit_slope
 from flows.steady.second_moments import OFFSET
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Tensors
-from .runs import ACCURACY, TOLD, Curves, Pair, cell
+from .runs import ACCURACY, SEPARATED, Curves, Pair, cell
 
 Ladder = tuple[int, ...]
 ON_TOYS = (LOSS, SQUARED_NORM, OFFSET)
@@ -32,35 +32,35 @@ class ToyLadder:
     equation: Mapping[str, Tensor]
     found: Mapping[int, Tensors]
 
-    def away(self, name: str) -> list[float]:
+    def exact_errors(self, name: str) -> list[float]:
         """E φ(SVAG) − E φ(X), exactly, for every level."""
         return [float(values[name] - self.equation[name]) for values in self.exact]
 
-    def measured(self, name: str) -> list[tuple[float, float]]:
+    def measured_errors(self, name: str) -> list[tuple[float, float]]:
         """The same from paths, with standard errors."""
         parts = [self.found[level] for level in self.levels]
         return [(float(part[name] - self.equation[name]), float(part[f"{name} error"])) for part in parts]
 
     def slopes(self, name: str) -> tuple[WeakOrder, WeakOrder]:
-        """Of |measured| in 1/l, and of the exact errors at the same levels with the same weights.
+        """Slope of |measured| in 1/l, and of the exact errors at the same levels with the same weights.
 
-        From the levels above 1, which is SGD, whose exact error is more than two standard errors of the paths.
+        Uses the levels above 1 (level 1 is SGD) whose exact error is more than two standard errors of the paths.
         """
-        rows = zip(self.levels, self.measured(name), self.away(name), strict=True)
+        rows = zip(self.levels, self.measured_errors(name), self.exact_errors(name), strict=True)
         seen = [(1 / level, abs(x), s, abs(e)) for level, (x, s), e in rows if level > 1 and abs(e) > 2 * s]
         rates, errors, bars, exact = ([row[i] for row in seen] for i in range(4))
         same = [bar * e / x for bar, e, x in zip(bars, exact, errors, strict=True)]
         return fit_slope(rates, errors, bars, CONFIDENCE), fit_slope(rates, exact, same, CONFIDENCE)
 
     def exact_slope(self, name: str) -> float:
-        """Between the two largest levels; NaN for one."""
+        """Slope between the two largest levels; NaN for one level."""
         if len(self.levels) < 2:
             return math.nan
-        (a, b), (m, n) = self.away(name)[-2:], self.levels[-2:]
+        (a, b), (m, n) = self.exact_errors(name)[-2:], self.levels[-2:]
         return math.log(abs(a / b)) / math.log(n / m)
 
     def table(self) -> str:
-        """A column for each level and the equation's; rows from paths, exact, and their difference."""
+        """A column for each level and one for the equation; rows from paths, exact, and their difference."""
         rows = [["l", *map(str, self.levels), "SDE"]]
         for name in ON_TOYS:
             parts = [self.found[level] for level in self.levels]
@@ -68,7 +68,7 @@ class ToyLadder:
             exact = [f"{float(values[name]):.5f}" for values in (*self.exact, self.equation)]
             rows.append([f"{name}, from paths", *found, ""])
             rows.append([f"{name}, exact", *exact])
-            rows.append([f"{name}, exact − SDE", *(f"{away:.2e}" for away in self.away(name)), ""])
+            rows.append([f"{name}, exact − SDE", *(f"{away:.2e}" for away in self.exact_errors(name)), ""])
         slopes = [["slope in 1/l", "from paths, 95 % interval", "levels", "exact, same levels", "exact, last two"]]
         for name in ON_TOYS:
             measured, same = self.slopes(name)
@@ -76,7 +76,7 @@ class ToyLadder:
             slopes.append([name, str(measured), str(measured.rungs), *beside])
         lost = sum(int(part["lost"]) for part in self.found.values())
         note = [f"{lost} paths diverged and stay at their last finite position"] if lost else []
-        return "\n".join([self.heading, aligned(rows), aligned(slopes), *note])
+        return "\n".join([self.heading, align_rows(rows), align_rows(slopes), *note])
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,38 +89,41 @@ class NetworkLadder:
     left: Mapping[str, Pair]
     names: Sequence[str] = field(default=ON_NETWORK)
 
-    def away(self, level: int, name: str) -> tuple[float, float]:
+    def difference(self, level: int, name: str) -> tuple[float, float]:
         """Mean of SVAG less that of the equation at the end, and its standard error."""
         (mean, error), (theirs, bar) = self.levels[level].mean(name), self.equation.mean(name)
         return float(mean[-1] - theirs[-1]), math.hypot(float(error[-1]), float(bar[-1]))
 
-    def agreed(self, name: str) -> int | None:
-        """The smallest level from which on all are within three standard errors of the equation, or None."""
+    def agreeing_level(self, name: str) -> int | None:
+        """The smallest level from which on all means are within three standard errors of the equation, or None."""
         smallest = None
         for level in sorted(self.levels, reverse=True):
-            away, error = self.away(level, name)
-            if not abs(away) <= TOLD * error:
+            away, error = self.difference(level, name)
+            if not abs(away) <= SEPARATED * error:
                 break
             smallest = level
         return smallest
 
     def table(self) -> str:
-        """A row for each level: means at the end, and how far from the equation's."""
-        rows = [["l", *(f"{name}{what}" for name in self.names for what in ("", " − SDE"))]]
+        """A row for each level: means at the end, and their distance from the equation's."""
+        rows = [["l", *(f"{name}{suffix}" for name in self.names for suffix in ("", " − SDE"))]]
         for level, curves in self.levels.items():
             row = [f"{level}, SGD" if level == 1 else str(level)]
             for name in self.names:
                 mean, error = curves.mean(name)
-                row += [cell(float(mean[-1]), float(error[-1])), cell(*self.away(level, name))]
+                row += [cell(float(mean[-1]), float(error[-1])), cell(*self.difference(level, name))]
             rows.append(row)
         ends = [tuple(float(x[-1]) for x in self.equation.mean(name)) for name in self.names]
         rows.append(["SDE", *(text for mean, error in ends for text in (cell(mean, error), ""))])
         gaps = [f"{name} {cell(*(float(x[-1]) for x in self.left[name]))}" for name in self.names]
-        agreed = [f"{name} {'at none' if self.agreed(name) is None else self.agreed(name)}" for name in self.names]
+        agreed = [
+            f"{name} {'at none' if self.agreeing_level(name) is None else self.agreeing_level(name)}"
+            for name in self.names
+        ]
         lost = sum(curves.lost for curves in (*self.levels.values(), self.equation))
         said = [
             f"integration of the SDE at the finer step was off by: {'; '.join(gaps)}; extrapolated here",
             f"within three standard errors of the SDE from l on: {'; '.join(agreed)}",
             *([f"{lost} runs diverged and stay at their last finite position"] if lost else []),
         ]
-        return "\n".join([self.heading, aligned(rows), *said])
+        return "\n".join([self.heading, align_rows(rows), *said])

@@ -13,16 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-LOWEST, HIGHEST = 3e-3, 3.0  # of the colours: what is beyond has the end's colour
-SHARE = 0.25  # of a value, above which its integration error is marked
-DARK = 0.06  # below, the colours are dark and text on them is white
+LOWEST, HIGHEST = 3e-3, 3.0  # range of the colours; values beyond it have the colour of its end
+SHARE = 0.25  # fraction of a value above which its integration error is marked
+DARK = 0.06  # below, the colours are dark and the text is white
 MAP = "cividis"
 
 
 def validity_figure(
     panels: Sequence[Mapping[str, Any]], batches: Sequence[int], rates: Sequence[float], rising: Tensor
 ) -> Figure:
-    """Four maps with one scale of colours; a cell tells its value and standard error in per cent."""
+    """Four maps with one scale of colours; a cell shows its value and standard error in per cent."""
     drawn = Figure(figsize=(7.6, 6.4), layout="constrained")
     axes = drawn.subplots(2, 2).flat
     norm = LogNorm(LOWEST, HIGHEST)
@@ -66,5 +66,5 @@ def heat(axes: Axes, panel: Mapping[str, Any], norm: LogNorm, rising: Tensor) ->
 
 
 def percent(value: float) -> str:
-    """A share in per cent, to two digits and all those before the point."""
+    """A fraction in per cent, to at least two digits and all those before the decimal point."""
     return f"{100 * value:.0f}" if abs(value) >= 0.0995 else f"{100 * value:.2g}"

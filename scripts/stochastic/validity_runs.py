@@ -1,6 +1,6 @@
 r"""Runs of one cell (h, b) of the grid: SGD and its equations along the same mini-batches, laws of independent runs.
 
-Everything is seen at common times t_j. A run's θ is kept where paths are compared, φ(θ) where laws are.
+All runs are observed at common times t_j. θ is stored for paths, φ(θ) for laws.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from flows.ensembles.blocks import block_seed
 from landscapes import FiniteSum
 from landscapes.noise import covariance_trace
 
-from ..lab.store import Store, Tensors, uninterrupted
+from ..lab.store import Store, Tensors, check_uninterrupted
 
 GROUP = 4  # runs in a part on disk
-PATHS, SGD_LAW, SDE_LAW = range(3)  # kinds of runs, whose seeds do not meet
+PATHS, SGD_LAW, SDE_LAW = range(3)  # kinds of runs, with disjoint seeds
 
 Observables = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One learning rate and batch size; ``steps`` to T, ``stride`` from one common time to the next."""
 
     h: float
@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Names parts on disk."""
+        """Name of the cell's parts on disk."""
         return f"{self.h:.12g}-{self.batch_size}"
 
 
@@ -64,7 +64,7 @@ class Law:
     r"""E φ of SGD and of its equation at the common times after the start, all (T,).
 
     ``difference`` is E φ(X) − E φ(θ) with φ(X) = 2φ(X^{dt}) − φ(X^{2dt}) path by path, ``error`` its standard error,
-    ``moved`` what that extrapolation moved the mean by.
+    ``moved`` the change of the mean by that extrapolation.
     """
 
     sgd: Tensor
@@ -75,70 +75,71 @@ class Law:
 
 
 class CellRuns:
-    """The runs of all cells of one configuration, each on disk as soon as it is made."""
+    """The runs of all cells of one configuration, each written to disk when it is finished."""
 
     def __init__(self, store: Store, landscape: FiniteSum, theta0: Tensor, sampling: str, seed: int):
         self.store, self.landscape, self.theta0 = store, landscape, theta0
         self._sampling, self._seed = sampling, seed
 
-    def descent(self, cell: Cell) -> StochasticGradientDescent:
+    def descent(self, cell: GridCell) -> StochasticGradientDescent:
         """SGD of a cell."""
         return StochasticGradientDescent(self.landscape, cell.h, cell.batch_size, self._sampling)
 
-    def equation(self, cell: Cell, order: int) -> StochasticModifiedEquation:
-        """Its equation."""
+    def equation(self, cell: GridCell, order: int) -> StochasticModifiedEquation:
+        """The stochastic equation of a cell."""
         return StochasticModifiedEquation(self.landscape, cell.h, cell.batch_size, order, self._sampling)
 
     def gradient_flow(self, times: Sequence[float]) -> Tensor:
         """θ (T, d) of gradient flow at the common times."""
 
         def compute() -> Tensors:
-            return {"theta": whole(integrate(GradientFlow(self.landscape), self.theta0, times), len(times))}
+            return {"theta": all_states(integrate(GradientFlow(self.landscape), self.theta0, times), len(times))}
 
         return self.store.part("gradient-flow", compute)["theta"]
 
-    def along(self, cell: Cell, order: int, number: int, halvings: int) -> Tensors:
+    def coupled_states(self, cell: GridCell, order: int, number: int, halvings: int) -> Tensors:
         """θ (T, d) of SGD, and of its equation along SGD's mini-batches at dt = h/2^halvings, twice that, and h."""
         descent, flow = self.descent(cell), self.equation(cell, order)
         seed = block_seed(self._seed, PATHS, number)
 
-        def at(dt: float) -> Tensor:
+        def states_at(dt: float) -> Tensor:
+            # the finest grid is drawn for every dt, so that all runs of a seed share one path
             path = minibatch_path(descent, self.theta0, cell.steps, seed, halvings)
-            return whole(integrate(flow, self.theta0, cell.times, dt=dt, path=path), len(cell.times))
+            return all_states(integrate(flow, self.theta0, cell.times, dt=dt, path=path), len(cell.times))
 
         def compute() -> Tensors:
             sgd = descend(descent, self.theta0, cell.steps, seed=seed, every=cell.stride)
             dt = cell.h / 2**halvings
-            same = {"step": at(cell.h)} if order == 1 else {}
-            return {"sgd": whole(sgd, len(cell.times)), "fine": at(dt), "coarse": at(2 * dt), **same}
+            same = {"step": states_at(cell.h)} if order == 1 else {}
+            return {"sgd": all_states(sgd, len(cell.times)), "fine": states_at(dt), "coarse": states_at(2 * dt), **same}
 
         return self.store.part(f"paths-{order}-{cell.label}-{halvings}-{number:03d}", compute)
 
-    def coupled(self, cell: Cell, order: int, seeds: int, halvings: int) -> Coupled:
+    def path_distances(self, cell: GridCell, order: int, seeds: int, halvings: int) -> Coupled:
         """Pathwise distances at T over the first seeds."""
         flow = self.gradient_flow(cell.times)[-1]
         rows = []
         for number in range(seeds):
-            run = self.along(cell, order, number, halvings)
+            run = self.coupled_states(cell, order, number, halvings)
             sgd, fine, coarse = (run[name][-1] for name in ("sgd", "fine", "coarse"))
             moved = torch.linalg.vector_norm(sgd - self.theta0.cpu())
             rows.append(torch.stack([(x - y).norm() / moved for x, y in ((fine, sgd), (fine, coarse), (flow, sgd))]))
         error, integration, without = torch.stack(rows, dim=1).double()
         return Coupled(error, integration, without)
 
-    def step_gap(self, cell: Cell, halvings: int) -> float:
+    def step_gap(self, cell: GridCell, halvings: int) -> float:
         """‖X − θ‖/‖θ − θ_0‖ at T of the first seed at dt = h, where Euler's method is SGD."""
-        run = self.along(cell, 1, 0, halvings)
+        run = self.coupled_states(cell, 1, 0, halvings)
         sgd = run["sgd"][-1]
         return float((run["step"][-1] - sgd).norm() / (sgd - self.theta0.cpu()).norm())
 
-    def values(self, cell: Cell, runs: int, phi: Observables, halvings: int | None) -> dict[str, Tensor]:
+    def values(self, cell: GridCell, runs: int, phi: Observables, halvings: int | None) -> dict[str, Tensor]:
         """φ of SGD (T, runs) or, with ``halvings``, of the equation at dt = h/2^halvings and 2dt (2, T, runs)."""
         groups = [range(first, min(first + GROUP, runs)) for first in range(0, runs, GROUP)]
         parts = [self._group(cell, group, phi, halvings) for group in groups]
         return {name: torch.cat([part[name] for part in parts], dim=-1).double() for name in phi}
 
-    def _group(self, cell: Cell, group: range, phi: Observables, halvings: int | None) -> Tensors:
+    def _group(self, cell: GridCell, group: range, phi: Observables, halvings: int | None) -> Tensors:
         kind = SGD_LAW if halvings is None else SDE_LAW
         seed = block_seed(self._seed, kind, group.start, cell.batch_size, cell.steps)
         theta0 = self.theta0.expand(len(group), -1)
@@ -146,10 +147,10 @@ class CellRuns:
         def states() -> Tensor:
             if halvings is None:
                 run = descend(self.descent(cell), theta0, cell.steps, seed=seed, every=cell.stride)
-                return whole(run, len(cell.times))
+                return all_states(run, len(cell.times))
             flow, dt = self.equation(cell, 1), cell.h / 2**halvings
             both = [integrate(flow, theta0, cell.times, dt=step, seed=seed) for step in (dt, 2 * dt)]  # the same path
-            return torch.stack([whole(run, len(cell.times)) for run in both])
+            return torch.stack([all_states(run, len(cell.times)) for run in both])
 
         def compute() -> Tensors:
             theta = states()
@@ -159,7 +160,7 @@ class CellRuns:
         form = "sgd" if halvings is None else f"sde-{halvings}"
         return self.store.part(f"law-{form}-{cell.label}-{group.start:04d}-{len(group)}", compute)
 
-    def laws(self, cell: Cell, runs: tuple[int, int], phi: Observables, halvings: int) -> dict[str, Law]:
+    def laws(self, cell: GridCell, runs: tuple[int, int], phi: Observables, halvings: int) -> dict[str, Law]:
         """φ → its law at the common times after the start, of (SGD, equation) runs."""
         theirs = self.values(cell, runs[0], phi, None)
         ours = self.values(cell, runs[1], phi, halvings)
@@ -194,9 +195,9 @@ class CellRuns:
         }
 
 
-def whole(run: Trajectory, times: int) -> Tensor:
-    """States (times, ..., d) of a run, NaN after its end and in members that were lost."""
-    theta = uninterrupted(run).theta
+def all_states(run: Trajectory, times: int) -> Tensor:
+    """States (times, ..., d) of a run, NaN after its end and in members that diverged."""
+    theta = check_uninterrupted(run).theta
     later = theta.new_full((times - len(theta), *theta.shape[1:]), torch.nan)
     lost = ~run.alive.expand(theta.shape[1:-1])
     states = torch.cat([theta, later])

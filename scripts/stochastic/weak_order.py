@@ -1,8 +1,8 @@
 r"""Weak orders of SGD's modified equations on sums of quadratics, whose laws are known in closed form.
 
 Descent with the Gaussian noise of its mini-batches (``NoisyGradientDescent``) has SGD's first two moments at every
-step, so that E φ of quadratic φ is SGD's; along one Brownian path with the equation the difference is averaged run by
-run.
+step, so that E φ of quadratic φ is SGD's; with the same Brownian path for the equation the difference is averaged run
+by run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from landscapes import QuadraticSum
 from landscapes.errors import check_count, check_seed
 from landscapes.noise import MinibatchNoise
 
-from ..lab.experiment import aligned
+from ..lab.experiment import align_rows
 from ..lab.store import Store, Tensors
 from .common import Stochastic
 
@@ -36,17 +36,17 @@ Noise = Literal["additive", "multiplicative"]
 
 
 @dataclass(frozen=True)
-class WeakOrder(Stochastic):
+class WeakOrderExperiment(Stochastic):
     """How the weak error of the modified equations falls with h: additive and multiplicative noise, orders 1 and 2."""
 
     noises: tuple[Noise, ...] = ("additive", "multiplicative")
-    """Examples that differ in their minima only, or in their curvatures too."""
+    """Examples that differ only in their minima, or also in their curvatures."""
     orders: tuple[int, ...] = (1, 2)
     """Orders of the equation."""
     ladder: tuple[float, ...] = (0.125, 0.0625, 0.03125, 0.015625)
     """Learning rates; each divides the time."""
     time: float = 1.0
-    """T: errors are the largest up to it."""
+    """T: errors are the largest up to this time."""
     examples: int = 4
     """N."""
     batch_size: int = 4
@@ -55,12 +55,12 @@ class WeakOrder(Stochastic):
     """Paths of every rung."""
 
     def configuration(self) -> dict[str, Any]:
-        """The options, less those whose parts on disk are kept by name: noises, orders and rungs can be added."""
+        """All options except noises, orders and rungs, whose parts on disk are stored by name: they can be added."""
         said = super().configuration()
         return {key: value for key, value in said.items() if key not in {"noises", "orders", "ladder"}}
 
     def run(self) -> None:
-        """Run, fit, print, draw."""
+        """Run, fit, print, plot."""
         ladder = check_ladder(self.ladder)
         check_count("paths", self.paths, minimum=2)
         check_seed(self.seed)
@@ -77,9 +77,9 @@ class WeakOrder(Stochastic):
         for noise in self.noises:
             for order in self.orders:
                 name = f"{noise}, order {order}"
-                exact[name], off = self.exact(studies[name], noise, order)
+                exact[name], off = self.exact_errors(studies[name], noise, order)
                 rows += exact_rows(studies[name], exact[name], off)
-        store.table("\n\n".join([*map(str, studies.values()), aligned(rows)]))
+        store.table("\n\n".join([*map(str, studies.values()), align_rows(rows)]))
         names = next(iter(studies.values())).observables
         for path in [store.folder / "figure.png", *([] if self.figure is None else [self.figure])]:
             print(f"figure: {plot_weak_orders(studies, names, path, exact)}", flush=True)
@@ -99,7 +99,7 @@ class WeakOrder(Stochastic):
         return torch.tensor([1.0, -0.7], dtype=self.real, device=self.device)
 
     def study(self, store: Store, noise: Noise, order: int, ladder: list[float]) -> WeakOrderStudy:
-        """The ladder of one equation, every rung on disk as soon as it is there."""
+        """The ladder of one equation; every rung is written to disk when it is finished."""
         landscape = self.landscape(noise)
         observables: dict[str, Function] = {LOSS: landscape.loss, "θ₁": partial(component, 0), "θ₁²": square}
         source = MinibatchNoise(landscape, self.batch_size)
@@ -126,15 +126,17 @@ class WeakOrder(Stochastic):
         settings = {"coupled": True, "time": self.time, "substeps": 2 * order}
         return WeakOrderStudy(name, tuple(ladder), tuple(rungs), tuple(observables), settings=settings)
 
-    def exact(self, study: WeakOrderStudy, noise: Noise, order: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-        """The closed form's largest errors at every rung, and by how many standard errors the paths are off at most."""
+    def exact_errors(
+        self, study: WeakOrderStudy, noise: Noise, order: int
+    ) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """The closed form's largest errors at every rung, and the paths' largest deviation in standard errors."""
         landscape = self.landscape(noise)
         moments, factor = SecondMoments(landscape), 1 / self.batch_size
         sizes: dict[str, list[float]] = {phi: [] for phi in study.observables}
         off = dict.fromkeys(sizes, 0.0)
         for h, rung in zip(study.ladder, study.rungs, strict=True):
-            ours = observed(landscape, moments.equation(self.start(), h, factor, rung.times, order))
-            theirs = observed(landscape, moments.descent(self.start(), h, factor, len(rung.times) - 1))
+            ours = observables_of(landscape, moments.equation(self.start(), h, factor, rung.times, order))
+            theirs = observables_of(landscape, moments.descent(self.start(), h, factor, len(rung.times) - 1))
             for phi, errors in sizes.items():
                 exact = ours[phi] - theirs[phi]
                 errors.append(float(exact.abs().max()))
@@ -144,7 +146,7 @@ class WeakOrder(Stochastic):
 
 
 def exact_rows(study: WeakOrderStudy, exact: dict[str, list[float]], off: dict[str, float]) -> list[list[str]]:
-    """A row for each observable; the slope is fitted as the paths' is, with their weights."""
+    """A row for each observable; the slope is fitted like that of the paths, with the same weights."""
     rows, finest = [], math.log(study.ladder[-2] / study.ladder[-1])
     for phi, errors in exact.items():
         bars = [e * x.standard_error / x.error for e, x in zip(errors, study.largest(phi), strict=True)]
@@ -165,7 +167,7 @@ def square(theta: Tensor) -> Tensor:
     return theta[..., 0].square()
 
 
-def observed(landscape: QuadraticSum, moments: Tensor) -> dict[str, Tensor]:
+def observables_of(landscape: QuadraticSum, moments: Tensor) -> dict[str, Tensor]:
     """E φ of the second moments Z (T, d + 1, d + 1) of (θ, 1)."""
     loss = SecondMoments(landscape).expectations(moments)[LOSS]
     return {LOSS: loss, "θ₁": moments[:, 0, -1], "θ₁²": moments[:, 0, 0]}

@@ -9,12 +9,12 @@ import torch
 from flows import NoisyModifiedEquation, integrate
 from landscapes import Rosenbrock
 from landscapes.noise import IsotropicNoise
-from scripts.benchmark import BENCHMARKS, Settings
+from scripts.benchmark import BENCHMARKS, BenchmarkSettings
 from scripts.lab.measuring import growth, in_its_own_process, peak_bytes
 from scripts.lab.noise_benchmarks import all_digits, eigenpairs_peak, torchsde_run
 from tests.scripts.peaks import put_peak
 
-TINY = Settings(repeats=1, threads=1, steps=1, paths=50, path_steps=3, images=12, pairs=2)
+TINY = BenchmarkSettings(repeats=1, threads=1, steps=1, paths=50, path_steps=3, images=12, pairs=2)
 
 
 class Queue(list):

@@ -6,7 +6,7 @@ import torch
 from flows import Trajectory
 from landscapes import LANDSCAPES
 from scripts import compare
-from scripts.benchmark import BENCHMARKS, Settings, peak
+from scripts.benchmark import BENCHMARKS, BenchmarkSettings, put_peak
 from scripts.lab.command_line import one_line
 from scripts.lab.grounds import GROUNDS
 from scripts.lab.network import NetGround
@@ -129,7 +129,7 @@ def test_help_of_a_toy_gives_its_formula_and_explains_its_options(run):
     status, out, _ = run(compare.main, "barrier-valley --help")
     assert status == 0
     assert "½ s x² + ½ k y²" in out
-    for option in ("--across", "Curvature k of the walls", "--frequency", "barriers stand 2π/ω apart"):
+    for option in ("--across", "Curvature k of the walls", "--frequency", "distance of barriers is 2π/ω"):
         assert option in out
     assert "two wells along x" in " ".join(run(compare.main, "--help")[1].replace("│", " ").split())
 
@@ -139,7 +139,7 @@ def test_a_box_becomes_one_line():
 
 
 def test_the_benchmarks_run(capsys):
-    settings = Settings(repeats=3, threads=1)
+    settings = BenchmarkSettings(repeats=3, threads=1)
     BENCHMARKS["sympy"](settings)
     out = capsys.readouterr().out
     assert "vmap(grad) / from_sympy" in out
@@ -150,7 +150,7 @@ def test_memory_is_measured_in_the_process_it_runs_in():
         put = list.append
 
     queue = Queue()
-    peak(300, "cpu", queue)
+    put_peak(300, "cpu", queue)
     assert len(queue) == 1
 
 

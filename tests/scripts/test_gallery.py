@@ -46,11 +46,13 @@ def test_a_slice_holds_start_end_and_some_critical_points(name):
     plane = gallery.choose_slice(toy, descent[-1])
     assert_close(plane.axes @ plane.axes.T, torch.eye(2, dtype=torch.float64))
     for theta in (descent[0], descent[-1]):
-        assert plane.holds(theta)
+        assert plane.contains(theta)
         for x, (low, high) in zip(plane.project(theta).tolist(), plane.window, strict=True):
             assert low < x < high
-    assert any(plane.holds(point.position) for point in toy.critical_points())
-    assert not plane.holds(torch.randn(toy.dimension, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    assert any(plane.contains(point.position) for point in toy.critical_points())
+    assert not plane.contains(
+        torch.randn(toy.dimension, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )
 
 
 def test_a_slice_through_three_points_on_a_line_turns_to_the_sharpest_direction():

@@ -15,8 +15,8 @@ from nets.architectures.convolutional import VGG
 from scripts.principal_flow import rate_report
 from scripts.principal_flow.__main__ import main
 from scripts.principal_flow.learning_rates import PLANS, LearningRates
-from scripts.principal_flow.rate_report import Cell, figure, said, spread
-from scripts.principal_flow.rate_runs import Rule, Training, trained_at
+from scripts.principal_flow.rate_report import RateCell, figure, format_mean, mean_and_error
+from scripts.principal_flow.rate_runs import RateRule, Training, train_run
 
 TINY = "--architecture mlp --examples 40 --test-examples 20 --epochs 2 --sharpness-every 1 --dtype float64"
 GRID = f"{TINY} --rates 0.2 0.5 --powers 0.5 1 --batch-sizes 15 all --seeds 2"
@@ -51,7 +51,7 @@ def plain_loop(h, batch_size, seed, epochs=2):
 
 
 def test_a_fixed_rate_is_torchs_own_loop():
-    result = trained_at(training(), Rule(0.3), 15, seed=4)
+    result = train_run(training(), RateRule(0.3), 15, seed=4)
     losses, accuracies = plain_loop(0.3, 15, seed=4)
     assert_close(result["training loss"], losses, rtol=1e-12, atol=0)
     assert_close(result["test accuracy"], accuracies)
@@ -60,17 +60,17 @@ def test_a_fixed_rate_is_torchs_own_loop():
 
 
 def test_dal_at_its_cap_is_the_fixed_rate_so_weights_and_batches_are_the_rules_own_affair():
-    capped, fixed = (trained_at(training(cap=1e-3), rule, 15, seed=1) for rule in (Rule(1.0, 1.0), Rule(1e-3)))
+    capped, fixed = (train_run(training(cap=1e-3), rule, 15, seed=1) for rule in (RateRule(1.0, 1.0), RateRule(1e-3)))
     assert_close(capped["rates"], fixed["rates"])
     assert_close(capped["training loss"], fixed["training loss"], rtol=1e-12, atol=0)
-    other = trained_at(training(cap=1e-3), Rule(1e-3), 15, seed=2)
+    other = train_run(training(cap=1e-3), RateRule(1e-3), 15, seed=2)
     assert not torch.equal(other["training loss"], fixed["training loss"])
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])
 def test_rates_and_sharpness_are_those_of_the_dense_hessian(power):
     setting = training(epochs=1)
-    result = trained_at(setting, Rule(1.0, power), 40, seed=0)
+    result = train_run(setting, RateRule(1.0, power), 40, seed=0)
     landscape = setting.landscape(network(0), setting.train)
     hessian, grad = landscape.hessian(landscape.theta0), landscape.grad(landscape.theta0)
     v = torch.linalg.vector_norm(hessian @ grad) / torch.linalg.vector_norm(grad)
@@ -83,10 +83,10 @@ def test_rates_and_sharpness_are_those_of_the_dense_hessian(power):
 
 
 def test_a_batch_of_several_chunks_steps_as_a_whole_one_does():
-    whole, chunked = (trained_at(training(drift="difference", chunk_size=c), Rule(1.0, 1.0), 40, 0) for c in (40, 7))
+    whole, chunked = (train_run(training(drift="difference", chunk_size=c), RateRule(1.0, 1.0), 40, 0) for c in (40, 7))
     assert_close(chunked["rates"], whole["rates"], rtol=1e-6, atol=0)  # a difference: rounding over √eps
     assert_close(chunked["training loss"], whole["training loss"], rtol=1e-6, atol=0)
-    exact = trained_at(training(chunk_size=7), Rule(1.0, 1.0), 40, 0)
+    exact = train_run(training(chunk_size=7), RateRule(1.0, 1.0), 40, 0)
     assert_close(exact["rates"], whole["rates"], rtol=1e-5, atol=0)
     assert not torch.equal(exact["rates"], whole["rates"])
 
@@ -177,7 +177,7 @@ def test_divergence_is_shown(tmp_path, run):
     row = next(line for line in out.splitlines() if line.startswith("h = 1e+38"))
     assert re.fullmatch(r"h = 1e\+38 +– +– +– +– +– +– +1 of 1", row)
     assert re.search(r"batch size 15, h = 1e\+38: 1 of 1 diverged, after step \d\n", out)
-    assert "against h = 0.2's" in out
+    assert "relative to h = 0.2" in out
 
 
 def cell(rule, losses, *, finished=True, rates=(0.1, 0.1)):
@@ -192,22 +192,24 @@ def cell(rule, losses, *, finished=True, rates=(0.1, 0.1)):
         "rates": torch.tensor(rates, dtype=torch.float64),
         "finished": torch.tensor(finished),
     }
-    return Cell(rule, 2, 2, "all", [result])
+    return RateCell(rule, 2, 2, "all", [result])
 
 
 def test_the_best_fixed_rate_is_one_that_ended_and_dal_is_held_against_it():
     cells = [
-        cell(Rule(0.1), [2.0, 1.5, 1.0]),
-        cell(Rule(0.2), [2.0, 2.5, 2.6, 1.5]),
-        cell(Rule(0.3), [2.0, 0.5], finished=False),
-        cell(Rule(1.0, 1.0), [2.0, 2.2, 1.25], rates=(1.5, 5.0)),
+        cell(RateRule(0.1), [2.0, 1.5, 1.0]),
+        cell(RateRule(0.2), [2.0, 2.5, 2.6, 1.5]),
+        cell(RateRule(0.3), [2.0, 0.5], finished=False),
+        cell(RateRule(1.0, 1.0), [2.0, 2.2, 1.25], rates=(1.5, 5.0)),
     ]
     assert rate_report.best_fixed(cells, "training loss", largest=False) is cells[0]
     assert rate_report.best_fixed(cells, "test accuracy", largest=True) is cells[0]
     assert rate_report.best_fixed(cells[2:], "training loss", largest=False) is None
     text = "\n".join(rate_report.findings(cells, ["all"], training()))
-    assert "training loss +0.25 against h = 0.1's; test accuracy -2.5 points against h = 0.1's" in text
-    assert "hλ₀ = 3 in 1 looks, and the loss rose in 50 % of the steps" in text  # the second look has the capped rate
+    assert "training loss +0.25 relative to h = 0.1; test accuracy -2.5 points relative to h = 0.1" in text
+    assert (
+        "hλ₀ = 3 in 1 observations, and the loss rose in 50 % of the steps" in text
+    )  # the second look has the capped rate
     shown = rate_report.rows(cells, training())
     assert shown[4][shown[0].index("steps at the cap")] == "50 %"
     assert shown[4][shown[0].index("hλ₀ at the end")] == "6.25"
@@ -219,10 +221,10 @@ def test_a_run_that_learnt_nothing_is_counted():
     setting = training()
     shares = torch.bincount(setting.train.targets) / 40
     assert setting.uninformed == pytest.approx(-float((shares * shares.log()).sum()))
-    guess = cell(Rule(0.1), [2.5, setting.uninformed])
-    assert (guess.untaught(setting.uninformed), guess.diverged) == (1, 0)
-    assert cell(Rule(0.1), [2.5, 2.2]).untaught(setting.uninformed) == 0
-    assert "1 of 1 ended at or above 2.303" in rate_report.failed(guess, setting.uninformed)
+    guess = cell(RateRule(0.1), [2.5, setting.uninformed])
+    assert (guess.count_untaught(setting.uninformed), guess.diverged) == (1, 0)
+    assert cell(RateRule(0.1), [2.5, 2.2]).count_untaught(setting.uninformed) == 0
+    assert "1 of 1 ended at or above 2.303" in rate_report.failures_of(guess, setting.uninformed)
 
 
 @pytest.mark.parametrize(
@@ -238,17 +240,17 @@ def test_a_run_that_learnt_nothing_is_counted():
 )
 def test_numbers_have_the_places_that_their_errors_allow(values, text):
     numbers = torch.tensor(values, dtype=torch.float64)
-    assert said(numbers) == text
+    assert format_mean(numbers) == text
     finite = numbers[numbers.isfinite()]
     if len(finite) > 1:
-        assert spread(numbers)[1] == pytest.approx(float(finite.std()) / len(finite) ** 0.5)
+        assert mean_and_error(numbers)[1] == pytest.approx(float(finite.std()) / len(finite) ** 0.5)
 
 
 def test_the_figure_names_everything_and_marks_what_diverged(tmp_path):
     cells = [
-        cell(Rule(0.1), [2.0, 1.5, 1.0]),
-        cell(Rule(0.2), [2.0], finished=False, rates=()),
-        cell(Rule(1.0, 1.0), [2.0, 2.2, 1.2]),
+        cell(RateRule(0.1), [2.0, 1.5, 1.0]),
+        cell(RateRule(0.2), [2.0], finished=False, rates=()),
+        cell(RateRule(1.0, 1.0), [2.0, 2.2, 1.2]),
     ]
     drawn = figure(cells, training())
     assert isinstance(drawn, Figure)

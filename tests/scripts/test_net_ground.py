@@ -13,7 +13,7 @@ from scripts.compare import main
 from scripts.lab.grounds import RegressionGround
 from scripts.lab.network import NetGround
 from scripts.lab.presets import DEFAULT, LAPTOP, PAPER, PRESETS, preset_of
-from scripts.lab.starts import gentle, largest_curvature
+from scripts.lab.starts import gentle_rate, largest_curvature
 from tests.nets.data_files import real_root, write_idx
 
 FOLDERS = {"mnist": "mnist", "fashion-mnist": "fashion_mnist", "cifar-10": "cifar-10-batches-bin"}
@@ -68,7 +68,7 @@ def test_every_laptop_preset_builds_its_landscape(name):
 def test_the_rate_of_every_laptop_preset_suits_its_curvature(name):
     landscape, theta = laptop_ground(name).build(0, torch.float32, "cpu")
     preset = preset_of("laptop", name)
-    rate = gentle(landscape, theta) if preset.h is None else preset.h
+    rate = gentle_rate(landscape, theta) if preset.h is None else preset.h
     # as presets.py says, to ARPACK's percents
     assert 0.13 < rate * largest_curvature(landscape, theta) < 0.85
 
@@ -151,18 +151,18 @@ def test_a_toys_h_comes_from_its_curvature(tmp_path, run):
 
 def test_a_flat_start_does_not_make_h_large():
     flat = DeepLinearChain(8)
-    h = gentle(flat, torch.tensor(flat.start, dtype=torch.float64))
+    h = gentle_rate(flat, torch.tensor(flat.start, dtype=torch.float64))
     sharpest = max(float(torch.linalg.eigvalsh(flat.hessian(p.position)).abs().max()) for p in flat.critical_points())
     assert 0.4 < h * sharpest < 0.6
     zero = QuadraticSum(torch.zeros(2, 3, 3), torch.ones(2, 3))
-    assert gentle(zero, torch.ones(3)) == 1.0
+    assert gentle_rate(zero, torch.ones(3)) == 1.0
 
 
 def test_many_weights_have_their_curvature_by_products(normal):
     features = normal(1, 40, 100)
     landscape = LinearRegression(features, normal(2, 40))
     largest = float(torch.linalg.eigvalsh(features.T @ features / 40)[-1])
-    assert gentle(landscape, torch.zeros(100, dtype=torch.float64)) == pytest.approx(0.5 / largest, rel=0.05)
+    assert gentle_rate(landscape, torch.zeros(100, dtype=torch.float64)) == pytest.approx(0.5 / largest, rel=0.05)
 
 
 @pytest.mark.parametrize("data", ["digits", "shwartz-ziv", "mnist-7x7"])

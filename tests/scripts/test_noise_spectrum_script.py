@@ -18,8 +18,8 @@ from scripts.noise_spectrum.__main__ import main
 from scripts.noise_spectrum.cells import Cell
 from scripts.noise_spectrum.common import whole_epochs
 from scripts.noise_spectrum.correlation import correlate, spearman
-from scripts.noise_spectrum.looks import packed, unpacked
-from scripts.noise_spectrum.networks_figure import bins, counted
+from scripts.noise_spectrum.measurements import pack_spectrum, unpack_spectrum
+from scripts.noise_spectrum.networks_figure import bins, count_eigenvalues
 from scripts.noise_spectrum.networks_report import SPECTRUM
 from scripts.noise_spectrum.rule import Rule, geometric_mean, mean_difference, powers
 from scripts.noise_spectrum.tasks import Tasks
@@ -159,7 +159,7 @@ def test_without_batch_statistics_batches_scatter_as_single_examples_do():
     theta = network.landscape.theta0
     assert math.isnan(network.batch_trace(theta))
     assert network.steps_per_epoch == 12
-    landscape = network.examples(network.frozen(theta), network.train)
+    landscape = network.examples(network.evaluation_module(theta), network.train)
     grads = landscape.example_grads(theta)
     trace = float(grads.var(dim=0, correction=0).sum())
     means = [grads[ghost_batches(120, 10, seed)].mean(dim=1).var(dim=0).sum() * 10 * 119 / 120 for seed in range(200)]
@@ -304,7 +304,7 @@ def test_histograms_count_every_eigenvalue_in_their_range():
     spectrum = NoiseSpectrum(values, 9, 6, 3.9, 0.1, True, 0.0, True, "gram", 1.0, 1)
     edges = bins([spectrum])
     assert edges[-1] >= 2.0 > edges[-2]
-    counts = counted(spectrum, edges)
+    counts = count_eigenvalues(spectrum, edges)
     assert counts[-1] == 2
     assert counts.sum() == 3  # one lies below the bins and one is zero; the threshold is not what ends them
 
@@ -320,7 +320,7 @@ def test_columns_tell_clipped_from_exact():
 def test_spectra_come_back_from_tensors():
     values = torch.tensor([2.0, 1.0], dtype=torch.float64)
     spectrum = NoiseSpectrum(values, 5, 3, 3.5, 0.1, False, 1e-3, True, "krylov", 4.5, 7)
-    again = unpacked(packed(spectrum, "some"), "some")
+    again = unpack_spectrum(pack_spectrum(spectrum, "some"), "some")
     assert again == NoiseSpectrum(again.eigenvalues, 5, 3, 3.5, 0.1, False, 1e-3, True, "stored", 4.5, 7)
     assert torch.equal(again.eigenvalues, values)
     assert (again.rank, again.std, again.std_bound) == (spectrum.rank, spectrum.std, spectrum.std_bound)
@@ -373,7 +373,7 @@ def test_fractions_end_whole_epochs():
         (f"networks --architectures tiny-fc {SMALL} --classes 3 11 --epochs 5", "classes must be distinct"),
         ("tasks --pairs cat-cat", "pairs must each name two classes"),
         ("tasks --pairs cat", "pairs must each name two classes"),
-        ("tasks --pairs cat-dog cat-dog", "pairs must be different"),
+        ("tasks --pairs cat-dog cat-dog", "pairs must be distinct"),
         ("rule --data digits --pairs cat-dog", "pairs must each name two classes"),
         ("rule --over seeds", "invalid choice"),
         ("rule --at 0.15", "at must hold rising fractions"),

@@ -9,7 +9,7 @@ from flows.engines.trajectory import load_tensors
 from landscapes import Rosenbrock
 from scripts.compare import main
 from scripts.lab.models import Options
-from scripts.lab.observers import OBSERVERS, observer_by_name, shown
+from scripts.lab.observers import OBSERVERS, observe_states, observer_by_name
 from tests.scripts.running import says_in_one_line
 
 VALLEY, H, STEPS = Rosenbrock(b=5.0), 0.01, 3
@@ -57,7 +57,7 @@ def test_a_batch_shows_its_members(name, normal):
 def test_the_states_of_a_finished_run_show_what_the_run_would_have(name, normal):
     theta0, descent = starts(normal), GradientDescent(VALLEY, H)
     with_it = descend(descent, theta0, STEPS, observers=[observer_of(name)])
-    after = shown(descend(descent, theta0, STEPS), observer_of(name))
+    after = observe_states(descend(descent, theta0, STEPS), observer_of(name))
     assert after.observations.keys() == with_it.observations.keys()
     for key, (times, values) in with_it.observations.items():
         assert torch.equal(after.observations[key][0], times)

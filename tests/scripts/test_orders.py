@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flows.engines.trajectory import load_tensors
-from scripts.lab.models import DESCENTS, FLOWS, NUMBERED, Options, built, descent_by_name, flow_by_name
+from scripts.lab.models import DESCENTS, FLOWS, NUMBERED, Options, build_entry, descent_by_name, flow_by_name
 from scripts.orders import main
 from tests.scripts.running import parts, says_in_one_line
 
@@ -20,7 +20,7 @@ def test_a_quadratic_leaves_table_data_and_figure(tmp_path, run):
     flows = "--flows gradient modified-2 modified-3 principal"
     status, out, err = run(main, f"quadratic --time 0.8 --largest 0.4 --threads 1 {flows} --out {tmp_path}")
     assert (status, err) == (0, "")
-    assert "Quadratic, 2 parameters: λ = 2 at 1 start, against gd" in out
+    assert "Quadratic, 2 parameters: λ = 2 at 1 start, compared with gd" in out
     assert (tmp_path / "orders.png").stat().st_size > 10_000
     assert (tmp_path / "table.txt").read_text().strip() in out
     said = json.loads((tmp_path / "orders.json").read_text())
@@ -162,11 +162,11 @@ def test_a_class_by_reference_takes_the_options_that_it_names():
 
     landscape = LinearRegression(torch.eye(3, 2, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
     options = Options(momentum=0.4, batch_size=99, sampling="subset")
-    descent = built("flows:StochasticHeavyBall", landscape, 0.1, options)
+    descent = build_entry("flows:StochasticHeavyBall", landscape, 0.1, options)
     assert (descent.h, descent.momentum, descent.batch_size, descent.sampling) == (0.1, 0.4, 3, "subset")
-    assert built("flows:GradientFlow", landscape, 0.1, options).landscape is landscape
+    assert build_entry("flows:GradientFlow", landscape, 0.1, options).landscape is landscape
     with pytest.raises(ValueError, match="StochasticHeavyBall needs examples, Rosenbrock has none"):
-        built("flows:StochasticHeavyBall", Rosenbrock(), 0.1, options)
+        build_entry("flows:StochasticHeavyBall", Rosenbrock(), 0.1, options)
 
 
 def test_settled_rungs_start_after_the_transient(tmp_path, run):

@@ -9,7 +9,7 @@ import torch
 from flows import GradientDescent, descend
 from flows.observers import Loss
 from landscapes import Quadratic
-from scripts.lab.store import Store, trained
+from scripts.lab.store import Store, descend_in_segments
 from scripts.principal_flow import one_step, toys
 from scripts.principal_flow.__main__ import EXPERIMENTS, main
 
@@ -100,7 +100,7 @@ def test_a_run_in_segments_is_the_run_in_one(tmp_path):
     landscape = Quadratic(torch.diag(torch.tensor([1.0, 0.3], dtype=torch.float64)))
     descent, theta0 = GradientDescent(landscape, 0.4), torch.ones(2, dtype=torch.float64)
     whole = descend(descent, theta0, 10, observers=[Loss(landscape)])
-    split = trained(Store(tmp_path, {"a": 1}), "x", descent, theta0, 10, 4, [Loss(landscape)], every=1)
+    split = descend_in_segments(Store(tmp_path, {"a": 1}), "x", descent, theta0, 10, 4, [Loss(landscape)], every=1)
     torch.testing.assert_close(split["theta"], whole.theta, rtol=0, atol=0)
     torch.testing.assert_close(split["times"], whole.times)
     torch.testing.assert_close(split["loss"], whole.observations["loss"][1], rtol=0, atol=0)
@@ -110,7 +110,7 @@ def test_a_run_in_segments_is_the_run_in_one(tmp_path):
 def test_a_run_that_diverges_ends_with_what_it_had(tmp_path):
     landscape = Quadratic(torch.diag(torch.tensor([1e200, 1.0], dtype=torch.float64)))
     descent, theta0 = GradientDescent(landscape, 1.0), torch.ones(2, dtype=torch.float64)
-    parts = trained(Store(tmp_path, {}), "x", descent, theta0, 12, 4, every=1)
+    parts = descend_in_segments(Store(tmp_path, {}), "x", descent, theta0, 12, 4, every=1)
     assert bool(parts["theta"].isfinite().all())
     assert len(parts["theta"]) < 5
     assert len(list(tmp_path.glob("x-*.safetensors"))) == 1

@@ -16,7 +16,7 @@ from landscapes.wrappers.gradient_penalties import GradientPenalty
 from scripts.lab.network import NetGround
 from scripts.lab.store import Store
 from scripts.regularisation.__main__ import main
-from scripts.regularisation.common import descended, ladder_table, study
+from scripts.regularisation.common import counted_descent, ladder_table, study
 from scripts.regularisation.exact_means import mean_over_draws, mean_over_orders
 from scripts.regularisation.mini_batch import in_batches
 from scripts.regularisation.scatter import ScatteredFlow, scatter_drift
@@ -125,7 +125,7 @@ def test_a_reference_that_diverges_is_an_error(tmp_path, run):
     net = "--architecture polynomial-mlp --examples 20 --width 0.1 --threads 1 --slowdown 2"
     status, _, err = run(main, f"full-batch {net} --rate 0.5 --steps 16 --ladder 2 1 --out {tmp_path / 'full'}")
     assert status == 2
-    assert "descent at H = 0.5 left the finite numbers" in err
+    assert "descent at H = 0.5 became non-finite" in err
     status, _, err = run(main, f"mini-batch {net} --rate 2 --out {tmp_path / 'mini'}")
     assert status == 2
     assert "not finite after step" in err
@@ -139,7 +139,7 @@ def test_what_diverges_ends_on_the_grid_and_is_a_dash(tmp_path):
         return GradientDescent(GradientPenalty(f, 1.0), 1e3)
 
     for _ in range(2):  # run, then read
-        way = descended(store, "way", build, TwoQuadratics(), theta, 400, every=7)
+        way = counted_descent(store, "way", build, TwoQuadratics(), theta, 400, every=7)
         assert not bool(way["finished"])
         assert bool(way["theta"].isfinite().all())
         assert way["times"].tolist() == [7e3 * k for k in range(len(way["theta"]))]
@@ -224,7 +224,7 @@ def test_many_batches_leave_out_the_exact_means(tmp_path, run):
     arguments = f"mini-batch {NET} --rate 0.1 --batches 6 --epochs 1 --runs 3 --slowdown 2 --out {tmp_path}"
     status, out, _ = run(main, arguments)
     assert status == 0
-    assert "left out, as its exact mean takes up to 6^6 sequences" in out
+    assert "omitted, as its exact mean takes up to 6^6 sequences" in out
     assert "mean of 3 runs" in out
 
 

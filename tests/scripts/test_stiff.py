@@ -7,14 +7,14 @@ import torch
 
 from flows import GradientFlow, integrate
 from landscapes import Rosenbrock
-from scripts.stiff import Row, Settings, main, print_cheapest, stiff_table
+from scripts.stiff import StiffRow, StiffSettings, main, print_cheapest, stiff_table
 
 FAST = {"rtols": (1e-2, 1e-4), "max_steps": 60}
 
 
 def test_a_table_of_a_stiff_valley(capsys):
     valley, theta0 = Rosenbrock(b=1e4), torch.tensor([0.0, 0.5], dtype=torch.float64)
-    rows = stiff_table("valley", valley, theta0, 0.02, ["scipy_solver", "exprb43"], Settings(**FAST))
+    rows = stiff_table("valley", valley, theta0, 0.02, ["scipy_solver", "exprb43"], StiffSettings(**FAST))
     printed = capsys.readouterr().out
     assert all(str(row) in printed for row in rows)
     run = integrate(GradientFlow(valley), theta0, [0.0, 0.02], method="exprb43", rtol=1e-4, atol=1e-6)
@@ -35,7 +35,7 @@ def test_a_table_of_a_stiff_valley(capsys):
 
 def test_rk4_runs_where_its_steps_are_few():
     valley, theta0 = Rosenbrock(b=10.0), torch.tensor([0.0, 0.5], dtype=torch.float64)
-    rows = stiff_table("valley", valley, theta0, 0.5, ["dopri5", "exprb43"], Settings(**FAST))
+    rows = stiff_table("valley", valley, theta0, 0.5, ["dopri5", "exprb43"], StiffSettings(**FAST))
     assert {row.method for row in rows} == {"exprb43", "dopri5", "bosh3", "rk4"}
     assert rows[-1].status == "finished"
     assert rows[-1].error < 0.05
@@ -43,10 +43,10 @@ def test_rk4_runs_where_its_steps_are_few():
 
 def test_the_cheapest_run_within_an_error(capsys):
     rows = [
-        Row("a", "", 5e-3, 100, 10, "finished"),
-        Row("a", "", 5e-4, 200, 0, "finished"),
-        Row("a", "", 5e-5, 150, 0, "finished"),
-        Row("b", "", math.nan, 1, 0, "gave up"),
+        StiffRow("a", "", 5e-3, 100, 10, "finished"),
+        StiffRow("a", "", 5e-4, 200, 0, "finished"),
+        StiffRow("a", "", 5e-5, 150, 0, "finished"),
+        StiffRow("b", "", math.nan, 1, 0, "gave up"),
     ]
     print_cheapest(rows)
     lines = capsys.readouterr().out.splitlines()
@@ -57,7 +57,7 @@ def test_the_cheapest_run_within_an_error(capsys):
 
 
 def test_the_command(capsys):
-    main(Settings(only=("valley",), stiffness=(1e3,), valley_time=0.01, **FAST))
+    main(StiffSettings(only=("valley",), stiffness=(1e3,), valley_time=0.01, **FAST))
     printed = capsys.readouterr().out
     assert "Rosenbrock's valley, b = 1000, t = 0.01" in printed
     assert printed.count("within") == 4

@@ -11,7 +11,7 @@ from flows.engines.trajectory import load_tensors
 from nets import load_data
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
-from scripts.stochastic.accuracy import MODELS, Accuracy, chance, gathered, late
+from scripts.stochastic.accuracy import MODELS, Accuracy, gather_runs, mean_at_end, p_value
 from tests.scripts.running import parts, says_in_one_line
 
 GROUND = NetGround("lenet", examples=20, width=0.25)
@@ -102,12 +102,12 @@ def test_it_goes_on_where_it_was_and_takes_more_seeds(done, run):
 
 def test_late_means_and_chance():
     runs = [{"times": torch.arange(8.0), "loss": torch.arange(8.0) + i} for i in range(3)]
-    seen = gathered(runs)
+    seen = gather_runs(runs)
     assert seen["loss"].shape == (3, 8)
-    assert late(seen["loss"]).tolist() == [6.5, 7.5, 8.5]  # the last two of eight
+    assert mean_at_end(seen["loss"]).tolist() == [6.5, 7.5, 8.5]  # the last two of eight
     values = torch.tensor([0.1, 0.3, -0.1, 0.4, 0.2], dtype=torch.float64)
-    assert float(chance(values)) == pytest.approx(stats.ttest_1samp(values.numpy(), 0).pvalue, rel=0.05)
-    assert chance(torch.zeros(4, dtype=torch.float64)) == "–"
+    assert float(p_value(values)) == pytest.approx(stats.ttest_1samp(values.numpy(), 0).pvalue, rel=0.05)
+    assert p_value(torch.zeros(4, dtype=torch.float64)) == "–"
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,11 @@ def test_engines_agree_with_the_laws(noise):
     descent = NoisyGradientDescent(WELL.landscape, h, gradient_noise)
     along = T * WELL.share(noise)
     expected = chain_time(WELL.potential, WELL.slope, along, h, 1.0, -1.0)
-    found = mean_time(passage_times(descent, start, WELL.escaped, 60.0, seed=1), 60.0, 10.0)
+    found = mean_time(passage_times(descent, start, WELL.has_escaped, 60.0, seed=1), 60.0, 10.0)
     assert abs(found.value - expected) < 4 * found.error
     if noise == "aligned":
         flow = NoisyModifiedEquation(WELL.landscape, h, gradient_noise)
-        times = passage_times(flow, start, WELL.escaped, 60.0, seed=2, dt=h / 4, method="heun2")
+        times = passage_times(flow, start, WELL.has_escaped, 60.0, seed=2, dt=h / 4, method="heun2")
         found = mean_time(times, 60.0, 10.0)
         exact = passage_integral(WELL.potential, along, 1.0, -1.0)
         assert abs(found.value - exact) < 4 * found.error + h / 4  # a passage is dated to the end of its step
@@ -113,8 +113,8 @@ def test_a_turned_well_is_the_well():
     assert float(WELL.landscape.grad(WELL.start).abs().max()) < 1e-15
     saddle = torch.zeros(3, dtype=torch.float64)
     assert float(WELL.landscape.loss(saddle)) == pytest.approx(WELL.barrier)
-    assert WELL.escaped(-1.01 * WELL.start)
-    assert not WELL.escaped(-0.99 * WELL.start)
+    assert WELL.has_escaped(-1.01 * WELL.start)
+    assert not WELL.has_escaped(-0.99 * WELL.start)
 
 
 def test_noises_have_equal_traces_and_their_shares_across_the_barrier():

@@ -10,8 +10,8 @@ from flows import GradientFlow, StochasticGradientDescent, descend, integrate
 from flows.ensembles.blocks import block_seed
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
-from scripts.stochastic.linear_scaling_results import SCATTER, Setting, Study
-from scripts.stochastic.runs import SHOWN, Curves, extrapolated, scaled_rate
+from scripts.stochastic.linear_scaling_results import SCATTER, LinearScalingStudy, Setting
+from scripts.stochastic.runs import SHOWN, Curves, extrapolate, scaled_rate
 from tests.scripts.running import rows, says_in_one_line
 
 TINY = "--architecture mlp --examples 20 --width 0.1 --threads 1"
@@ -87,17 +87,17 @@ def curves(mean, spread):
 def test_rule_is_said_to_hold_up_to_the_first_factor_that_is_told_apart():
     means = {1: 1.0, 2: 1.05, 4: 2.0, 8: 1.0}
     found = {(s, sampling): curves(mean, 0.1) for s, mean in means.items() for sampling in ("replacement", "subset")}
-    study = Study("", Setting(0.1, 4, 32, 1.0), found, curves(1.0, 0.1), {}, {})
-    assert study.holds("replacement", "loss", study.equation) == 2
-    assert study.holds("subset", SCATTER, study.equation) == 8
-    assert study.holds("replacement", "loss", curves(3.0, 0.1)) is None
+    study = LinearScalingStudy("", Setting(0.1, 4, 32, 1.0), found, curves(1.0, 0.1), {}, {})
+    assert study.largest_valid("replacement", "loss", study.equation) == 2
+    assert study.largest_valid("subset", SCATTER, study.equation) == 8
+    assert study.largest_valid("replacement", "loss", curves(3.0, 0.1)) is None
     assert study.end(curves(1.0, 0.1), SCATTER)[0] == pytest.approx(2 * 4 / 3)  # unbiased
     assert study.setting.noise(2, "replacement") == 1.0
     assert study.setting.noise(8, "subset") == 0.0
 
 
 def test_extrapolation_takes_the_first_order_of_dt_out():
-    limit, left = extrapolated(curves(1.4, 0.1), curves(1.2, 0.1))
+    limit, left = extrapolate(curves(1.4, 0.1), curves(1.2, 0.1))
     assert float(limit.mean("loss")[0][-1]) == pytest.approx(1.0)
     assert float(left["loss"][0][-1]) == pytest.approx(0.2)  # what the finer one was off by
 

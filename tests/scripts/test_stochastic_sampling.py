@@ -15,7 +15,7 @@ from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.runs import scaled_rate
 from scripts.stochastic.sampling import HESSIAN
-from scripts.stochastic.sampling_results import middle
+from scripts.stochastic.sampling_results import middle_step
 from tests.scripts.running import rows, says_in_one_line
 
 MATRIX = torch.tensor(HESSIAN, dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_script_prints_exact_losses_and_writes_a_figure(results):
     for sampling in ("replacement", "subset", "epoch"):
         law = AdditiveLaw(landscape, h, 4, sampling)
         for j, line in enumerate(rows(out, "4", sampling)):
-            k = (middle(int(line[2]), 4), int(line[2]))[j]
+            k = (middle_step(int(line[2]), 4), int(line[2]))[j]
             mean, bar, exact, equation = (float(line[i]) for i in (3, 5, 6, 10))
             assert exact == pytest.approx(law.descent(k), rel=1e-3)
             assert equation == pytest.approx(law.equation(k * h), rel=1e-3)

@@ -14,7 +14,7 @@ from landscapes.sampling import sampling_of
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
 from scripts.stochastic.validity import correlation
-from scripts.stochastic.validity_runs import PATHS, Cell, whole
+from scripts.stochastic.validity_runs import PATHS, GridCell, all_states
 from tests.scripts.running import parts, says_in_one_line
 
 NET = "validity --architecture mlp --examples 20 --width 0.1 --threads 1"
@@ -142,7 +142,7 @@ def test_bad_options_are_one_line(options, word, tmp_path, run):
 def test_lost_runs_are_nan_after_their_start():
     theta = torch.tensor([[1.0], [1e200]], dtype=torch.float64)
     descent = GradientDescent(Quadratic(torch.full((1, 1), 1e60, dtype=torch.float64)), 1.0)
-    states = whole(descend(descent, theta, 4), 5)
+    states = all_states(descend(descent, theta, 4), 5)
     assert states.shape == (5, 2, 1)
     assert bool(states[0].isfinite().all())
     assert bool(states[1:, 1].isnan().all())
@@ -150,7 +150,7 @@ def test_lost_runs_are_nan_after_their_start():
 
 
 def test_cells_share_their_times_and_ranks_their_order():
-    coarse, fine = Cell(0.6, 2, 4, 1), Cell(0.2, 2, 12, 3)
+    coarse, fine = GridCell(0.6, 2, 4, 1), GridCell(0.2, 2, 12, 3)
     assert_close(torch.tensor(coarse.times), torch.tensor(fine.times))
     assert correlation([1, 2, 3], [10, 100, 1000]) == pytest.approx(1)
     assert correlation([1, 2, 3, 4], [4, math.nan, 2, 1]) == pytest.approx(-1)

@@ -6,7 +6,7 @@ import torch
 from flows import GradientDescent
 from flows.observers import Loss
 from landscapes import Rosenbrock
-from scripts.lab.store import Store, trained
+from scripts.lab.store import Store, descend_in_segments
 
 VALLEY = Rosenbrock(b=5.0)
 START = torch.tensor([-0.4, 0.6], dtype=torch.float64)
@@ -27,8 +27,10 @@ class Stopping(Loss):
 def test_an_interrupted_segment_is_run_again(tmp_path):
     descent = GradientDescent(VALLEY, 0.02)
     with pytest.raises(KeyboardInterrupt):
-        trained(Store(tmp_path, {}), "training", descent, START, 9, 3, [Stopping(VALLEY)], every=1)
-    again = trained(Store(tmp_path, {}), "training", descent, START, 9, 3, [Stopping(VALLEY)], every=1)
-    whole = trained(Store(tmp_path / "whole", {}), "training", descent, START, 9, 9, [Loss(VALLEY)], every=1)
+        descend_in_segments(Store(tmp_path, {}), "training", descent, START, 9, 3, [Stopping(VALLEY)], every=1)
+    again = descend_in_segments(Store(tmp_path, {}), "training", descent, START, 9, 3, [Stopping(VALLEY)], every=1)
+    whole = descend_in_segments(
+        Store(tmp_path / "whole", {}), "training", descent, START, 9, 9, [Loss(VALLEY)], every=1
+    )
     torch.testing.assert_close(again["theta"], whole["theta"])
     assert len(again["theta"]) == 10

@@ -1,4 +1,4 @@
-r"""What is measured at one θ: the spectrum of D over single examples, ‖∇f‖², errors; kept on disk as tensors."""
+r"""Measurements at one θ: the spectrum of D over single examples, ‖∇f‖², errors; stored on disk as tensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nets import NetworkLandscape
 from ..lab.store import Store, Tensors
 from .training import Network, error_and_loss
 
-WHOLE = 4000  # sides up to which all eigenvalues are found by a dense solver
-KEPT_BYTES = 2**29  # of gradients that are held, so that every layer's spectrum takes no more passes
-MEMORY = 2**31  # bytes that a spectrum may take beside them
+WHOLE = 4000  # largest side for which a dense solver computes all eigenvalues
+KEPT_BYTES = 2**29  # limit of stored gradients, which save passes for the spectra of the layers
+MEMORY = 2**31  # bytes of a spectrum in addition to them
 NUMBERS = ("dimension", "size", "trace", "threshold", "residual", "whole", "converged", "passes", "bytes")
 MEASURED = ("square", "batch trace", "training error", "training loss", "test error", "test loss")
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class NoiseMeasurement:
     """D's spectrum at one θ, of half its images, of every layer, and the numbers of ``MEASURED``.
 
     ``square``: ‖∇f‖² over all training images; ``batch trace``: b·tr Cov of mini-batches' gradients.
@@ -41,18 +41,18 @@ class Look:
 
     @property
     def noise_scale(self) -> float:
-        """tr D/‖∇f‖², the batch size at which noise and mean weigh the same (McCandlish et al. 2018)."""
+        """tr D/‖∇f‖², the batch size at which noise and mean are equal (McCandlish et al. 2018)."""
         square = self.measured["square"]
         return self.spectrum.trace / square if square > 0 else math.inf
 
     @property
     def score(self) -> float:
-        """Chaudhari & Soatto's: rank(D)/d + var λ(D), eigenvalues below the threshold taken as it."""
+        """Chaudhari & Soatto's score rank(D)/d + var λ(D), with eigenvalues below the threshold set to it."""
         return self.spectrum.rank_fraction + self.spectrum.clipped_std**2
 
 
 def solver(operator: CovarianceOperator) -> str:
-    """The method of a spectrum: all eigenvalues where the smaller of D and the Gram matrix is small."""
+    """The method of a spectrum: all eigenvalues if the smaller of D and the Gram matrix is small."""
     side = min(operator.size, operator.dimension)
     if side > WHOLE:
         return "auto"
@@ -65,14 +65,14 @@ def spectrum_of(operator: CovarianceOperator, seed: int) -> NoiseSpectrum:
 
 
 def covariance_of(landscape: NetworkLandscape, theta: Tensor) -> CovarianceOperator:
-    """D over the landscape's examples, their gradients held where they fit."""
+    """D over the landscape's examples, with their gradients stored if they fit."""
     size = landscape.size * theta.nbytes
     return noise_covariance(landscape, theta, keep_gradients=size <= KEPT_BYTES)
 
 
-def look_at(network: Network, theta: Tensor, images: int, layers: bool) -> Look:
+def measure_at(network: Network, theta: Tensor, images: int, layers: bool) -> NoiseMeasurement:
     """Measure a network at θ, D over that many of its training images."""
-    module = network.frozen(theta)
+    module = network.evaluation_module(theta)
     chosen = network.examples(module, network.subset(images))
     operator = covariance_of(chosen, theta)
     first = torch.randperm(images, generator=torch.Generator().manual_seed(network.seed))[: max(images // 2, 1)]
@@ -80,16 +80,16 @@ def look_at(network: Network, theta: Tensor, images: int, layers: bool) -> Look:
     if layers:
         blocks = {name: operator.layer(part) for name, part in chosen.layers.items()}
         parts = {name: spectrum_of(block, network.seed) for name, block in blocks.items()}
-    return Look(
+    return NoiseMeasurement(
         spectrum_of(operator, network.seed),
         spectrum_of(covariance_of(chosen.restrict(first), theta), network.seed),
         parts,
-        measured_at(network, module, theta),
+        numbers_at(network, module, theta),
     )
 
 
-def measured_at(network: Network, module: nn.Module, theta: Tensor) -> dict[str, float]:
-    """The numbers of ``MEASURED``, of a network whose frozen module is given."""
+def numbers_at(network: Network, module: nn.Module, theta: Tensor) -> dict[str, float]:
+    """The numbers of ``MEASURED``, for a network with its module at θ in evaluation mode."""
     train, test = (network.examples(module, data) for data in (network.train, network.test))
     square = float(train.grad(theta).double().square().sum())
     fitted = error_and_loss(train, theta, network.train.targets)
@@ -98,14 +98,14 @@ def measured_at(network: Network, module: nn.Module, theta: Tensor) -> dict[str,
     return dict(zip(MEASURED, values, strict=True))
 
 
-def packed(spectrum: NoiseSpectrum, name: str) -> Tensors:
+def pack_spectrum(spectrum: NoiseSpectrum, name: str) -> Tensors:
     """A spectrum as tensors."""
     numbers = torch.tensor([float(getattr(spectrum, key)) for key in NUMBERS], dtype=torch.float64)
     return {f"{name} eigenvalues": spectrum.eigenvalues, f"{name} numbers": numbers}
 
 
-def unpacked(tensors: Tensors, name: str) -> NoiseSpectrum:
-    """The spectrum that was packed; its method is not kept."""
+def unpack_spectrum(tensors: Tensors, name: str) -> NoiseSpectrum:
+    """The spectrum stored by ``pack_spectrum``, without its method."""
     found = dict(zip(NUMBERS, tensors[f"{name} numbers"].tolist(), strict=True))
     return NoiseSpectrum(
         eigenvalues=tensors[f"{name} eigenvalues"],
@@ -125,40 +125,40 @@ def unpacked(tensors: Tensors, name: str) -> NoiseSpectrum:
 LAYER = "layer "
 
 
-def kept_look(store: Store, name: str, measure: Callable[[], Look]) -> Look:
-    """The look of that name: read where it is on disk, else measured and written."""
+def stored_measurement(store: Store, name: str, measure: Callable[[], NoiseMeasurement]) -> NoiseMeasurement:
+    """The measurement of that name, read from disk if present, else computed and written."""
 
     def compute() -> Tensors:
-        look = measure()
-        tensors = packed(look.spectrum, "whole") | packed(look.half, "half")
-        for i, (layer, spectrum) in enumerate(look.layers.items()):
-            tensors |= packed(spectrum, f"{LAYER}{i:03d} {layer}")
-        return tensors | {key: torch.tensor(value, dtype=torch.float64) for key, value in look.measured.items()}
+        m = measure()
+        tensors = pack_spectrum(m.spectrum, "whole") | pack_spectrum(m.half, "half")
+        for i, (layer, spectrum) in enumerate(m.layers.items()):
+            tensors |= pack_spectrum(spectrum, f"{LAYER}{i:03d} {layer}")
+        return tensors | {key: torch.tensor(value, dtype=torch.float64) for key, value in m.measured.items()}
 
     tensors = store.part(name, compute)
     suffix = " numbers"
     names = sorted(key.removesuffix(suffix) for key in tensors if key.startswith(LAYER) and key.endswith(suffix))
-    return Look(
-        unpacked(tensors, "whole"),
-        unpacked(tensors, "half"),
-        {key.removeprefix(LAYER).partition(" ")[2]: unpacked(tensors, key) for key in names},
+    return NoiseMeasurement(
+        unpack_spectrum(tensors, "whole"),
+        unpack_spectrum(tensors, "half"),
+        {key.removeprefix(LAYER).partition(" ")[2]: unpack_spectrum(tensors, key) for key in names},
         {key: float(tensors[key]) for key in MEASURED},
     )
 
 
 @dataclass(frozen=True)
-class Statistic:
+class SeedStatistic:
     """A mean over seeds and its standard error, NaN for one seed."""
 
     mean: float
     error: float
 
 
-def over_seeds(values: Sequence[float]) -> Statistic:
-    """Mean and standard error."""
+def over_seeds(values: Sequence[float]) -> SeedStatistic:
+    """Mean and standard error over seeds."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2 or not math.isfinite(mean):
-        return Statistic(mean, math.nan)
+        return SeedStatistic(mean, math.nan)
     spread = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    return Statistic(mean, math.sqrt(spread / n))
+    return SeedStatistic(mean, math.sqrt(spread / n))
