@@ -282,7 +282,7 @@ def minimum(landscape: Landscape, theta_star: Tensor, noise: GradientNoise, tole
     check_positive("tolerance", tolerance)
     if landscape.dimension > MOST:
         raise UnsupportedError(
-            f"linear laws are dense and limited to {MOST} parameters, got {landscape.dimension}: integrate the "
+            f"linear laws are dense, for up to {MOST} parameters, got {landscape.dimension}: integrate the "
             "stochastic modified equation itself, or project H and C on leading eigenvectors for an OrnsteinUhlenbeck"
         )
     if isinstance(noise, MinibatchNoise) and noise.sampler.steps_to_zero() is not None:

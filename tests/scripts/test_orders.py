@@ -113,7 +113,7 @@ def test_momentum_and_fixed_steps(tmp_path, run):
         ("quadratic --flows modified-0", "order must be at least 1"),
         ("quadratic --descent foo", "--descent must name gd"),
         ("rosenbrock --descent sgd", "needs examples"),
-        ("noisy-quadratic --descent sgd", "weak order"),
+        ("noisy-quadratic --descent sgd", "weak_order"),
         ("quadratic --ladder 0.1", "at least two different"),
         ("quadratic --ladder 0.1 -0.2", "ladder must be positive"),
         ("quadratic --rungs 1", "rungs must be at least 2"),
