@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from flows.engines.trajectory import writable_folder
 from flows.figures import COLOURS, DASHES, MARKERS
+from flows.tables import align
 
 from .command_line import DTYPES, check_device, use_threads
 from .store import Store
@@ -101,10 +102,5 @@ def label(axes: Axes, x: str, y: str, title: str, *, log: str = "") -> None:
 
 
 def align_rows(rows: Sequence[Sequence[str]]) -> str:
-    """Format a table: the first column left-aligned, the others right-aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    """Rows as the lines of a table, the first column left-aligned."""
+    return "\n".join(align(rows))
