@@ -82,7 +82,8 @@ def test_block_method_whatever_the_spectrum(data):
     pairs = top_pairs(lambda v: v @ matrix, start, count, tolerance=1e-10, limit=99, largest_basis=3 * rows)
     expected = torch.tensor(sorted(eigenvalues, reverse=True), dtype=torch.float64)
     assert pairs.converged
-    assert_close(pairs.values[:count], expected[:count], rtol=0, atol=1e-11)
+    # as asked: to 1e-10 of each value, 3 at the most, where the search may stop; 1e-11 failed at 2.0 in the soak
+    assert_close(pairs.values[:count], expected[:count], rtol=0, atol=3e-10)
     assert float((pairs.vectors @ pairs.vectors.mT - torch.eye(rows)).abs().max()) < 1e-12
 
 
