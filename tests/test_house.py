@@ -58,7 +58,7 @@ def test_imports_run_down(path):
     assert not upward, f"{name_of(path)} imports {upward}"
 
 
-# Inside a package, from below: a room imports rooms of lower floors, and of its own floor where nothing runs in a circle.
+# Inside a package, from below: a room imports rooms of lower floors, and of its own floor if nothing runs in a circle.
 INNER = {
     "landscapes.errors": 0,
     "landscapes.references": 0,
