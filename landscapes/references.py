@@ -17,14 +17,17 @@ def resolve_reference(entry: str | Member, package: str | None = None) -> Member
     """The member that a reference names, imported; an entry that is a member itself is returned unchanged.
 
     A module that begins with a dot is relative to ``package``: ".plateau:Plateau". Raises ImportError, AttributeError
-    or ValueError for a reference that names nothing.
+    or ValueError, naming the reference, if it names nothing.
     """
     if not isinstance(entry, str):
         return entry
     module, _, name = entry.partition(":")
     if not name:
         raise ValueError(f"a reference must be 'package.module:Name', got {entry!r}")
-    return attrgetter(name)(import_module(module, package))
+    try:
+        return attrgetter(name)(import_module(module, package))
+    except (ImportError, AttributeError) as error:
+        raise type(error)(f"in the reference {entry!r}: {error}") from error
 
 
 def resolve_references(entries: Mapping[str, str | Member], package: str | None = None) -> dict[str, Member]:

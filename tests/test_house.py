@@ -102,8 +102,17 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def modules_imported(source, package=""):
-    """Our modules that a source in a package imports, wherever in it: under TYPE_CHECKING and inside functions, too."""
+    """Our modules that a source in a package imports, wherever in it: under TYPE_CHECKING and inside functions, too.
+
+    References "package.module:Name" and names given to import_module and __import__ are imports.
+    """
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            module, colon, name = node.value.partition(":")
+            if colon and name.isidentifier() and module in MODULES:
+                yield module
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and a.value in MODULES)
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom):
@@ -162,6 +171,8 @@ def test_the_rules_see_wrong_imports():
     assert runs_up("flows.engines.integrate", wrong)
     assert not runs_up("flows.observers.drift", wrong)
     assert runs_up("landscapes.krylov.space", "landscapes.landscape")
+    for source in ("import_module('flows.models')", "x = 'flows.models:GradientFlow'", "__import__('flows.models')"):
+        assert list(modules_imported(source)) == ["flows.models"]
     assert not runs_up("landscapes.noise.minibatch", "landscapes.krylov")
     assert list(modules_imported("from ..lab.store import Store", "scripts.stochastic")) == ["scripts.lab.store"]
     assert list(modules_imported("from . import sampling", "scripts.stochastic")) == ["scripts.stochastic.sampling"]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(
     p for package in ("landscapes", "nets", "flows", "scripts", "thalweg") for p in (ROOT / package).rglob("*.py")
 )
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # idiom: the usual words for it
 PHRASES = {
     "what": "the noun that is meant",
@@ -47,12 +47,30 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+QUOTES = re.compile(r"""^[rbfuRBFU]*("{3}|'{3}|"|')|("{3}|'{3}|"|')$""")
+
+
 def prose(source):
-    """Comments, docstrings and other strings of a source that hold more than one word, each with its line."""
+    """Comments, docstrings and other strings of a source that hold more than one word, each with its line.
+
+    Comments on successive lines are one text, and so are strings that Python joins.
+    """
+    texts, before = [], None  # [line, kind, text]
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         kind = tokenize.tok_name[token.type]
-        if kind == "COMMENT" or (kind in ("STRING", "FSTRING_MIDDLE") and " " in token.string.strip()):
-            yield token.start[0], " ".join(token.string.split())
+        if kind == "NL":
+            continue
+        if kind in ("COMMENT", "STRING", "FSTRING_MIDDLE"):
+            text = token.string.removeprefix("#") if kind == "COMMENT" else QUOTES.sub("", token.string)
+            if kind == before:
+                texts[-1][2] += text
+            else:
+                texts.append([token.start[0], kind, text])
+        if kind not in ("FSTRING_START", "FSTRING_END"):
+            before = kind
+    for line, kind, text in texts:
+        if kind == "COMMENT" or " " in text.strip():
+            yield line, " ".join(text.split())
 
 
 def idioms(source):
@@ -76,6 +94,8 @@ def test_the_prose_of_a_page_is_plain(path):
 def test_an_idiom_is_seen_where_it_stands():
     source = 'def f(what):\n    """What a run costs, held\n    against its length."""\n    return what  # nobody'
     assert [(line, idiom) for line, idiom, _ in idioms(source)] == [(2, "What"), (2, "held against"), (4, "nobody")]
+    joined = '# held\n# against it\nx = ("never told "\n     f"apart from {y}")\n'
+    assert [(line, idiom) for line, idiom, _ in idioms(joined)] == [(1, "held against"), (3, "told apart")]
 
 
 def functions(tree):

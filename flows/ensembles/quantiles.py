@@ -60,7 +60,7 @@ class Cells:
         return Cells(self.count + other.count, low, high, mean, weight, self.undefined + other.undefined)
 
     def compress(self, size: int) -> Cells:
-        r"""At most ``size`` cells: those whose mid-rank fraction p has the same integer part of K(½ + asin(2p − 1)/π).
+        r"""At most ``size`` = K cells, merged if K(½ + asin(2p − 1)/π) has the same integer part at their mid-ranks p.
 
         A merged cell has less than twice the fraction between two such integers; a cell of one is unchanged.
         """

@@ -35,8 +35,8 @@ class ModifiedFlow(Flow):
     r"""Modified flow of order p  θ̇ = −∇f − (h/2) H∇f − h² [(1/3) HH∇f + (1/12) D³f[∇f, ∇f]] − …, cut after h^{p−1}.
 
     One-step error against gradient descent O(h^{p+1}), for f with p + 1 continuous derivatives; a landscape with fewer
-    than p gives a SmoothnessWarning. The series converges for |hλ| < 1 only: at negative eigenvalues below −1/h even
-    orders converge where gradient descent escapes. Order 1 is gradient flow.
+    than p gives a SmoothnessWarning. The series converges for |hλ| < 1 only: if hλ < −2, even orders
+    attract along an eigenvector along which gradient descent escapes. Order 1 is gradient flow.
 
     Cost of an evaluation in products with derivatives of f of order 1, 2, 3, …: order 2: 1, 1; order 3: 1, 2, 1;
     order 4: 1, 3, 2; order 5: 1, 4, 4, 2, 1; order 6: 1, 6, 6, 3, 2. ``python -m scripts.benchmark --only modified``

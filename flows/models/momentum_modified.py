@@ -127,7 +127,8 @@ class ReducedMomentumFlow(Flow):
 @final
 @dataclass(frozen=True)
 class ReducedHeavyBallFlow(ReducedMomentumFlow):
-    r"""Modified flow of heavy ball at a fixed momentum β, after the initial transient β^k, cut after h^{p−1}:
+    r"""Modified flow of heavy ball at a fixed momentum β, after the initial transient β^k, cut after h^{p−1}.
+
         θ̇ = −(1/(1 − β)) [∇f + (h_eff/2) ((1 + β)/(1 − β)) H∇f] + …,      h_eff = h/(1 − β),
 
     at order 2 the gradient flow of f + (h_eff/4)((1 + β)/(1 − β))‖∇f‖² on the clock t/(1 − β). It is the modified

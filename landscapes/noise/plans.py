@@ -91,7 +91,7 @@ def plans(operator: CovarianceOperator, count: int, memory: int) -> dict[str, Pl
 
 
 def choose(operator: CovarianceOperator, count: int, method: str, memory: int) -> Plan:
-    """The plan of the given method, or the cheapest that fits; raise ValueError if none fits in memory."""
+    """The plan of the given method, or the cheapest that fits; ValueError if it, or every one, needs more memory."""
     candidates = plans(operator, count, memory)
     if method != "auto":
         candidates = {method: candidates[method]}

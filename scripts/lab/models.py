@@ -119,6 +119,9 @@ def build_entry(entry: str | Build, landscape: Landscape, h: float, options: Opt
     given: dict[str, Any] = {**vars(options), "landscape": landscape, "h": h}
     if "batch_size" in names:
         _, given["batch_size"], _ = batches(landscape, options, kind.__name__, "one without mini-batches")
+    missing = [name for name, p in names.items() if p.default is p.empty and name not in given]
+    if missing:
+        raise ValueError(f"{kind.__name__} must take {', '.join(given)} or defaults, got {', '.join(missing)}")
     return kind(**{name: value for name, value in given.items() if name in names})
 
 

@@ -121,8 +121,10 @@ class NetworkProblem:
         every: int = 1,
         states: Sequence[int] = (),
     ) -> Curves:
-        """Runs of a model; models with the same ``stream`` (default: the name) get the same noise. ``states`` are
-        indices of kept times, from the end if negative."""
+        """Runs of a model; models with the same ``stream`` (default: the name) get the same noise.
+
+        ``states``: indices of the kept times, from the end if negative.
+        """
         groups = []
         for first in range(0, runs, GROUP):
             count = min(GROUP, runs - first)

@@ -1,6 +1,6 @@
 """Version 0.1 keeps its promises: its code runs, its calls and attributes are there, its folders are read.
 
-blocks.md, signatures.json and folders/ were recorded at commit 6507207 and never change. A name that goes or changes is
+blocks.md, signatures.json, methods.json and folders/ were recorded at commit 6507207 and never change. A name that goes or changes is
 a line of CHANGELOG.md under "Changed or removed" that holds it in backticks, and is then exempt.
 """
 
@@ -26,6 +26,7 @@ from scripts.stochastic.__main__ import main
 HERE = Path(__file__).parent
 CHANGED = set(re.findall(r"`([^`]+)`", (HERE.parents[1] / "CHANGELOG.md").read_text().partition("## Changed or")[2]))
 SIGNATURES = json.loads((HERE / "signatures.json").read_text())
+METHODS = json.loads((HERE / "methods.json").read_text())
 NAMED_IN_THE_DOCS = [
     "flows.series.program",
     "flows.series.latex",
@@ -109,6 +110,19 @@ def test_an_exported_name_is_called_and_read_as_before(name):
     fields = getattr(now, "__dataclass_fields__", {})
     lost = [a for a in before.get("has", "").split() if not hasattr(now, a) and a not in fields]
     assert [attribute for attribute in lost if f"{name}.{attribute}" not in CHANGED] == []
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in CHANGED])
+def test_the_methods_of_an_exported_class_are_called_as_before(name):
+    for method, call in METHODS[name].items():
+        if f"{name}.{method}" not in CHANGED:
+            assert list(broken(call, inspect.signature(getattr(found(name), method)))) == [], method
+
+
+@pytest.mark.parametrize("package", ["flows", "landscapes", "nets"])
+def test_a_star_import_gives_the_names_that_it_gave(package):
+    before = {name.rpartition(".")[2] for name in SIGNATURES if name.rpartition(".")[0] == package and name not in CHANGED}
+    assert before - set(found(package).__all__) == set()
 
 
 def test_a_broken_call_is_seen():
