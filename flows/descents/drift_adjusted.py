@@ -1,8 +1,8 @@
 r"""Drift-adjusted learning rates (DAL-p): a rate from the curvature along the gradient, h(θ) = min(2/vᵖ, cap).
 
 The drift of gradient descent from gradient flow is θ_{k+1} − X(h; θ_k) = −(h²/2)Hg + O(h³); with v = ‖Hg‖/‖g‖ its
-size is (h²/2)v times that of the gradient. p = 1 is DAL, p = 0 a constant rate given by the user. Rosca, Wu, Qin & Dherin 2023, arXiv
-2302.01952.
+size is (h²/2)v times that of the gradient. p = 1 is DAL, p = 0 a constant rate given by the user. Rosca, Wu, Qin &
+Dherin 2023, arXiv 2302.01952.
 
 **On quadratics** with H ⪰ 0 and largest eigenvalue λ₀, from starts with a component along u₀, for every window:
 v ≤ λ₀ and hence h ≥ min(cap, 2/λ₀ᵖ), so

@@ -69,9 +69,9 @@ def noise_from_covariance(dimension: int, covariance: Callable[[Tensor], Tensor]
     r"""The noise of a given covariance θ (..., d) ↦ C (..., d, d), with its symmetric root √C; m = d, for small d.
 
     C may also be (d, d), the same for the whole batch. One eigendecomposition an evaluation. √C is differentiable also
-    at repeated eigenvalues; a singular C needs a kernel that does not depend on θ (``landscapes.noise.roots``). When called, raises
-    IndefiniteCovarianceError for a C with an eigenvalue that is negative beyond rounding, ValueError or TypeError
-    unless C is finite and symmetric, of shape (..., d, d) and θ's dtype.
+    at repeated eigenvalues; a singular C needs a kernel that does not depend on θ (``landscapes.noise.roots``). When
+    called, raises IndefiniteCovarianceError for a C with an eigenvalue that is negative beyond rounding, ValueError or
+    TypeError unless C is finite and symmetric, of shape (..., d, d) and θ's dtype.
     """
     check_count("dimension", dimension)
     if not callable(covariance):

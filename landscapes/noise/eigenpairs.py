@@ -96,7 +96,7 @@ def direct_vectors(operator: CovarianceOperator, count: int, plan: Plan) -> Tens
 
 
 def refine(operator: CovarianceOperator, vectors: Tensor, count: int, tolerance: float, seed: int) -> RitzPairs:
-    """Ritz pairs of the span of ``vectors``, by one pass, with random rows if it has fewer than ``count`` dimensions."""
+    """Ritz pairs of the span of ``vectors``, by one pass; random rows complete it to ``count`` dimensions."""
     basis = BlockRitz(operator.products, operator.like.new_empty(0, operator.dimension))
     basis.extend(vectors)
     if len(basis.rows) < count:

@@ -3,8 +3,8 @@ r"""Test of Chaudhari & Soatto's rule: keep (h/b) · mean λ(D) constant across 
 Three arms at one batch size b, with λ̄ the mean of D's eigenvalues, tr D/d, measured in the training of the first arm:
 
     fixed      h for every pair
-        rule       h·Λ/λ̄, so that (h/b) λ̄ is equal for all, provided that λ̄ does not change with h
-        reverse    h·λ̄/Λ, the inverse factor
+    rule       h·Λ/λ̄, so that (h/b) λ̄ is equal for all, provided that λ̄ does not change with h
+    reverse    h·λ̄/Λ, the inverse factor
 
 Λ is the geometric mean of λ̄ over an architecture's pairs (or over all cells, ``--over all``): the geometric mean of h
 is then equal in all arms, so that no arm has larger steps on average.
