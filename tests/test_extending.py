@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 COPIED = ("landscapes", "nets", "flows", "scripts", "tests", "pyproject.toml")
-KINDS = ("flow", "descent", "landscape", "network", "observer", "experiment")
+KINDS = ("flow", "descent", "mini-batch descent", "landscape", "network", "observer", "experiment")
 DRIVER = """
 import contextlib, io, json, runpy, sys
 for module, *arguments in json.load(sys.stdin):
@@ -93,7 +93,7 @@ def started(folder, *arguments, **options):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The project with all six members."""
+    """The project with all seven members."""
     folder = tmp_path_factory.mktemp("project")
     for name in COPIED:
         source = ROOT / name
