@@ -96,6 +96,7 @@ def test_every_experiment_starts(outside):
         usages = list(pool.map(lambda name: outside("thalweg", name, "--help"), names))
     for name, usage in zip(names, usages, strict=True):
         assert f"usage: python -m thalweg.scripts.{name.replace('-', '_')}" in usage
+    assert "pip install 'thalweg[bench]'" in outside("thalweg", "benchmark", "--help", status=1)
 
 
 def test_an_experiment_runs(outside):

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+
+try:
+    import psutil
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("the benchmarks need psutil: pip install 'thalweg[bench]'") from error
 
 Program = Callable[[], object]
 LONGEST_WAIT = 3600  # seconds for a separate process
