@@ -17,10 +17,21 @@ from flows.descents.stochastic_momentum import ScaledStochasticHeavyBall, Stocha
 from flows.descents.svag import SVAG
 from flows.descents.svrg import SVRG
 from flows.engines.descend import descend
+from flows.engines.events import Crossings, Event
 from flows.engines.integrate import integrate
 from flows.engines.noise_paths import BrownianPath, MinibatchPath, NoisePath, PathError, minibatch_path
+from flows.engines.recorder import StateObserver
+from flows.engines.state import State
 from flows.engines.trajectory import Status, Trajectory
-from flows.flow import BranchError, Flow, Linearisation, SingularModeError, StochasticFlow, UnconvergedWarning
+from flows.flow import (
+    BranchError,
+    Flow,
+    Linearisation,
+    SingularModeError,
+    StochasticFlow,
+    UnconvergedWarning,
+    WorkspaceFlow,
+)
 from flows.models.epoch import EpochFlow
 from flows.models.gradient import GradientFlow
 from flows.models.langevin import LangevinFlow, UnderdampedLangevinFlow
@@ -67,11 +78,13 @@ __all__ = [
     "ControlledGradientDescent",
     "ControlledMomentumDescent",
     "CosineSchedule",
+    "Crossings",
     "CyclicalSchedule",
     "Descent",
     "DriftAdjustedDescent",
     "DriftAdjustedRate",
     "EpochFlow",
+    "Event",
     "ExponentialSchedule",
     "Flow",
     "GradientDescent",
@@ -114,6 +127,8 @@ __all__ = [
     "ScheduledStochasticGradientDescent",
     "SingularModeError",
     "SquaredMean",
+    "State",
+    "StateObserver",
     "Status",
     "StepSchedule",
     "StochasticDescent",
@@ -128,6 +143,7 @@ __all__ = [
     "UnconvergedWarning",
     "UnderdampedLangevinFlow",
     "WarmUp",
+    "WorkspaceFlow",
     "compare",
     "descend",
     "integrate",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -112,6 +113,23 @@ class Flow(ABC):
     def position(self, state: Tensor) -> Tensor:
         """θ (..., d) of a state (..., s)."""
         return state
+
+
+class WorkspaceFlow(Flow):
+    r"""A flow that evaluates at less cost from a workspace, a result of the evaluation before, such as eigenvectors.
+
+    ``integrate`` passes the workspace from evaluation to evaluation of one run and keeps it in the run's ``State``. It
+    holds tensors, numbers, tuples, dicts or dataclasses of these, for the batch in its order, and is never changed in
+    place. It begins anew, as None, when members of the batch are frozen.
+    """
+
+    @abstractmethod
+    def evaluate(self, t: float | Tensor, state: Tensor, workspace: Any) -> tuple[Tensor, Any]:
+        """dX/dt at time t, like the state (..., s), and the workspace for the next evaluation; None is an empty one."""
+
+    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
+        """dX/dt without a workspace."""
+        return self.evaluate(t, state, None)[0]
 
 
 class StochasticFlow(Flow):

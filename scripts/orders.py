@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flows.engines.solvers import FIXED
+from flows.engines.methods import FIXED
 from flows.orders.figure import plot_orders
 from flows.orders.fit import OrderStudy
 from flows.orders.ladder import (

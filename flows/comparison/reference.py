@@ -2,7 +2,6 @@ r"""The reference of a comparison: a descent's iterates or their mean over runs,
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from flows.descent import Descent, StochasticDescent
 from flows.engines.counting import extreme_eigenvalue
-from flows.engines.descend import descend_seen
+from flows.engines.descend import descend
+from flows.engines.recorder import StateObserver
+from flows.engines.state import State, map_tensors
 from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, unwrap
 from landscapes import Landscape
@@ -21,13 +22,17 @@ CURVATURE_SAMPLES = 5  # iterates at which max |hλ| is estimated where a flow's
 NO_VELOCITY = "no one-step errors: the descent carries no velocity to start from"
 
 
-class Steps:
+class Steps(StateObserver):
     """Recorded at every state of a descent: its velocity and, with noise, its mean step.
 
     With ``runs`` the mean step and its noise are those of the first run. ``mean_steps``: whether to record them.
     """
 
-    def __init__(self, descent: Descent, runs: int, mean_steps: bool):
+    name = "steps of a comparison"
+    every = 1
+
+    def __init__(self, descent: Descent, runs: int, steps: int, mean_steps: bool):
+        self._steps = steps
         self._descent = descent
         self._mean_steps = mean_steps
         self._runs = runs
@@ -35,8 +40,13 @@ class Steps:
         self._ends: list[Tensor] = []
         self._noise: list[Tensor] = []
 
-    def __call__(self, k: int, state: Any) -> None:
-        """Record the state before step k."""
+    def __call__(self, k: int, t: float, theta: Tensor, state: State) -> dict[str, Tensor]:
+        """Record the state before step k; no observations."""
+        if k < self._steps:
+            self._record(k, state.values)
+        return {}
+
+    def _record(self, k: int, state: Any) -> None:
         velocity = self._descent.velocity(state)
         if velocity is not None:
             self._velocities.append(velocity)
@@ -61,18 +71,7 @@ class Steps:
 
 def member(state: Any, i: int) -> Any:
     """The i-th run of a descent's state: of every tensor in it the i-th row."""
-    if isinstance(state, Tensor):
-        return state[i]
-    if isinstance(state, tuple) and hasattr(state, "_fields"):
-        return type(state)(*(member(part, i) for part in state))
-    if isinstance(state, (tuple, list)):
-        return type(state)(member(part, i) for part in state)
-    if isinstance(state, dict):
-        return {name: member(part, i) for name, part in state.items()}
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        parts = {f.name: member(getattr(state, f.name), i) for f in dataclasses.fields(state)}
-        return dataclasses.replace(state, **parts)
-    return state
+    return map_tensors(state, lambda tensor: tensor[i])
 
 
 class Reference:
@@ -90,11 +89,11 @@ class Reference:
         mean_steps: bool = True,
     ):
         self.theta0 = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
-        seen = Steps(descent, runs, mean_steps)
+        seen = Steps(descent, runs, steps, mean_steps)
         self.descent = descent
         self.runs = runs
         self.seed = seed
-        self.run: Trajectory = descend_seen(descent, self.theta0, steps, seen, seed, progress=progress)
+        self.run: Trajectory = descend(descent, self.theta0, steps, seed=seed, observers=[seen], progress=progress)
         self.h = descent.h
         self.landscape: Landscape = descent.landscape
         self.times = self.run.times

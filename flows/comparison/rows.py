@@ -32,9 +32,10 @@ from flows.comparison.reference import (
 from flows.comparison.result import Comparison, slug
 from flows.comparison.stochastic_rows import Drive, drive_of, stochastic_row
 from flows.descent import Descent, StochasticDescent
-from flows.engines.counting import Resumed, check_theta0
-from flows.engines.integrate import METHODS, integrate
-from flows.engines.solvers import ADAPTIVE, EXPONENTIAL, FIXED
+from flows.engines.counting import check_theta0
+from flows.engines.integrate import integrate
+from flows.engines.methods import ADAPTIVE, DETERMINISTIC, EXPONENTIAL, FIXED, METHODS
+from flows.engines.state import State
 from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory, writable_folder
 from flows.flow import BranchError, Flow, StochasticFlow, unwrap
@@ -154,7 +155,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """The keyword arguments of ``integrate``; raise for an unknown method, even if no flow would use it."""
     if method is not None:
-        check_choice("method", method, tuple(dict.fromkeys((*METHODS, *STOCHASTIC))) if noisy else METHODS)
+        check_choice("method", method, tuple(METHODS) if noisy else DETERMINISTIC)
     numbers = {"rtol": rtol, "atol": atol, "dt": dt}
     given = {name: None if value is None else check_positive(name, value) for name, value in numbers.items()}
     return {"method": method, **given, "max_steps": MAX_STEPS}
@@ -319,10 +320,10 @@ def one_step_errors(
         # One step of the descent is about one step of an adaptive method: try it whole.
         first_step = length if settings["dt"] is None and settings["method"] in (None, *ADAPTIVE, EXPONENTIAL) else None
         starts = reference.starts[where]
-        model = flow
+        begin_at: Tensor | State = starts
         if carries_velocity(flow) and velocities is not None:
-            model = Resumed(flow, flow.resume(starts, velocities[where]))
-        run = integrate(model, starts, [0.0, length], keep="last", first_step=first_step, **settings)
+            begin_at = State(flow.resume(starts, velocities[where]))
+        run = integrate(flow, begin_at, [0.0, length], keep="last", first_step=first_step, **settings)
         if run.status == "interrupted":
             return errors, False
         gap = distance(run.theta[-1], reference.ends[where])

@@ -15,9 +15,10 @@ from flows.comparison.data import CUT_SHORT, Row
 from flows.comparison.laws import LOSS, Laws
 from flows.comparison.reference import NO_VELOCITY, Reference, distance, frozen_mask, lacks_velocity, pad
 from flows.descent import Descent
-from flows.engines.counting import ResumedEquation
-from flows.engines.integrate import integrate, step_grid
+from flows.engines.fixed import step_grid
+from flows.engines.integrate import integrate
 from flows.engines.noise_paths import MinibatchPath, NoisePath, minibatch_path
+from flows.engines.state import State
 from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow, unwrap
@@ -250,8 +251,10 @@ def one_step_errors(flow: StochasticFlow, reference: Reference, along: Drive) ->
         path = StepPath(along.path, list(islice(increments, each)), float(reference.times[k]), h)
         start = reference.members[k] if reference.runs > 1 else reference.members[k, 0]
         velocity = None if reference.velocities is None else reference.velocities[k]
-        model = flow if velocity is None else ResumedEquation(flow, flow.resume(start, velocity))
-        run = integrate(model, start, reference.times[k : k + 2], method=along.method, dt=dt, path=path, keep="last")
+        here: Tensor | State = start
+        if velocity is not None:
+            here = State(flow.resume(start, velocity), float(reference.times[k]))
+        run = integrate(flow, here, reference.times[k : k + 2], method=along.method, dt=dt, path=path, keep="last")
         if run.status == "interrupted":
             return errors, False
         gap = distance(run.theta[-1], reference.run.theta[k + 1])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import cmath
 import dataclasses
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from flows.descent import Descent
-from flows.flow import Flow, SameNoise, StochasticFlow
+from flows.flow import Flow
 from landscapes import Counted, Landscape
 from landscapes.errors import check_float_tensor
 from landscapes.krylov import matrix_function
@@ -95,65 +94,3 @@ def extreme_eigenvalue(landscape: Landscape, theta: Tensor, products: int = 20) 
     result = matrix_function(point.hvp, start, torch.ones_like, products, 0.0)
     values = result.ritz.real[result.ritz.isfinite()]
     return float(values[values.abs().argmax()]) if values.numel() else None
-
-
-@dataclass(frozen=True)
-class Resumed(Flow):
-    """A flow that starts from the given states (..., s) and ignores θ0."""
-
-    flow: Flow
-    states: Tensor
-
-    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
-        return self.flow.velocity(t, state)
-
-    def start(self, theta0: Tensor) -> Tensor:
-        """The states given."""
-        return self.states
-
-    def position(self, state: Tensor) -> Tensor:
-        return self.flow.position(state)
-
-
-@dataclass(frozen=True)
-class ResumedEquation(SameNoise):
-    """A stochastic flow that starts from the given states (..., s) and ignores θ0."""
-
-    flow: StochasticFlow
-    states: Tensor
-
-    def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
-        return self.flow.velocity(t, state)
-
-    def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
-        return self.flow.rate(t, state, dw_over_dt)
-
-    def start(self, theta0: Tensor) -> Tensor:
-        """The states given."""
-        return self.states
-
-
-@dataclass(frozen=True)
-class ResumedDescent(Descent):
-    """A descent that continues from a given state and ignores θ0."""
-
-    descent: Descent
-    state: Any
-
-    @property
-    def h(self) -> float:  # type: ignore[override]
-        """The descent's own."""
-        return self.descent.h
-
-    def step(self, state: Any, k: int, generator: torch.Generator) -> Any:
-        return self.descent.step(state, k, generator)
-
-    def start(self, theta0: Tensor) -> Any:
-        """The state given."""
-        return self.state
-
-    def position(self, state: Any) -> Tensor:
-        return self.descent.position(state)
-
-    def elapsed(self, k: int, state: Any) -> float:
-        return self.descent.elapsed(k, state)

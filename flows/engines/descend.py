@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,26 +13,30 @@ from tqdm import tqdm
 
 from flows.descent import Descent
 from flows.engines.counting import all_finite, check_theta0, count_calls, curvature_sentence, finite_members
-from flows.engines.recorder import Observer, Recorder
+from flows.engines.recorder import AnyObserver, Recorder
+from flows.engines.state import State
 from flows.engines.trajectory import Status, Trajectory
-from landscapes.errors import check_count, check_seed
+from landscapes.errors import check_count, check_float_tensor, check_seed
 
 
 def descend(
     descent: Descent,
-    theta0: Tensor,
+    theta0: Tensor | State,
     steps: int,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     every: int = 1,
     keep: str = "all",
-    observers: Sequence[Observer] = (),
+    observers: Sequence[AnyObserver] = (),
     progress: bool = False,
 ) -> Trajectory:
-    r"""Take ``steps`` steps from θ0 (..., d) and return the states on the clock t = elapsed(k).
+    r"""Take ``steps`` steps from θ0 (..., d), or from a ``State``, and return the states on the clock t = elapsed(k).
 
     ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers are called
-    during the run. Random numbers come from one generator seeded with ``seed``, on θ0's device.
+    during the run. Random numbers come from one generator seeded with ``seed``, by default 0, on θ0's device.
+
+    A run from a ``State``, such as the ``end`` of another, takes the steps after it with its generator; two parts
+    equal the whole bit for bit. A ``seed`` other than the state's begins new random numbers.
 
     A member of the batch that leaves the finite numbers is frozen at its last finite state and flagged in ``alive``;
     the run ends when none is left, and its status names the step, the time and the Hessian's largest eigenvalue. There
@@ -39,87 +44,127 @@ def descend(
 
     Raises TypeError or ValueError for invalid arguments, before anything is computed.
     """
-    return descend_seen(descent, theta0, steps, None, seed, every, keep, observers, progress)
-
-
-def descend_seen(
-    descent: Descent,
-    theta0: Tensor,
-    steps: int,
-    see: Callable[[int, Any], None] | None,
-    seed: int = 0,
-    every: int = 1,
-    keep: str = "all",
-    observers: Sequence[Observer] = (),
-    progress: bool = False,
-) -> Trajectory:
-    """``descend`` that calls see(k, state) with the descent's whole state before every step k; that is not counted."""
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
-    theta0 = check_theta0(theta0)
     check_count("steps", steps)
-    generator = torch.Generator(theta0.device).manual_seed(check_seed(seed))
-    recorder = Recorder(keep, every, observers, steps)
     with torch.no_grad():
         model, counts = count_calls(descent)
-        run = DescentRun(model, theta0, recorder, see)
+        start = starting_state(model, theta0, seed)
+        recorder = Recorder(keep, every, observers, start.k + steps)
+        run = DescentRun(model, start, recorder)
         with tqdm(total=steps, unit="step", desc=type(descent).__name__, disable=not progress) as bar:
-            taken, status = run.steps(steps, generator, bar)
-    return recorder.trajectory(status, run.alive, {"steps": taken, **counts}, ())
+            status = run.take(steps, bar)
+    cost = {"steps": run.taken, **counts}
+    return recorder.trajectory(status, run.alive, cost, (), end=run.state())
+
+
+def starting_state(descent: Descent, start: Tensor | State, seed: int | None) -> State:
+    """The state that a run starts from, with its generator; raise unless it is one of the descent."""
+    if not isinstance(start, State):
+        theta0 = check_theta0(start)
+        start = State(descent.start(theta0), theta=theta0, seed=0 if seed is None else check_seed(seed))
+        start = replace(start, theta=descent.position(start.values))
+    elif seed is not None and check_seed(seed) != start.seed:
+        start = replace(start, seed=seed, generator=None)
+    theta = descent.position(start.values) if start.theta is None else start.theta
+    check_float_tensor("theta of the state", theta)
+    if start.generator is None:
+        seed = 0 if start.seed is None else start.seed
+        generator = torch.Generator(theta.device).manual_seed(seed)
+        start = replace(start, seed=seed, generator=generator.get_state())
+    return replace(start, theta=theta, alive=start.members_alive(theta.shape[:-1], theta.device))
+
+
+class Point(NamedTuple):
+    """A state of a descent: the number of steps, the time, the optimiser's state, θ, and the generator's state."""
+
+    k: int
+    t: float
+    values: Any
+    theta: Tensor
+    generator: Tensor
 
 
 class DescentRun:
-    """The progress of one descent: the optimiser's state, the reported positions, and the members alive."""
+    """The progress of one descent: the point reached, and the members alive."""
 
-    def __init__(
-        self, descent: Descent, theta0: Tensor, recorder: Recorder, see: Callable[[int, Any], None] | None = None
-    ):
+    def __init__(self, descent: Descent, start: State, recorder: Recorder):
+        assert start.theta is not None
+        assert start.alive is not None
+        assert start.generator is not None
         self.descent = descent
-        self.alive = torch.ones(theta0.shape[:-1], dtype=torch.bool, device=theta0.device)
-        self._state = descent.start(theta0)
-        self._theta = descent.position(self._state)
+        self.alive = start.alive
+        t = descent.elapsed(start.k, start.values)
+        # Replaced as a whole after each step, so that an interrupt at any moment leaves one consistent point.
+        self._here = Point(start.k, t, start.values, start.theta, start.generator)
+        self.taken = 0
+        self._seed = start.seed
         self._recorder = recorder
-        self._see = see
+        self._frozen = not bool(self.alive.all())
         self._lost: list[str] = []
 
-    def steps(self, steps: int, generator: torch.Generator, bar: tqdm) -> tuple[int, Status]:
-        """Take the steps; return the number of steps taken and the status."""
-        t, k, taken = 0.0, -1, 0
+    def state(self) -> State:
+        """Where the run stands."""
+        here = self._here
+        return State(
+            here.values,
+            here.t,
+            here.k,
+            theta=here.theta,
+            alive=self.alive,
+            seed=self._seed,
+            generator=here.generator,
+        )
+
+    def take(self, steps: int, bar: tqdm) -> Status:
+        """Take the steps; return the status."""
+        generator = torch.Generator(self._here.theta.device)
+        generator.set_state(self._here.generator)
+        first = self._here.k
+        k = first - 1
         try:
-            self._recorder.record(0, t, self._theta)
-            for k in range(steps):
-                if self._see is not None:
-                    self._see(k, self._state)
-                self._state = self.descent.step(self._state, k, generator)
-                theta = self.descent.position(self._state)
-                taken = k + 1
-                if self._lost or not all_finite(theta):
-                    theta = self._freeze(theta, k + 1, t)
-                    if not bool(self.alive.any()):
-                        self._recorder.keep_end(t, self._theta)
-                        return k + 1, Status("diverged", " | ".join(self._lost))
-                self._theta = theta
-                t = self.descent.elapsed(k + 1, self._state)
-                self._recorder.record(k + 1, t, theta)
+            self._record()
+            for k in range(first, first + steps):
+                if not self._step(k, generator):
+                    return Status("diverged", " | ".join(self._lost))
+                self._record()
                 bar.update()
         except KeyboardInterrupt:
-            self._recorder.keep_end(t, self._theta)
-            return taken, Status("interrupted", f"interrupted in step {k + 1}; the {taken} steps taken are kept")
+            self._recorder.keep_end(self._here.t, self._here.theta)
+            return Status("interrupted", f"interrupted in step {k + 1}; the {self.taken} steps taken are kept")
         lost = "".join(f" | {sentence}" for sentence in self._lost)
-        return steps, Status("finished", f"finished {steps} steps at t = {t:.6g}{lost}")
+        return Status("finished", f"finished {steps} steps at t = {self._here.t:.6g}{lost}")
+
+    def _step(self, k: int, generator: torch.Generator) -> bool:
+        """Take step k; return whether a member is left."""
+        values = self.descent.step(self._here.values, k, generator)
+        theta = self.descent.position(values)
+        self.taken += 1
+        t = self.descent.elapsed(k + 1, values)
+        if self._frozen or not all_finite(theta):
+            theta = self._freeze(theta, k + 1, t)
+            if not bool(self.alive.any()):
+                self._recorder.keep_end(self._here.t, self._here.theta)
+                return False
+        self._here = Point(k + 1, t, values, theta, generator.get_state())
+        return True
+
+    def _record(self) -> None:
+        self._recorder.record(self._here.k, self._here.t, self._here.theta, self.state)
 
     def _freeze(self, theta: Tensor, k: int, t: float) -> Tensor:
         """Positions with every member that is not finite, now or earlier, held at its last finite one."""
+        here = self._here
         finite = finite_members(theta) & self.alive
         newly = self.alive & ~finite
         if bool(newly.any()):
-            first = self._theta[newly][0] if theta.ndim > 1 else self._theta
-            rate = self.descent.elapsed(k, self._state) - t  # of the step just taken, which need not be descent.h
+            first = here.theta[newly][0] if theta.ndim > 1 else here.theta
+            rate = t - here.t  # of the step just taken, which need not be descent.h
             curvature = curvature_sentence(self.descent, first, rate if math.isfinite(rate) else None)
             count = f"{int(newly.sum())} of {newly.numel()} members: " if newly.ndim else ""
             self._lost.append(
-                f"{count}not finite after step {k}, last finite state at step {k - 1}, t = {t:.6g}{curvature}; "
+                f"{count}not finite after step {k}, last finite state at step {k - 1}, t = {here.t:.6g}{curvature}; "
                 "gradient descent is stable for learning rates h below 2/λ: use a smaller one"
             )
-        self.alive = finite
-        return torch.where(finite[..., None], theta, self._theta)
+        self.alive, self._frozen = finite, True
+        return torch.where(finite[..., None], theta, here.theta)

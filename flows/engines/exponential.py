@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from flows.engines.counting import all_finite
-from flows.engines.solvers import EXPONENTIAL, Field, Stop, linearisation_of, velocity_of
+from flows.engines.field import Field, Stop, linearisation_of, velocity_of
 from flows.flow import Flow, SingularModeError
 from landscapes import UnsupportedError
 from landscapes.expansion import basis_products
@@ -219,7 +219,7 @@ def check_symmetric(flow: Flow, matrix: Tensor) -> None:
     gap, size = float((matrix - matrix.mT).abs().max()), float(matrix.abs().max())
     if gap > torch.finfo(matrix.dtype).eps ** 0.5 * size:
         raise UnsupportedError(
-            f"method={EXPONENTIAL!r} needs a symmetric Jacobian, and the linearised product of {flow.name} has "
+            f"method='exprb43' needs a symmetric Jacobian, and the linearised product of {flow.name} has "
             f"|J − Jᵀ| up to {gap:.3g}: correct the product, or use method='dopri5'"
         )
 
@@ -247,7 +247,7 @@ class Member:
         self.t = t
         self.state = state
         self._field = field
-        self._step = step
+        self.step = step
         self._tolerance = tolerance
         self._most = most
         self._here: Station | None = None
@@ -262,17 +262,17 @@ class Member:
                 return self.state
         text = f"max_steps were taken without reaching the next output time, at t = {self.t:.6g}"
         advice = "raise max_steps, ask for closer output times, or give a larger rtol"
-        raise stop_one("step underflow", f"{text} (step {self._step:.3g})", advice)
+        raise stop_one("step underflow", f"{text} (step {self.step:.3g})", advice)
 
     def _try(self, end: float) -> None:
         if self._here is None:
             self._here = Station(self._field, self.t, self.state, self._tolerance, self._written)
             if not all_finite(self._here.velocity):
-                raise self._divergence(self._step or 0.0)
-        if self._step is None:
-            self._step = first_step(self._here, self._tolerance)
+                raise self._divergence(self.step or 0.0)
+        if self.step is None:
+            self.step = first_step(self._here, self._tolerance)
         remaining = end - self.t
-        step = remaining if remaining <= 1.01 * self._step else self._step  # no last step of a hundredth
+        step = remaining if remaining <= 1.01 * self.step else self.step  # no last step of a hundredth
         if not self.t + step > self.t:
             raise self._step_underflow(step)
         try:
@@ -287,13 +287,13 @@ class Member:
         # No growth right after a rejection. A step cut short at an output time does not test the longer step that was
         # proposed, so the proposal stands.
         grown = step * factor(size, LARGEST if self._refused is None else 1.0)
-        self._step = grown if step >= self._step else max(grown, self._step)
+        self.step = grown if step >= self.step else max(grown, self.step)
         self._written |= self._here.jacobian.taken > len(state)
         self.t = end if step == remaining else self.t + step
         self.state, self._here, self._refused = state, None, None
 
     def _refuse(self, step: float, reason: Reason) -> None:
-        self._step, self._refused = step, reason
+        self.step, self._refused = step, reason
 
     def _step_underflow(self, step: float) -> Stop:
         if self._refused == "not finite":
@@ -344,11 +344,21 @@ class Members:
     """The progress of a batch: each member has its own step size and advances by itself from output to output."""
 
     def __init__(
-        self, field: Field, state: Tensor, t: float, first: float | None, tolerance: Tolerance, max_steps: int
+        self, field: Field, state: Tensor, t: float, steps: Tensor | None, tolerance: Tolerance, max_steps: int
     ):
         self._shape = state.shape
         rows = state.reshape(-1, state.shape[-1])
-        self._members = [Member(field, t, row, first, tolerance, max_steps) for row in rows]
+        proposed = torch.full((), math.nan) if steps is None else steps  # NaN: a member without a proposal
+        first = proposed.expand(state.shape[:-1]).reshape(-1).tolist()
+        self._members = [
+            Member(field, t, row, None if math.isnan(step) else step, tolerance, max_steps)
+            for row, step in zip(rows, first, strict=True)
+        ]
+
+    def steps(self) -> Tensor:
+        """The lengths of the members' next trial steps (...), NaN for those without a proposal."""
+        proposed = [math.nan if member.step is None else member.step for member in self._members]
+        return torch.tensor(proposed, dtype=torch.float64).reshape(self._shape[:-1])
 
     def advance(self, end: float, alive: Tensor) -> tuple[Tensor, list[Stop]]:
         """States (..., d) at ``end`` of the members ``alive`` (...,), and the Stops of those that did not reach it."""

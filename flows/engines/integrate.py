@@ -1,52 +1,40 @@
-r"""``integrate``: a flow along output times, by torchdiffeq, with every state before a failure kept.
+r"""``integrate``: a flow along output times, with every state before a failure kept.
 
-The flow provides the velocity, ``solvers`` drives torchdiffeq, ``exponential`` adds a method that torchdiffeq lacks,
-and ``recorder`` keeps states and observations. This module has the loop that restarts a method after a failure, and
-freezes the batch members that failed.
+The flow provides the velocity, a ``Method`` the integration, ``recorder`` keeps states and observations. This module
+has the engine between them: it starts from θ0 or a ``State``, freezes the batch members that failed, and ends the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flows.engines.counting import check_theta0, count_calls, curvature_sentence
-from flows.engines.exponential import Members, Tolerance
-from flows.engines.noise_paths import NoisePath
-from flows.engines.recorder import Observer, Recorder
-from flows.engines.solvers import (
-    ADAPTIVE,
-    EXPONENTIAL,
-    FIXED,
-    SCIPY,
-    SEGMENT,
-    Field,
-    Stop,
-    adaptive_segment,
-    clock,
-    fixed_run,
-    linearises,
-    scipy_segment,
-)
-from flows.engines.stochastic import STEPPER, STOCHASTIC, noise_field
+from flows.engines.counting import check_theta0, count_calls, curvature_sentence, finite_members
+from flows.engines.events import Event, EventWatch, check_events
+from flows.engines.field import Field, Stop, WorkspaceField
+from flows.engines.fixed import step_grid
+from flows.engines.method import Method, Options, Reached
+from flows.engines.methods import method_of
+from flows.engines.noise_paths import NoisePath, whole_number
+from flows.engines.recorder import AnyObserver, Recorder
+from flows.engines.state import State
+from flows.engines.stochastic import Noise, check_noise_options, noise_field
 from flows.engines.trajectory import Status, Trajectory
-from flows.flow import Flow, StochasticFlow, collect_flags
+from flows.flow import Flow, StochasticFlow, WorkspaceFlow, collect_flags
 from landscapes import UnsupportedError
-from landscapes.errors import check_choice, check_count, check_positive
-
-METHODS = (*ADAPTIVE, *FIXED, SCIPY, EXPONENTIAL)
-MOST_STEPS = 10**9
-TOLERANCES = {torch.float64: (1e-7, 1e-9), torch.float32: (1e-4, 1e-6)}
+from landscapes.errors import check_float_tensor, check_positive, check_seed
 
 
 def integrate(
     flow: Flow,
-    theta0: Tensor,
+    theta0: Tensor | State,
     times: Tensor | Sequence[float],
     *,
     method: str | None = None,
@@ -59,10 +47,12 @@ def integrate(
     max_steps: int = 100_000,
     every: int = 1,
     keep: str = "all",
-    observers: Sequence[Observer] = (),
+    observers: Sequence[AnyObserver] = (),
+    restarts: Sequence[float] | Tensor = (),
+    events: Event | Sequence[Event] = (),
     progress: bool = False,
 ) -> Trajectory:
-    r"""Solve dX/dt = velocity(t, X) from θ0 (..., d) at times[0] and return the states at the output times.
+    r"""Solve dX/dt = velocity(t, X) from θ0 (..., d), or a ``State``, at times[0]; return the states at the times.
 
     ``method``: any of torchdiffeq's, or exprb43; None is dopri5. Adaptive methods take ``rtol`` and ``atol`` (by
     default 1e-7 and 1e-9 in float64, 1e-4 and 1e-6 in float32), which hold for each batch member by itself, and accept
@@ -77,6 +67,15 @@ def integrate(
     default: Euler–Maruyama), "milstein" (diagonal noise), "heun2" or "midpoint", all for the same Itô equation
     (``flows.engines.stochastic``). Equal seeds refine each other: dt and dt/2 see the same Brownian path.
 
+    A run from a ``State``, such as the ``end`` of another run, continues at times[0] = state.t on the state's step grid
+    and noise; a ``seed`` other than its own, or a path that begins there, is new noise. With fixed steps two parts
+    equal the whole bit for bit. An adaptive method chooses its steps by the run's history, and the parts equal the
+    whole to tolerance; they do bit for bit where both runs begin the integration anew at the cut: ``restarts``, some of
+    the output times (useful also where a schedule jumps).
+
+    ``events``: changes of sign of functions of (t, state), noted in ``Trajectory.events`` or made the end of a member's
+    run (``Event``); scipy_solver and exprb43 have none.
+
     ``keep="all"`` keeps every ``every``-th state and the last one, ``"last"`` only the last; observers are called
     during the run. θ0 is detached; gradients do not flow through the run.
 
@@ -88,107 +87,107 @@ def integrate(
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a Flow, got {type(flow).__name__}")
-    theta0 = check_theta0(theta0)
     outputs = check_times(times)
+    stretches = split(outputs, restarts)
     with torch.no_grad(), collect_flags() as flags:
         model, counts = count_calls(flow)
-        state = model.start(theta0)
-        plan = make_plan(model, method, rtol, atol, dt, first_step, max_steps, state)
-        field = make_field(model, state, plan, outputs, seed, path)  # raises before an observer sees anything
-        if plan.method == EXPONENTIAL and not linearises(model):
-            model.linearised(outputs[0], state)  # raises UnsupportedError, which names the alternatives
+        start = starting_state(model, theta0, outputs[0])
+        given = Options(rtol, atol, dt, first_step, max_steps, step_origin(start, dt, seed, path))
+        solver = method_of(flow, method)
+        options = solver.check(check_noise_options(flow, given), model, start.values)
+        field = make_field(model, start, solver, options, outputs, seed, path)  # raises before an observer is called
+        watch = event_watch(check_events(events), solver, start)
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
-        run = IntegrationRun(field, state, outputs, recorder, progress)
-        status = run.run(plan)
+        run = IntegrationRun(field, start, outputs, watch, recorder, progress)
+        status = run.run(solver, options, stretches)
     notes = [f"{sentence} ({count} evaluations)" for sentence, count in flags.items()]
-    return recorder.trajectory(status, run.alive, {"evaluations": run.field.evaluations, **counts}, notes)
+    cost = {"evaluations": run.field.evaluations, **counts}
+    crossings = {} if watch is None else watch.crossings(run.alive.shape)
+    return recorder.trajectory(status, run.alive, cost, notes, end=run.state(), events=crossings)
 
 
-@dataclass(frozen=True)
-class MethodPlan:
-    """A method with its options: tolerances for the adaptive ones, dt for the fixed-step ones."""
-
-    method: str
-    rtol: float
-    atol: float
-    dt: float | None
-    first_step: float | None
-    max_steps: int
-
-
-def make_field(
-    flow: Flow, state: Tensor, plan: MethodPlan, outputs: list[float], seed: int | None, path: NoisePath | None
-) -> Field:
-    """The flow as the solvers call it; raise if steps, seed and path are inconsistent."""
-    steps = 0 if plan.dt is None else step_grid(outputs, plan.dt)[1][-1]
-    if isinstance(flow, StochasticFlow):
-        assert plan.dt is not None
-        return noise_field(flow, state, plan.method, outputs, plan.dt, steps, seed, path)
-    if seed is not None or path is not None:
-        raise ValueError(f"seed and path are for stochastic flows, {flow.name} has no noise; leave them out")
-    return Field(flow)
+def starting_state(flow: Flow, start: Tensor | State, t: float) -> State:
+    """The state that a run starts from at time t; raise unless it is a finite state of a flow at that time."""
+    if not isinstance(start, State):
+        values = flow.start(check_theta0(start))
+        return State(values, t, alive=torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device))
+    if abs(start.t - t) > 1e-12 * max(1.0, abs(t)):
+        raise ValueError(f"times must begin at the state's time t = {start.t!r}, got times[0] = {t!r}")
+    values = check_float_tensor("values of the state", start.values).detach()
+    if values.ndim == 0 or values.numel() == 0:
+        raise ValueError(f"values of the state must have shape (..., s) with s >= 1, got {tuple(values.shape)}")
+    alive = start.members_alive(values.shape[:-1], values.device)
+    if not bool(finite_members(values)[alive].all()):
+        raise ValueError("values of the state must be finite, got NaN or infinite entries")
+    return replace(start, values=values, alive=alive)
 
 
-def make_plan(
-    flow: Flow,
-    method: str | None,
-    rtol: float | None,
-    atol: float | None,
-    dt: float | None,
-    first_step: float | None,
-    max_steps: int,
-    state: Tensor,
-) -> MethodPlan:
-    """The plan of a run; raise if method, tolerances and steps are inconsistent."""
-    if isinstance(flow, StochasticFlow):
-        return stochastic_plan(flow, method, rtol, atol, dt, first_step)
-    method = check_choice("method", "dopri5" if method is None else method, METHODS)
-    if method == SCIPY and state.is_complex():
-        raise UnsupportedError(
-            "method='scipy_solver' integrates real states only; use method='dopri5' for complex ones"
-        )
-    fixed = method in FIXED
-    if fixed and dt is None:
-        raise ValueError(f"dt must be given for the fixed-step method {method!r}; or use method='dopri5'")
-    if not fixed and dt is not None:
-        raise ValueError(f"dt is for fixed-step methods, {method!r} chooses its own steps; give rtol and atol instead")
-    adaptive = (*ADAPTIVE, EXPONENTIAL)
-    if first_step is not None and method not in adaptive:
-        raise ValueError(f"first_step is for the adaptive methods {', '.join(adaptive)}, got method={method!r}")
-    takes_tolerances = not fixed or "adams" in method
-    if not takes_tolerances and (rtol is not None or atol is not None):
-        raise ValueError(f"rtol and atol have no meaning for the fixed-step method {method!r}; give a smaller dt")
-    default = TOLERANCES.get(state.abs().dtype)
-    if default is None and takes_tolerances and (rtol is None or atol is None):
-        raise ValueError(f"rtol and atol must be given for states of dtype {state.dtype}")
-    default = default or (1.0, 1.0)
-    return MethodPlan(
-        method,
-        default[0] if rtol is None else check_positive("rtol", rtol),
-        default[1] if atol is None else check_positive("atol", atol),
-        None if dt is None else check_positive("dt", dt),
-        None if first_step is None else check_positive("first_step", first_step),
-        check_count("max_steps", max_steps),
+def step_origin(start: State, dt: float | None, seed: int | None, path: NoisePath | None) -> float:
+    """The time from which steps and noise are counted: that of the state's grid, unless the noise is new."""
+    if start.origin is None or dt is None or check_positive("dt", dt) is None:
+        return start.t
+    new_seed = seed is not None and check_seed(seed) != start.seed
+    new_path = isinstance(path, NoisePath) and path.t0 > start.origin + 1e-9 * dt
+    if new_seed or new_path:
+        return start.t
+    if whole_number((start.t - start.origin) / dt, minimum=0) is not None:
+        return start.origin
+    if start.seed is None or path is not None:
+        return start.t
+    raise ValueError(
+        f"dt must divide the time {start.t - start.origin!r} since the state's noise began, got {dt!r}; or give "
+        "another seed for new noise"
     )
 
 
-def stochastic_plan(
-    flow: StochasticFlow,
-    method: str | None,
-    rtol: float | None,
-    atol: float | None,
-    dt: float | None,
-    first_step: float | None,
-) -> MethodPlan:
-    """The plan of a run with noise: fixed steps, no tolerances."""
-    method = "euler" if method is None else check_choice("method of a stochastic flow", method, STOCHASTIC)
-    if dt is None:
-        raise ValueError(f"dt must be given for {flow.name}, a stochastic flow; it must divide every output interval")
-    if rtol is not None or atol is not None or first_step is not None:
-        raise ValueError(
-            "rtol, atol and first_step have no meaning for a stochastic flow, whose steps are fixed; give a smaller dt"
-        )
-    return MethodPlan(method, 1.0, 1.0, check_positive("dt", dt), None, 1)
+def split(outputs: list[float], restarts: Sequence[float] | Tensor) -> list[tuple[int, int]]:
+    """First and last index of each stretch of output times between restarts; raise unless restarts are output times."""
+    values = np.asarray(restarts.detach().cpu() if isinstance(restarts, Tensor) else restarts, dtype=float).reshape(-1)
+    places = np.searchsorted(outputs, values - 1e-12 * np.maximum(1.0, np.abs(values)))
+    for value, place in zip(values, places, strict=True):
+        if place == len(outputs) or abs(outputs[place] - value) > 1e-12 * max(1.0, abs(value)):
+            raise ValueError(f"restarts must be output times, {float(value)!r} is not one of times")
+    cuts = sorted({0, len(outputs) - 1, *places.tolist()})
+    return list(pairwise(cuts))
+
+
+def make_field(
+    flow: Flow,
+    start: State,
+    method: Method,
+    options: Options,
+    outputs: list[float],
+    seed: int | None,
+    path: NoisePath | None,
+) -> Field:
+    """The flow as the methods call it; raise if steps, seed and path are inconsistent."""
+    if isinstance(flow, StochasticFlow):
+        assert options.dt is not None
+        places = step_grid(outputs, options.dt, options.origin)[1]
+        noise = Noise(seed_of(start, seed, path), path, options.origin, places[0])
+        return noise_field(flow, start.values, method.name, options.dt, places[-1], noise)
+    if options.dt is not None:
+        step_grid(outputs, options.dt, options.origin)  # raises unless the output times lie on the grid
+    if seed is not None or path is not None:
+        raise ValueError(f"seed and path are for stochastic flows, {flow.name} has no noise; leave them out")
+    field = WorkspaceField(flow) if isinstance(flow, WorkspaceFlow) else Field(flow)
+    field.workspace = start.workspace
+    return field
+
+
+def seed_of(start: State, seed: int | None, path: NoisePath | None) -> int | None:
+    """The seed of a run's noise: the one given, or the state's where neither a seed nor a path is."""
+    return start.seed if seed is None and path is None else seed
+
+
+def event_watch(events: tuple[Event, ...], method: Method, start: State) -> EventWatch | None:
+    """The watch of a run's events, None without events; raise if the method cannot locate them."""
+    if not events:
+        return None
+    if not method.locates_events:
+        raise UnsupportedError(f"method={method.name!r} does not locate events; use method='dopri5', or fixed steps")
+    assert start.alive is not None
+    return EventWatch(events, start.t, start.values, start.alive)
 
 
 def check_times(times: Tensor | Sequence[float]) -> list[float]:
@@ -209,133 +208,123 @@ def check_times(times: Tensor | Sequence[float]) -> list[float]:
     return values.tolist()
 
 
-def step_grid(outputs: Sequence[float], dt: float) -> tuple[list[float], list[int]]:
-    """The grid times[0] + k·dt and the indices of the outputs on it; raise if an output time lies off the grid."""
-    times = np.asarray(outputs)
-    if (times[-1] - times[0]) / dt > MOST_STEPS:
-        raise ValueError(f"dt = {dt!r} would take more than {MOST_STEPS:.0e} steps; give a larger dt")
-    places = np.rint((times - times[0]) / dt).astype(int)
-    off = np.abs(times - times[0] - places * dt) > 1e-9 * np.maximum(times - times[0], dt)
-    if off.any() or (np.diff(places) < 1).any():
-        wrong = float(times[off][0] if off.any() else times[1])
-        raise ValueError(
-            f"times must lie on times[0] + k·dt, k = 0, 1, …, with dt = {dt!r}; {wrong!r} does not: "
-            "choose a dt that divides every output interval"
-        )
-    grid = times[0] + np.arange(places[-1] + 1) * dt
-    grid[places] = times
-    return grid.tolist(), places.tolist()
+class Here(NamedTuple):
+    """The last output time reached: its number, the state there, and the workspace after it."""
+
+    k: int
+    point: Reached
+    workspace: Any
 
 
 class IntegrationRun:
     """The progress of one integration: the last output reached, the members alive, the sentences of failures."""
 
-    def __init__(self, field: Field, state: Tensor, outputs: list[float], recorder: Recorder, progress: bool):
+    def __init__(
+        self,
+        field: Field,
+        start: State,
+        outputs: list[float],
+        events: EventWatch | None,
+        recorder: Recorder,
+        progress: bool,
+    ):
+        assert start.alive is not None
         self.flow = field.flow
-        self.state = state
         self.outputs = outputs
         self.field = field
-        self.alive = torch.ones(state.shape[:-1], dtype=torch.bool, device=state.device)
+        self.alive = start.alive
+        self.events = events
+        self._moving = start.alive  # the members alive that no event has stopped
+        self._start = start
         self._recorder = recorder
         self._sentences: list[Status] = []
         self._bar = tqdm(total=len(outputs) - 1, unit="output", desc=type(self.flow).__name__, disable=not progress)
-        self._output = state  # the state at the last output time reached; fixed steps may be past it
-        self._k = 0
+        # Replaced as a whole, so that an interrupt at any moment leaves one consistent state.
+        self._here = Here(0, Reached(start.values, outputs[0], step=start.step), start.workspace)
+        self._first = 0
+        if not bool(self.alive.all()):
+            self.field.alive = self.alive
 
-    def run(self, plan: MethodPlan) -> Status:
-        """Run the plan to its last output time, or to the failure that ends it."""
+    def run(self, method: Method, options: Options, stretches: list[tuple[int, int]]) -> Status:
+        """Integrate stretch by stretch to the last output time, or to the failure that ends the run."""
+        self._options = options
+        point = self._here.point._replace(history=unstack(self._start.history))
+        if options.first_step is not None:
+            point = point._replace(step=torch.tensor(options.first_step, dtype=torch.float64))
         try:
-            self._take(0, self.state)
-            if plan.dt is not None:
-                self.run_fixed(plan)
-            elif plan.method == EXPONENTIAL:
-                self.run_exponential(plan)
-            else:
-                self.run_adaptive(plan)
-        except KeyboardInterrupt as interrupt:
-            self._goes_on(interrupt, self.outputs[self._k], self._output)
-        return self._status(self._k)
-
-    def run_adaptive(self, plan: MethodPlan) -> None:
-        """Run an adaptive method (or scipy's) segment by segment."""
-        k, first_step = 0, plan.first_step
-        while k < len(self.outputs) - 1:
-            times = self.outputs[k : k + SEGMENT + 1]
-            if plan.method == SCIPY:
-                states, stop = scipy_segment(self.field, self.state, times, plan.rtol, plan.atol)
-            else:
-                states, first_step, stop = adaptive_segment(
-                    self.field, self.state, times, plan.method, plan.rtol, plan.atol, plan.max_steps, first_step
-                )
-            for state in states:
-                k += 1
-                # The dense output of a constant state differs from it by rounding: frozen members keep their state.
-                self._take(
-                    k, state if self.field.alive is None else torch.where(self.alive[..., None], state, self.state)
-                )
-            if stop is not None:
-                first_step = None
-                if not self._goes_on(stop, self.outputs[k], self.state):
+            self._record()
+            for self._first, last in stretches:
+                method.advance(self.field, point, self.outputs[self._first : last + 1], options, self)
+                if self._here.k < last:
                     break
-
-    def run_exponential(self, plan: MethodPlan) -> None:
-        """Run the exponential method from output to output."""
-        tolerance = Tolerance(plan.rtol, plan.atol)
-        members = Members(self.field, self.state, self.outputs[0], plan.first_step, tolerance, plan.max_steps)
-        for k, end in enumerate(self.outputs[1:]):
-            state, stops = members.advance(end, self.alive)
-            for stop in stops:
-                if not self._goes_on(stop, self.outputs[k], self.state):
-                    return
-            self._take(k + 1, torch.where(self.alive[..., None], state, self.state))
-
-    def run_fixed(self, plan: MethodPlan) -> None:
-        """Run a fixed-step method along its grid."""
-        assert plan.dt is not None
-        times, places = step_grid(self.outputs, plan.dt)
-        grid = clock(times, self.state)
-        number = {place: k for k, place in enumerate(places)}
-        tolerances = {"rtol": plan.rtol, "atol": plan.atol}
-        done, k = 0, 0
-
-        def see(place: int, state: Tensor) -> None:
-            nonlocal k
-            if number.get(place, 0) > k:
-                k = number[place]
-                self._take(k, state)
-
-        while done < len(times) - 1:
-            method = STEPPER.get(plan.method, plan.method)
-            done, self.state, stop = fixed_run(self.field, self.state, grid, done, method, tolerances, see)
-            if stop is not None and not self._goes_on(stop, times[done], self.state):
-                break
-
-    def _take(self, k: int, state: Tensor) -> None:
-        self.state = self._output = state
-        self._k = k
-        self._bar.update(min(k, 1))
-        self._recorder.record(k, self.outputs[k], self.flow.position(state))
-
-    def _goes_on(self, stop: BaseException, t: float, state: Tensor) -> bool:
-        """Freeze the members that failed and note the reason; return whether any member is left."""
-        if not isinstance(stop, Stop):
+                point = self._here.point._replace(history=())
+        except KeyboardInterrupt:
+            t = self._here.point.t
             self._sentences.append(Status("interrupted", f"interrupted after t = {t:.6g}; the states before are kept"))
-            return False
-        members = (stop.members & self.alive).reshape(self.alive.shape)
-        first = state[members][0] if state.ndim > 1 else state
+        return self._status()
+
+    def reach(self, k: int, point: Reached) -> None:
+        """Take the state at an output time, the k-th of the current stretch."""
+        self._here = Here(self._first + k, point, self.field.workspace)
+        self._bar.update()
+        self._record()
+
+    def _record(self) -> None:
+        here = self._here
+        self._recorder.record(here.k, self.outputs[here.k], self.flow.position(here.point.state), self.state)
+
+    def halt(self, stop: Stop, point: Reached) -> bool:
+        """Freeze the members that stop, and note the reason; return whether any other is left."""
+        members = (stop.members & self._moving).reshape(self.alive.shape)
+        count = f"{int(members.sum())} of {members.numel()} members: " if members.ndim else ""
+        self._moving = self._moving & ~members
+        if stop.kind == "stopped":
+            self._sentences.append(Status(stop.kind, f"{count}{stop.sentence}"))
+            if not bool(self._moving.any()):
+                self._here = Here(self._here.k, point, self.field.workspace)
+        else:
+            self.alive = self.alive & ~members
+            self._sentences.append(Status(stop.kind, count + self._cause(stop, point, members)))
+        self.field.keep_only(self._moving)
+        if self.events is not None:
+            self.events.moving = self._moving
+        return bool(self._moving.any())
+
+    def _cause(self, stop: Stop, point: Reached, members: Tensor) -> str:
+        """The sentence of a failure of the members (...), with the curvature at the first of them."""
+        first = point.state[members][0] if point.state.ndim > 1 else point.state
         curvature = curvature_sentence(self.flow, self.flow.position(first), getattr(self.flow, "h", None))
         advice = f"; {stop.advice}" if stop.advice else ""
-        text = f"{stop.sentence}{curvature if stop.kind != 'singular mode' else ''}{advice}"
-        count = f"{int(members.sum())} of {members.numel()} members: " if members.ndim else ""
-        self._sentences.append(Status(stop.kind, f"{count}{text}; last state at t = {t:.6g}"))
-        self.alive = self.alive & ~members
-        self.field.alive = self.alive
-        return bool(self.alive.any())
+        cause = stop.sentence if stop.kind == "singular mode" else f"{stop.sentence}{curvature}"
+        return f"{cause}{advice}; last state at t = {point.t:.6g}"
 
-    def _status(self, k: int) -> Status:
+    def state(self) -> State:
+        """Where the run stands: at the last output time reached, or at the event that ended it."""
+        here, point = self._here, self._here.point
+        fixed = self._options.dt is not None
+        return State(
+            point.state,
+            point.t,
+            alive=self.alive,
+            seed=self.field.seed,
+            origin=self._options.origin if fixed else None,
+            dt=self._options.dt,
+            index=point.place,
+            step=point.step,
+            history=torch.stack(point.history) if point.history else None,
+            workspace=here.workspace,
+        )
+
+    def _status(self) -> Status:
         self._bar.close()
-        if k < len(self.outputs) - 1:
-            self._recorder.keep_end(self.outputs[k], self.flow.position(self._output))
+        here = self._here
+        if here.k < len(self.outputs) - 1:
+            self._recorder.keep_end(here.point.t, self.flow.position(here.point.state))
             return Status(str(self._sentences[-1]), " | ".join(s.sentence for s in self._sentences))
         lost = "".join(f" | {s}: {s.sentence}" for s in self._sentences)
         return Status("finished", f"finished at t = {self.outputs[-1]:.6g}{lost}")
+
+
+def unstack(history: Tensor | None) -> tuple[Tensor, ...]:
+    """The remembered velocities of a state, latest first."""
+    return () if history is None else tuple(history)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from flows.engines.state import State
 from flows.engines.trajectory import Observations, Status, Trajectory
 from landscapes import Counted, Landscape
 from landscapes.errors import check_choice, check_count
@@ -27,6 +28,17 @@ class Observer(Protocol):
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
         """The named observations of state k at time t."""
         ...
+
+
+class StateObserver(ABC):
+    """An observer that is given the run's whole ``State`` beside θ."""
+
+    name: str
+    every: int
+
+    @abstractmethod
+    def __call__(self, k: int, t: float, theta: Tensor, state: State) -> dict[str, Tensor]:
+        """The named observations of state k at time t, whose position is θ (..., d)."""
 
 
 class LandscapeObserver(ABC):
@@ -54,89 +66,113 @@ class LandscapeObserver(ABC):
         """The named observations of θ (..., d), state k at time t."""
 
 
+AnyObserver = Observer | StateObserver
+
+
 class States:
-    r"""States of one shape in order, in blocks of ``BLOCK`` of them or of ``NUMBERS`` numbers, whichever is less.
+    r"""States of one shape in order of time, in blocks of ``BLOCK`` of them or of ``NUMBERS`` numbers, if fewer.
 
     A small tensor kept after each step would lie between the large ones that the step frees, and the allocator could
     not return their memory: the process would grow by the work space of a step every time.
     """
 
     def __init__(self) -> None:
+        self.times: list[float] = []  # one for each state: a state without its time is not counted
         self._blocks: list[Tensor] = []
-        self._filled = 0  # states in the last block
 
-    def append(self, theta: Tensor) -> None:
-        """Append a copy of a state."""
-        if not self._blocks or self._filled == len(self._blocks[-1]):
-            rows = max(1, min(BLOCK, NUMBERS // max(theta.numel(), 1)))
+    def append(self, t: float, theta: Tensor) -> None:
+        """Append a time and a copy of its state; interrupted, the pair is there or is not."""
+        rows = max(1, min(BLOCK, NUMBERS // max(theta.numel(), 1)))
+        block, row = divmod(len(self.times), rows)
+        if block == len(self._blocks):
             self._blocks.append(torch.empty(rows, *theta.shape, dtype=theta.dtype, device=theta.device))
-            self._filled = 0
-        self._blocks[-1][self._filled] = theta.detach()
-        self._filled += 1
+        self._blocks[block][row] = theta.detach()
+        self.times.append(t)
 
     def stack(self) -> Tensor:
         """All of them, (T, ...)."""
-        return torch.cat([*self._blocks[:-1], self._blocks[-1][: self._filled]])
+        return torch.cat(self._blocks)[: len(self.times)]
+
+
+class Seen(NamedTuple):
+    """The observations of one name: the observer they come from, and pairs of time and value."""
+
+    observer: AnyObserver
+    values: list[tuple[float, Tensor]]
 
 
 class Recorder:
     """Keeps the states and observations of one run in order of time, and the oracle calls of its observers."""
 
-    def __init__(self, keep: str, every: int, observers: Sequence[Observer], last: int):
+    def __init__(self, keep: str, every: int, observers: Sequence[AnyObserver], last: int):
         check_choice("keep", keep, ("all", "last"))
         self._every = check_count("every", every)
         self._all = keep == "all"
         self._observers = check_observers(observers)
         self._counted_before = observer_counts(self._observers)
         self._last = last
-        self._times: list[float] = []
         self._states = States()
-        self._end = torch.zeros(())
-        self._seen: dict[str, tuple[Observer, list[float], list[Tensor]]] = {}
+        self._end: tuple[float, Tensor] = (0.0, torch.zeros(()))
+        self._seen: dict[str, Seen] = {}
 
-    def record(self, k: int, t: float, theta: Tensor) -> None:
-        """Take state k of the run; the last one is always kept."""
+    def record(self, k: int, t: float, theta: Tensor, state: Callable[[], State]) -> None:
+        """Take state k of the run; the last one is always kept. ``state`` is called for the observers of states."""
         if self._all and (k % self._every == 0 or k == self._last):
-            self._times.append(t)
-            self._states.append(theta)
+            self._states.append(t, theta)
         elif not self._all:
-            self._times, self._end = [t], theta
+            self._end = (t, theta)
         for observer in self._observers:
             if k % observer.every == 0:
-                self._observe(observer, k, t, theta)
+                self._note(observer, k, t, look(observer, k, t, theta, state))
 
-    def _observe(self, observer: Observer, k: int, t: float, theta: Tensor) -> None:
-        seen = observer(k, t, theta)
+    def _note(self, observer: AnyObserver, k: int, t: float, seen: Mapping[str, Tensor]) -> None:
         if not isinstance(seen, Mapping):
             raise TypeError(f"observer {observer.name!r} must return a dict of tensors, got {type(seen).__name__}")
         for name, value in seen.items():
-            whose, times, values = self._seen.setdefault(name, (observer, [], []))
+            whose, values = self._seen.setdefault(name, Seen(observer, []))
             if whose is not observer:
                 raise ValueError(f"observations must have different names, {name!r} comes from two observers")
             shown = torch.as_tensor(value).detach()
-            if values and shown.shape != values[0].shape:
+            if values and shown.shape != values[0][1].shape:
                 raise ValueError(
                     f"observer {observer.name!r} must return tensors of one shape: {name!r} was "
-                    f"{tuple(values[0].shape)} and is {tuple(shown.shape)} at k = {k}"
+                    f"{tuple(values[0][1].shape)} and is {tuple(shown.shape)} at k = {k}"
                 )
-            times.append(t)
-            values.append(shown)
+            values.append((t, shown))
 
     def keep_end(self, t: float, theta: Tensor) -> None:
         """Keep the state at which a run stopped, even if ``every`` skips it."""
-        if self._all and self._times[-1] != t:
-            self._times.append(t)
-            self._states.append(theta)
+        if not self._all:
+            self._end = (t, theta)
+        elif not self._states.times or self._states.times[-1] != t:
+            self._states.append(t, theta)
 
-    def trajectory(self, status: Status, alive: Tensor, cost: dict[str, float], notes: Sequence[str]) -> Trajectory:
-        """The trajectory of the recorded states and observations."""
+    def trajectory(
+        self, status: Status, alive: Tensor, cost: dict[str, float], notes: Sequence[str], **more: Any
+    ) -> Trajectory:
+        """The trajectory of the recorded states and observations; ``more``: its other fields."""
         observations: Observations = {
-            name: (torch.tensor(times, dtype=torch.float64), torch.stack(values))
-            for name, (_, times, values) in self._seen.items()
+            name: (
+                torch.tensor([t for t, _ in seen.values], dtype=torch.float64),
+                torch.stack([x for _, x in seen.values]),
+            )
+            for name, seen in self._seen.items()
+            if seen.values
         }
-        times = torch.tensor(self._times, dtype=torch.float64)
-        states = self._states.stack() if self._all else torch.stack([self._end])
-        return Trajectory(times, states, status, alive, cost, observations, tuple(notes), self._observer_costs())
+        if not self._all:
+            self._states.append(*self._end)
+        times = torch.tensor(self._states.times, dtype=torch.float64)
+        return Trajectory(
+            times,
+            self._states.stack(),
+            status,
+            alive,
+            cost,
+            observations,
+            tuple(notes),
+            self._observer_costs(),
+            **more,
+        )
 
     def _observer_costs(self) -> dict[str, Counts]:
         """The oracle calls of each observer since the run began."""
@@ -144,12 +180,19 @@ class Recorder:
         return {name: {kind: n - before[name][kind] for kind, n in counts.items()} for name, counts in now.items()}
 
 
-def observer_counts(observers: Sequence[Observer]) -> dict[str, Counts]:
+def look(observer: AnyObserver, k: int, t: float, theta: Tensor, state: Callable[[], State]) -> Mapping[str, Tensor]:
+    """The observations of a state; ``state`` is called for an observer of states."""
+    if isinstance(observer, StateObserver):
+        return observer(k, t, theta, state())
+    return observer(k, t, theta)
+
+
+def observer_counts(observers: Sequence[AnyObserver]) -> dict[str, Counts]:
     """The current counts of the observers that have them, by name."""
     return {observer.name: dict(observer.counts) for observer in observers if isinstance(observer, LandscapeObserver)}
 
 
-def check_observers(observers: Sequence[Observer]) -> tuple[Observer, ...]:
+def check_observers(observers: Sequence[AnyObserver]) -> tuple[AnyObserver, ...]:
     """The observers as a tuple; raise unless each is callable, with ``every`` of at least 1 and its own ``name``."""
     if not isinstance(observers, Sequence):
         raise TypeError(f"observers must be a sequence of observers, got {type(observers).__name__}; write [observer]")

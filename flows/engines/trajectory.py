@@ -17,7 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-KINDS = ("finished", "diverged", "singular mode", "step underflow", "interrupted")
+from flows.engines.events import Crossings
+from flows.engines.state import State
+
+KINDS = ("finished", "diverged", "singular mode", "step underflow", "stopped", "interrupted")
 FORMAT = 1
 
 
@@ -53,6 +56,9 @@ class Trajectory:
     ``alive`` (...): False for batch members that left the finite numbers, frozen at their last finite state;
     ``notes``: remarks besides the status (unconverged evaluations); ``observer_costs`` observer → its oracle calls in
     this run, which are not in ``cost``. States end at the last finite one.
+
+    ``end``: the ``State`` that the run ended with, from which another can continue; None if it is not known, as for a
+    run saved by an early version. ``events``: name → ``Crossings``.
     """
 
     times: Tensor
@@ -63,6 +69,8 @@ class Trajectory:
     observations: Observations = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     observer_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    end: State | None = None
+    events: Mapping[str, Crossings] = field(default_factory=dict)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the trajectory into ``folder`` (made if needed) and return it. Raises FolderError."""

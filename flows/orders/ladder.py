@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from flows.descent import Descent, StochasticDescent
-from flows.engines.counting import Resumed, ResumedDescent, all_finite, check_theta0, extreme_eigenvalue
+from flows.engines.counting import all_finite, check_theta0, extreme_eigenvalue
 from flows.engines.descend import descend
-from flows.engines.integrate import METHODS, integrate
-from flows.engines.solvers import ADAPTIVE, EXPONENTIAL, FIXED
+from flows.engines.integrate import integrate
+from flows.engines.methods import ADAPTIVE, DETERMINISTIC, EXPONENTIAL, FIXED
+from flows.engines.state import State
 from flows.engines.trajectory import KINDS
 from flows.flow import Flow
 from flows.orders.fit import FRACTION, OrderStudy
@@ -52,7 +53,7 @@ class Integration:
     substeps: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, METHODS)
+        check_choice("method", self.method, DETERMINISTIC)
         if self.method in FIXED:
             if self.substeps is None:
                 raise ValueError(f"substeps must be given for the fixed-step method {self.method!r}; or use 'dopri8'")
@@ -177,18 +178,31 @@ def measured_rung(
     integration: Integration | None = None,
 ) -> Rung:
     r"""Both runs of one rung: ``steps`` steps of descent(h) from θ0 (..., d), and flow(h) to their end, twice."""
-    taken, model = check_deterministic(descent(h)), flow(h)
+    return rung_from(descent(h), flow(h), theta0, theta0, h, steps, integration)
+
+
+def rung_from(
+    taken: Descent,
+    model: Flow,
+    descent_start: Tensor | State,
+    flow_start: Tensor | State,
+    h: float,
+    steps: int,
+    integration: Integration | None,
+) -> Rung:
+    """Both runs of one rung, each from its own start, at time 0: θ0 (..., d), or a ``State``."""
+    check_deterministic(taken)
     for name, rate in (("descent", taken.h), ("flow", getattr(model, "h", h))):
         if not math.isclose(rate, h, rel_tol=1e-12):
             raise ValueError(f"{name}(h) must have the learning rate h, got {rate!r} for h = {h!r}")
-    path = descend(taken, theta0, steps, keep="last")
+    path = descend(taken, descent_start, steps, keep="last")
     if path.status != "finished" or not bool(path.alive.all()):
         return Rung(h, math.nan, math.nan, "descent diverged")
     ends = []
     for looser in (False, True):
-        settings = (integration or Integration()).arguments(h, theta0.abs().dtype, looser)
+        settings = (integration or Integration()).arguments(h, path.theta.abs().dtype, looser)
         most = MAX_STEPS + 20 * steps
-        run = integrate(model, theta0, [0.0, float(path.times[-1])], keep="last", max_steps=most, **settings)
+        run = integrate(model, flow_start, [0.0, float(path.times[-1])], keep="last", max_steps=most, **settings)
         if run.status != "finished" or not bool(run.alive.all()):
             return Rung(h, math.nan, math.nan, str(run.status) if run.status != "finished" else "members lost")
         ends.append(run.theta[-1])
@@ -214,9 +228,7 @@ def settled_rung(
     if not all_finite(theta):
         return Rung(h, math.nan, math.nan, "descent diverged")
     start = model.start(theta) if velocity is None else model.resume(theta, velocity)
-    return measured_rung(
-        lambda _: Resumed(model, start), lambda _: ResumedDescent(taken, state), theta, h, 1, integration
-    )
+    return rung_from(taken, model, State(state), State(start), h, 1, integration)
 
 
 def check_deterministic(descent: Descent) -> Descent:

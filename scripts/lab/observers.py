@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flows.comparison.result import Comparison, slug
 from flows.engines.recorder import Observer, Recorder
+from flows.engines.state import State
 from flows.engines.trajectory import Trajectory, save_tensors
 from flows.observers import (
     Drift,
@@ -61,8 +62,13 @@ def observe_states(run: Trajectory, observer: Observer) -> Trajectory:
     last = len(run.times) - 1
     recorder = Recorder("last", 1, [observer], last)
     for k, (t, theta) in enumerate(zip(run.times.tolist(), run.theta, strict=True)):
-        recorder.record(k, t, theta)
+        recorder.record(k, t, theta, no_state)
     return recorder.trajectory(run.status, run.alive, dict(run.cost), run.notes)
+
+
+def no_state() -> State:
+    """Raise: the kept positions of a run do not determine its states."""
+    raise UnsupportedError("an observer of states runs during a run, not on its saved positions")
 
 
 def observe_comparison(

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from flows import GradientFlow, integrate
 from flows.engines import exponential
 from flows.engines.exponential import Station, Tolerance
-from flows.engines.solvers import Field
+from flows.engines.field import Field
 from flows.invariants import check_batch, check_descent
 from flows.strategies import points, rotations
 from landscapes import (

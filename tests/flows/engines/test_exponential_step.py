@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from flows import GradientFlow, integrate
 from flows.engines import exponential
 from flows.engines.exponential import Station, Tolerance, phi_functions, second_rows, third_rows, velocity_rows
-from flows.engines.solvers import Field
+from flows.engines.field import Field
 from flows.strategies import quadratics
 from landscapes import Himmelblau, Quadratic, Rosenbrock
 

@@ -12,8 +12,9 @@ from torch.testing import assert_close
 from torchdiffeq import odeint
 
 from flows import Flow, GradientDescent, GradientFlow, PrincipalFlow, UnconvergedWarning, descend, integrate
-from flows.engines.integrate import METHODS
-from flows.engines.solvers import ADAPTIVE, EXPONENTIAL, FIXED, SEGMENT
+from flows.engines.adaptive import SEGMENT
+from flows.engines.methods import ADAPTIVE, EXPONENTIAL, FIXED
+from flows.engines.methods import DETERMINISTIC as METHODS
 from landscapes import Counted, Landscape, Quadratic, Rosenbrock
 from tests.examples import few
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flows import Flow, GradientFlow, PrincipalFlow, integrate
-from flows.engines.solvers import ADAPTIVE, FIXED
+from flows.engines.methods import ADAPTIVE, FIXED
 from landscapes import Landscape, Quadratic
 from landscapes.errors import UnsupportedError
 

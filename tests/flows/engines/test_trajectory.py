@@ -227,12 +227,12 @@ def test_states_in_blocks_are_those_that_came(monkeypatch):
     for count, shape in ((1, (2,)), (3, ()), (7, (2, 5))):
         came = [torch.full(shape, float(i)) for i in range(count)]
         states = recorder.States()
-        for state in came:
-            states.append(state)
+        for i, state in enumerate(came):
+            states.append(float(i), state)
             state.add_(100)  # what the engine does with its own afterwards
         assert torch.equal(states.stack(), torch.stack(came) - 100)
     monkeypatch.setattr(recorder, "NUMBERS", 4)
     wide = recorder.States()
-    for _ in range(2):
-        wide.append(torch.ones(10))  # wider than a block is meant for: one each
+    for i in range(2):
+        wide.append(float(i), torch.ones(10))  # wider than a block is meant for: one each
     assert wide.stack().shape == (2, 10)

@@ -1,0 +1,203 @@
+r"""Fixed-step methods of torchdiffeq, streamed: every state on the grid is seen as soon as it is computed.
+
+torchdiffeq returns states only when it succeeds, so that they are taken from its step callback. The grid is
+origin + i·dt, with the output times in place of the grid points that they lie on. A run that continues on the same grid
+takes the same steps. Adams methods need the velocities of the steps before; ``AdamsWatch`` gives them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from flows.engines.counting import all_finite, finite_members
+from flows.engines.field import Field, Stop, clock, stop_of
+from flows.engines.method import Method, Options, Progress, Reached
+from flows.flow import Flow, SingularModeError
+from landscapes.errors import check_positive
+
+MOST_STEPS = 10**9
+ADAMS_ORDER = 5  # torchdiffeq's 12 is unstable from h|λ| of about 0.01 on: refining dt makes it worse
+
+
+def step_grid(outputs: Sequence[float], dt: float, origin: float | None = None) -> tuple[list[float], list[int]]:
+    """The grid origin + i·dt over the outputs, and their indices i; raise if an output time lies off the grid.
+
+    The origin is the first output time unless given.
+    """
+    times = np.asarray(outputs)
+    start = times[0] if origin is None else origin
+    if (times[-1] - start) / dt > MOST_STEPS:
+        raise ValueError(f"dt = {dt!r} would take more than {MOST_STEPS:.0e} steps; give a larger dt")
+    places = np.rint((times - start) / dt).astype(int)
+    off = np.abs(times - start - places * dt) > 1e-9 * np.maximum(times - start, dt)
+    if off.any() or (np.diff(places) < 1).any():
+        wrong = float(times[off][0] if off.any() else times[1])
+        of_run = "times[0]" if start == times[0] else f"{start!r}"
+        raise ValueError(
+            f"times must lie on {of_run} + k·dt, k = 0, 1, …, with dt = {dt!r}; {wrong!r} does not: "
+            "choose a dt that divides every output interval"
+        )
+    grid = start + np.arange(places[0], places[-1] + 1) * dt
+    grid[places - places[0]] = times
+    return grid.tolist(), places.tolist()
+
+
+Report = Callable[[int, Tensor, tuple[Tensor, ...]], None]
+
+
+class FixedWatch:
+    """The field of a fixed-step method; its callback receives every state on the grid and reports the finite ones.
+
+    ``report`` takes the index on the grid, the state, and the velocities that the method remembers.
+    """
+
+    history: tuple[Tensor, ...] = ()
+
+    def __init__(self, field: Field, start: Reached, report: Report):
+        self.field = field
+        self.index = start.place - 1
+        self.state = start.state
+        self._report = report
+
+    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+        """The field at (t, state)."""
+        return self.field(t, state)
+
+    def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        """Before each step: y0 is the state on the grid."""
+        self.see(y0)
+        self.field.begin(self.index, y0, dt)
+
+    def see(self, state: Tensor) -> None:
+        """Report the next state on the grid; raise Stop if a member is not finite."""
+        if not all_finite(state):
+            advice = "use a smaller dt, or an adaptive method"
+            members = ~finite_members(state)
+            raise Stop("diverged", members, f"the state is not finite after step {self.index + 1}", advice)
+        self.index += 1
+        self.state = state
+        self._report(self.index, state, self.history)
+
+    def solve(self, grid: Tensor, method: str, arguments: Mapping[str, Any]) -> None:
+        """Step along the grid (n,), which begins at the current state."""
+        options = {"grid_constructor": lambda f, y, t: grid, **arguments.get("options", {})}
+        ends = grid[[0, -1]]
+        self.see(odeint(self, self.state, ends, method=method, **{**arguments, "options": options})[-1])
+
+
+class AdamsWatch(FixedWatch):
+    r"""A ``FixedWatch`` that remembers the velocities at the last grid points, and begins from those of a state.
+
+    torchdiffeq's solver fills its own memory as it steps. To continue a run, it is taken over the grid points before
+    the start once more, where each velocity is the remembered one, without an evaluation, and the state at the start is
+    put in place of the meaningless one that those steps end with.
+    """
+
+    def __init__(self, field: Field, start: Reached, report: Report):
+        super().__init__(field, start, report)
+        self._start = start.state
+        self._repeat = list(start.history)  # the velocities to give back, latest first
+        self._left = len(self._repeat) + 1  # grid points up to the start, the start included
+        self._at_grid_point = False
+        self.history = start.history
+
+    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+        """The field at (t, state), or the velocity remembered for the current grid point."""
+        if self._left > 0:
+            return self._repeat[self._left - 1]
+        velocity = self.field(t, state)
+        if self._at_grid_point:
+            self.history = (velocity, *self.history[: ADAMS_ORDER - 3])
+            self._at_grid_point = False
+        return velocity
+
+    def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        """Before each step; at the start, its own state replaces the one that the repeated steps led to."""
+        self._left -= 1
+        if self._left > 0:
+            return
+        if self._left == 0 and self._repeat:
+            y0.copy_(self._start)
+        self._at_grid_point = True
+        super().callback_step(t0, y0, dt)
+
+    def solve(self, grid: Tensor, method: str, arguments: Mapping[str, Any]) -> None:
+        n = len(self._repeat)
+        before = grid[0] - (grid[1] - grid[0]) * torch.arange(n, 0, -1).to(grid)
+        super().solve(torch.cat([before, grid]), method, arguments)
+
+
+class Fixed(Method):
+    """A fixed-step method of torchdiffeq; ``dt`` divides every output interval, counted from the run's first time."""
+
+    watch: type[FixedWatch] = FixedWatch
+
+    @property
+    def stepper(self) -> str:
+        """torchdiffeq's name of the step."""
+        return self.name
+
+    def check(self, options: Options, flow: Flow, state: Tensor) -> Options:
+        options = self.with_dt(options)
+        if options.rtol is not None or options.atol is not None:
+            raise ValueError(
+                f"rtol and atol have no meaning for the fixed-step method {self.name!r}; give a smaller dt"
+            )
+        return options
+
+    def with_dt(self, options: Options) -> Options:
+        """The options with a checked ``dt``; raise without one."""
+        if options.dt is None:
+            raise ValueError(f"dt must be given for the fixed-step method {self.name!r}; or use method='dopri5'")
+        return replace(self.check_first_step(options), dt=check_positive("dt", options.dt))
+
+    def arguments(self, options: Options) -> dict[str, Any]:
+        """Arguments of ``odeint`` besides the grid."""
+        return {"rtol": 1.0, "atol": 1.0}  # not used by a method of fixed steps
+
+    def advance(
+        self, field: Field, start: Reached, times: Sequence[float], options: Options, progress: Progress
+    ) -> None:
+        assert options.dt is not None
+        points, places = step_grid(times, options.dt, options.origin)
+        grid = clock(points, start.state)
+        number = {place: k for k, place in enumerate(places)}
+        first, k = places[0], 0
+
+        def report(place: int, state: Tensor, history: tuple[Tensor, ...]) -> None:
+            nonlocal k
+            if progress.events is not None:
+                progress.events.at_step_end(points[place - first], state)
+            if number.get(place, 0) > k:
+                k = number[place]
+                progress.reach(k, Reached(state, times[k], place, history=history))
+
+        start = start._replace(place=first)
+        while start.place < places[-1]:
+            watch = self.watch(field, start, report)
+            try:
+                return watch.solve(grid[start.place - first :], self.stepper, self.arguments(options))
+            except (Stop, SingularModeError) as error:
+                start = Reached(watch.state, points[watch.index - first], watch.index)
+                if not progress.halt(stop_of(error, watch.state.device), start):
+                    return None
+        return None
+
+
+class Adams(Fixed):
+    """A multistep method of torchdiffeq, of order 5: its memory is part of a run's state."""
+
+    watch = AdamsWatch
+
+    def check(self, options: Options, flow: Flow, state: Tensor) -> Options:
+        return self.with_tolerances(self.with_dt(options), state)
+
+    def arguments(self, options: Options) -> dict[str, Any]:
+        return {"rtol": options.rtol, "atol": options.atol, "options": {"max_order": ADAMS_ORDER}}

@@ -1,0 +1,92 @@
+r"""``State``: where a run stands, all that an engine needs to continue it; what goes in is what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscapes.errors import check_count, check_float_tensor, check_real, check_seed
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    r"""Where a run stands. ``integrate`` and ``descend`` start from one, and return one as ``Trajectory.end``.
+
+    ``values``: the flow's state (..., s), or the descent's own, whatever it is. ``t``: the time; ``k``: the number of
+    steps of a descent. ``theta`` (..., d): the reported position, if it differs from that of ``values``, as for lost
+    members, which keep their last finite one. ``alive`` (...): the members that continue; None: all of them.
+
+    Random numbers: ``seed`` and, for a descent, ``generator``, the generator's state; a stochastic flow's path is that
+    of the seed from ``origin`` on. Fixed steps: the grid is origin + i·dt, and the state is at ``index`` i; ``history``
+    (n, ..., s) holds the velocities at the grid points before, latest first, for Adams methods. Adaptive steps:
+    ``step``, the length of the next trial step, () or, for exprb43, one for each member (...). ``workspace``: that of
+    a ``WorkspaceFlow``.
+
+    ``State(values)`` alone is a start at time 0. Raises TypeError or ValueError for invalid fields.
+    """
+
+    values: Any
+    t: float = 0.0
+    k: int = 0
+    theta: Tensor | None = None
+    alive: Tensor | None = None
+    seed: int | None = None
+    generator: Tensor | None = None
+    origin: float | None = None
+    dt: float | None = None
+    index: int = 0
+    step: Tensor | None = None
+    history: Tensor | None = None
+    workspace: Any = None
+
+    def __post_init__(self) -> None:
+        check_real("t of a State", self.t)
+        check_count("k of a State", self.k, minimum=0)
+        check_count("index of a State", self.index, minimum=0)
+        if self.seed is not None:
+            check_seed(self.seed)
+        if self.theta is not None:
+            check_float_tensor("theta of a State", self.theta)
+        if self.alive is not None and not (isinstance(self.alive, Tensor) and self.alive.dtype == torch.bool):
+            raise TypeError(f"alive of a State must be a boolean tensor or None, got {self.alive!r}")
+
+    def members_alive(self, batch: torch.Size, device: torch.device) -> Tensor:
+        """``alive`` as a tensor of the batch's shape (...); raise unless it fits and some member is left."""
+        if self.alive is None:
+            return torch.ones(batch, dtype=torch.bool, device=device)
+        if self.alive.shape != batch:
+            raise ValueError(f"alive of a State must have the batch's shape {tuple(batch)}, got {self.alive.shape}")
+        if not bool(self.alive.any()):
+            raise ValueError(
+                f"no member of the state at t = {self.t:.6g} is left to continue; start from an earlier state, with a "
+                "smaller learning rate or smaller steps"
+            )
+        return self.alive.to(device)
+
+    def at_rest(self) -> State:
+        """The state without its engine's part: values, time, step and position only, as for another method or noise."""
+        return State(self.values, self.t, self.k, self.theta, self.alive)
+
+    def to(self, device: str | torch.device) -> State:
+        """The state with every tensor on ``device``; the generator's state stays on the CPU, as torch keeps it."""
+        held = ("values", "theta", "alive", "history", "workspace")
+        return replace(self, **{name: map_tensors(getattr(self, name), lambda x: x.to(device)) for name in held})
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A nested value (tuples, lists, dicts, dataclasses) with ``function`` applied to every tensor in it."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(part, function) for part in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(part, function) for part in value)
+    if isinstance(value, dict):
+        return {name: map_tensors(part, function) for name, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
+    return value
