@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flows.engines.trajectory import FolderError, writable_folder
+from flows.engines.storage import FolderError, writable_folder
 
 # Okabe and Ito's colours are distinct to colour-blind readers; dashes and markers distinguish the lines in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import sympy
 
-from flows.engines.trajectory import writable_folder
+from flows.engines.storage import writable_folder
 from flows.series import (
     EULER,
     HEAVY_BALL,

@@ -9,7 +9,7 @@ from pathlib import Path
 from flows.comparison.data import ComparisonData
 from flows.comparison.figure import plot_comparison
 from flows.comparison.table import table
-from flows.engines.trajectory import save_tensors, writable_folder
+from flows.engines.storage import save_tensors, writable_folder
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from flows.engines.counting import Resumed, check_theta0
 from flows.engines.integrate import METHODS, integrate
 from flows.engines.solvers import ADAPTIVE, EXPONENTIAL, FIXED
 from flows.engines.stochastic import STOCHASTIC
-from flows.engines.trajectory import Trajectory, writable_folder
+from flows.engines.storage import writable_folder
+from flows.engines.trajectory import Trajectory
 from flows.flow import BranchError, Flow, StochasticFlow, unwrap
 from landscapes import UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flows.descent import Descent
-from flows.engines.trajectory import Status, save_tensors
+from flows.engines.storage import save_tensors
+from flows.engines.trajectory import Status
 from flows.ensembles.blocks import (
     Block,
     Course,

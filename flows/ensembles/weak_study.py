@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flows.descent import Descent
-from flows.engines.trajectory import save_tensors
+from flows.engines.storage import save_tensors
 from flows.ensembles.blocks import Function
 from flows.ensembles.weak import Reference, weak_errors
 from flows.ensembles.weak_figure import plot_weak_orders

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flows.engines.trajectory import writable_folder
+from flows.engines.storage import writable_folder
 from flows.figures import COLOURS, DASHES, MARKERS
 from flows.tables import align
 

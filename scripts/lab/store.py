@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flows import Descent, descend
 from flows.engines.recorder import Observer
-from flows.engines.trajectory import Trajectory, load_tensors, save_tensors, writable_folder
+from flows.engines.storage import load_tensors, save_tensors, writable_folder
+from flows.engines.trajectory import Trajectory
 
 Tensors = dict[str, Tensor]
 

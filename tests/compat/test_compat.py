@@ -17,7 +17,7 @@ import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, Trajectory, compare, descend
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from flows.observers import Loss, TopEigenpairs
 from landscapes import Rosenbrock
 from scripts.lab.store import Store

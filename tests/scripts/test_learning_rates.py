@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.testing import assert_close
 
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from nets import NetworkLandscape, build_network, cross_entropy, load_data
 from nets.architectures.convolutional import VGG
 from scripts.principal_flow import rate_report

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from landscapes.noise import NoiseSpectrum
 from nets import BatchNorm, build_network, limit_examples, load_data, only_classes
 from scripts.noise_spectrum.__main__ import main

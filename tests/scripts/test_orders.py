@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from scripts.lab.models import DESCENTS, FLOWS, NUMBERED, Options, build_entry, descent_by_name, flow_by_name
 from scripts.orders import main
 from tests.scripts.running import parts, says_in_one_line

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, integrate
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from landscapes import TwoQuadratics, from_sympy
 from landscapes.wrappers.gradient_penalties import GradientPenalty
 from scripts.lab.network import NetGround

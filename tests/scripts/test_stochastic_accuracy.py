@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch.testing import assert_close
 
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from nets import load_data
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main

@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, NoisyGradientDescent, NoisyModifiedEquation
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from flows.steady.passage_laws import chain_time, kramers_time, passage_integral, seen_target
 from landscapes import DoubleWell, Quadratic
 from landscapes.noise import IsotropicNoise

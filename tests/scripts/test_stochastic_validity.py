@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, descend
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from flows.ensembles.blocks import block_seed
 from landscapes import Quadratic
 from landscapes.sampling import sampling_of

@@ -24,7 +24,7 @@ from flows import (
     compare,
     integrate,
 )
-from flows.engines.trajectory import FolderError, load_tensors
+from flows.engines.storage import FolderError, load_tensors
 from landscapes import Counted, Quadratic
 from tests.flows.comparison.three import three
 from tests.tensors import f64

@@ -17,7 +17,7 @@ from flows import (
     StochasticGradientDescent,
     StochasticModifiedEquation,
 )
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from flows.ensembles import WeakErrors, weak_errors, weak_order
 from flows.ensembles.weak_ladder import fit_slope
 from flows.steady.second_moments import SecondMoments
