@@ -52,7 +52,7 @@ class Packer:
         self.tensors: list[Tensor] = []
         self._numbers: dict[int, int] = {}
 
-    def pack(self, value: Any, place: str) -> Any:
+    def pack(self, value: Any, place: str) -> Any:  # noqa: PLR0911  # one case for each type
         """A value as JSON; None, booleans, integers and strings are themselves, others a list [kind, ...]."""
         if value is None or type(value) in (bool, int, str):
             return value
@@ -168,9 +168,7 @@ class Unpacker:
         return made
 
 
-READERS = {
-    kind: f"read_{kind}" for kind in ("float", "complex", "bytes", "list", "tuple", "dict", "tensor", "object")
-}
+READERS = {kind: f"read_{kind}" for kind in ("float", "complex", "bytes", "list", "tuple", "dict", "tensor", "object")}
 
 
 def write_float(value: float) -> str:
