@@ -193,7 +193,7 @@ def digest(value: Tensor) -> str:
         return known[2]
     plain = value.detach().resolve_conj().resolve_neg()
     plain = (plain.to_dense() if plain.layout is not torch.strided else plain).cpu().contiguous()
-    found = hashlib.sha256(memoryview(plain.reshape(-1).view(torch.uint8).numpy())).hexdigest()
+    found = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy()).hexdigest()
     if version is not None and value.layout is torch.strided:
         if id(value) not in _digests:
             weakref.finalize(value, _digests.pop, id(value), None)

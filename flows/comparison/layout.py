@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flows.comparison.data import ComparisonData, Row
@@ -107,8 +108,12 @@ def row_of(tensors: Tensors, text: Mapping[str, Any], notes: list[str]) -> Row:
     }
     return Row(
         trajectory=run,
-        **{name: tensors[name] for name in NEEDED},
-        **{name: tensors.get(name) for name in OPTIONAL},
+        errors=tensors["errors"],
+        one_step=tensors["one_step"],
+        integration=tensors["integration"],
+        losses=tensors["losses"],
+        imaginary=tensors.get("imaginary"),
+        mean=tensors.get("mean"),
         outside=text["outside"],
         notes=tuple(check_notes(notes)),
         weak=weak,
@@ -123,17 +128,26 @@ def old_row(tensors: Tensors, text: Mapping[str, Any], i: int, name: str, folder
     notes = tuple(check_notes(text.get("notes", {}).get(name, [])))
     seen = [j for j in range(len(observables)) if f"weak.{j}.mean" in own]
     weak = {observables[j]: WeakError(*(own[f"weak.{j}.{part}"] for part in WEAK)) for j in seen}
-    needed = {part: own[part] for part in NEEDED}
-    if run is None:
-        return Row(None, **needed, notes=notes, weak=weak)
-    theta, clock = run.theta, len(own["losses"])
-    imaginary = None
-    if theta.is_complex():
-        found = theta.imag.abs().amax(dim=-1)
-        imaginary = found.new_full((clock, *found.shape[1:]), float("nan"))
-        imaginary[: len(found)] = found
-    by_runs = theta.ndim - 1 > own["losses"].ndim  # the members of a stochastic flow are its runs
-    return Row(run, **needed, imaginary=imaginary, notes=notes, mean=theta.mean(dim=1) if by_runs else theta, weak=weak)
+    theta = None if run is None else run.theta
+    imaginary = mean = None
+    if theta is not None:
+        # the members of a stochastic flow are its runs
+        mean = theta.mean(dim=1) if theta.ndim - 1 > own["losses"].ndim else theta
+        if theta.is_complex():
+            found = theta.imag.abs().amax(dim=-1)
+            imaginary = torch.full((len(own["losses"]), *found.shape[1:]), torch.nan, dtype=found.dtype)
+            imaginary[: len(found)] = found
+    return Row(
+        trajectory=run,
+        errors=own["errors"],
+        one_step=own["one_step"],
+        integration=own["integration"],
+        losses=own["losses"],
+        imaginary=imaginary,
+        notes=notes,
+        mean=mean,
+        weak=weak,
+    )
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:

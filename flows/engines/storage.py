@@ -47,6 +47,10 @@ class FolderError(ValueError):
     """A folder cannot be written or read; the message names the folder and the cause."""
 
 
+class UnfinishedError(FolderError):
+    """An interrupted save of format 1: the tensors are there, their text is not."""
+
+
 def save_tensors(folder: str | os.PathLike[str], stem: str, tensors: Mapping[str, Tensor], text: dict) -> Path:
     """Write ``stem``.safetensors into ``folder`` (made if needed) and return the folder.
 
@@ -63,16 +67,23 @@ def save_tensors(folder: str | os.PathLike[str], stem: str, tensors: Mapping[str
 
 
 def load_tensors(folder: str | os.PathLike[str], stem: str) -> tuple[dict[str, Tensor], dict]:
-    """Read the file of ``save_tensors``, on the CPU; FolderError names the folder and the fault."""
+    """Read the file of ``save_tensors``, on the CPU; FolderError names the folder and the fault.
+
+    Raises UnfinishedError, a FolderError, if an older version was interrupted while it saved.
+    """
     path = Path(folder)
     try:
         content = read_file(path / f"{stem}.safetensors")
         header = header_of(content)
         if "__metadata__" in header:
             text, formats = json.loads(header["__metadata__"][TEXT]), FORMATS[1:]
-        else:
+        elif os.path.lexists(path / f"{stem}.json"):
             text, formats = json.loads(read_file(path / f"{stem}.json")), FORMATS[:1]
+        else:
+            raise UnfinishedError(f"folder {str(path)!r} holds {stem}.safetensors without its {stem}.json; save again")
         version = text["format"]
+    except UnfinishedError:
+        raise
     except Exception as error:
         raise read_error(path, stem, error) from error
     if type(version) is not int or version not in formats:

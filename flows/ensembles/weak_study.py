@@ -87,8 +87,20 @@ def study_of(tensors: Mapping[str, Tensor], text: Mapping[str, Any]) -> WeakOrde
     numbers = text.get("rungs", [{"paths": text["settings"]["paths"]}] * len(ladder))
     rungs = []
     for i, rung in enumerate(numbers):
-        parts = {part: {name: tensors[f"{i}.{j}.{part}"] for j, name in enumerate(names)} for part in PARTS}
-        rungs.append(WeakErrors(times=tensors[f"{i}.times"], **parts, **rung))
+        found = {part: {name: tensors[f"{i}.{j}.{part}"] for j, name in enumerate(names)} for part in PARTS}
+        rungs.append(
+            WeakErrors(
+                times=tensors[f"{i}.times"],
+                paths=rung["paths"],
+                mean=found["mean"],
+                difference=found["difference"],
+                standard_error=found["standard_error"],
+                integration=found["integration"],
+                integration_error=found["integration_error"],
+                diverged=rung.get("diverged", 0),
+                cost=rung.get("cost", {}),
+            )
+        )
     return WeakOrderStudy(
         name=text["name"],
         ladder=ladder,
