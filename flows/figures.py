@@ -2,13 +2,14 @@ r"""Shared by all figures: colours, dashes and markers of the i-th line, and wri
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from flows.engines.trajectory import FolderError, writable_folder
+from flows.engines.storage import FolderError, replace_file, writable_folder
 
 # Okabe and Ito's colours are distinct to colour-blind readers; dashes and markers distinguish the lines in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -28,12 +29,14 @@ def with_markers(style: Style, length: int) -> Style:
     return {**style, "markevery": max(1, length // 10)}
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) -> Path:
     """Write a figure, as PNG unless the path's ending says otherwise, and return its path. Raises FolderError."""
     target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
     writable_folder(target.parent)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format=target.suffix[1:])
     try:
-        figure.savefig(target, dpi=200)
-    except OSError as error:
-        raise FolderError(f"path {str(target)!r} cannot be written ({error.strerror}); name another one") from error
+        replace_file(target, drawn.getbuffer())
+    except FolderError as error:
+        raise FolderError(f"path {str(target)!r} cannot be written ({error.__cause__}); name another one") from error
     return target

@@ -15,11 +15,13 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from landscapes.autodiff import gradient
+from landscapes.description import describe, describe_object
 from landscapes.errors import (
     NotHolomorphicError,
     SmoothnessWarning,
@@ -72,6 +74,14 @@ class Landscape(ABC):
     def hessian(self, theta: Tensor) -> Tensor:
         """H(θ), shape (..., d, d); d Hessian-vector products if there is no closed form."""
         return self.expand(theta).hessian()
+
+    def description(self) -> dict[str, Any]:
+        """Class and parameters as JSON, for the configuration of a run: by default a dataclass's fields or attributes.
+
+        Large tensors are given by their SHA-256. A class whose attributes do not identify it overrides this, with
+        values from ``landscapes.description.describe``.
+        """
+        return describe_object(self)
 
     def check(self, theta: Tensor) -> Tensor:
         """Return θ; raise unless it is a floating tensor (..., d), complex only if the loss is holomorphic."""
@@ -171,6 +181,11 @@ class Restricted(FiniteSum):
         """f_i(θ) of the kept examples, shape (..., m)."""
         chosen = self.index.to(theta.device)
         return self.parent.losses(theta, chosen if index is None else chosen[check_index(index, self.size)])
+
+
+@describe.register
+def _(value: Landscape) -> dict[str, Any]:
+    return value.description()
 
 
 def warn_smoothness(landscape: Landscape, order: int, who: str) -> None:

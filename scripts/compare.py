@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flows import Descent, Flow, PrincipalFlow, StochasticDescent, compare
 from flows.comparison.result import Comparison, slug
+from flows.engines.storage import write_text
 from landscapes import Landscape
 
 from .lab.command_line import DTYPES, check_device, exit_status_of, parse, use_threads
@@ -141,7 +142,7 @@ def run(settings: CompareSettings) -> None:
         if settings.observers:
             print(f"\n{observe_comparison(result, settings.observers, landscape, choice.h, options, folder)}")
         record = settings_record(settings, choice, flows | {name: descent})
-        (folder / "settings.json").write_text(json.dumps(record, default=str, indent=2) + "\n")
+        write_text(folder / "settings.json", json.dumps(record, default=str, indent=2) + "\n")
         print(f"figure: {result.plot(folder / 'comparison.png')}\n", flush=True)
 
 

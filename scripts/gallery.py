@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from flows import GradientDescent, GradientFlow, descend, integrate
-from flows.engines.trajectory import FolderError, writable_folder
+from flows.engines.storage import FolderError, writable_folder
 from landscapes import LANDSCAPES, Toy
 
 from .lab.starts import gentle_rate

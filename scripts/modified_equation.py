@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import sympy
 
-from flows.engines.trajectory import writable_folder
+from flows.engines.storage import writable_folder, write_text
+from flows.figures import save_figure
 from flows.series import (
     EULER,
     HEAVY_BALL,
@@ -229,13 +230,13 @@ def run(settings: EquationSettings) -> None:
     lines = [title, table(rows), *(f"{name} = {entry}" for name, entry in field.items())]
     formulas = [latex_field(series, aligned=True), latex_landscape(series, aligned=True)]
     print("\n".join([*lines, "", latex_field(series), latex_landscape(series)]))
-    (folder / "table.txt").write_text("\n".join(lines) + "\n")
-    (folder / "equation.tex").write_text("\n\n".join(rf"\[{formula}\]" for formula in formulas) + "\n")
+    write_text(folder / "table.txt", "\n".join(lines) + "\n")
+    write_text(folder / "equation.tex", "\n\n".join(rf"\[{formula}\]" for formula in formulas) + "\n")
     said = {"method": settings.method, "order": settings.order, "loss": settings.loss, "trees": rows, "field": field}
-    (folder / "equation.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "equation.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")
     trees = [t for n in range(1, min(settings.drawn, settings.order) + 1) for t in rooted_trees(n, series.grammar)]
     figure = draw_trees(trees, series)
-    figure.savefig(folder / "figure.png", dpi=200)
+    save_figure(figure, folder / "figure.png")
     print(f"\nin {folder}: table.txt, equation.tex, equation.json, figure.png")
 
 

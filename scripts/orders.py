@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from flows.engines.methods import FIXED
+from flows.engines.storage import write_text
 from flows.orders.figure import plot_orders
 from flows.orders.fit import OrderStudy
 from flows.orders.ladder import (
@@ -293,7 +294,7 @@ def run(settings: OrdersSettings) -> None:
         "configuration": {**configuration(settings), "threads": settings.threads, "torch": torch.__version__},
         "studies": {kind: {name: data_of(study) for name, study in found.items()} for kind, found in results.items()},
     }
-    (store.folder / "orders.json").write_text(json.dumps(said, default=str, indent=2) + "\n")
+    write_text(store.folder / "orders.json", json.dumps(said, default=str, indent=2) + "\n")
     print(f"figure: {plot_orders(list(results.values()), store.folder / 'orders.png')}", flush=True)
 
 

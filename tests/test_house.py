@@ -62,6 +62,7 @@ def test_imports_run_down(path):
 INNER = {
     "landscapes.errors": 0,
     "landscapes.references": 0,
+    "landscapes.description": 0,
     "landscapes.autodiff": 1,
     "landscapes.krylov": 1,
     "landscapes.sampling": 1,

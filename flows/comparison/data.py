@@ -10,6 +10,7 @@ from torch import Tensor
 from flows.comparison.laws import WeakError
 from flows.engines.trajectory import Trajectory
 from landscapes import Landscape
+from landscapes.errors import check_count, check_float_tensor
 
 CUT_SHORT = "interrupted while its errors were measured; missing errors are NaN, and later flows were not run"
 
@@ -53,7 +54,7 @@ class ComparisonData:
     (T, ...) the norm of the mean's standard error, and ``noise_floor`` (T−1, ...) the root mean square distance of one
     step from the full-batch step, h·√tr Cov(g_batch), both None otherwise. If laws were compared, ``observed`` is
     φ → E φ(θ_k) over the runs and its standard error, each (T, ...); ``coupled``: stochastic flows ran along the
-    descent's own mini-batches.
+    descent's own mini-batches. Raises TypeError or ValueError for values that are not along the descent's clock.
     """
 
     name: str
@@ -68,6 +69,22 @@ class ComparisonData:
     landscape: Landscape | None = None
     observed: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     coupled: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("runs", self.runs)
+        if not isinstance(self.name, str) or not isinstance(self.descent, Trajectory):
+            raise TypeError("name must be a string and descent a Trajectory")
+        along = {"mean": self.mean, "descent_losses": self.descent_losses, "standard_error": self.standard_error}
+        along |= {f"observed[{phi!r}]": value for phi, pair in self.observed.items() for value in pair}
+        steps = {"noise_floor": self.noise_floor}
+        for name, row in self.rows.items():
+            for part in ("errors", "integration", "losses", "imaginary"):
+                along[f"{part} of {name}"] = getattr(row, part)
+            along |= {f"weak[{phi!r}] of {name}": x for phi, error in row.weak.items() for x in vars(error).values()}
+            steps[f"one_step of {name}"] = row.one_step
+        last = len(self.descent.times) - 1
+        check_lengths({name: x for name, x in along.items() if x is not None}, last + 1)
+        check_lengths({name: x for name, x in steps.items() if x is not None}, last)
 
     @property
     def times(self) -> Tensor:
@@ -122,3 +139,11 @@ class ComparisonData:
     def has_complex(self) -> bool:
         """Whether a flow ran at complex θ."""
         return any(row.imaginary is not None for row in self.rows.values())
+
+
+def check_lengths(values: Mapping[str, Tensor], length: int) -> None:
+    """Raise unless each value is a floating tensor (length, ...)."""
+    for name, value in values.items():
+        check_float_tensor(name, value)
+        if value.ndim == 0 or len(value) != length:
+            raise ValueError(f"{name} must have shape ({length}, ...), got {tuple(value.shape)}")

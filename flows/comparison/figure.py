@@ -32,8 +32,8 @@ def plot_comparison(comparison: ComparisonData, path: str | os.PathLike[str]) ->
     draw_errors(grid[0, 1], comparison, styles)
     draw_one_step(grid[1, 0], comparison, styles)
     draw_losses(grid[1, 1], comparison, styles)
-    if comparison.landscape is not None and comparison.mean.shape[-1] == 2:
-        draw_paths(grid[0, 0], comparison, comparison.landscape, styles)
+    if comparison.mean.shape[-1] == 2:
+        draw_paths(grid[0, 0], comparison, styles)
     else:
         draw_distances(grid[0, 0], comparison, styles)
     for phi, axes in zip(laws, grid[2:].flat, strict=False):
@@ -131,18 +131,14 @@ def draw_distances(axes: Axes, comparison: ComparisonData, styles: dict[str, Sty
     label(axes, "‖θ − θ₀‖", "distance from the start", "linear")
 
 
-def draw_paths(axes: Axes, comparison: ComparisonData, landscape: Landscape, styles: dict[str, Style]) -> None:
-    """Contours of the loss with the paths; the window follows the descent, not a flow that leaves it."""
+def draw_paths(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]) -> None:
+    """The paths, over contours if the landscape is known; the window follows the descent, not a flow that leaves it."""
     points = comparison.mean.detach().cpu().double().reshape(-1, 2)
     low, high = points.amin(dim=0), points.amax(dim=0)
     centre, half = (low + high) / 2, 0.65 * (high - low).clamp(min=0.25 * float((high - low).max()) + 1e-6)
     x, y = (np.linspace(float(centre[i] - half[i]), float(centre[i] + half[i]), 161) for i in (0, 1))
-    mesh = torch.tensor(np.stack(np.meshgrid(x, y), axis=-1)).to(comparison.mean)
-    with torch.no_grad():
-        heights = landscape.loss(mesh).cpu().double().numpy()
-    levels = contour_levels(heights)
-    if len(levels):
-        axes.contour(x, y, heights, levels=levels, colors="0.75", linewidths=0.6)
+    if comparison.landscape is not None:
+        draw_contours(axes, comparison.landscape, x, y, comparison.mean)
     for name, row in comparison.rows.items():
         if row.mean is not None:
             theta = row.mean.detach().cpu()
@@ -150,6 +146,16 @@ def draw_paths(axes: Axes, comparison: ComparisonData, landscape: Landscape, sty
     draw_path(axes, comparison.mean.detach().cpu(), DESCENT)
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel="θ₁", ylabel="θ₂")
     axes.set_title("paths at t = k·h (real part)" if comparison.has_complex else "paths at t = k·h", fontsize="medium")
+
+
+def draw_contours(axes: Axes, landscape: Landscape, x: np.ndarray, y: np.ndarray, like: Tensor) -> None:
+    """Contours of the loss on the grid of x and y, evaluated in the dtype and on the device of ``like``."""
+    mesh = torch.tensor(np.stack(np.meshgrid(x, y), axis=-1)).to(like)
+    with torch.no_grad():
+        heights = landscape.loss(mesh).cpu().double().numpy()
+    levels = contour_levels(heights)
+    if len(levels):
+        axes.contour(x, y, heights, levels=levels, colors="0.75", linewidths=0.6)
 
 
 def draw_path(axes: Axes, theta: Tensor, look: Style) -> None:

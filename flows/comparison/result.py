@@ -8,8 +8,10 @@ from pathlib import Path
 
 from flows.comparison.data import ComparisonData
 from flows.comparison.figure import plot_comparison
+from flows.comparison.layout import data_of, parts_of_comparison, slug
 from flows.comparison.table import table
-from flows.engines.trajectory import save_tensors, writable_folder
+from flows.engines.locks import FolderLock
+from flows.engines.storage import load_tensors, read_error, save_tensors, write_text
 
 
 @dataclass(frozen=True)
@@ -31,37 +33,27 @@ class Comparison(ComparisonData):
         return plot_comparison(self, path)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write trajectories, errors, settings and the table into ``folder``. Raises FolderError."""
-        path = writable_folder(folder)
-        tensors = {"times": self.times, "mean": self.mean, "descent.losses": self.descent_losses}
-        tensors |= {} if self.standard_error is None else {"standard_error": self.standard_error}
-        tensors |= {} if self.noise_floor is None else {"noise_floor": self.noise_floor}
-        for i, row in enumerate(self.rows.values()):
-            parts = {
-                "errors": row.errors,
-                "one_step": row.one_step,
-                "integration": row.integration,
-                "losses": row.losses,
-            }
-            tensors |= {f"flow.{i}.{name}": tensor for name, tensor in parts.items()}
-            tensors |= {
-                f"flow.{i}.weak.{j}.{n}": x for j, e in enumerate(row.weak.values()) for n, x in vars(e).items()
-            }
-        for j, (mean, error) in enumerate(self.observed.values()):
-            tensors |= {f"observed.{j}.mean": mean, f"observed.{j}.standard_error": error}
-        self.descent.save(path / slug(self.name))
-        for name, row in self.rows.items():
-            if row.trajectory is not None:
-                row.trajectory.save(path / slug(name))
-        text = {"descent": self.name, "flows": list(self.rows), "runs": self.runs, "settings": dict(self.settings)}
-        text |= {"observables": list(self.observed), "coupled": self.coupled}
-        notes = {name: list(row.notes) for name, row in self.rows.items()}
-        save_tensors(path, "comparison", tensors, {**text, "notes": notes})
-        (path / "table.txt").write_text(str(self) + "\n")
+        """Write all but the landscape into ``folder``/comparison.safetensors, and return the folder.
+
+        Beside it, to be read alone: the table, and each trajectory in a folder of its own. Raises FolderError.
+        """
+        with FolderLock(folder) as lock:
+            path = save_tensors(lock.folder, "comparison", *parts_of_comparison(self))
+            write_text(path / "table.txt", str(self) + "\n")
+            self.descent.save(path / slug(self.name))
+            for name, row in self.rows.items():
+                if row.trajectory is not None:
+                    row.trajectory.save(path / slug(name))
         return path
 
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Comparison:
+        """Read a comparison that ``save`` wrote, on the CPU and without its landscape. Raises FolderError."""
+        tensors, text = load_tensors(folder, "comparison")
+        try:
+            return cls(**data_of(tensors, text, Path(folder)))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise read_error(Path(folder), "comparison", error) from error
 
-def slug(name: str) -> str:
-    """A name as a folder: letters and digits, joined by dashes."""
-    words = "".join(c if c.isalnum() else " " for c in name).split()
-    return "-".join(words).lower() or "flow"
+
+__all__ = ["Comparison", "slug"]

@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,10 +33,11 @@ from flows.comparison.stochastic_rows import Drive, drive_of, stochastic_row
 from flows.descent import Descent, StochasticDescent
 from flows.engines.counting import check_theta0
 from flows.engines.integrate import integrate
+from flows.engines.locks import FolderLock
 from flows.engines.methods import ADAPTIVE, DETERMINISTIC, EXPONENTIAL, FIXED, METHODS
 from flows.engines.state import State
 from flows.engines.stochastic import STOCHASTIC
-from flows.engines.trajectory import Trajectory, writable_folder
+from flows.engines.trajectory import Trajectory
 from flows.flow import BranchError, Flow, StochasticFlow, unwrap
 from landscapes import UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive
@@ -89,7 +89,7 @@ def compare(
     settings = settings_of(method, rtol, atol, dt, noisy=any(noisy))
     drive = drive_of(named, descent, theta0, steps, method=method, dt=dt, seed=seed, runs=runs, coupled=coupled)
     check_observables(observables, descent.landscape, theta0)
-    store = None if folder is None else writable_folder(folder)
+    store = None if folder is None else FolderLock(folder)  # until the comparison ends
     reference = Reference(descent, theta0, steps, runs, seed, progress, mean_steps=not all(noisy))
     run = reference.run
     if len(run.times) < 2:
@@ -224,10 +224,10 @@ def unique_name(name: str, taken: Mapping[str, object]) -> str:
     return name
 
 
-def keep(store: Path | None, name: str, run: Trajectory) -> None:
+def keep(store: FolderLock | None, name: str, run: Trajectory) -> None:
     """Save a finished trajectory if a folder was given."""
     if store is not None:
-        run.save(store / slug(name))
+        run.save(store.folder / slug(name))
 
 
 def tighten(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flows.descent import Descent
+from flows.engines.configuration import Configuration
 from flows.engines.counting import all_finite, check_theta0, count_calls, curvature_sentence, finite_members
 from flows.engines.recorder import AnyObserver, Recorder
 from flows.engines.state import State
@@ -55,7 +56,8 @@ def descend(
         with tqdm(total=steps, unit="step", desc=type(descent).__name__, disable=not progress) as bar:
             status = run.take(steps, bar)
     cost = {"steps": run.taken, **counts}
-    return recorder.trajectory(status, run.alive, cost, (), end=run.state())
+    given = Configuration(descent, theta0=start.theta, steps=steps, seed=start.seed, every=every, keep=keep)
+    return recorder.trajectory(status, run.alive, cost, (), end=run.state(), configuration=given)
 
 
 def starting_state(descent: Descent, start: Tensor | State, seed: int | None) -> State:

@@ -79,6 +79,15 @@ class Crossings:
     states: Tensor
     members: Tensor
 
+    def __post_init__(self) -> None:
+        n = len(self.times)
+        shapes = (self.times.ndim, self.states.ndim, self.members.ndim)
+        if shapes != (1, 2, 2) or len(self.states) != n or len(self.members) != n or self.members.dtype != torch.int64:
+            raise ValueError(
+                "times, states and members of Crossings must have shapes (n,), (n, s) and (n, b), got "
+                f"{tuple(self.times.shape)}, {tuple(self.states.shape)} and {tuple(self.members.shape)}"
+            )
+
 
 def check_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:
     """The events as a tuple; raise unless all are Events with different names."""

@@ -2,19 +2,20 @@ r"""Fixed-step methods of torchdiffeq, streamed: every state on the grid is seen
 
 torchdiffeq returns states only when it succeeds, so that they are taken from its step callback. The grid is
 origin + i·dt, with the output times in place of the grid points that they lie on. A run that continues on the same grid
-takes the same steps. Adams methods need the velocities of the steps before; ``AdamsWatch`` gives them back.
+takes the same steps. Adams methods need the velocities of the steps before; ``AdamsWatch`` hands them over.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torchdiffeq import odeint
+from torchdiffeq._impl.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
 
 from flows.engines.counting import all_finite, finite_members
 from flows.engines.field import Field, Stop, clock, stop_of
@@ -87,51 +88,35 @@ class FixedWatch:
 
     def solve(self, grid: Tensor, method: str, arguments: Mapping[str, Any]) -> None:
         """Step along the grid (n,), which begins at the current state."""
-        options = {"grid_constructor": lambda f, y, t: grid, **arguments.get("options", {})}
-        ends = grid[[0, -1]]
-        self.see(odeint(self, self.state, ends, method=method, **{**arguments, "options": options})[-1])
+        options = {"grid_constructor": lambda f, y, t: grid}
+        self.see(odeint(self, self.state, grid[[0, -1]], method=method, options=options, **arguments)[-1])
 
 
 class AdamsWatch(FixedWatch):
-    r"""A ``FixedWatch`` that remembers the velocities at the last grid points, and begins from those of a state.
+    """A ``FixedWatch`` that hands its solver the velocities at the grid points before, latest first.
 
-    torchdiffeq's solver fills its own memory as it steps. To continue a run, it is taken over the grid points before
-    the start once more, where each velocity is the remembered one, without an evaluation, and the state at the start is
-    put in place of the meaningless one that those steps end with.
+    ``odeint`` has no way to them: the solver is torchdiffeq's own class, which ``odeint`` would make.
     """
 
     def __init__(self, field: Field, start: Reached, report: Report):
         super().__init__(field, start, report)
-        self._start = start.state
-        self._repeat = list(start.history)  # the velocities to give back, latest first
-        self._left = len(self._repeat) + 1  # grid points up to the start, the start included
-        self._at_grid_point = False
-        self.history = start.history
+        self._velocities = deque(start.history)
 
-    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
-        """The field at (t, state), or the velocity remembered for the current grid point."""
-        if self._left > 0:
-            return self._repeat[self._left - 1]
-        velocity = self.field(t, state)
-        if self._at_grid_point:
-            self.history = (velocity, *self.history[: ADAMS_ORDER - 3])
-            self._at_grid_point = False
-        return velocity
+    @property
+    def history(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """The velocities that the solver remembers."""
+        return tuple(self._velocities)
 
-    def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
-        """Before each step; at the start, its own state replaces the one that the repeated steps led to."""
-        self._left -= 1
-        if self._left > 0:
-            return
-        if self._left == 0 and self._repeat:
-            y0.copy_(self._start)
-        self._at_grid_point = True
-        super().callback_step(t0, y0, dt)
+    def __call__(self, t: Tensor, state: Tensor, perturb: object = None) -> Tensor:
+        """The field at (t, state), the time in the state's precision as ``odeint`` gives it."""
+        return self.field(t.to(state.abs().dtype), state)
 
     def solve(self, grid: Tensor, method: str, arguments: Mapping[str, Any]) -> None:
-        n = len(self._repeat)
-        before = grid[0] - (grid[1] - grid[0]) * torch.arange(n, 0, -1).to(grid)
-        super().solve(torch.cat([before, grid]), method, arguments)
+        kind = AdamsBashforth if method == "explicit_adams" else AdamsBashforthMoulton
+        solver = kind(func=self, y0=self.state, grid_constructor=lambda f, y, t: grid, **arguments)
+        solver.prev_f.extend(self._velocities)
+        self._velocities = solver.prev_f
+        self.see(solver.integrate(grid[[0, -1]])[-1])
 
 
 class Fixed(Method):
@@ -200,4 +185,4 @@ class Adams(Fixed):
         return self.with_tolerances(self.with_dt(options), state)
 
     def arguments(self, options: Options) -> dict[str, Any]:
-        return {"rtol": options.rtol, "atol": options.atol, "options": {"max_order": ADAMS_ORDER}}
+        return {"rtol": options.rtol, "atol": options.atol, "max_order": ADAMS_ORDER}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flows.engines.configuration import Configuration
 from flows.engines.counting import check_theta0, count_calls, curvature_sentence, finite_members
 from flows.engines.events import Event, EventWatch, check_events
 from flows.engines.field import Field, Stop, WorkspaceField
@@ -92,9 +93,9 @@ def integrate(
     with torch.no_grad(), collect_flags() as flags:
         model, counts = count_calls(flow)
         start = starting_state(model, theta0, outputs[0])
-        given = Options(rtol, atol, dt, first_step, max_steps, step_origin(start, dt, seed, path))
+        asked = Options(rtol, atol, dt, first_step, max_steps, step_origin(start, dt, seed, path))
         solver = method_of(flow, method)
-        options = solver.check(check_noise_options(flow, given), model, start.values)
+        options = solver.check(check_noise_options(flow, asked), model, start.values)
         field = make_field(model, start, solver, options, outputs, seed, path)  # raises before an observer is called
         watch = event_watch(check_events(events), solver, start)
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
@@ -103,7 +104,9 @@ def integrate(
     notes = [f"{sentence} ({count} evaluations)" for sentence, count in flags.items()]
     cost = {"evaluations": run.field.evaluations, **counts}
     crossings = {} if watch is None else watch.crossings(run.alive.shape)
-    return recorder.trajectory(status, run.alive, cost, notes, end=run.state(), events=crossings)
+    settings = {"method": solver.name, **vars(options), "seed": field.seed, "path": path, "every": every, "keep": keep}
+    given = Configuration(flow, theta0=start.values, times=outputs, **settings)
+    return recorder.trajectory(status, run.alive, cost, notes, end=run.state(), events=crossings, configuration=given)
 
 
 def starting_state(flow: Flow, start: Tensor | State, t: float) -> State:

@@ -2,13 +2,18 @@ r"""``State``: where a run stands, all that an engine needs to continue it; what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flows.engines.locks import FolderLock
+from flows.engines.packing import pack, unpack
+from flows.engines.storage import load_tensors, read_error, save_tensors
 from landscapes.errors import check_count, check_float_tensor, check_real, check_seed
 
 
@@ -71,10 +76,41 @@ class State:
         """The state without its engine's part: values, time, step and position only, as for another method or noise."""
         return State(self.values, self.t, self.k, self.theta, self.alive)
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the state into ``folder`` and return it. Raises FolderError, and UnsupportedError for a descent's state
+        of types that cannot be saved."""
+        structure, tensors = parts_of_state(self)
+        with FolderLock(folder):
+            return save_tensors(folder, "end", tensors, {"end": structure})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> State:
+        """Read a state that ``save`` wrote, on the CPU. Raises FolderError."""
+        tensors, text = load_tensors(folder, "end")
+        try:
+            return state_of(tensors, text["end"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise read_error(Path(folder), "end", error) from error
+
     def to(self, device: str | torch.device) -> State:
         """The state with every tensor on ``device``; the generator's state stays on the CPU, as torch keeps it."""
         held = ("values", "theta", "alive", "history", "workspace")
         return replace(self, **{name: map_tensors(getattr(self, name), lambda x: x.to(device)) for name in held})
+
+
+def parts_of_state(state: State) -> tuple[Any, dict[str, Tensor]]:
+    """A state as JSON and named tensors. Raises UnsupportedError naming the place of values that cannot be saved."""
+    structure, tensors = pack(vars(state))
+    return structure, {f"end.{i}": tensor for i, tensor in enumerate(tensors)}
+
+
+def state_of(tensors: Mapping[str, Tensor], structure: Any) -> State:
+    """The state of ``parts_of_state``. Raises FolderError, TypeError or ValueError for parts that are none."""
+    count = sum(name.startswith("end.") for name in tensors)
+    values = unpack(structure, [tensors[f"end.{i}"] for i in range(count)])
+    if not isinstance(values, dict):
+        raise TypeError(f"a state must have fields, got {type(values).__name__}")
+    return State(**values)
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

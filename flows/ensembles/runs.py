@@ -17,7 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flows.descent import Descent
-from flows.engines.trajectory import Status, save_tensors
+from flows.engines.configuration import Configuration, as_json
+from flows.engines.locks import FolderLock
+from flows.engines.packing import pack, unpack
+from flows.engines.storage import FolderError, load_tensors, read_error, save_tensors, write_text
+from flows.engines.trajectory import Status, check_costs, check_mapping, check_notes, check_times
 from flows.ensembles.blocks import (
     Block,
     Course,
@@ -76,7 +80,8 @@ class Ensemble:
     diverged paths; they remain in all statistics, frozen at their last finite position, so that means are not over
     survivors only. ``cost``: summed over the blocks, without observables. ``status``: finished, diverged (all paths had
     diverged at some time, ``times`` ends before it) or interrupted (some paths are missing, more of them at later
-    times: ``counts``).
+    times: ``counts``). ``configuration``: JSON values that identify the run. Raises TypeError or ValueError naming the
+    field that is not of this form.
     """
 
     times: Tensor
@@ -86,6 +91,22 @@ class Ensemble:
     status: Status
     cost: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_times("times", self.times)
+        check_count("paths", self.paths)
+        check_mapping("statistics", self.statistics)
+        for name, rows in self.statistics.items():
+            if len(rows) != len(self.times) or not all(isinstance(s, Statistic) for row in rows for s in row):
+                raise ValueError(f"statistics[{name!r}] must be a tuple of Statistics for each of the times")
+        if not isinstance(self.diverged, Tensor) or self.diverged.dtype != torch.int64:
+            raise TypeError(f"diverged must be a tensor of torch.int64, got {self.diverged!r}")
+        if not isinstance(self.status, Status):
+            raise TypeError(f"status must be a Status, got {self.status!r}")
+        check_costs("cost", self.cost)
+        check_notes(self.notes)
+        check_mapping("configuration", self.configuration)
 
     @property
     def counts(self) -> Tensor:
@@ -137,24 +158,29 @@ class Ensemble:
         return table(self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write means, covariances, quantiles and histograms with their errors into ``folder``. Raises FolderError."""
-        tensors: dict[str, Tensor] = {"times": self.times, "counts": self.counts, "diverged": self.diverged}
-        parts = {name: getattr(self, name) for name in SAVED}
-        for i, name in enumerate(self.statistics):
-            tensors |= {f"{i}.{part}": values[name] for part, values in parts.items()}
-            if name in self.quantiles:
-                low, high = self.quantile_intervals()[name]
-                tensors |= {f"{i}.quantiles": self.quantiles[name], f"{i}.quantiles.low": low}
-                tensors[f"{i}.quantiles.high"] = high
-            if name in self.histograms:
-                rows = self.histograms[name]
-                tensors |= {f"{i}.edges": rows[0].bounds, f"{i}.tallies": stack([h.seen for h in rows])}
-        text: dict[str, Any] = {"observables": list(self.statistics), "paths": self.paths, "cost": dict(self.cost)}
-        text |= {"status": str(self.status), "sentence": self.status.sentence, "notes": list(self.notes)}
-        text["probabilities"] = {name: list(rows[0].probabilities) for name, rows in self.series(Quantiles).items()}
-        path = save_tensors(folder, "ensemble", tensors, text)
-        (path / "table.txt").write_text(str(self) + "\n")
+        """Write the ensemble into ``folder``/ensemble.safetensors, beside it the table, and return the folder.
+
+        The file holds every statistic whole, and means, covariances, quantiles and histograms with their errors by
+        name. Raises FolderError, and UnsupportedError for a statistic that is no dataclass of a module.
+        """
+        with FolderLock(folder) as lock:
+            path = save_tensors(lock.folder, "ensemble", *parts_of_ensemble(self))
+            write_text(path / "table.txt", str(self) + "\n")
         return path
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Ensemble:
+        """Read an ensemble that ``save`` wrote, on the CPU. Raises FolderError; saves of format 1 lack statistics."""
+        tensors, text = load_tensors(folder, "ensemble")
+        if text["format"] == 1:
+            raise FolderError(
+                f"folder {str(folder)!r} holds an ensemble of format 1, which has means and errors without the "
+                'statistics; read its tensors with load_tensors(folder, "ensemble")'
+            )
+        try:
+            return ensemble_of(tensors, text)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise read_error(Path(folder), "ensemble", error) from error
 
     def _of_moments(self, read: Callable[[Moments], Tensor]) -> dict[str, Tensor]:
         return {name: stack([read(m) for m in rows]) for name, rows in self.series(Moments).items()}
@@ -162,6 +188,42 @@ class Ensemble:
 
 SHOWN = 4  # notes in a table, as an ensemble of many blocks has many
 SAVED = ("mean", "standard_error", "covariance", "covariance_error")
+
+
+def parts_of_ensemble(found: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An ensemble as named tensors and JSON: results by name, and the statistics whole."""
+    tensors: dict[str, Tensor] = {"times": found.times, "counts": found.counts, "diverged": found.diverged}
+    parts = {name: getattr(found, name) for name in SAVED}
+    quantiles, intervals, histograms = found.quantiles, found.quantile_intervals(), found.histograms
+    for i, name in enumerate(found.statistics):
+        tensors |= {f"{i}.{part}": values[name] for part, values in parts.items()}
+        if name in quantiles:
+            low, high = intervals[name]
+            tensors |= {f"{i}.quantiles": quantiles[name], f"{i}.quantiles.low": low, f"{i}.quantiles.high": high}
+        if name in histograms:
+            rows = histograms[name]
+            tensors |= {f"{i}.edges": rows[0].bounds, f"{i}.tallies": stack([h.seen for h in rows])}
+    states, packed = pack({name: list(rows) for name, rows in found.statistics.items()}, "statistics")
+    tensors |= {f"statistic.{j}": tensor for j, tensor in enumerate(packed)}
+    text: dict[str, Any] = {"observables": list(found.statistics), "paths": found.paths, "cost": dict(found.cost)}
+    text |= {"status": str(found.status), "sentence": found.status.sentence, "notes": list(found.notes)}
+    text["probabilities"] = {name: list(rows[0].probabilities) for name, rows in found.series(Quantiles).items()}
+    return tensors, text | {"statistics": states, "configuration": as_json(found.configuration)}
+
+
+def ensemble_of(tensors: Mapping[str, Tensor], text: Mapping[str, Any]) -> Ensemble:
+    """The ensemble of ``parts_of_ensemble``. Raises FolderError, KeyError, TypeError or ValueError for other parts."""
+    packed = [tensors[f"statistic.{j}"] for j in range(sum(name.startswith("statistic.") for name in tensors))]
+    return Ensemble(
+        times=tensors["times"],
+        paths=text["paths"],
+        statistics=unpack(text["statistics"], packed),
+        diverged=tensors["diverged"],
+        status=Status(text["status"], text["sentence"]),
+        cost=text["cost"],
+        notes=tuple(check_notes(text["notes"])),
+        configuration=text["configuration"],
+    )
 
 
 def ensemble(
@@ -201,7 +263,9 @@ def ensemble(
             if not run.take(part, block_seed(seed, part.number)):
                 break
             bar.update(part.paths)
-    return run.result(paths)
+    settings = {"dt": dt, "method": method, "every": every, "paths": paths, "seed": seed, "block": size}
+    outputs = {"times_or_steps": times_or_steps, "observables": dict(observables)}
+    return run.result(paths, Configuration(model, theta0=theta0, **outputs, **settings))
 
 
 def observable_of(observable: Function | Observable) -> Observable:
@@ -242,14 +306,15 @@ class EnsembleRun:
             values = evaluate(name, observable, theta)
             self._rows[name][j] = tuple(statistic.add(values) for statistic in self._rows[name][j])
 
-    def result(self, paths: int) -> Ensemble:
+    def result(self, paths: int, configuration: Mapping[str, Any]) -> Ensemble:
         """The ensemble up to the last time that any path reached."""
         if not self._clock:
             raise KeyboardInterrupt
         rows = {name: series[: len(self._clock)] for name, series in self._rows.items()}
         times = torch.tensor(self._clock, dtype=torch.float64)
         status = self._status(paths)
-        return Ensemble(times, self._paths, rows, self._diverged, status, self._cost, tuple(self._notes))
+        notes = tuple(self._notes)
+        return Ensemble(times, self._paths, rows, self._diverged, status, self._cost, notes, configuration)
 
     def _status(self, paths: int) -> Status:
         end, worst = self._clock[-1], int(self._diverged.max())

@@ -24,6 +24,7 @@ from flows.comparison.stochastic_rows import check_coupled, check_shared
 from flows.descent import Descent
 from flows.descents.noisy import NoisyGradientDescent
 from flows.engines.noise_paths import NoisePath, minibatch_path
+from flows.engines.trajectory import check_costs, check_times
 from flows.ensembles.blocks import (
     Block,
     Course,
@@ -39,7 +40,7 @@ from flows.ensembles.statistics import CONFIDENCE, Moments, check_confidence
 from flows.flow import StochasticFlow, unwrap
 from flows.models.stochastic import NoisyModifiedEquation
 from landscapes import UnsupportedError
-from landscapes.errors import check_count, check_seed
+from landscapes.errors import check_count, check_float_tensor, check_seed
 
 Reference = Mapping[str, Tensor]
 
@@ -68,7 +69,8 @@ class WeakErrors:
     ``times`` (T,); each of the others maps observable → (T, ..., q): ``mean``, E φ(X); ``difference``, E φ(X) − E φ(θ);
     ``standard_error`` of the difference; ``integration``, an estimate of the difference's integration error, and its
     standard error ``integration_error``. ``diverged``: the number of diverged runs, of three per path and the
-    descent's; they are included in every mean with their last finite position. ``cost`` of all runs.
+    descent's; they are included in every mean with their last finite position. ``cost`` of all runs. Raises TypeError
+    or ValueError for values that are not along the times.
     """
 
     times: Tensor
@@ -80,6 +82,16 @@ class WeakErrors:
     integration_error: Mapping[str, Tensor]
     diverged: int = 0
     cost: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_times("times", self.times)
+        check_count("paths", self.paths)
+        check_count("diverged", self.diverged, minimum=0)
+        check_costs("cost", self.cost)
+        for part in (self.mean, self.difference, self.standard_error, self.integration, self.integration_error):
+            for name, values in part.items():
+                if len(check_float_tensor(name, values)) != len(self.times):
+                    raise ValueError(f"values of {name!r} must be {len(self.times)}, got {tuple(values.shape)}")
 
     def largest(self, name: str, confidence: float = CONFIDENCE) -> Largest:
         """sup_k |E φ(X_{kh}) − E φ(θ_k)| of one observable, without the start, where both are at θ0."""

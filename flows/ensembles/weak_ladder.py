@@ -34,7 +34,10 @@ class WeakOrder:
 
 @dataclass(frozen=True)
 class WeakLadder:
-    """Weak errors along a decreasing ladder of h."""
+    """Weak errors along a decreasing ladder of h; ``configuration``: JSON values that identify the study.
+
+    Raises ValueError unless there is a rung for each h.
+    """
 
     name: str
     ladder: tuple[float, ...]
@@ -42,6 +45,11 @@ class WeakLadder:
     observables: tuple[str, ...]
     confidence: float = CONFIDENCE
     settings: Mapping[str, object] = field(default_factory=dict)
+    configuration: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.rungs) != len(self.ladder) or not self.rungs:
+            raise ValueError(f"rungs must be one for each of the {len(self.ladder)} h, got {len(self.rungs)}")
 
     def largest(self, name: str) -> list[Largest]:
         """The largest weak error of an observable at every rung."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flows.engines.recorder import LandscapeObserver
-from flows.engines.trajectory import save_tensors, writable_folder
+from flows.engines.storage import save_tensors, writable_folder
 from landscapes import Landscape
 
 

@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flows.engines.trajectory import writable_folder
-from flows.figures import COLOURS, DASHES, MARKERS
+from flows.figures import COLOURS, DASHES, MARKERS, save_figure
 from flows.tables import align
 
 from .command_line import DTYPES, check_device, use_threads
@@ -69,9 +68,7 @@ class Common:
     def draw(self, store: Store, figure: Figure) -> None:
         """Write the figure to the result folder and, if given, to the path of --figure."""
         for path in [store.folder / "figure.png", *([] if self.figure is None else [self.figure])]:
-            writable_folder(path.parent)
-            figure.savefig(path, dpi=160)
-            print(f"figure: {path}", flush=True)
+            print(f"figure: {save_figure(figure, path, dpi=160)}", flush=True)
 
 
 def model_style(model: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from flows.comparison.result import Comparison, slug
 from flows.engines.recorder import Observer, Recorder
 from flows.engines.state import State
-from flows.engines.trajectory import Trajectory, save_tensors
+from flows.engines.storage import save_tensors
+from flows.engines.trajectory import Trajectory
 from flows.observers import (
     Drift,
     GradientCurvature,

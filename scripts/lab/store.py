@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,38 +13,79 @@ import torch
 from torch import Tensor
 
 from flows import Descent, descend
+from flows.engines.configuration import versions
+from flows.engines.locks import FolderLock
 from flows.engines.recorder import Observer
-from flows.engines.trajectory import Trajectory, load_tensors, save_tensors, writable_folder
+from flows.engines.storage import (
+    FolderError,
+    UnfinishedError,
+    load_tensors,
+    read_file,
+    save_tensors,
+    write_text,
+)
+from flows.engines.trajectory import Trajectory
 
 Tensors = dict[str, Tensor]
+VERSIONS = "versions"  # the entry of configuration.json that is no setting
+
+
+class VersionWarning(UserWarning):
+    """A folder's results were computed by another version of thalweg."""
 
 
 class Store:
-    r"""A folder of named parts, made with one configuration (configuration.json).
+    r"""A folder of named parts, made with one configuration (configuration.json), locked for the life of the object.
 
-    Raises ValueError if the folder holds results of another configuration.
+    Raises FolderError if the folder holds results of another configuration or is being written by another process.
+    Warns if they are of another version of thalweg; then ``part`` reads and does not compute.
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any]):
-        self.folder = writable_folder(folder)
+        self._lock = FolderLock(folder)
+        self.folder = self._lock.folder
+        self._other_version: str | None = None
         settings = json.loads(json.dumps(dict(configuration), default=str))
         file = self.folder / "configuration.json"
         if file.exists():
-            before = json.loads(file.read_text())
-            other = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
-            if other:
-                raise ValueError(
-                    f"--out {str(folder)!r} holds results made with other {', '.join(sorted(other))}; "
-                    "name another folder, or remove it"
-                )
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(settings, indent=2) + "\n")
-        part.replace(file)  # a rename is atomic: an interruption leaves no incomplete file
+            self._check(read_configuration(file), settings)
+        else:
+            write_text(file, json.dumps({**settings, VERSIONS: versions()}, indent=2) + "\n")
+
+    def _check(self, before: dict[str, Any], settings: Mapping[str, Any]) -> None:
+        recorded = before.pop(VERSIONS, {}).get("thalweg", "an older version")
+        other = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
+        if other:
+            raise FolderError(
+                f"--out {str(self.folder)!r} holds results made with other {', '.join(sorted(other))}; "
+                "name another folder, or remove it"
+            )
+        if recorded != versions()["thalweg"]:
+            self._other_version = recorded
+            warnings.warn(
+                f"--out {str(self.folder)!r} holds results of thalweg {recorded}, this is {versions()['thalweg']}",
+                VersionWarning,
+                stacklevel=4,
+            )
 
     def part(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
-        """The part of that name, read from disk if present, else computed and written."""
-        if (self.folder / f"{name}.json").exists():
-            return load_tensors(self.folder, name)[0]
+        """The part of that name, read from disk if present, else computed and written.
+
+        Raises FolderError for a damaged part, and if one has to be computed beside those of another version.
+        """
+        file = self.folder / f"{name}.safetensors"
+        if os.path.lexists(file):
+            try:
+                return load_tensors(self.folder, name)[0]
+            except UnfinishedError:
+                pass
+            except FolderError as error:
+                raise FolderError(f"{str(file)!r} is damaged; remove it to compute it again ({error})") from error
+        if self._other_version is not None:
+            raise FolderError(
+                f"--out {str(self.folder)!r} lacks {name}, and holds results of thalweg {self._other_version}, this is "
+                f"{versions()['thalweg']}; name another folder, or go on with that version"
+            )
         tensors = compute()
         save_tensors(self.folder, name, tensors, {})
         return tensors
@@ -50,7 +93,18 @@ class Store:
     def table(self, text: str) -> None:
         """Print a table and write it to table.txt in the folder."""
         print(text, flush=True)
-        (self.folder / "table.txt").write_text(text + "\n")
+        write_text(self.folder / "table.txt", text + "\n")
+
+
+def read_configuration(file: Path) -> dict[str, Any]:
+    """The object of a configuration.json. Raises FolderError for a file that holds none."""
+    try:
+        found = json.loads(read_file(file))
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{str(file)!r} cannot be read ({error}); name another folder, or remove this one") from error
+    if not isinstance(found, dict):
+        raise FolderError(f"{str(file)!r} holds no JSON object; name another folder, or remove this one")
+    return found
 
 
 def check_uninterrupted(run: Trajectory) -> Trajectory:

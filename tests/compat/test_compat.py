@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flows import GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, Trajectory, compare, descend
-from flows.engines.trajectory import load_tensors
+from flows import GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow, Trajectory, compare, descend, integrate
+from flows.comparison import Comparison
+from flows.engines.storage import load_tensors
 from flows.observers import Loss, TopEigenpairs
-from landscapes import Rosenbrock
+from landscapes import Quadratic, Rosenbrock
 from scripts.lab.store import Store
 from scripts.stochastic.__main__ import main
 
@@ -156,7 +157,8 @@ def test_a_saved_comparison_is_read_and_is_what_compare_saves_now(tmp_path):
     }
     compare(GradientDescent(valley, h), flows, theta0, 20, rtol=1e-8).save(tmp_path)
     (saved, text), (now, text_now) = (load_tensors(place, "comparison") for place in (folder, tmp_path))
-    assert text.items() <= text_now.items()
+    form = {"format", "complex"}  # of the file, not of the comparison
+    assert {key: value for key, value in text.items() if key not in form}.items() <= text_now.items()
     assert saved.keys() <= now.keys()
     # errors at a tolerance of 1e-8, of steps that rounding may place elsewhere
     assert_close(saved, {key: now[key] for key in saved}, rtol=1e-5, atol=1e-8, equal_nan=True)
@@ -164,6 +166,39 @@ def test_a_saved_comparison_is_read_and_is_what_compare_saves_now(tmp_path):
         before, after = Trajectory.load(folder / name), Trajectory.load(tmp_path / name)
         assert_close(before.theta, after.theta, rtol=1e-6, atol=1e-7)
         assert before.status == after.status
+
+
+def test_folders_of_format_1_load_for_ever(tmp_path):
+    shutil.copytree(HERE / "format1", tmp_path / "format1")
+    folder = tmp_path / "format1"
+    valley, quadratic = Rosenbrock(b=5.0), Quadratic(torch.diag(torch.tensor([2.0, 0.02], dtype=torch.float64)))
+    theta0 = torch.tensor([[-0.4, 0.6], [0.1, 0.2]], dtype=torch.float64)
+    observers = [Loss(valley, every=2), TopEigenpairs(valley, count=2, every=4)]
+    runs = {
+        "descent": descend(GradientDescent(valley, 0.02), theta0, 12, every=3, observers=observers),
+        "complex": integrate(
+            PrincipalFlow(quadratic, 0.9), theta0[0] ** 0, [0.0, 0.9, 1.8, 2.7], observers=[Loss(quadratic)]
+        ),
+    }
+    for name, now in runs.items():
+        saved = Trajectory.load(folder / name)
+        assert_close((saved.times, saved.theta, saved.alive), (now.times, now.theta, now.alive))
+        assert (saved.status, saved.cost, saved.observer_costs) == (now.status, now.cost, now.observer_costs)
+        for key, pair in now.observations.items():
+            assert_close(saved.observations[key], pair, rtol=1e-6, atol=1e-9)
+        saved.save(folder / name)  # over it, in the format of now
+        assert [path.name for path in (folder / name).iterdir()] == ["trajectory.safetensors"]
+        assert torch.equal(Trajectory.load(folder / name).theta, saved.theta)
+    assert runs["complex"].theta.is_complex()
+
+
+@pytest.mark.parametrize("folder", [HERE / "format1" / "comparison", HERE / "folders" / "comparison"])
+def test_a_comparison_of_format_1_has_the_table_that_it_had(folder, tmp_path):
+    saved = Comparison.load(folder)
+    assert f"{saved}\n" == (folder / "table.txt").read_text()
+    assert saved.plot(tmp_path / "figure.png").exists()
+    again = Comparison.load(saved.save(tmp_path / "again"))
+    assert str(again) == str(saved)
 
 
 def numbers(text):

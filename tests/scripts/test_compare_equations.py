@@ -2,7 +2,7 @@
 
 import torch
 
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from scripts import compare
 from tests.scripts.running import says_in_one_line
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.testing import assert_close
 
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from nets import NetworkLandscape, build_network, cross_entropy, load_data
 from nets.architectures.convolutional import VGG
 from scripts.principal_flow import rate_report
@@ -101,8 +101,8 @@ def grid(tmp_path_factory):
 
 def test_the_grid_leaves_parts_table_figure_and_configuration(grid):
     assert len(list(grid.glob("*-seed-*.safetensors"))) == PARTS
-    assert (grid / "fixed-0.2-batch-15-seed-0.json").exists()
-    assert (grid / "dal-0.5-batch-all-seed-1.json").exists()
+    assert (grid / "fixed-0.2-batch-15-seed-0.safetensors").exists()
+    assert (grid / "dal-0.5-batch-all-seed-1.safetensors").exists()
     height, width, _ = matplotlib.image.imread(grid / "figure.png").shape
     assert width > height > 800
     configuration = json.loads((grid / "configuration.json").read_text())
@@ -146,10 +146,10 @@ def test_a_stopped_grid_goes_on_and_touches_nothing_else(grid, run):
     table = (grid / "table.txt").read_text()
     name = "dal-1-batch-15-seed-1"
     lost = load_tensors(grid, name)[0]
-    (grid / f"{name}.json").unlink()
+    (grid / f"{name}.safetensors").unlink()
     assert run(main, f"learning-rates {GRID} --out {grid}")[0] == 0
     after = {path.name: path.stat().st_mtime_ns for path in grid.glob("*-seed-*")}
-    assert {file for file in before if before[file] != after[file]} == {f"{name}.json", f"{name}.safetensors"}
+    assert {file for file in before if before[file] != after[file]} == {f"{name}.safetensors"}
     again = load_tensors(grid, name)[0]
     assert all(torch.equal(again[key], lost[key]) for key in lost)
     assert (grid / "table.txt").read_text() == table

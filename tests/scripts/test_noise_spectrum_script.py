@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from landscapes.noise import NoiseSpectrum
 from nets import BatchNorm, build_network, limit_examples, load_data, only_classes
 from scripts.noise_spectrum.__main__ import main
@@ -181,8 +181,7 @@ def test_networks_go_on_where_they_were_and_take_more_seeds(tmp_path, run):
     assert (tmp_path / "figure.png").stat().st_size > 20_000
     before = parts(tmp_path)
     for name in ("look-tiny-fc-seed-0-0002", "train-tiny-fc-seed-0-0001"):
-        for suffix in ("json", "safetensors"):
-            (tmp_path / f"{name}.{suffix}").unlink()
+        (tmp_path / f"{name}.safetensors").unlink()
     assert run(main, f"{NETWORKS} --seeds 1 --out {tmp_path}")[1] == out
     after = parts(tmp_path)
     changed = {name for name in before if after[name] != before[name]}

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, compare, descend, integrate
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from landscapes import Rosenbrock
 from scripts.compare import main
 from scripts.lab.models import Options

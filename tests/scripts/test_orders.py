@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from scripts.lab.models import DESCENTS, FLOWS, NUMBERED, Options, build_entry, descent_by_name, flow_by_name
 from scripts.orders import main
 from tests.scripts.running import parts, says_in_one_line
@@ -49,8 +49,7 @@ def test_a_run_goes_on_where_it_was_and_takes_more(tmp_path, run):
     before = parts(tmp_path)
     assert len(before) == 8
     gone = sorted(name for name in before if name.startswith("one-step-modified-2"))[0]
-    for suffix in ("json", "safetensors"):
-        (tmp_path / f"{gone}.{suffix}").unlink()
+    (tmp_path / f"{gone}.safetensors").unlink()
     assert run(main, first)[1] == out
     after = parts(tmp_path)
     assert [name for name in before if after[name] != before[name]] == [gone]

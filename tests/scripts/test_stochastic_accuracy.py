@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch.testing import assert_close
 
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from nets import load_data
 from scripts.lab.network import NetGround
 from scripts.stochastic.__main__ import main
@@ -88,7 +88,7 @@ def test_seeds_differ_and_models_share_their_weights(done):
 
 def test_it_goes_on_where_it_was_and_takes_more_seeds(done, run):
     before = parts(done)
-    (done / "SGD-1.json").unlink()
+    (done / "SGD-1.safetensors").unlink()
     text = (done / "table.txt").read_text()
     assert run(main, f"{TINY} --out {done}")[0] == 0
     assert (done / "table.txt").read_text() == text

@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, NoisyGradientDescent, NoisyModifiedEquation
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from flows.steady.passage_laws import chain_time, kramers_time, passage_integral, seen_target
 from landscapes import DoubleWell, Quadratic
 from landscapes.noise import IsotropicNoise
@@ -175,7 +175,7 @@ def test_table_figure_and_data(tmp_path, run):
         assert abs(float(row[at - 1]) - float(row[at - 2])) < 4.5 * float(row[at + 1])
         assert abs(float(row[5]) - float(row[4])) < 4.5 * float(row[7])
     before = {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
-    (tmp_path / "aligned-0.2-descent.json").unlink()
+    (tmp_path / "aligned-0.2-descent.safetensors").unlink()
     assert run(main, f"{TINY} --out {tmp_path}")[1] == out
     after = {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     assert [name for name in before if after[name] != before[name]] == ["aligned-0.2-descent"]

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, descend
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from flows.ensembles.blocks import block_seed
 from landscapes import Quadratic
 from landscapes.sampling import sampling_of
@@ -112,7 +112,7 @@ def test_a_run_goes_on_and_takes_more_seeds(made, run):
     folder, _ = made
     before = parts(folder)
     removed = next(name for name in before if name.startswith("law-sde"))
-    (folder / f"{removed}.json").unlink()
+    (folder / f"{removed}.safetensors").unlink()
     more = SMALL.replace("--seeds 2", "--seeds 3")
     status, _, err = run(main, f"{more} --steps 2 --out {folder}")
     assert (status, err) == (0, "")

@@ -1,6 +1,5 @@
 """compare against independent recomputation: closed forms on a quadratic, enumerated noise, counted cost."""
 
-import json
 import math
 
 import numpy as np
@@ -24,7 +23,7 @@ from flows import (
     compare,
     integrate,
 )
-from flows.engines.trajectory import FolderError, load_tensors
+from flows.engines.storage import FolderError, load_tensors
 from landscapes import Counted, Quadratic
 from tests.flows.comparison.three import three
 from tests.tensors import f64
@@ -215,7 +214,7 @@ def test_folder_and_save(tmp_path):
     assert text["settings"]["h"] == RATE
     assert (tmp_path / "saved" / "table.txt").read_text().strip() == str(result)
     narrow = compare(GradientDescent(BOWL, np.float32(0.25)), [GradientFlow(BOWL)], START, 1)
-    assert json.loads((narrow.save(tmp_path / "narrow") / "comparison.json").read_text())["settings"]["h"] == 0.25
+    assert load_tensors(narrow.save(tmp_path / "narrow"), "comparison")[1]["settings"]["h"] == 0.25
     (tmp_path / "file").touch()
     for call in (lambda: result.save(tmp_path / "file"), lambda: compare_into(tmp_path / "file")):
         with pytest.raises(FolderError, match=r"folder '.*file' cannot be written"):

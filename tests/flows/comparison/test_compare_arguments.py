@@ -19,7 +19,7 @@ from flows import (
     StochasticModifiedEquation,
     compare,
 )
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from landscapes import LinearRegression
 
 RATE, STEPS = 0.125, 4

@@ -23,7 +23,7 @@ from flows import (
     integrate,
     minibatch_path,
 )
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from landscapes.noise import IsotropicNoise, MinibatchNoise
 from tests.flows.laws import square
 

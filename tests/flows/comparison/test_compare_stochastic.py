@@ -130,7 +130,7 @@ def test_deterministic_descents_refuse_runs(regression):
 
 
 def test_saved_figures_of_the_noise(regression, tmp_path):
-    from flows.engines.trajectory import load_tensors
+    from flows.engines.storage import load_tensors
 
     sgd = StochasticGradientDescent(regression, RATE, 2)
     result = compare(sgd, {"GF": GradientFlow(regression)}, START, STEPS, runs=2)

@@ -11,7 +11,7 @@ from flows import (
     StochasticGradientDescent,
     compare,
 )
-from flows.engines.trajectory import FolderError
+from flows.engines.storage import FolderError
 from landscapes import Cosine, DoubleWell, Landscape, LinearRegression, Quadratic, Rosenbrock
 from tests.flows.comparison.three import three
 from tests.flows.toys import Undeclared

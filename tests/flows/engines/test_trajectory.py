@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows import GradientFlow, PrincipalFlow, Status, Trajectory, integrate
-from flows.engines.trajectory import KINDS, FolderError
+from flows.engines.storage import FolderError
+from flows.engines.trajectory import KINDS
 from flows.observers import Loss
 from landscapes import Quadratic
 

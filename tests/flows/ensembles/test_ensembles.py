@@ -15,7 +15,7 @@ from flows import (
     descend,
     integrate,
 )
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from flows.ensembles import Histogram, Moments, Observable, Quantiles, ensemble
 from flows.ensembles.blocks import block_seed, block_size, evaluate, merge_clocks
 from landscapes import NoisyQuadratic, UnsupportedError

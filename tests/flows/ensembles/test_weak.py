@@ -17,7 +17,7 @@ from flows import (
     StochasticGradientDescent,
     StochasticModifiedEquation,
 )
-from flows.engines.trajectory import load_tensors
+from flows.engines.storage import load_tensors
 from flows.ensembles import WeakErrors, weak_errors, weak_order
 from flows.ensembles.weak_ladder import fit_slope
 from flows.steady.second_moments import SecondMoments
@@ -240,7 +240,9 @@ def test_the_largest_error_and_its_interval():
     difference = torch.tensor([9.0, 0.1, -0.5, 0.3], dtype=torch.float64)[:, None]
     bar = torch.full((4, 1), 0.01, dtype=torch.float64)
     left = torch.tensor([0.0, 0.2, 0.05, 0.0], dtype=torch.float64)[:, None]
-    errors = WeakErrors(torch.arange(4.0), 10, {}, {"x": difference}, {"x": bar}, {"x": left - 0.01}, {"x": bar / 2})
+    errors = WeakErrors(
+        torch.arange(4.0).double(), 10, {}, {"x": difference}, {"x": bar}, {"x": left - 0.01}, {"x": bar / 2}
+    )
     found = errors.largest("x", 0.95)
     width = 2.3939797998185104 * 0.01  # the normal quantile at 1 − 0.05/6
     assert (found.error, found.time, found.standard_error) == (0.5, 2.0, 0.01)

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, PrincipalFlow, descend, integrate
-from flows.engines.trajectory import FolderError, load_tensors
+from flows.engines.storage import FolderError, load_tensors
 from flows.observers import Checkpoint, GradientNorm, Loss
 from landscapes import Counted, Landscape, Quadratic, Regularised, Rosenbrock
 

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, Trajectory, descend, integrate
-from flows.engines.trajectory import FolderError
+from flows.engines.storage import FolderError
 from flows.observers import (
     Checkpoint,
     Drift,

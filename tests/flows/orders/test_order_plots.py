@@ -5,7 +5,7 @@ import math
 import pytest
 from matplotlib.colors import to_rgba
 
-from flows.engines.trajectory import FolderError
+from flows.engines.storage import FolderError
 from flows.figures import COLOURS
 from flows.orders.figure import plot_orders
 from flows.orders.fit import OrderStudy
