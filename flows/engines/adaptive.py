@@ -23,7 +23,7 @@ from torchdiffeq import odeint
 
 from flows.engines.events import Dense, EventStop, EventWatch
 from flows.engines.field import Field, Stop, clock, linearises, stop_of
-from flows.engines.method import Method, Options, Progress, Reached
+from flows.engines.method import Method, MethodOptions, Progress, Reached
 from flows.flow import Flow, SingularModeError
 
 SEGMENT = 16  # output times per call of an adaptive method: the most that a failure runs again
@@ -112,7 +112,7 @@ class AdaptiveWatch:
 class Segment:
     """A few output times of one run, integrated in one call of torchdiffeq from ``start`` at times[0]."""
 
-    def __init__(self, method: Adaptive, field: Field, start: Reached, times: Sequence[float], options: Options):
+    def __init__(self, method: Adaptive, field: Field, start: Reached, times: Sequence[float], options: MethodOptions):
         self.start = start
         self.times = times
         self.watch = AdaptiveWatch(field, times[0], times[1:] if method.landing else times[-1:])
@@ -187,12 +187,12 @@ class Adaptive(Method):
         super().__init__(name)
         self.landing = landing
 
-    def check(self, options: Options, flow: Flow, state: Tensor) -> Options:
+    def check(self, options: MethodOptions, flow: Flow, state: Tensor) -> MethodOptions:
         self.check_own_steps(options)
         return self.with_tolerances(self.check_first_step(options), state)
 
     def advance(
-        self, field: Field, start: Reached, times: Sequence[float], options: Options, progress: Progress
+        self, field: Field, start: Reached, times: Sequence[float], options: MethodOptions, progress: Progress
     ) -> None:
         k = 0
         while k < len(times) - 1:
@@ -228,7 +228,7 @@ def first_stop(events: EventWatch, segment: Segment, states: Tensor) -> EventSto
     steps = [step for step in segment.watch.steps if step.t < end]
     ends = [(step.t, step.state) for step in steps[1:]] + [(end, states[-1])]
     for step, (t, state) in zip(steps, ends, strict=True):
-        event = events.within(step.t, t, state, partial(segment.dense, step))
+        event = events.search_step(step.t, t, state, partial(segment.dense, step))
         if event is not None:
             return event
     return None

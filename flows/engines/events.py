@@ -137,7 +137,7 @@ class EventWatch:
         if stop := stop_of_events(found, state):
             raise stop
 
-    def within(self, t0: float, t1: float, end: Tensor, dense: Callable[[], Dense]) -> EventStop | None:
+    def search_step(self, t0: float, t1: float, end: Tensor, dense: Callable[[], Dense]) -> EventStop | None:
         """Note the events between t0 and t1, located on the dense output, up to the first that ends a member's run.
 
         ``end``: the state at t1; ``dense`` is called if there is an event. Returns that first one, or None.

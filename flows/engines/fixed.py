@@ -19,7 +19,7 @@ from torchdiffeq._impl.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
 
 from flows.engines.counting import all_finite, finite_members
 from flows.engines.field import Field, Stop, clock, stop_of
-from flows.engines.method import Method, Options, Progress, Reached
+from flows.engines.method import Method, MethodOptions, Progress, Reached
 from flows.flow import Flow, SingularModeError
 from landscapes.errors import check_positive
 
@@ -129,7 +129,7 @@ class Fixed(Method):
         """torchdiffeq's name of the step."""
         return self.name
 
-    def check(self, options: Options, flow: Flow, state: Tensor) -> Options:
+    def check(self, options: MethodOptions, flow: Flow, state: Tensor) -> MethodOptions:
         options = self.with_dt(options)
         if options.rtol is not None or options.atol is not None:
             raise ValueError(
@@ -137,18 +137,18 @@ class Fixed(Method):
             )
         return options
 
-    def with_dt(self, options: Options) -> Options:
+    def with_dt(self, options: MethodOptions) -> MethodOptions:
         """The options with a checked ``dt``; raise without one."""
         if options.dt is None:
             raise ValueError(f"dt must be given for the fixed-step method {self.name!r}; or use method='dopri5'")
         return replace(self.check_first_step(options), dt=check_positive("dt", options.dt))
 
-    def arguments(self, options: Options) -> dict[str, Any]:
+    def arguments(self, options: MethodOptions) -> dict[str, Any]:
         """Arguments of ``odeint`` besides the grid."""
         return {"rtol": 1.0, "atol": 1.0}  # not used by a method of fixed steps
 
     def advance(
-        self, field: Field, start: Reached, times: Sequence[float], options: Options, progress: Progress
+        self, field: Field, start: Reached, times: Sequence[float], options: MethodOptions, progress: Progress
     ) -> None:
         assert options.dt is not None
         points, places = step_grid(times, options.dt, options.origin)
@@ -181,8 +181,8 @@ class Adams(Fixed):
 
     watch = AdamsWatch
 
-    def check(self, options: Options, flow: Flow, state: Tensor) -> Options:
+    def check(self, options: MethodOptions, flow: Flow, state: Tensor) -> MethodOptions:
         return self.with_tolerances(self.with_dt(options), state)
 
-    def arguments(self, options: Options) -> dict[str, Any]:
+    def arguments(self, options: MethodOptions) -> dict[str, Any]:
         return {"rtol": options.rtol, "atol": options.atol, "max_order": ADAMS_ORDER}

@@ -21,7 +21,7 @@ from flows.engines.counting import check_theta0, count_calls, curvature_sentence
 from flows.engines.events import Event, EventWatch, check_events
 from flows.engines.field import Field, Stop, WorkspaceField
 from flows.engines.fixed import step_grid
-from flows.engines.method import Method, Options, Reached
+from flows.engines.method import Method, MethodOptions, Reached
 from flows.engines.methods import method_of
 from flows.engines.noise_paths import NoisePath, whole_number
 from flows.engines.recorder import AnyObserver, Recorder
@@ -93,7 +93,7 @@ def integrate(
     with torch.no_grad(), collect_flags() as flags:
         model, counts = count_calls(flow)
         start = starting_state(model, theta0, outputs[0])
-        asked = Options(rtol, atol, dt, first_step, max_steps, step_origin(start, dt, seed, path))
+        asked = MethodOptions(rtol, atol, dt, first_step, max_steps, step_origin(start, dt, seed, path))
         solver = method_of(flow, method)
         options = solver.check(check_noise_options(flow, asked), model, start.values)
         field = make_field(model, start, solver, options, outputs, seed, path)  # raises before an observer is called
@@ -158,7 +158,7 @@ def make_field(
     flow: Flow,
     start: State,
     method: Method,
-    options: Options,
+    options: MethodOptions,
     outputs: list[float],
     seed: int | None,
     path: NoisePath | None,
@@ -248,7 +248,7 @@ class IntegrationRun:
         if not bool(self.alive.all()):
             self.field.alive = self.alive
 
-    def run(self, method: Method, options: Options, stretches: list[tuple[int, int]]) -> Status:
+    def run(self, method: Method, options: MethodOptions, stretches: list[tuple[int, int]]) -> Status:
         """Integrate stretch by stretch to the last output time, or to the failure that ends the run."""
         self._options = options
         point = self._here.point._replace(history=unstack(self._start.history))

@@ -23,7 +23,7 @@ TOLERANCES = {torch.float64: (1e-7, 1e-9), torch.float32: (1e-4, 1e-6)}
 
 
 @dataclass(frozen=True)
-class Options:
+class MethodOptions:
     """The options of a run as given, None where they are not; ``check`` returns them complete.
 
     ``origin``: the time from which fixed steps are counted.
@@ -83,19 +83,19 @@ class Method(ABC):
         self.name = name
 
     @abstractmethod
-    def check(self, options: Options, flow: Flow, state: Tensor) -> Options:
+    def check(self, options: MethodOptions, flow: Flow, state: Tensor) -> MethodOptions:
         """The options, complete; raise if one of them is invalid or has no meaning for this method, flow or dtype."""
 
     @abstractmethod
     def advance(
-        self, field: Field, start: Reached, times: Sequence[float], options: Options, progress: Progress
+        self, field: Field, start: Reached, times: Sequence[float], options: MethodOptions, progress: Progress
     ) -> None:
         """Integrate from ``start`` at times[0] along the times, reporting states and stops to ``progress``.
 
         Returns at the last time, or once ``progress.halt`` returns False.
         """
 
-    def check_first_step(self, options: Options) -> Options:
+    def check_first_step(self, options: MethodOptions) -> MethodOptions:
         """The options; raise if a first step is invalid, or is given to a method without one."""
         if options.first_step is not None and not self.takes_first_step:
             raise ValueError(
@@ -104,7 +104,7 @@ class Method(ABC):
         first = options.first_step
         return replace(options, first_step=None if first is None else check_positive("first_step", first))
 
-    def with_tolerances(self, options: Options, state: Tensor) -> Options:
+    def with_tolerances(self, options: MethodOptions, state: Tensor) -> MethodOptions:
         """The options with the tolerances of the state's dtype where they are not given."""
         default = TOLERANCES.get(state.abs().dtype)
         if default is None and (options.rtol is None or options.atol is None):
@@ -117,7 +117,7 @@ class Method(ABC):
             max_steps=check_count("max_steps", options.max_steps),
         )
 
-    def check_own_steps(self, options: Options) -> None:
+    def check_own_steps(self, options: MethodOptions) -> None:
         """Raise if ``dt`` is given to a method that chooses its steps."""
         if options.dt is not None:
             raise ValueError(

@@ -11,7 +11,7 @@ from flows.engines.adaptive import Adaptive
 from flows.engines.exponential import Members, Tolerance
 from flows.engines.field import Field, linearises
 from flows.engines.fixed import Adams, Fixed
-from flows.engines.method import Method, Options, Progress, Reached
+from flows.engines.method import Method, MethodOptions, Progress, Reached
 from flows.engines.scipy_method import Scipy
 from flows.engines.stochastic import STOCHASTIC
 from flows.flow import Flow, StochasticFlow
@@ -24,14 +24,14 @@ class Exponential(Method):
     takes_first_step = True
     locates_events = False
 
-    def check(self, options: Options, flow: Flow, state: Tensor) -> Options:
+    def check(self, options: MethodOptions, flow: Flow, state: Tensor) -> MethodOptions:
         self.check_own_steps(options)
         if not linearises(flow):
             flow.linearised(options.origin, state)  # raises UnsupportedError, which names the alternatives
         return self.with_tolerances(self.check_first_step(options), state)
 
     def advance(
-        self, field: Field, start: Reached, times: Sequence[float], options: Options, progress: Progress
+        self, field: Field, start: Reached, times: Sequence[float], options: MethodOptions, progress: Progress
     ) -> None:
         tolerance = Tolerance(*options.tolerances)
         members = Members(field, start.state, times[0], start.step, tolerance, options.max_steps)

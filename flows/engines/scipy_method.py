@@ -12,7 +12,7 @@ from torchdiffeq import odeint
 from flows.engines.adaptive import SEGMENT, still
 from flows.engines.counting import all_finite, finite_members
 from flows.engines.field import Field, Stop, clock, stop_of
-from flows.engines.method import Method, Options, Progress, Reached
+from flows.engines.method import Method, MethodOptions, Progress, Reached
 from flows.flow import Flow, SingularModeError
 from landscapes import UnsupportedError
 
@@ -79,7 +79,7 @@ class Scipy(Method):
 
     locates_events = False
 
-    def check(self, options: Options, flow: Flow, state: Tensor) -> Options:
+    def check(self, options: MethodOptions, flow: Flow, state: Tensor) -> MethodOptions:
         if state.is_complex():
             raise UnsupportedError(
                 "method='scipy_solver' integrates real states only; use method='dopri5' for complex ones"
@@ -88,7 +88,7 @@ class Scipy(Method):
         return self.with_tolerances(self.check_first_step(options), state)
 
     def advance(
-        self, field: Field, start: Reached, times: Sequence[float], options: Options, progress: Progress
+        self, field: Field, start: Reached, times: Sequence[float], options: MethodOptions, progress: Progress
     ) -> None:
         k = 0
         while k < len(times) - 1:

@@ -1,4 +1,4 @@
-r"""``State``: where a run stands, all that an engine needs to continue it; what goes in is what comes back."""
+r"""``State``: where a run stands, all that an engine needs to continue it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from landscapes.errors import check_count, check_float_tensor, check_real, check
 class State:
     r"""Where a run stands. ``integrate`` and ``descend`` start from one, and return one as ``Trajectory.end``.
 
-    ``values``: the flow's state (..., s), or the descent's own, whatever it is. ``t``: the time; ``k``: the number of
+    ``values``: the flow's state (..., s), or the descent's own, of any type. ``t``: the time; ``k``: the number of
     steps of a descent. ``theta`` (..., d): the reported position, if it differs from that of ``values``, as for lost
     members, which keep their last finite one. ``alive`` (...): the members that continue; None: all of them.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flows.engines.field import Field, like_state
-from flows.engines.method import Options
+from flows.engines.method import MethodOptions
 from flows.engines.noise_paths import BrownianPath, NoisePath, PathError, steps_of
 from flows.flow import Flow, StochasticFlow
 from landscapes import UnsupportedError
@@ -137,7 +137,7 @@ def check_method(flow: StochasticFlow, method: str, state: Tensor) -> None:
         )
 
 
-def check_noise_options(flow: Flow, options: Options) -> Options:
+def check_noise_options(flow: Flow, options: MethodOptions) -> MethodOptions:
     """The options; raise if those of a stochastic flow lack ``dt`` or have any of adaptive methods."""
     if not isinstance(flow, StochasticFlow):
         return options
