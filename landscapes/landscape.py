@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ from landscapes.errors import (
     check_index,
 )
 from landscapes.expansion import AutogradExpansion, Expansion, spread
+
+Change = Callable[["Landscape", float], "Landscape"]
+"""(landscape, share) ↦ the landscape that takes its place; see ``Landscape.with_parts``."""
 
 
 class Landscape(ABC):
@@ -72,6 +76,16 @@ class Landscape(ABC):
     def hessian(self, theta: Tensor) -> Tensor:
         """H(θ), shape (..., d, d); d Hessian-vector products if there is no closed form."""
         return self.expand(theta).hessian()
+
+    def with_parts(self, change: Change) -> Landscape:
+        """The landscape with ``change(part, share)`` in place of each landscape that it evaluates; itself without one.
+
+        ``share``: one product over the part's full sum in products over this landscape's full sum, 1 or, for one of the
+        m terms of a mean, 1/m. Engines count oracle calls on the innermost landscapes, the ones that return themselves
+        here. A wrapper overrides it if all its derivatives come from those of its parts; a wrapper that does not is
+        counted as one landscape.
+        """
+        return self
 
     def check(self, theta: Tensor) -> Tensor:
         """Return θ; raise unless it is a floating tensor (..., d), complex only if the loss is holomorphic."""
@@ -171,6 +185,19 @@ class Restricted(FiniteSum):
         """f_i(θ) of the kept examples, shape (..., m)."""
         chosen = self.index.to(theta.device)
         return self.parent.losses(theta, chosen if index is None else chosen[check_index(index, self.size)])
+
+
+def innermost_landscapes(landscape: Landscape) -> tuple[Landscape, ...]:
+    """The landscapes without parts inside a landscape, each object once; itself if it has no parts."""
+    found: dict[int, Landscape] = {}
+
+    def look(part: Landscape, share: float) -> Landscape:
+        if part.with_parts(look) is part:
+            found[id(part)] = part
+        return part
+
+    look(landscape, 1)
+    return tuple(found.values())
 
 
 def warn_smoothness(landscape: Landscape, order: int, who: str) -> None:
