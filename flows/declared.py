@@ -40,15 +40,15 @@ class Clock:
     ``unit`` "lr": h = lr, and a step takes the time lr. ``unit`` "√lr", for scaled momentum: h = √((1 − τ) lr), a step
     takes the time h, and the friction is μ = (1 − β)/h.
 
-    ``rule``: the step that a descent takes or that a flow models: "gradient", "heavy ball", "Nesterov", or the name of
-    another optimiser; None if it is not stated. Models of one rule, at one momentum, are a pair. ``free``: the model
-    has no learning rate of its own and is compared at any, like gradient flow.
+    ``rule``: the step that a descent takes or that a flow models: "gradient descent", "heavy ball", "Nesterov", or the
+    name of another optimiser; None if it is not stated. Models of one rule, at one momentum, are a pair. ``free``: the
+    model has no learning rate of its own and is compared at any, like gradient flow.
 
     Raises ValueError for another unit.
     """
 
     unit: str = "lr"
-    rule: str | None = "gradient"
+    rule: str | None = "gradient descent"
     momentum: float = 0.0
     dampening: float = 0.0
     free: bool = False
@@ -67,7 +67,11 @@ class Clock:
     @property
     def remembers(self) -> bool:
         """Whether the rule is known and its step depends on more than θ: every rule but gradient descent."""
-        return self.rule is not None and self.rule != "gradient" and not (self.rule in MOMENTUM and self.momentum == 0)
+        return (
+            self.rule is not None
+            and self.rule != "gradient descent"
+            and not (self.rule in MOMENTUM and self.momentum == 0)
+        )
 
 
 class Declared:
@@ -111,14 +115,14 @@ class Declared:
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass by name; none for other objects."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return {}
-    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    """The fields of a dataclass by name, the attributes of another flow or descent; none for other objects."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return vars(value) if isinstance(value, Declared) else {}
 
 
 def children(value: Any) -> Iterable[Any]:
-    """The values that a collection or a dataclass is made of, one level down; none for other objects."""
+    """The values that a collection, dataclass, flow or descent is made of, one level down; none for other objects."""
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, (tuple, list)) else fields_of(value).values()

@@ -86,10 +86,10 @@ def stochastic_pair(
     if dampening != 0:
         raise UnsupportedError(
             f"dampening must be 0 with batch_size, got {dampening!r}: torch does not dampen the first mini-batch "
-            "gradient, so that the velocity at the start depends on that mini-batch; use the rate (1 - dampening)·lr without "
-            "dampening, which starts at rest"
+            "gradient, so that the velocity at the start depends on that mini-batch; use the rate (1 - dampening)·lr "
+            "without dampening, which starts at rest"
         )
     h = scaled_rate(lr)
     equation = MomentumModifiedEquation(landscape, h, (1 - momentum) / h, batch_size, order, sampling)
-    descent = StochasticHeavyBall(landscape, lr, momentum, batch_size, sampling)
-    return descent, TorchMomentumEquation(equation, lr, momentum)
+    heavy_ball = StochasticHeavyBall(landscape, lr, momentum, batch_size, sampling)
+    return heavy_ball, TorchMomentumEquation(equation, lr, momentum)
