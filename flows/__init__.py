@@ -2,6 +2,7 @@
 
 from flows.comparison.result import Comparison
 from flows.comparison.rows import compare
+from flows.declared import Clock
 from flows.descent import Descent, MinibatchDescent, StochasticDescent
 from flows.descents.controlled import ControlledGradientDescent, ControlledMomentumDescent, MeanSquare, SquaredMean
 from flows.descents.drift_adjusted import DriftAdjustedDescent, StochasticDriftAdjustedDescent
@@ -46,7 +47,9 @@ from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrin
 from flows.models.principal import PrincipalFlow
 from flows.models.stochastic import NoisyModifiedEquation, StochasticModifiedEquation, Stratonovich
 from flows.models.stochastic_momentum import MomentumModifiedEquation, NoisyMomentumEquation
+from flows.models.torch_clock import ClockError, TorchMomentumEquation, TorchMomentumFlow
 from flows.models.truncated import TruncatedPrincipalFlow
+from flows.momentum import momentum_from_torch
 from flows.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -73,6 +76,8 @@ __all__ = [
     "SVRG",
     "BranchError",
     "BrownianPath",
+    "Clock",
+    "ClockError",
     "Comparison",
     "ConstantSchedule",
     "ControlledGradientDescent",
@@ -138,6 +143,8 @@ __all__ = [
     "StochasticHeavyBall",
     "StochasticModifiedEquation",
     "Stratonovich",
+    "TorchMomentumEquation",
+    "TorchMomentumFlow",
     "Trajectory",
     "TruncatedPrincipalFlow",
     "UnconvergedWarning",
@@ -150,6 +157,7 @@ __all__ = [
     "linear_momentum_at",
     "linear_sgd_at",
     "minibatch_path",
+    "momentum_from_torch",
     "momentum_ornstein_uhlenbeck_at",
     "ornstein_uhlenbeck_at",
 ]

@@ -21,6 +21,16 @@ def check_momentum(momentum: float) -> None:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
 
 
+def check_dampening(dampening: float, momentum: float) -> None:
+    """Raise unless dampening τ is a number below 1, and 0 without momentum."""
+    if check_real("dampening", dampening) >= 1:
+        raise ValueError(f"dampening must be below 1, got {dampening!r}: at 1 the buffer keeps the first gradient only")
+    if dampening != 0 and momentum == 0:
+        raise ValueError(
+            f"dampening needs a momentum above 0, got {dampening!r} at momentum 0: leave it out, as torch does"
+        )
+
+
 def check_friction(friction: float, h: float) -> None:
     """Raise unless friction μ is a number with 0 ≤ μ and hμ ≤ 1, so that the momentum 1 − hμ lies in [0, 1]."""
     if check_real("friction", friction) < 0:

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Declared
 from landscapes import FiniteSum, Landscape
 from landscapes.landscape import check_finite_sum
 from landscapes.noise import covariance_trace
 from landscapes.sampling import Sampling, sampling_of
 
 
-class Descent(ABC):
+class Descent(Declared, ABC):
     r"""A discrete optimiser as a map state → state, pure parameters.
 
     ``h`` is the initial learning rate; ``elapsed(k, state)`` is the time after k steps, the sum of the rates of the
     steps taken. A state is whatever the descent needs; for most, θ itself.
+
+    ``declared_landscapes``, ``declared_noise``, ``declared_rate`` and ``declared_clock`` are as for ``Flow``, with the
+    same defaults (``flows.declared.Declared``). The rule of the clock is the step that the descent takes.
     """
 
     landscape: Landscape
@@ -40,6 +44,14 @@ class Descent(ABC):
     def velocity(self, state: Any) -> Tensor | None:
         """v (..., d) of a state, in the descent's own unit; None for a descent that does not carry one."""
         return None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step depends on more than θ and the time, as with momentum; by default the clock's statement.
+
+        ``compare`` then has no one-step errors of flows that neither carry a velocity nor model the descent's rule.
+        """
+        return self.declared_clock is not None and self.declared_clock.remembers
 
     def elapsed(self, k: int, state: Any) -> float:
         """The time after k steps: k·h at a constant learning rate."""

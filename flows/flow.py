@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from flows.declared import Declared
 from landscapes import Landscape, UnsupportedError
 from landscapes.krylov import Product
 from landscapes.noise import ito_correction
@@ -69,11 +70,19 @@ class Linearisation:
     product: Product
 
 
-class Flow(ABC):
+class Flow(Declared, ABC):
     r"""A continuous-time model dX/dt = velocity(t, X) with position(X) = θ.
 
     Most flows' state is θ itself (..., d). A flow with more state overrides ``start`` and ``position``. Concrete flows
     are frozen dataclasses that hold parameters only, first of them the landscape, and are final.
+
+    Engines and ``compare`` read what a flow states by the members of ``flows.declared.Declared``, with defaults for
+    dataclasses, whatever their fields are called:
+
+    - ``declared_landscapes``, ``declared_noise``: found in the fields. Their oracle calls are the cost of a run; where
+      they cannot be known (no dataclass, a closure, no landscape), the cost has none and tables print a dash.
+    - ``declared_rate``: h, lr, learning_rate or rate, if it is a number; it must equal the descent's.
+    - ``declared_clock``: the unit of h and of t, and the rule that the flow models, a ``Clock``; None is not checked.
     """
 
     landscape: Landscape

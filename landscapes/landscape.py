@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ from landscapes.errors import (
     check_index,
 )
 from landscapes.expansion import AutogradExpansion, Expansion, spread
+
+Change = Callable[["Landscape", float], "Landscape"]
+"""(landscape, share) ↦ the landscape that takes its place; see ``Landscape.with_parts``."""
 
 
 class Landscape(ABC):
@@ -82,6 +86,16 @@ class Landscape(ABC):
         values from ``landscapes.description.describe``.
         """
         return describe_object(self)
+
+    def with_parts(self, change: Change) -> Landscape:
+        """The landscape with ``change(part, share)`` in place of each landscape that it evaluates; itself without one.
+
+        ``share``: one product over the part's full sum in products over this landscape's full sum, 1 or, for one of the
+        m terms of a mean, 1/m. Engines count oracle calls on the innermost landscapes, the ones that return themselves
+        here. A wrapper overrides it if all its derivatives come from those of its parts; a wrapper that does not is
+        counted as one landscape.
+        """
+        return self
 
     def check(self, theta: Tensor) -> Tensor:
         """Return θ; raise unless it is a floating tensor (..., d), complex only if the loss is holomorphic."""
@@ -186,6 +200,19 @@ class Restricted(FiniteSum):
 @describe.register
 def _(value: Landscape) -> dict[str, Any]:
     return value.description()
+
+
+def innermost_landscapes(landscape: Landscape) -> tuple[Landscape, ...]:
+    """The landscapes without parts inside a landscape, each object once; itself if it has no parts."""
+    found: dict[int, Landscape] = {}
+
+    def look(part: Landscape, share: float) -> Landscape:
+        if part.with_parts(look) is part:
+            found[id(part)] = part
+        return part
+
+    look(landscape, 1)
+    return tuple(found.values())
 
 
 def warn_smoothness(landscape: Landscape, order: int, who: str) -> None:

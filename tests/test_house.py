@@ -73,6 +73,8 @@ INNER = {
     "landscapes.toys": 6,
     "landscapes.noise": 7,
     "landscapes": 8,
+    "flows.declared": 0,
+    "flows.momentum": 3,
     "flows.flow": 0,
     "flows.descent": 0,
     "flows.arguments": 0,

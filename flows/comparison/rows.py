@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flows.comparison.data import CUT_SHORT, Row
 from flows.comparison.laws import LOSS, Laws, Observables, WeakError, check_observables
+from flows.comparison.pairs import NO_MEMORY, lacks_memory, notes_on_pair, on_clock_of
 from flows.comparison.reference import (
     NO_VELOCITY,
     Reference,
@@ -38,7 +39,7 @@ from flows.engines.methods import ADAPTIVE, DETERMINISTIC, EXPONENTIAL, FIXED, M
 from flows.engines.state import State
 from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory
-from flows.flow import BranchError, Flow, StochasticFlow, unwrap
+from flows.flow import BranchError, Flow, StochasticFlow
 from landscapes import UnsupportedError
 from landscapes.errors import check_choice, check_count, check_positive
 
@@ -79,8 +80,11 @@ def compare(
     ``method`` that solves SDEs applies to those only; any other method applies to the deterministic flows, which use
     ``dt`` only if the method has fixed steps.
 
-    A flow's h must equal the descent's. A flow that cannot run here (complex θ on a loss that is not holomorphic, say)
-    gives a row with the reason. Raises ValueError or TypeError for invalid arguments.
+    A flow's learning rate (``declared_rate``) must equal the descent's, or, for a scaled momentum flow beside torch's
+    momentum, h = √lr and μ = (1 − β)/√lr: it then runs on the descent's clock (``TorchMomentumFlow``). A flow that
+    states no rate, models another rule than the descent's or has another landscape has a note in its row. A flow that
+    cannot run here (complex θ on a loss that is not holomorphic, say) gives a row with the reason. Raises ValueError or
+    TypeError for invalid arguments.
     """
     named = named_flows(flows, descent)
     theta0 = check_theta0(theta0)
@@ -195,7 +199,7 @@ def cannot_run(error: Exception, reference: Reference) -> Row:
 
 
 def named_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) -> dict[str, Flow]:
-    """The flows by name; raise unless names are unique, all are Flows, and every h equals the descent's."""
+    """The flows by name, on the descent's clock; raise unless names are unique, all are Flows, and rates agree."""
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     if isinstance(flows, Flow) or not isinstance(flows, (Mapping, Sequence)) or not flows:
@@ -204,16 +208,13 @@ def named_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) ->
     for flow in members:
         if not isinstance(flow, Flow):
             raise TypeError(f"flows must hold Flows, got {type(flow).__name__}")
-        h = getattr(unwrap(flow), "h", descent.h)
-        if not math.isclose(h, descent.h, rel_tol=1e-12):
-            raise ValueError(f"h of {flow.name} is {h!r}, of the descent {descent.h!r}: they must agree")
     names = list(flows) if isinstance(flows, Mapping) else [flow.name for flow in members]
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"flows must have strings for names, got {name!r}")
     if len(set(map(slug, names))) < len(names):
         raise ValueError(f"flows must have unique names, got {names}; give a mapping name -> Flow")
-    return dict(zip(names, members, strict=True))
+    return {name: on_clock_of(descent, flow) for name, flow in zip(names, members, strict=True)}
 
 
 def unique_name(name: str, taken: Mapping[str, object]) -> str:
@@ -263,7 +264,7 @@ def make_row(
     fine_settings = tighten(settings, theta0.abs().dtype)
     fine = integrate(flow, theta0, reference.times, progress=progress, **fine_settings)
     one_step, whole = one_step_errors(flow, reference, fine_settings, begin=fine.status != "interrupted")
-    notes = (NO_VELOCITY,) if lacks_velocity(flow, reference) else ()
+    notes = (*notes_on_pair(flow, reference.descent), *one_step_reason(flow, reference))
     both = min(len(run.theta), len(fine.theta))
     own = frozen_mask(run, settings["dt"])
     gone = own | reference.lost[: len(run.theta)]
@@ -281,6 +282,13 @@ def make_row(
         notes=notes if whole else (*notes, CUT_SHORT),
         interrupted=not whole,
     )
+
+
+def one_step_reason(flow: Flow, reference: Reference) -> tuple[str, ...]:
+    """The note of a flow whose single steps cannot be compared with the descent's; empty if they can."""
+    if lacks_memory(flow, reference.descent):
+        return (NO_MEMORY,)
+    return (NO_VELOCITY,) if lacks_velocity(flow, reference) else ()
 
 
 def losses_of(run: Trajectory, own: Tensor, reference: Reference) -> Tensor:
@@ -309,7 +317,7 @@ def one_step_errors(
     errors = torch.full(reference.starts.shape[:-1], math.nan, dtype=reference.starts.abs().dtype).to(
         reference.starts.device
     )
-    if lacks_velocity(flow, reference) or not begin:
+    if one_step_reason(flow, reference) or not begin:
         return errors, begin
     remaining = torch.ones(len(lengths), dtype=torch.bool)
     while bool(remaining.any()):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flows.comparison.data import CUT_SHORT, Row
 from flows.comparison.laws import LOSS, Laws
+from flows.comparison.pairs import NO_MEMORY, lacks_memory, notes_on_pair
 from flows.comparison.reference import NO_VELOCITY, Reference, distance, frozen_mask, lacks_velocity, pad
 from flows.descent import Descent
 from flows.engines.fixed import step_grid
@@ -21,7 +22,7 @@ from flows.engines.noise_paths import MinibatchPath, NoisePath, minibatch_path
 from flows.engines.state import State
 from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory
-from flows.flow import Flow, StochasticFlow, unwrap
+from flows.flow import Flow, StochasticFlow
 from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_positive, check_seed
 from landscapes.noise import MinibatchNoise
@@ -111,8 +112,8 @@ def check_divides(dt: float, times: list[float]) -> None:
 
 
 def gradient_noise(flow: StochasticFlow) -> object:
-    """The ``noise`` of a flow, or of the flow that it wraps; None if it has no such attribute."""
-    return getattr(unwrap(flow), "noise", None)
+    """The noise that the flow, or the flow that it wraps, states; None without one."""
+    return flow.declared_noise
 
 
 def check_shared(flow: StochasticFlow, descent: Descent) -> None:
@@ -133,7 +134,7 @@ def check_coupled(flow: StochasticFlow, path: MinibatchPath) -> None:
         raise UnsupportedError(
             f"coupled flows are driven by the weights of the {size} examples in each mini-batch, but the noise of "
             f"{flow.name} has size {flow.noise_size}: compare it with coupled=False (a flow of your own "
-            "can be coupled if its attribute ``noise`` is a MinibatchNoise)"
+            "can be coupled if the noise that it holds is a MinibatchNoise)"
         )
     if flow.noise_period is None and sampling.diffusion_factor() != sampling.variance_factor():
         raise UnsupportedError(
@@ -160,14 +161,17 @@ def stochastic_row(
     descents = reference.members[: len(members)]
     own = reference.by_runs(frozen_mask(run, along.dt)).any(dim=1)
     gone = own | reference.lost[: len(members)]
-    notes: tuple[str, ...] = ()
+    notes = notes_on_pair(flow, reference.descent)
     if along.coupled:
         errors = distance(members, descents).mean(dim=1)
     elif reference.runs > 1:
         errors = distance(members.mean(dim=1), descents.mean(dim=1))
     else:
         errors = nothing[: len(members)]
-        notes = ("no distance: laws cannot be compared from one run of each; give runs, or coupled=True",)
+        notes = (
+            *notes,
+            "no distance: laws cannot be compared from one run of each; give runs, or coupled=True",
+        )
     row = Row(
         trajectory=run,
         errors=pad(errors.masked_fill(gone, math.nan), nothing),
@@ -198,7 +202,9 @@ def complete(
     both = min(len(members), len(finer))
     weak = laws.weak_errors(members, finer, own, coupled=along.coupled)
     one_step, whole, notes = nothing[1:], fine.status != "interrupted", row.notes
-    if along.coupled and lacks_velocity(flow, reference):
+    if along.coupled and lacks_memory(flow, reference.descent):
+        notes = (*notes, NO_MEMORY)
+    elif along.coupled and lacks_velocity(flow, reference):
         notes = (*notes, NO_VELOCITY)
     elif along.coupled and whole:
         one_step, whole = one_step_errors(flow, reference, along)

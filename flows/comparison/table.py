@@ -27,6 +27,12 @@ KINDS = {"grad": "gradients", "hvp": "HVPs", "third": "thirds", "higher": "highe
 """Oracle calls and their columns; derivatives above the third have a column if a flow uses them."""
 
 
+NOT_COUNTED = (
+    "cost not known (–): no landscape in its fields, or one that cannot be counted, as in a closure or in a class that "
+    "is no dataclass; see declared_landscapes and on_landscapes of flows.Flow"
+)
+
+
 def table(comparison: ComparisonData) -> str:
     """Rows aligned under their headings, notes below."""
     is_complex = comparison.has_complex
@@ -44,7 +50,9 @@ def table(comparison: ComparisonData) -> str:
         median = row.one_step[~row.one_step.isnan()]
         numbers = [at_end(row.errors), worst(row.errors)]
         numbers += [float(median.median()) if median.numel() else float("nan"), worst(row.integration)]
-        cells = [f"{x:.3e}" for x in numbers] + [f"{at_end(row.losses):.6g}"]
+        cells = [f"{x:.3e}" for x in numbers]
+        cells[2] = cells[2] if median.numel() else ""  # the notes have the reason
+        cells += [f"{at_end(row.losses):.6g}"]
         cells += [""] * is_complex if row.imaginary is None else [f"{worst(row.imaginary):.1e}"]
         series = "" if row.outside is None else f", outside its series: |hλ| = {row.outside:.4g}"
         lines.append([name, *cells, *oracle_calls(row.trajectory.cost, kinds), f"{row.trajectory.status}{series}"])
@@ -92,8 +100,13 @@ def number_and_error(value: float, error: float) -> list[str]:
 
 
 def oracle_calls(cost: Mapping[str, float], kinds: Iterable[str]) -> list[str]:
-    """Gradients, HVPs and higher derivatives of a run."""
-    return [f"{cost.get(kind, 0):.5g}" for kind in kinds]
+    """Gradients, HVPs and higher derivatives of a run; dashes if they are not known."""
+    return [f"{cost.get(kind, 0):.5g}" for kind in kinds] if counts_calls(cost) else ["–" for _ in kinds]
+
+
+def counts_calls(cost: Mapping[str, float]) -> bool:
+    """Whether a run's oracle calls were counted."""
+    return any(kind in cost for kind in KINDS)
 
 
 def caption(comparison: ComparisonData) -> str:
@@ -117,8 +130,12 @@ def footnotes(comparison: ComparisonData) -> list[str]:
         lines.append(f"one-step errors are against the full-batch step{coupled}; {noise}")
     if comparison.descent.status != "finished" or not bool(comparison.descent.alive.all()):
         lines.append(f"{comparison.name}: {comparison.descent.status.sentence}")
+    if not counts_calls(comparison.descent.cost):
+        lines.append(f"{comparison.name}: {NOT_COUNTED}")
     for name, row in comparison.rows.items():
         run = row.trajectory
         said = [] if run is None or (run.status == "finished" and bool(run.alive.all())) else [run.status.sentence]
         lines += [f"{name}: {note}" for note in (*said, *(run.notes if run else ()), *row.notes)]
+        if run is not None and not counts_calls(run.cost):
+            lines.append(f"{name}: {NOT_COUNTED}")
     return lines

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.descent import Descent, MinibatchDescent
 from landscapes import Expansion, FiniteSum, Landscape, UnsupportedError
 from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_real
@@ -179,6 +180,10 @@ class DriftAdjustedDescent(Descent):
         check_model(self.landscape, self.h)
         check_adjustment(self.power, self.cap, self.window, self.drift)
 
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
+
     def start(self, theta0: Tensor) -> DriftState:
         """θ0, without values of v. Raises UnsupportedError for complex θ0."""
         return start_state(theta0)
@@ -228,6 +233,10 @@ class StochasticDriftAdjustedDescent(MinibatchDescent):
     def __post_init__(self) -> None:
         self.check_minibatches()
         check_adjustment(self.power, self.cap, self.window, self.drift)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def start(self, theta0: Tensor) -> tuple[DriftState, Tensor]:
         """θ0 without values of v, and the examples in their given order. Raises UnsupportedError for complex θ0."""

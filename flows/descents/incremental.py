@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.descent import Descent
 from landscapes import FiniteSum
 from landscapes.landscape import check_finite_sum
@@ -33,6 +34,10 @@ class IncrementalGradientDescent(Descent):
         check_model(self.landscape, self.h)
         check_finite_sum(self.landscape)
         object.__setattr__(self, "batches", check_batches(self.batches, self.landscape.size))
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
         """θ − h∇f_{k mod m}(θ)."""

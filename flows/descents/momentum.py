@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_friction, check_model, check_momentum
+from flows.declared import Clock
 from flows.descent import Descent
 from landscapes import Landscape
 
@@ -38,6 +39,10 @@ class Nesterov(Descent):
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
         check_momentum(self.momentum)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock(rule="Nesterov", momentum=self.momentum)
 
     def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
         """(θ0, 0)."""
@@ -104,6 +109,10 @@ class ScaledHeavyBall(ScaledDescent):
     h: float
     friction: float
 
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock("√lr", "heavy ball", 1 - self.h * self.friction)
+
     def force(self, x: Tensor, kept: Tensor) -> Tensor:
         """∇f(x)."""
         return self.landscape.grad(x)
@@ -122,6 +131,10 @@ class ScaledNesterov(ScaledDescent):
     landscape: Landscape
     h: float
     friction: float
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock("√lr", "Nesterov", 1 - self.h * self.friction)
 
     def force(self, x: Tensor, kept: Tensor) -> Tensor:
         """∇f(x + h(1 − hμ)v)."""

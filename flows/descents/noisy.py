@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model, check_noise
+from flows.declared import Clock
 from flows.descent import StochasticDescent
 from flows.descents.gradient import GradientDescent
 from landscapes import Landscape
@@ -44,6 +45,10 @@ class NoisyGradientDescent(StochasticDescent):
             weights = noise.weights(noise.check_noise(theta, xi))
             return noise.landscape.weighted_grad(theta, weights + 1 / noise.size)
         return self.landscape.grad(theta) + noise.factor(theta, xi)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
         """θ − h(∇f(θ) + σ(θ)ξ)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.descent import Descent
 from landscapes import Landscape
 
@@ -59,6 +60,29 @@ class OptimizerDescent(Descent):
     def h(self) -> float:  # type: ignore[override]  # read from the optimiser, never set
         """The first parameter group's learning rate."""
         return rate(self._optimizer(torch.zeros(self.landscape.dimension))[1])
+
+    @property
+    def declared_clock(self) -> Clock:
+        """That of gradient descent, heavy ball or Nesterov for torch.optim.SGD, else the name of the optimiser."""
+        optimizer = self._optimizer(torch.zeros(self.landscape.dimension))[1]
+        options = optimizer.param_groups[0]
+        if not isinstance(optimizer, torch.optim.SGD) or options["maximize"]:
+            return Clock(rule=type(optimizer).__name__)
+        if options["momentum"] == 0:
+            return Clock()
+        return Clock(
+            rule="Nesterov" if options["nesterov"] else "heavy ball",
+            momentum=options["momentum"],
+            dampening=options["dampening"],
+        )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the optimiser keeps a state from step to step, as a first step along the zero gradient shows."""
+        parameter, optimizer = self._optimizer(torch.zeros(self.landscape.dimension))
+        parameter.grad = torch.zeros_like(parameter)
+        self._advance(parameter, optimizer)
+        return any(value is not None for value in optimizer.state[parameter].values())
 
     def start(self, theta0: Tensor) -> OptimizerState:
         """θ0 and fresh optimisers."""

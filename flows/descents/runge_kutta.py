@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.descent import Descent
 from flows.series import ExplicitMethod
 from flows.series.methods import check_method
@@ -31,6 +32,10 @@ class RungeKuttaDescent(Descent):
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
         check_method(self.method)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
         ((_, tableau),) = self.method.tableaux

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.descent import Descent, MinibatchDescent
 from flows.schedules import Schedule, check_callable, multiple_at
 from landscapes import FiniteSum, Landscape, UnsupportedError
@@ -39,6 +40,10 @@ class ScheduledGradientDescent(Descent):
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
         check_callable("schedule", self.schedule)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def start(self, theta0: Tensor) -> tuple[Tensor, float]:
         """θ0 at time zero."""
@@ -85,6 +90,10 @@ class ScheduledStochasticGradientDescent(MinibatchDescent):
     def rate(self, t: float) -> float:
         """h·schedule(t)."""
         return self.h * multiple_at(self.schedule, t)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def start(self, theta0: Tensor) -> ScheduledState:
         """θ0 and the examples in their given order, at time zero."""

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.declared import Clock
 from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent
 from landscapes import FiniteSum
@@ -27,6 +28,10 @@ class StochasticGradientDescent(MinibatchDescent):
     h: float
     batch_size: int
     sampling: str = "replacement"
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
         """θ0 and the examples in their given order."""

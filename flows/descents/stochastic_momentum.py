@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_friction, check_momentum
+from flows.declared import Clock
 from flows.descent import MinibatchDescent
 from flows.descents.gradient import HeavyBall
 from flows.descents.momentum import ScaledHeavyBall
@@ -61,6 +62,10 @@ class StochasticHeavyBall(MomentumDescent):
         check_momentum(self.momentum)
 
     @property
+    def declared_clock(self) -> Clock:
+        return Clock(rule="heavy ball", momentum=self.momentum)
+
+    @property
     def couples(self) -> bool:
         """False: its equation is on the clock of ``ScaledStochasticHeavyBall``."""
         return False
@@ -104,6 +109,10 @@ class ScaledStochasticHeavyBall(MomentumDescent):
     def __post_init__(self) -> None:
         self.check_minibatches()
         check_friction(self.friction, self.h)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock("√lr", "heavy ball", 1 - self.h * self.friction)
 
     def step(self, state: MomentumState, k: int, generator: torch.Generator) -> MomentumState:
         """(x + hv', v') with v' = (1 − hμ)v − h g_B(x)."""

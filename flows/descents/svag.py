@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.declared import Clock
 from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent
 from landscapes import FiniteSum
@@ -46,6 +47,10 @@ class SVAG(MinibatchDescent):
                 "sampling must be 'replacement' or 'subset' at level > 1, got 'epoch': SVAG needs independent "
                 "mini-batches, and those of a reshuffled epoch are dependent"
             )
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     @property
     def rate(self) -> float:

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.declared import Clock
 from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent
 from landscapes import FiniteSum, UnsupportedError
@@ -50,6 +51,10 @@ class SVRG(MinibatchDescent):
     def __post_init__(self) -> None:
         self.check_minibatches()
         check_count("period", self.period)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     @property
     def couples(self) -> bool:

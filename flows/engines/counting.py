@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import cmath
-import dataclasses
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from flows.descent import Descent
 from flows.flow import Flow
-from landscapes import Counted, Landscape
+from landscapes import Counted, Landscape, UnsupportedError
 from landscapes.errors import check_float_tensor
 from landscapes.krylov import matrix_function
-from landscapes.noise import GradientNoise
 from landscapes.wrappers.base import Counts, no_counts
 
 Model = TypeVar("Model", Flow, Descent)
@@ -31,30 +29,34 @@ def check_theta0(theta0: Tensor) -> Tensor:
 
 
 def count_calls(model: Model) -> tuple[Model, Counts]:
-    """The model on a counted copy of its landscape, and the tally; a model without a landscape field counts nothing."""
-    if not (dataclasses.is_dataclass(model) and any(f.name == "landscape" for f in dataclasses.fields(model))):
-        return model, no_counts()
-    if not isinstance(model.landscape, Landscape):
-        return model, no_counts()
-    wrapped = Counted(model.landscape)
-    fields = {"landscape": wrapped, **counted_noise(model, wrapped)}
-    return dataclasses.replace(model, **fields), wrapped.counts
+    """The model on counted copies of its innermost landscapes, and their common tally.
+
+    Every landscape that the model states counts, through wrappers, noises, inner flows and descents; one object used
+    twice counts as one. Products inside a penalised landscape thus count by kind. If the calls cannot be counted (the
+    model states no landscape, or cannot be rebuilt on others) the model itself is returned, and the tally is empty.
+    """
+    counts = no_counts()
+    known: dict[tuple[int, float], Landscape] = {}
+
+    def counted(landscape: Landscape, unit: float = 1) -> Landscape:
+        key = (id(landscape), unit)
+        if key not in known:
+            inside = landscape.with_parts(lambda part, share: counted(part, unit * share))
+            known[key] = Counted(landscape, counts, unit) if inside is landscape else inside
+        return known[key]
+
+    try:
+        copy = model.on_landscapes(counted)
+    except UnsupportedError:
+        return model, {}
+    return (copy, counts) if known else (model, {})
 
 
-def counted_noise(model: Any, wrapped: Counted) -> dict[str, GradientNoise]:
-    """The model's ``noise`` field, if any, with the landscape that both share replaced by the counted one."""
-    noise = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}.get("noise")
-    return {"noise": on_landscape(noise, wrapped)} if isinstance(noise, GradientNoise) else {}
-
-
-def on_landscape(noise: GradientNoise, wrapped: Counted) -> GradientNoise:
-    """The noise, and the noises that it holds, with ``wrapped`` in place of the landscape that ``wrapped`` wraps."""
-    if not dataclasses.is_dataclass(noise):
-        return noise
-    held = {f.name: getattr(noise, f.name) for f in dataclasses.fields(noise)}
-    ours = {name: wrapped for name, value in held.items() if value is wrapped.landscape}
-    inner = {name: on_landscape(value, wrapped) for name, value in held.items() if isinstance(value, GradientNoise)}
-    return dataclasses.replace(noise, **ours, **inner) if ours or inner else noise
+def without_counts(landscape: Landscape) -> Landscape:
+    """The landscape without the ``Counted`` in it, for evaluations that are no part of a run's cost."""
+    if isinstance(landscape, Counted):
+        return without_counts(landscape.landscape)
+    return landscape.with_parts(lambda part, share: without_counts(part))
 
 
 def finite_members(state: Tensor) -> Tensor:
@@ -67,13 +69,13 @@ def all_finite(state: Tensor) -> bool:
     return cmath.isfinite(state.sum().item()) or bool(state.isfinite().all())
 
 
-def curvature_sentence(model: Any, theta: Tensor, h: float | None) -> str:
+def curvature_sentence(model: Flow | Descent, theta: Tensor, h: float | None) -> str:
     """A clause with the Hessian's eigenvalue of largest magnitude at θ (d,); "" if the model's landscape has none."""
-    landscape = getattr(model, "landscape", None)
-    if not isinstance(landscape, Landscape) or theta.shape[-1:] != (landscape.dimension,):
+    landscape = next(iter(model.declared_landscapes), None)
+    if landscape is None or theta.shape[-1:] != (landscape.dimension,):
         return ""
     try:  # on the uncounted landscape: a diagnosis is not part of the run's cost
-        eigenvalue = extreme_eigenvalue(landscape.landscape if isinstance(landscape, Counted) else landscape, theta)
+        eigenvalue = extreme_eigenvalue(without_counts(landscape), theta)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return ""  # a loss without second derivatives: only the remark is missing
     if eigenvalue is None:

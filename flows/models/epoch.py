@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.flow import Flow
 from landscapes import FiniteSum
 from landscapes.landscape import check_finite_sum
@@ -63,6 +64,10 @@ class EpochFlow(Flow):
     def epoch(self) -> float:
         """The length of an epoch, mh: the flow is accurate at multiples of it."""
         return len(self.batches) * self.h
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The modified field at θ, shape (..., d)."""

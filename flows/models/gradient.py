@@ -8,6 +8,7 @@ from typing import final
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.flow import Flow, Linearisation
 from landscapes import Landscape
 
@@ -25,6 +26,10 @@ class GradientFlow(Flow):
 
     def __post_init__(self) -> None:
         check_model(self.landscape)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock(free=True)
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """−∇f(θ), shape (..., d)."""

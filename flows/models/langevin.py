@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.flow import StochasticFlow
 from landscapes import Landscape
 from landscapes.errors import check_positive
@@ -36,6 +37,10 @@ class LangevinFlow(StochasticFlow):
     def __post_init__(self) -> None:
         check_model(self.landscape)
         check_positive("temperature", self.temperature)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock(free=True)
 
     @property
     def noise_kind(self) -> Kind:
@@ -78,6 +83,10 @@ class UnderdampedLangevinFlow(StochasticFlow):
         check_model(self.landscape)
         check_positive("temperature", self.temperature)
         check_positive("friction", self.friction)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock(rule=None, free=True)
 
     @property
     def noise_kind(self) -> Kind:

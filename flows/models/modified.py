@@ -16,6 +16,7 @@ import sympy
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.flow import Flow
 from flows.series import EULER, ExplicitMethod, stability_function
 from flows.series.landscape import landscape_program
@@ -63,6 +64,10 @@ class ModifiedFlow(Flow):
         check_model(self.landscape, self.h)
         check_order(self.order, self.landscape, self.name)
 
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
+
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The modified field at θ, shape (..., d)."""
         if self.order == 1:
@@ -99,6 +104,10 @@ class ModifiedRungeKuttaFlow(Flow):
         check_model(self.landscape, self.h)
         check_method(self.method)
         check_order(self.order, self.landscape, self.name)
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The modified field at θ, shape (..., d)."""

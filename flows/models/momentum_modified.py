@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_friction, check_model, check_momentum
+from flows.declared import Clock
 from flows.flow import Flow
 from flows.models.modified import check_order
 from flows.series import (
@@ -49,6 +50,10 @@ class ScaledMomentumFlow(Flow):
     @property
     def name(self) -> str:
         return f"{type(self).__name__} order {self.order}"
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock("√lr", "Nesterov" if self.method is NESTEROV else "heavy ball", 1 - self.h * self.friction)
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0)."""
@@ -149,6 +154,10 @@ class ReducedHeavyBallFlow(ReducedMomentumFlow):
         """(1 − √β)², the double root of a mode; order 1 has one term."""
         return math.inf if self.order == 1 else (1 - math.sqrt(self.momentum)) ** 2
 
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock(rule="heavy ball", momentum=self.momentum)
+
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The field at θ, shape (..., d)."""
         program = reduced_program(heavy_ball_multistep, self.momentum, self.order, self.h)
@@ -176,6 +185,10 @@ class ReducedNesterovFlow(ReducedMomentumFlow):
     def radius(self) -> float:
         """((1 − β)/(1 + β))², the double root of a mode; order 1 has one term."""
         return math.inf if self.order == 1 else ((1 - self.momentum) / (1 + self.momentum)) ** 2
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock(rule="Nesterov", momentum=self.momentum)
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The field at θ, shape (..., d)."""

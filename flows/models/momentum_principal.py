@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.flow import BranchError, Flow, SingularModeError, flag_unconverged
 from flows.models.momentum_modes import (
     Edges,
@@ -201,6 +202,10 @@ class HeavyBallPrincipalFlow(MomentumPrincipalFlow):
     branch: str = "complex"
 
     @property
+    def declared_clock(self) -> Clock:
+        return Clock(rule="heavy ball", momentum=self.momentum)
+
+    @property
     def look_ahead(self) -> float:
         """0."""
         return 0.0
@@ -246,6 +251,10 @@ class NesterovPrincipalFlow(MomentumPrincipalFlow):
     krylov: int | None = None
     tolerance: float = 1e-6
     branch: str = "complex"
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock(rule="Nesterov", momentum=self.momentum)
 
     @property
     def look_ahead(self) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.flow import BranchError, Flow, SingularModeError, flag_unconverged
 from flows.models.modified import non_principal_term
 from landscapes import Landscape
@@ -96,6 +97,10 @@ class PrincipalFlow(Flow):
         if not isinstance(self.third_order, bool):
             raise TypeError(f"third_order must be True or False, got {self.third_order!r}")
         check_choice("branch", self.branch, ("complex", "real"))
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def start(self, theta0: Tensor) -> Tensor:
         """θ0, promoted to complex on the complex branch."""

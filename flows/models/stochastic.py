@@ -17,6 +17,7 @@ from typing import final
 from torch import Tensor
 
 from flows.arguments import check_model, check_noise
+from flows.declared import Clock
 from flows.flow import SameNoise, StochasticFlow
 from flows.schedules import Schedule, check_callable, multiple_at
 from landscapes import FiniteSum, Landscape, UnsupportedError
@@ -45,6 +46,10 @@ class GradientEquation(StochasticFlow):
     @property
     def name(self) -> str:
         return f"{type(self).__name__} order {self.order}"
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     @property
     def noise_kind(self) -> Kind:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flows.arguments import check_model
+from flows.declared import Clock
 from flows.flow import BranchError, WorkspaceFlow, flag_unconverged
 from flows.models.principal import check_singular, each_member, real_coefficient
 from landscapes import Landscape
@@ -47,6 +48,10 @@ class TruncatedPrincipalFlow(WorkspaceFlow):
     def name(self) -> str:
         """TruncatedPrincipalFlow with its number of modes."""
         return f"TruncatedPrincipalFlow top {self.modes}"
+
+    @property
+    def declared_clock(self) -> Clock:
+        return Clock()
 
     def evaluate(self, t: float | Tensor, state: Tensor, workspace: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The truncated field at θ (..., d), and the blocks (..., k + 2, d) of the eigenvectors."""

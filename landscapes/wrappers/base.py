@@ -2,18 +2,33 @@ r"""Base class of landscapes that wrap another one, and counts of oracle calls."
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from landscapes.landscape import Landscape
 
 Counts = dict[str, float]
+Kept = TypeVar("Kept", bound=Landscape)
 
 
 def no_counts() -> Counts:
     """Counts at zero: loss, grad, hvp, third, and higher (above the third, or inside a torch.func transform)."""
     return {"loss": 0, "grad": 0, "hvp": 0, "third": 0, "higher": 0}
+
+
+def replace_attributes(landscape: Kept, /, **attributes: Any) -> Kept:
+    """A copy with some attributes replaced; its class and the others are unchanged, and cached properties are not kept.
+
+    The constructor is not called: a subclass may have another signature, and everything was checked before.
+    """
+    cls = type(landscape)
+    cached = {name for name in vars(landscape) if isinstance(getattr(cls, name, None), cached_property)}
+    kept = {name: value for name, value in vars(landscape).items() if name not in cached}
+    copy = object.__new__(cls)
+    copy.__dict__.update({**kept, **attributes})
+    return copy
 
 
 class Wrapper(Landscape):

@@ -10,8 +10,8 @@ from torch import Tensor
 from landscapes.autodiff import inside_transform
 from landscapes.errors import check_index
 from landscapes.expansion import Expansion
-from landscapes.landscape import FiniteSum, Landscape, check_landscape
-from landscapes.wrappers.base import Counts, Wrapper, no_counts
+from landscapes.landscape import Change, FiniteSum, Landscape, check_landscape
+from landscapes.wrappers.base import Counts, Wrapper, no_counts, replace_attributes
 
 KINDS = ("loss", "grad", "hvp", "third")
 """Keys of the counts of derivatives of order 0, 1, 2, 3; higher orders count as "higher"."""
@@ -100,6 +100,9 @@ class Counted(Wrapper):
         shape = theta.shape[:-1] if index is None else torch.broadcast_shapes(theta.shape[:-1], index.shape[:-1])
         kind = "higher" if inside_transform() else name
         self.counts[kind] += self.unit * share * math.prod(shape)
+
+    def with_parts(self, change: Change) -> Landscape:
+        return replace_attributes(self, landscape=change(self.landscape, 1))
 
     def loss(self, theta: Tensor) -> Tensor:
         """f(θ), one loss a member."""

@@ -12,7 +12,7 @@ remain holomorphic.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Generic, TypeVar, final
 
@@ -22,8 +22,8 @@ from torch import Tensor
 from landscapes.autodiff import gradient, inside_transform, release
 from landscapes.errors import check_index, check_real
 from landscapes.expansion import Expansion
-from landscapes.landscape import FiniteSum, Landscape, check_finite_sum, check_landscape
-from landscapes.wrappers.base import Wrapper
+from landscapes.landscape import Change, FiniteSum, Landscape, check_finite_sum, check_landscape
+from landscapes.wrappers.base import Wrapper, replace_attributes
 
 Family = tuple[Expansion, ...]
 Pair = tuple[Family, Family, float]
@@ -205,6 +205,11 @@ def total(terms: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, terms)
 
 
+def part_share(part: Landscape, whole: Landscape) -> float:
+    """The number of a part's examples over the whole's; 1 unless both are finite sums."""
+    return part.size / whole.size if isinstance(part, FiniteSum) and isinstance(whole, FiniteSum) else 1
+
+
 class Penalised(Wrapper):
     """A landscape plus a form in gradients, ``penalty``."""
 
@@ -214,6 +219,15 @@ class Penalised(Wrapper):
     def smoothness(self) -> float:
         """One continuous derivative less than the members have; −1 if their gradients are discontinuous."""
         return max(-1, min(self.landscape.smoothness, *(member.smoothness - 1 for member in self.penalty.members)))
+
+    def with_parts(self, change: Change) -> Landscape:
+        landscape = change(self.landscape, 1)
+        # f itself if it is a member, as in GradientPenalty, so that their common terms are still computed once
+        members = tuple(
+            landscape if member is self.landscape else change(member, part_share(member, self.landscape))
+            for member in self.penalty.members
+        )
+        return replace_attributes(self, landscape=landscape, penalty=replace(self.penalty, members=members))
 
     def base(self, theta: Tensor, family: Family) -> Expansion:
         """The expansion of f; overridden if f is one of the members."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from landscapes.autodiff import release
 from landscapes.errors import check_count, check_index, check_positive
 from landscapes.expansion import Expansion
-from landscapes.landscape import FiniteSum, Landscape, check_finite_sum, check_landscape
+from landscapes.landscape import Change, FiniteSum, Landscape, check_finite_sum, check_landscape
 from landscapes.wrappers.gradient_penalties import Batches, GradientPenalty, VariancePenalty, check_batches, mean
 
 
@@ -100,6 +100,9 @@ class LandscapeSum(FiniteSum):
     @property
     def size(self) -> int:
         return len(self.landscapes)
+
+    def with_parts(self, change: Change) -> LandscapeSum:
+        return LandscapeSum([change(landscape, 1 / len(self.landscapes)) for landscape in self.landscapes])
 
     def check(self, theta: Tensor) -> Tensor:
         for landscape in self.landscapes:

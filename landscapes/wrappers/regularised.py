@@ -8,8 +8,8 @@ from torch import Tensor
 from landscapes.autodiff import release
 from landscapes.errors import check_real
 from landscapes.expansion import Expansion
-from landscapes.landscape import FiniteSum, Landscape, check_landscape
-from landscapes.wrappers.base import Wrapper
+from landscapes.landscape import Change, FiniteSum, Landscape, check_landscape
+from landscapes.wrappers.base import Wrapper, replace_attributes
 
 
 class RegularisedExpansion(Expansion):
@@ -95,6 +95,9 @@ class Regularised(Wrapper):
     def __init__(self, landscape: Landscape, l2: float):
         self.landscape = check_landscape(landscape)
         self.l2 = check_real("l2", l2)
+
+    def with_parts(self, change: Change) -> Landscape:
+        return replace_attributes(self, landscape=change(self.landscape, 1))
 
     def loss(self, theta: Tensor) -> Tensor:
         """f(θ) + (l2/2) θᵀθ, shape (...,)."""

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from landscapes.errors import check_float_tensor
 from landscapes.expansion import Expansion
-from landscapes.landscape import Landscape, check_landscape
-from landscapes.wrappers.base import Wrapper
+from landscapes.landscape import Change, Landscape, check_landscape
+from landscapes.wrappers.base import Wrapper, replace_attributes
 
 
 class RotatedExpansion(Expansion):
@@ -59,6 +59,9 @@ class Rotated(Wrapper):
         if error > 1e3 * torch.finfo(rotation.dtype).eps:
             raise ValueError(f"rotation must be orthogonal, got |QQᵀ − I| up to {error:.2g}")
         self.rotation = rotation
+
+    def with_parts(self, change: Change) -> Landscape:
+        return replace_attributes(self, landscape=change(self.landscape, 1))
 
     def loss(self, theta: Tensor) -> Tensor:
         """f(Qᵀθ), shape (...,)."""

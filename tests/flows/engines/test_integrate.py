@@ -198,7 +198,7 @@ def test_fixed_steps_start_at_the_output_times_to_the_last_bit():
 
     run = integrate(Written(velocity), torch.ones(1, dtype=torch.float64), times, method="euler", dt=0.1)
     assert told == times[:-1]
-    assert run.cost == {"evaluations": 3, "loss": 0, "grad": 0, "hvp": 0, "third": 0, "higher": 0}
+    assert run.cost == {"evaluations": 3}  # a flow without a landscape: oracle calls are not known
 
 
 @pytest.mark.parametrize("setting", [{}, {"method": "dopri8"}, {"method": "rk4", "dt": 0.05}], ids=str)

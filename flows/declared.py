@@ -1,0 +1,253 @@
+r"""Statements of flows and descents about themselves: their landscapes, noise, learning rate and clock.
+
+Engines and ``compare`` read these members, and no names of fields. The defaults are for dataclasses: everything is
+found in the fields, also in the noises, flows, descents, other dataclasses, tuples, lists and dicts there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import FunctionType, MethodType
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from landscapes import Landscape, UnsupportedError
+from landscapes.errors import check_choice
+from landscapes.noise import GradientNoise
+
+Stated = TypeVar("Stated", bound="Declared")
+
+ChangeWhole = Callable[[Landscape], Landscape]
+"""A landscape ↦ the one that takes its place."""
+
+RATES = ("h", "lr", "learning_rate", "rate")
+"""Names of a learning rate, in the order in which they are looked for."""
+
+MOMENTUM = ("heavy ball", "Nesterov")
+"""The rules with one buffer, whose clocks can be converted."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    r"""The clock of a model in terms of torch.optim's learning rate lr, momentum β and dampening τ.
+
+    ``unit`` "lr": h = lr, and a step takes the time lr. ``unit`` "√lr", for scaled momentum: h = √((1 − τ) lr), a step
+    takes the time h, and the friction is μ = (1 − β)/h.
+
+    ``rule``: the step that a descent takes or that a flow models: "gradient descent", "heavy ball", "Nesterov", or the
+    name of another optimiser; None if it is not stated. Models of one rule, at one momentum, are a pair. ``free``: the
+    model has no learning rate of its own and is compared at any, like gradient flow.
+
+    Raises ValueError for another unit.
+    """
+
+    unit: str = "lr"
+    rule: str | None = "gradient descent"
+    momentum: float = 0.0
+    dampening: float = 0.0
+    free: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("unit", self.unit, ("lr", "√lr"))
+
+    @property
+    def time_scale(self) -> float:
+        r"""(1 − τ)/(1 − β), inf at β = 1: the distance of ordinary momentum per unit of time, over gradient descent's.
+
+        After 1/(1 − β) steps the buffer is (1 − τ)/(1 − β) gradients.
+        """
+        return math.inf if self.momentum == 1 else (1 - self.dampening) / (1 - self.momentum)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the rule is known and its step depends on more than θ: every rule but gradient descent."""
+        return (
+            self.rule is not None
+            and self.rule != "gradient descent"
+            and not (self.rule in MOMENTUM and self.momentum == 0)
+        )
+
+
+class Declared:
+    """Base of ``Flow`` and ``Descent``: members that engines and ``compare`` read, with defaults for dataclasses."""
+
+    @property
+    def declared_landscapes(self) -> tuple[Landscape, ...]:
+        """Every landscape of the model, each object once, in the order of the fields; empty if there are none."""
+        return landscapes_in(self)
+
+    @property
+    def declared_noise(self) -> GradientNoise | None:
+        """The gradient noise of the model: the attribute ``noise`` if it is one, else the first that a field holds."""
+        noise = getattr(self, "noise", None)
+        return noise if isinstance(noise, GradientNoise) else next(noises_below(self), None)
+
+    @property
+    def declared_rate(self) -> float | None:
+        """The learning rate: the first number among h, lr, learning_rate and rate, else that of a flow held; or None.
+
+        Methods of these names are not numbers. None: not stated, so that ``compare`` cannot check it.
+        """
+        rate = named_rate(self)
+        return None if rate is None else rate[1]
+
+    @property
+    def declared_clock(self) -> Clock | None:
+        """The clock and the rule of the steps; None if they are not stated: ``compare`` then takes the two for a pair.
+
+        The default is that of a flow or descent held in a field, if any.
+        """
+        return next((inner.declared_clock for inner in models_held(self)), None)
+
+    def on_landscapes(self: Stated, change: ChangeWhole) -> Stated:
+        """The same model with change(landscape) in place of every landscape, by which engines count oracle calls.
+
+        Dataclasses are rebuilt by their constructor. Raises UnsupportedError if not every landscape can be replaced, as
+        in a closure: the cost of a run is then not known. A model that is no dataclass overrides it.
+        """
+        return replace_fields(self, change)
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, the attributes of another flow or descent; none for other objects."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return vars(value) if isinstance(value, Declared) else {}
+
+
+def children(value: Any) -> Iterable[Any]:
+    """The values that a collection, dataclass, flow or descent is made of, one level down; none for other objects."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (tuple, list)) else fields_of(value).values()
+
+
+def landscapes_in(value: Any) -> tuple[Landscape, ...]:
+    """The landscapes below a value, each object once; landscapes are not entered."""
+    found: dict[int, Landscape] = {}
+    for child in children(value):
+        if isinstance(child, Landscape):
+            found[id(child)] = child
+        else:
+            inside = child.declared_landscapes if isinstance(child, Declared) else landscapes_in(child)
+            found |= {id(landscape): landscape for landscape in inside}
+    return tuple(found.values())
+
+
+def noises_below(value: Any) -> Iterator[GradientNoise]:
+    """The gradient noises below a value, the outermost of nested ones."""
+    for child in children(value):
+        if isinstance(child, GradientNoise):
+            yield child
+        elif isinstance(child, Declared):
+            yield from () if child.declared_noise is None else (child.declared_noise,)
+        elif not isinstance(child, Landscape):
+            yield from noises_below(child)
+
+
+def models_held(model: Declared) -> Iterator[Declared]:
+    """The flows and descents directly in the fields of a model."""
+    return (value for value in fields_of(model).values() if isinstance(value, Declared))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number, or a tensor of one; True and False are none."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_complex()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def named_rate(model: Declared) -> tuple[str, float] | None:
+    """The learning rate of a model with its name: its own, else that of a flow or descent in its fields; or None."""
+    for name in RATES:
+        value = getattr(model, name, None)
+        if is_number(value):
+            return name, float(value)  # type: ignore[arg-type]
+    return next(filter(None, map(named_rate, models_held(model))), None)
+
+
+def has_numbers(value: Any) -> bool:
+    """Whether there is a number below a value, tensors with dimensions and the numbers of landscapes aside."""
+    return any(is_number(x) or (not isinstance(x, Landscape) and has_numbers(x)) for x in children(value))
+
+
+def replace_landscapes(value: Any, change: ChangeWhole) -> Any:
+    """A value with ``change`` of every landscape in it; the same object if it holds none.
+
+    Raises UnsupportedError for a landscape where it cannot be replaced.
+    """
+    if isinstance(value, Landscape):
+        return change(value)
+    if isinstance(value, Declared):
+        return value.on_landscapes(change)
+    if isinstance(value, (dict, tuple, list)):
+        return replace_items(value, change)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return replace_fields(value, change)
+    if hides_landscape(value):
+        raise UnsupportedError(f"a landscape inside {type(value).__name__} {value!r} cannot be replaced")
+    return value
+
+
+def replace_items(value: Any, change: ChangeWhole) -> Any:
+    """A dict, tuple or list with every landscape in it replaced; the same object if it holds none."""
+    if isinstance(value, dict):
+        changed = {key: replace_landscapes(x, change) for key, x in value.items()}
+        return value if all(changed[key] is x for key, x in value.items()) else changed
+    parts = [replace_landscapes(x, change) for x in value]
+    if all(part is x for part, x in zip(parts, value, strict=True)):
+        return value
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def replace_fields(value: Any, change: ChangeWhole) -> Any:
+    """A dataclass with every landscape in its fields replaced; the same object if it holds none."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise UnsupportedError(f"{type(value).__name__} is not a dataclass: override on_landscapes")
+    given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    every = {name: replace_landscapes(x, change) for name, x in given.items()}
+    changed = {name: x for name, x in every.items() if x is not given[name]}
+    copy: Any = value
+    if changed:
+        try:
+            copy = dataclasses.replace(value, **changed)
+        except (TypeError, ValueError) as error:  # a constructor of another signature, or that takes one class only
+            raise UnsupportedError(f"{type(value).__name__} cannot be rebuilt: {error}") from error
+    derived = [getattr(copy, f.name) for f in dataclasses.fields(copy) if not f.init]
+    before = {id(landscape) for landscape in landscapes_in(value)}
+    if any(id(landscape) in before for landscape in landscapes_in(derived)):
+        raise UnsupportedError(f"{type(value).__name__} holds a landscape that its constructor does not take")
+    return copy
+
+
+def closure_of(function: FunctionType) -> Iterator[Any]:
+    """The values that a function refers to in its closure."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+
+
+def hides_landscape(value: Any, entered: tuple[int, ...] = ()) -> bool:
+    """Whether a function or another object that is no dataclass refers to a landscape, by its closure or attributes."""
+    if isinstance(value, Landscape):
+        return True
+    if id(value) in entered:
+        return False
+    inner: Iterable[Any] = children(value)
+    if isinstance(value, FunctionType):
+        inner = closure_of(value)
+    elif isinstance(value, MethodType):
+        inner = (value.__self__,)
+    elif isinstance(value, functools.partial):
+        inner = (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, (GradientNoise, Declared)):
+        inner = vars(value).values()
+    return any(hides_landscape(x, (*entered, id(value))) for x in inner)
