@@ -1,5 +1,6 @@
 """Flows, descents, the engines that run them, and their comparison."""
 
+from flows.catalogue.optimisers import OptimiserModels, models_of
 from flows.comparison.result import Comparison
 from flows.comparison.rows import compare
 from flows.descent import Descent, MinibatchDescent, StochasticDescent
@@ -100,6 +101,7 @@ __all__ = [
     "NoisyModifiedEquation",
     "NoisyMomentumEquation",
     "NotAMinimumError",
+    "OptimiserModels",
     "OptimizerDescent",
     "OrnsteinUhlenbeck",
     "PathError",
@@ -134,6 +136,7 @@ __all__ = [
     "linear_momentum_at",
     "linear_sgd_at",
     "minibatch_path",
+    "models_of",
     "momentum_ornstein_uhlenbeck_at",
     "ornstein_uhlenbeck_at",
 ]
