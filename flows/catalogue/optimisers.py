@@ -193,16 +193,19 @@ def matches_of_settings(settings: SGDSettings, l2: float = 0.0) -> Iterator[Mode
         if row.descent is not None and row.descent.torch is not None:
             arguments = row.descent.torch.arguments(settings)
             if arguments is not None:
-                yield matched(row, row.descent, arguments, row.descent.torch.conversion, l2)
+                yield match_row(row, row.descent, arguments, row.descent.torch.conversion, l2)
 
 
-def caveats(matches: Iterable[ModelMatch]) -> list[str]:
-    """Sentences on flows whose position is not torch's parameter."""
-    forms = {match.name: match.descent.torch for match in matches}
-    return [f"{name}: {form.caveat}" for name, form in forms.items() if form is not None and form.caveat]
+def caveats(matches: Iterable[ModelMatch]) -> Iterator[str]:
+    """Sentences on flows whose position is not torch's parameter, and on those that need the transient to be over."""
+    for match in matches:
+        if match.descent.torch is not None and match.descent.torch.caveat:
+            yield f"{match.name}: {match.descent.torch.caveat}"
+        if match.row.settles:
+            yield f"{match.name}: these orders are those {match.row.valid}"
 
 
-def matched(
+def match_row(
     row: FlowRow, descent: DescentRow, arguments: Mapping[str, Any], conversion: str, l2: float = 0.0
 ) -> ModelMatch:
     """The match with those arguments that are fields of the flow."""
@@ -230,7 +233,7 @@ def match_of_descent(flow: FlowRow, row: DescentRow, descent: Descent, own: Mapp
     if not same_gradients(field_names(flow.kind), field_names(row.kind)):
         return None
     if flow.descent is row or row in flow.also:
-        return matched(flow, row, own, "as the descent's")
+        return match_row(flow, row, own, "as the descent's")
     model = flow.descent
     if row.torch is None or model is None or model.torch is None:
         return None
@@ -238,7 +241,7 @@ def match_of_descent(flow: FlowRow, row: DescentRow, descent: Descent, own: Mapp
     if arguments is None:
         return None
     shared = {name: own[name] for name in (*SOURCES, "sampling") if name in own}
-    return matched(flow, model, {**shared, **arguments}, model.torch.conversion)
+    return match_row(flow, model, {**shared, **arguments}, model.torch.conversion)
 
 
 def same_gradients(flow: set[str], descent: set[str]) -> bool:
