@@ -232,15 +232,18 @@ def match_of_descent(flow: FlowRow, row: DescentRow, descent: Descent, own: Mapp
     """The match of one flow and a descent with the fields ``own``; None if it is no model of it."""
     if not same_gradients(field_names(flow.kind), field_names(row.kind)):
         return None
-    if flow.descent is row or row in flow.also:
-        return match_row(flow, row, own, "as the descent's")
     model = flow.descent
+    same = model is row or row in flow.also
+    if same and row.torch is None:
+        return match_row(flow, row, own, "as the descent's")
     if row.torch is None or model is None or model.torch is None:
         return None
     arguments = model.torch.arguments(row.torch.settings(descent))
-    if arguments is None:
+    if arguments is None:  # also at the edge of the descent's own range: heavy ball with β = 0
         return None
-    shared = {name: own[name] for name in (*SOURCES, "sampling") if name in own}
+    if same:
+        return match_row(flow, row, own, "as the descent's")
+    shared = {name: own[name] for name in (*sorted(SOURCES), "sampling") if name in own}
     return match_row(flow, model, {**shared, **arguments}, model.torch.conversion)
 
 

@@ -15,9 +15,11 @@ from landscapes import NoisyQuadratic, Quadratic
 from landscapes.noise import IsotropicNoise, MinibatchNoise
 from tests.flows.catalogue.cases import FLOW_ROWS, FOLLOWING, RIPPLES, THETA0
 
-ONE_STEP = (0.1, 0.05, 0.025, 0.0125)
+ONE_STEP, HIGH = (0.1, 0.05, 0.025), (0.2, 0.1, 0.05)  # the coarser ladder where errors are small
+ROUNDING = 1e-12
 SETTLE = 0.4  # the time at which a descent's transient of size β^k is over
-following = pytest.mark.parametrize("name", FOLLOWING)
+DENSE = [name for name in FOLLOWING if "krylov" not in name]  # a Krylov space gives the same field: see below
+following = pytest.mark.parametrize("name", DENSE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ def gap(flow, descent, settled, steps, theta0=THETA0):
     for k in range(settled, settled + steps):
         state = descent.step(state, k, generator)
     time = descent.elapsed(settled + steps, state) - begin
-    tight = {"method": "dopri8", "rtol": 1e-13, "atol": 1e-15, "first_step": time / steps}
+    tight = {"method": "dopri8", "rtol": 1e-12, "atol": 1e-14, "first_step": time / steps}
     end = integrate(flow, start, [0.0, time], keep="last", **tight)
     assert end.status == "finished"
     return float(torch.linalg.vector_norm(end.theta[-1] - descent.position(state)))
@@ -65,7 +67,7 @@ def gap(flow, descent, settled, steps, theta0=THETA0):
 
 def slope(ladder, errors):
     """The order between the two finest rungs that are above rounding."""
-    above = [(h, error) for h, error in zip(ladder, errors, strict=True) if error > 3e-14]
+    above = [(h, error) for h, error in zip(ladder, errors, strict=True) if error > ROUNDING]
     (coarse, large), (fine, small) = above[-2:]
     return math.log(large / small) / math.log(coarse / fine)
 
@@ -76,7 +78,7 @@ def test_the_one_step_error_falls_as_the_row_says(name):
     (other, *_) = row.descent.examples.values()
     flow = example.build(RIPPLES, 0.1)
     steps, expected = round(evaluate(row.span, flow)), order_of(row.local, flow)
-    ladder = (0.02, 0.01, 0.005) if row.settles else ONE_STEP
+    ladder = (0.02, 0.01, 0.005) if row.settles else HIGH if expected > 5 else ONE_STEP
     errors = [
         gap(
             deterministic(example.build(RIPPLES, h)),
@@ -99,7 +101,7 @@ def test_the_error_at_a_fixed_time_falls_as_the_row_says(name):
     row, example = FLOW_ROWS[name]
     (other, *_) = row.descent.examples.values()
     time = 0.4
-    ladder = [time / n for n in ((20, 40, 80) if row.settles else (8, 16, 32))]
+    ladder = [time / n for n in ((20, 40) if row.settles else (4, 8, 16))]
     errors = [
         gap(
             deterministic(example.build(RIPPLES, h)),
@@ -128,7 +130,7 @@ def test_further_descents_are_modelled_on_their_clocks(row, other):
 
 
 @pytest.mark.parametrize("x", [-1.5, 0.4, 0.8, 1.3, 1.9])
-@pytest.mark.parametrize("name", [name for name in FOLLOWING if FLOW_ROWS[name][0].exact])
+@pytest.mark.parametrize("name", [name for name in DENSE if FLOW_ROWS[name][0].exact])
 def test_an_exact_flow_is_the_descent_on_quadratics(name, x):
     row, example = FLOW_ROWS[name]
     bowl = Quadratic(torch.diag(torch.tensor([x, 0.3], dtype=torch.float64)))
@@ -140,6 +142,15 @@ def test_an_exact_flow_is_the_descent_on_quadratics(name, x):
         assert gap(flow, descent, 0, 1) > 0.1  # magnitudes only, as the row says
     else:
         assert gap(flow, descent, 0, 3) < 1e-8
+
+
+@pytest.mark.parametrize("name", [name for name in FOLLOWING if "krylov" in name])
+def test_a_krylov_space_gives_the_field_of_the_dense_hessian(name, normal):
+    row, example = FLOW_ROWS[name]
+    grown = example.build(RIPPLES, 0.3)
+    dense = dataclasses.replace(grown, krylov=None)
+    state = grown.resume(normal(1, 3, 2), normal(2, 3, 2))
+    torch.testing.assert_close(grown.velocity(0.0, state), dense.velocity(0.0, state), rtol=1e-9, atol=1e-11)
 
 
 def law_of(flow, d):
@@ -168,7 +179,9 @@ def test_the_weak_error_falls_as_the_row_says(name):
     for h in ladder:
         flow = example.build(bowl, h)
         momentum = "Momentum" in row.name
-        chain = linear_momentum_at(bowl, origin, h, FRICTION, noise) if momentum else linear_sgd_at(bowl, origin, h, noise)
+        chain = (
+            linear_momentum_at(bowl, origin, h, FRICTION, noise) if momentum else linear_sgd_at(bowl, origin, h, noise)
+        )
         law, steps, x0 = law_of(flow, len(chain.centre)), round(time / h), flow.start(start)
         errors.append(float((second_moment(law, time, x0) - second_moment(chain, steps, x0)).abs().max()))
     assert slope(ladder, errors) == pytest.approx(order_of(row.whole, flow), abs=0.15)
