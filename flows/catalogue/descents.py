@@ -36,6 +36,7 @@ HALF_RATE = CosineSchedule(4.0, final=0.5)
 """The schedule of the examples."""
 
 PLAIN = TorchForm(
+    "SGD(lr)",
     "SGD(lr=h)",
     "h = lr",
     lambda descent: SGDSettings(descent.h),
@@ -51,6 +52,7 @@ def fixed_momentum(nesterov: bool) -> TorchForm:
         return {"h": given.lr, "momentum": given.momentum} if ours else None
 
     return TorchForm(
+        f"SGD(lr, momentum=β{', nesterov=True' if nesterov else ''})",
         f"SGD(lr=h, momentum=β{', nesterov=True' if nesterov else ''})",
         "h = lr",
         lambda descent: SGDSettings(descent.h, descent.momentum, nesterov and descent.momentum > 0),
@@ -72,6 +74,7 @@ def scaled_momentum(nesterov: bool) -> TorchForm:
         return {"h": h, "friction": (1 - given.momentum) / h}
 
     return TorchForm(
+        f"SGD(lr, momentum=β{', nesterov=True' if nesterov else ''})",
         f"SGD(lr=h², momentum=1 − hμ{', nesterov=True' if nesterov else ''})",
         "h = √lr, μ = (1 − β)/√lr",
         settings,
@@ -96,11 +99,10 @@ MINIBATCH = Cost(BATCH / EXAMPLES)
 LI_2017 = "Li, Tai & E 2017, arXiv 1511.06251"
 ROSCA = "Rosca et al. 2023, arXiv 2302.01952"
 
-GRADIENT_DESCENT = DescentRow(GradientDescent, one(GradientDescent, GRADIENT), "", "θ", "Cauchy 1847", torch=PLAIN)
+GRADIENT_DESCENT = DescentRow(GradientDescent, one(GradientDescent, GRADIENT), "θ", "Cauchy 1847", torch=PLAIN)
 HEAVY_BALL = DescentRow(
     HeavyBall,
     one(lambda f, h: HeavyBall(f, h, MOMENTUM), GRADIENT),
-    "",
     "θ, buffer p",
     "Polyak 1964",
     torch=fixed_momentum(nesterov=False),
@@ -108,7 +110,6 @@ HEAVY_BALL = DescentRow(
 NESTEROV = DescentRow(
     Nesterov,
     one(lambda f, h: Nesterov(f, h, MOMENTUM), GRADIENT),
-    "",
     "θ, buffer p",
     "Nesterov 1983; Sutskever et al. 2013",
     torch=fixed_momentum(nesterov=True),
@@ -116,7 +117,6 @@ NESTEROV = DescentRow(
 SCALED_HEAVY_BALL = DescentRow(
     ScaledHeavyBall,
     one(lambda f, h: ScaledHeavyBall(f, h, FRICTION), GRADIENT),
-    "",
     "x, velocity v",
     "Polyak 1964",
     "h = √lr",
@@ -125,7 +125,6 @@ SCALED_HEAVY_BALL = DescentRow(
 SCALED_NESTEROV = DescentRow(
     ScaledNesterov,
     one(lambda f, h: ScaledNesterov(f, h, FRICTION), GRADIENT),
-    "",
     "x, velocity v",
     "Nesterov 1983; Sutskever et al. 2013",
     "h = √lr",
@@ -133,26 +132,29 @@ SCALED_NESTEROV = DescentRow(
 )
 INCREMENTAL = DescentRow(
     IncrementalGradientDescent,
-    one(lambda f, h: IncrementalGradientDescent(f, h, halves(f)), Cost(1 / BATCHES, note="of equal batches")),
-    " on batches in a fixed order",
+    one(
+        lambda f, h: IncrementalGradientDescent(f, h, halves(f)),
+        Cost(1 / BATCHES, note="batches that hold each example once"),
+    ),
     "θ",
     "Bertsekas 2011",
+    gradients="of batches in a fixed order",
     torch=PLAIN,
 )
 RUNGE_KUTTA = DescentRow(
     RungeKuttaDescent,
     one(lambda f, h: RungeKuttaDescent(f, h, EXTRAGRADIENT), Cost(STAGES)),
-    "none of torch",
     "θ",
     "Hairer, Lubich & Wanner, ch. II",
+    "h",
 )
 SCHEDULED = DescentRow(
     ScheduledGradientDescent,
     one(lambda f, h: ScheduledGradientDescent(f, h, HALF_RATE), GRADIENT),
-    "torch.optim.SGD(lr=h) with a scheduler that sets lr to h·schedule(t)",
     "θ, t",
     "definition",
     clock="t = sum of the rates",
+    equals="SGD(lr=h) with a scheduler that sets lr to h·schedule(t)",
 )
 DRIFT_ADJUSTED = DescentRow(
     DriftAdjustedDescent,
@@ -160,57 +162,57 @@ DRIFT_ADJUSTED = DescentRow(
         "exact": Example(DriftAdjustedDescent, Cost(1, 1)),
         "difference": Example(lambda f, h: DriftAdjustedDescent(f, h, drift="difference"), Cost(2)),
     },
-    "torch.optim.SGD with lr set by flows.DriftAdjustedRate",
     "θ, last values of v, t",
     ROSCA,
     "h nominal",
     "t = sum of the rates",
+    equals="SGD with lr set by flows.DriftAdjustedRate",
 )
 OPTIMIZER = DescentRow(
     OptimizerDescent,
     one(lambda f, h: OptimizerDescent(f, functools.partial(torch.optim.Adam, lr=h)), Cost(1, note="closures excepted")),
-    "any class of torch.optim",
     "θ, the optimiser's state, t",
     "torch.optim",
     clock="t = sum of the first group's rates",
     equivariant=False,
+    equals="any class of torch.optim",
 )
 SGD = DescentRow(
     StochasticGradientDescent,
     one(lambda f, h: StochasticGradientDescent(f, h, SIZE), MINIBATCH),
-    " on mini-batches",
     "θ, order of the examples",
     "Robbins & Monro 1951",
     draws=True,
+    gradients="of mini-batches",
     torch=PLAIN,
 )
 STOCHASTIC_HEAVY_BALL = DescentRow(
     StochasticHeavyBall,
     one(lambda f, h: StochasticHeavyBall(f, h, MOMENTUM, SIZE), MINIBATCH),
-    " on mini-batches",
     "θ, buffer p, order of the examples",
     "Polyak 1964",
     draws=True,
+    gradients="of mini-batches",
     torch=fixed_momentum(nesterov=False),
 )
 SCALED_STOCHASTIC_HEAVY_BALL = DescentRow(
     ScaledStochasticHeavyBall,
     one(lambda f, h: ScaledStochasticHeavyBall(f, h, FRICTION, SIZE), MINIBATCH),
-    " on mini-batches",
     "x, velocity v, order of the examples",
     LI_2017,
     "h = √lr",
     draws=True,
+    gradients="of mini-batches",
     torch=scaled_momentum(nesterov=False),
 )
 SCHEDULED_SGD = DescentRow(
     ScheduledStochasticGradientDescent,
     one(lambda f, h: ScheduledStochasticGradientDescent(f, h, SIZE, HALF_RATE), MINIBATCH),
-    "torch.optim.SGD(lr=h) on mini-batches with a scheduler that sets lr to h·schedule(t)",
     "θ, order of the examples, t",
     "definition",
     clock="t = sum of the rates",
     draws=True,
+    equals="SGD(lr=h) on mini-batches with a scheduler that sets lr to h·schedule(t)",
 )
 NOISY = DescentRow(
     NoisyGradientDescent,
@@ -221,27 +223,26 @@ NOISY = DescentRow(
             Cost(1, note="other noises of the landscape add their own"),
         ),
     },
-    " on ∇f + σ(θ)ξ",
     "θ",
     "Xing et al. 2018, arXiv 1802.08770",
     draws=True,
+    gradients="∇f + σ(θ)ξ",
     torch=PLAIN,
 )
 SVAG_ROW = DescentRow(
     SVAG,
     one(lambda f, h: SVAG(f, h, SIZE, 2), Cost(2 * BATCH / EXAMPLES, note="b/N gradients at level 1")),
-    "none of torch; at level 1 torch.optim.SGD(lr=h) on mini-batches",
     "θ, order of the examples",
     "Li, Malladi & Arora 2021, arXiv 2102.12470",
     clock="t = k·h/level",
     draws=True,
+    equals="none of torch; at level 1 SGD(lr=h) on mini-batches",
 )
 SVRG_ROW = DescentRow(
     SVRG,
     one(
         lambda f, h: SVRG(f, h, SIZE, 3), Cost(1 + 2 * BATCH / EXAMPLES, limit=True, note="without 1 between snapshots")
     ),
-    "none of torch",
     "θ, snapshot and its gradient, order of the examples",
     "Johnson & Zhang 2013, NeurIPS 26",
     draws=True,
@@ -256,31 +257,31 @@ STOCHASTIC_DRIFT_ADJUSTED = DescentRow(
             lambda f, h: StochasticDriftAdjustedDescent(f, h, SIZE, drift="difference"), Cost(2 * BATCH / EXAMPLES)
         ),
     },
-    "torch.optim.SGD on mini-batches with lr set by flows.DriftAdjustedRate",
     "θ, last values of v, t, order of the examples",
     ROSCA,
     "h nominal",
     "t = sum of the rates",
     draws=True,
+    equals="SGD on mini-batches with lr set by flows.DriftAdjustedRate",
 )
 CONTROLLED = DescentRow(
     ControlledGradientDescent,
     one(lambda f, h: ControlledGradientDescent(f, h, SIZE), MINIBATCH),
-    "none of torch (cSGD: a rate for each coordinate)",
     "θ, step, rates, averages, order of the examples",
     LI_2017,
     "h = the largest lr",
     draws=True,
     equivariant=False,
+    equals="none of torch (cSGD: a rate for each coordinate)",
 )
 CONTROLLED_MOMENTUM = DescentRow(
     ControlledMomentumDescent,
     one(lambda f, h: ControlledMomentumDescent(f, h, SIZE), MINIBATCH),
-    "none of torch (cMSGD: a momentum for each coordinate)",
     "θ, step, momenta, averages, order of the examples",
     LI_2017,
     draws=True,
     equivariant=False,
+    equals="none of torch (cMSGD: a momentum for each coordinate)",
 )
 
 DESCENTS: dict[str, DescentRow] = {

@@ -98,7 +98,7 @@ MODIFIED_RUNGE_KUTTA = FlowRow(
 )
 EPOCH = FlowRow(
     EpochFlow,
-    {"": Example(lambda f, h: EpochFlow(f, h, halves(f)), Cost(1, 1, note="of equal batches"))},
+    {"": Example(lambda f, h: EpochFlow(f, h, halves(f)), Cost(1, 1, note="batches that hold each example once"))},
     INCREMENTAL,
     local=3,
     whole=2,

@@ -81,11 +81,13 @@ class SGDSettings:
 class TorchForm:
     r"""A descent as torch.optim.SGD, both ways.
 
-    ``text``: the call, in the descent's parameters; ``conversion``: these from torch's. ``settings`` (descent ↦
-    SGDSettings) and ``arguments`` (SGDSettings ↦ arguments of the descent, None for other settings) are the same as
-    functions. ``exact``: equal bit by bit, otherwise up to rounding. ``caveat``: a difference of states, if any.
+    ``call``: in torch's parameters; ``text``: in the descent's; ``conversion``: the latter from the former.
+    ``settings`` (descent ↦ SGDSettings) and ``arguments`` (SGDSettings ↦ arguments of the descent, None for other
+    settings) are the same as functions. ``exact``: equal bit by bit, otherwise up to rounding. ``caveat``: a
+    difference of states, if any.
     """
 
+    call: str
     text: str
     conversion: str
     settings: Callable[[Any], SGDSettings]
@@ -98,31 +100,27 @@ class TorchForm:
 class DescentRow:
     r"""The facts about a descent class.
 
-    ``equals``: the torch optimiser that it is, in words, or why none; ``torch``: the same as functions, if it is SGD on
-    one gradient. ``state``; ``rate``: the unit of h; ``clock``: t after k steps; ``draws``: whether a step draws random
-    numbers; ``equivariant``: whether a step turns with the coordinates.
+    ``state``; ``rate``: the unit of h; ``clock``: t after k steps; ``draws``: whether a step draws random numbers;
+    ``gradients``: those that a step takes; ``equivariant``: whether a step turns with the coordinates. ``torch``: the
+    same descent as torch.optim.SGD on these gradients; ``equals``: without ``torch``, the optimiser in words.
     """
 
     kind: type[Descent]
     examples: Mapping[str, Example]
-    equals: str
     state: str
     source: str
     rate: str = "h = lr"
     clock: str = "t = k·h"
     draws: bool = False
+    gradients: str = "of all examples"
     equivariant: bool = True
     torch: TorchForm | None = None
+    equals: str = "none of torch"
 
     @property
     def name(self) -> str:
         """The name of the class."""
         return self.kind.__name__
-
-    @property
-    def model(self) -> str:
-        """The torch optimiser that it is: the call, or words."""
-        return self.equals if self.torch is None else f"torch.optim.{self.torch.text}{self.equals}"
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,9 @@ class FlowRow:
     ``descent``: the descent that it models; None with ``reason``. Of a stochastic flow the one-step error is that of
     the drift against the mean step. ``local``: the power of h of the one-step error, over ``span`` steps (an epoch's);
     with ``settles`` only after the descent's transient. ``whole``: the power at a fixed time, weak for a stochastic
-    flow. ``also``: further descents that it models, on their clock. ``exact``: whether it has no error on quadratics.
-    ``valid``: where; ``equivariant``: whether its drift turns with the coordinates.
+    flow. ``valid``: where. ``also``: further descents that it models, on their clocks, with a one-step error O(h²) in
+    the mean. ``exact``: whether it has no error on quadratics. ``noisy``: the gradients, if not those of ``descent``.
+    ``equivariant``: whether its drift turns with the coordinates.
     """
 
     kind: type[Flow]
@@ -147,6 +146,7 @@ class FlowRow:
     span: Quantity = 1
     settles: bool = False
     exact: bool = False
+    noisy: str = ""
     equivariant: bool = True
     reason: str = ""
 
@@ -166,9 +166,9 @@ class FlowRow:
         return "its own" if self.descent is None else self.descent.clock
 
     @property
-    def model(self) -> str:
-        """The optimiser that it models, or why none."""
-        return self.reason if self.descent is None else self.descent.model
+    def gradients(self) -> str:
+        """The gradients of the modelled descent."""
+        return self.noisy or ("" if self.descent is None else self.descent.gradients)
 
     @property
     def noise(self) -> tuple[Kind, ...]:
@@ -266,8 +266,8 @@ def write_power(quantity: Quantity | None) -> str:
 
 def count_in_words(quantity: Quantity | None, unit: str) -> str:
     """A number of calls: 1 gradient, 2 HVPs, 2b/N gradients, "HVPs as needed" for None."""
-    several = {"loss": "losses", "third": "third derivatives", "higher": "higher"}.get(unit, f"{unit}s")
+    several = {"loss": "losses", "third": "third derivatives", "higher": "higher derivatives"}.get(unit, f"{unit}s")
     if quantity is None:
         return f"{several} as needed"
-    one = {"third": "third derivative"}.get(unit, unit)
+    one = {"third": "third derivative", "higher": "higher derivative"}.get(unit, unit)
     return f"{write_quantity(quantity)} {one if quantity == 1 else several}"

@@ -106,12 +106,12 @@ STRATONOVICH = FlowRow(
     {
         "general": Example(
             lambda f, h: Stratonovich(StochasticModifiedEquation(f, h, SIZE)),
-            Cost(None, None, note="the flow's own and its ito_correction"),
+            Cost(None, note="the flow's own, and its ito_correction"),
             "general",
         ),
         "additive": Example(
             lambda f, h: Stratonovich(NoisyModifiedEquation(f, h, isotropic(f))),
-            Cost(1, note="additive noise"),
+            Cost(1),
             "additive",
         ),
     },
@@ -146,6 +146,7 @@ NOISY_MOMENTUM = FlowRow(
     SCALED_HEAVY_BALL,
     local=ORDER + 1,
     whole=ORDER,
+    noisy="∇f + σ(θ)ξ",
     valid=f"{FINITE_TIME}; hμ < 1 and h²λ < (1 + √β)², β = 1 − hμ",
     source=f"{LI_2017}, and 2019, JMLR 20(40)",
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_an_exact_flow_is_the_descent_on_quadratics(name, x):
 
 @pytest.mark.parametrize("name", [name for name in FOLLOWING if "krylov" in name])
 def test_a_krylov_space_gives_the_field_of_the_dense_hessian(name, normal):
-    row, example = FLOW_ROWS[name]
+    example = FLOW_ROWS[name][1]
     grown = example.build(RIPPLES, 0.3)
     dense = dataclasses.replace(grown, krylov=None)
     state = grown.resume(normal(1, 3, 2), normal(2, 3, 2))
@@ -226,7 +227,7 @@ def test_the_series_converges_as_far_as_the_row_says(name, curvature):
     state = flow.start(torch.ones(1, dtype=torch.float64))
     state = flow.resume(state[:1], torch.full((1,), 0.4, dtype=torch.float64))
     fields = [dataclasses.replace(flow, order=p).velocity(0.0, state) for p in range(1, LONGEST + 1)]
-    terms = [float((b - a).norm()) for a, b in zip(fields, fields[1:], strict=False)]  # of h, h², … at h = 1
+    terms = [float((b - a).norm()) for a, b in pairwise(fields)]  # of h, h², … at h = 1
     powers = torch.arange(1, LONGEST, dtype=torch.float64)
     # log|term_n| = n log(1/R) + a log n + b for a singularity of any kind on the circle of radius R
     design = torch.stack([powers, powers.log(), torch.ones_like(powers)], dim=1)[2:]

@@ -54,7 +54,7 @@ def test_heavy_ball_of_torch_has_flows_in_both_units():
     assert result["ReducedHeavyBallFlow"].arguments == {"h": 0.01, "momentum": 0.9}
     assert "10 too slow" in str(result)
     assert names(result) & PLAIN == set()
-    with pytest.raises(KeyError, match="GradientFlow.*HeavyBallPrincipalFlow"):
+    with pytest.raises(KeyError, match=r"GradientFlow.*HeavyBallPrincipalFlow"):
         result["GradientFlow"]
 
 
