@@ -163,7 +163,9 @@ def test_the_files_are_formatted_and_linted(copy):
 
 def test_a_flow_with_a_row_is_in_the_suite_and_in_models_of(copy):
     (code,) = re.findall(r"```python\n(.*?)```", section("row of the catalogue"), flags=re.DOTALL)
-    asked = "import torch\nfrom flows import models_of\nprint(models_of(torch.optim.SGD, lr=0.1)['MidpointFlow'].arguments)"
+    asked = (
+        "import torch\nfrom flows import models_of\nprint(models_of(torch.optim.SGD, lr=0.1)['MidpointFlow'].arguments)"
+    )
     answer = started(copy, "-c", f"{code}\n{asked}")
     assert (answer.returncode, answer.stdout) == (0, "{'h': 0.1}\n"), answer.stderr
     rows = copy / "flows/catalogue/flows.py"

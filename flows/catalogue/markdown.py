@@ -43,9 +43,14 @@ def write_form(row: DescentRow, gradients: str) -> str:
     return f"`{row.torch.text}`" + ("" if gradients == USUAL else f", gradients {gradients}")
 
 
+def write_clock(row: DescentRow) -> str:
+    """The clock of a descent with its unit of h: t = k·h, h = lr."""
+    return row.clock if row.rate == "h" else f"{row.clock}, {row.rate}"
+
+
 def flow_table() -> str:
-    """The descent that each flow models, the unit of h, and the orders."""
-    headings = ("flow", "models", "h", "error of one step", "at a fixed time", "noise")
+    """The descent that each flow models, its clock, and the orders."""
+    headings = ("flow", "models", "clock", "error of one step", "at a fixed time", "noise")
     return write_table(headings, map(flow_cells, FLOWS.values()))
 
 
@@ -55,7 +60,8 @@ def flow_cells(row: FlowRow) -> tuple[str, ...]:
     per_span = f"{write_power(row.local)}{' over an epoch' if row.span != 1 else ''}"
     after = " after the transient" if row.settles else ""
     noise = ", ".join(row.noise) or "–"
-    return f"`{row.name}`", models, row.rate, per_span + after, write_power(row.whole), noise
+    clock = row.clock if row.descent is None else write_clock(row.descent)
+    return f"`{row.name}`", models, clock, per_span + after, write_power(row.whole), noise
 
 
 def validity_table() -> str:
@@ -66,7 +72,7 @@ def validity_table() -> str:
 
 def descent_table() -> str:
     """Each descent, the torch optimiser that it is, its state, clock and cost."""
-    headings = ("descent", "torch.optim", "h", "clock", "state", "cost of a step", "random", "source")
+    headings = ("descent", "torch.optim", "clock", "state", "cost of a step", "random", "source")
     return write_table(headings, map(descent_cells, DESCENTS.values()))
 
 
@@ -74,7 +80,7 @@ def descent_cells(row: DescentRow) -> tuple[str, ...]:
     """A line of ``descent_table``."""
     torchs = write_form(row, row.gradients) + ("" if row.torch is None or row.torch.exact else ", up to rounding")
     draws = "yes" if row.draws else "no"
-    return f"`{row.name}`", torchs, row.rate, row.clock, row.state, write_costs(row.examples), draws, row.source
+    return f"`{row.name}`", torchs, write_clock(row), row.state, write_costs(row.examples), draws, row.source
 
 
 def observer_table() -> str:

@@ -180,7 +180,7 @@ def sgd_models(text: str, given: Mapping[str, Any], scheduled: bool) -> Optimise
     if 0 < momentum < 1:
         slow = 1 / (1 - momentum)
         sentences.append(
-            f"flows of gradient descent do not model it: at h = lr they are 1/(1 − β) = {slow:.6g} too slow"
+            f"flows of gradient descent do not model it: at h = lr they are 1/(1 − β) = {slow:.6g} times too slow"
         )
     settings = SGDSettings((1 - dampening) * lr, momentum, bool(given["nesterov"]))
     matches = tuple(matches_of_settings(settings, decay))

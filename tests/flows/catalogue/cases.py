@@ -11,7 +11,7 @@ from tests.tensors import draw
 # name of a case: its row and its example. A new row is in all tests over ROWS, FLOW_ROWS and DESCENT_ROWS.
 FLOW_ROWS = {f"{name} {key}".strip(): (row, e) for name, row in FLOWS.items() for key, e in row.examples.items()}
 DESCENT_ROWS = {f"{name} {key}".strip(): (row, e) for name, row in DESCENTS.items() for key, e in row.examples.items()}
-ROWS = FLOW_ROWS | DESCENT_ROWS
+ROWS = FLOW_ROWS | DESCENT_ROWS  # what runs in two parts (state in, state out) is parametrised over these
 QUIET = [name for name, (_, example) in FLOW_ROWS.items() if example.noise is None]
 NOISY = [name for name in FLOW_ROWS if name not in QUIET]
 FOLLOWING = [name for name, (row, _) in FLOW_ROWS.items() if row.descent is not None]

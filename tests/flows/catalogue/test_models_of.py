@@ -52,7 +52,7 @@ def test_heavy_ball_of_torch_has_flows_in_both_units():
     assert result["ModifiedHeavyBallFlow"].arguments == pytest.approx({"h": 0.1, "friction": 1.0})
     assert result["HeavyBallPrincipalFlow"].arguments == {"h": 0.01, "momentum": 0.9}
     assert result["ReducedHeavyBallFlow"].arguments == {"h": 0.01, "momentum": 0.9}
-    assert "10 too slow" in str(result)
+    assert "10 times too slow" in str(result)
     assert names(result) & PLAIN == set()
     with pytest.raises(KeyError, match=r"GradientFlow.*HeavyBallPrincipalFlow"):
         result["GradientFlow"]

@@ -1,5 +1,7 @@
 """Every observer of the catalogue: the names that it records, its cost and its needs, as its row says."""
 
+import tempfile
+
 import pytest
 import torch
 
@@ -9,6 +11,12 @@ from landscapes import Cosine, UnsupportedError
 from tests.flows.catalogue.cases import RIPPLES, THETA0
 
 every = pytest.mark.parametrize("name", OBSERVERS)
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    """The folders that examples make lie in the test's own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @every
