@@ -9,7 +9,7 @@ PROPERTIES := $(addprefix tests/,flows/test_invariants.py flows/models flows/ste
 	landscapes/krylov landscapes/noise landscapes/toys)
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8
 
-.PHONY: demo test soak wheel check bench clean
+.PHONY: demo test soak wheel check bench tables clean
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,9 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+tables: $(VENV)/installed
+	$(BIN)/python -m flows.catalogue README.md docs/models.md
 
 bench: $(VENV)/installed
 	$(BIN)/python -m scripts.benchmark

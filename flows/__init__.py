@@ -1,5 +1,6 @@
 """Flows, descents, the engines that run them, and their comparison."""
 
+from flows.catalogue.optimisers import OptimiserModels, models_of
 from flows.comparison.result import Comparison
 from flows.comparison.rows import compare
 from flows.declared import Clock
@@ -118,6 +119,7 @@ __all__ = [
     "NoisyModifiedEquation",
     "NoisyMomentumEquation",
     "NotAMinimumError",
+    "OptimiserModels",
     "OptimizerDescent",
     "OrnsteinUhlenbeck",
     "PathError",
@@ -157,6 +159,7 @@ __all__ = [
     "linear_momentum_at",
     "linear_sgd_at",
     "minibatch_path",
+    "models_of",
     "momentum_from_torch",
     "momentum_ornstein_uhlenbeck_at",
     "ornstein_uhlenbeck_at",

@@ -161,5 +161,23 @@ def test_the_files_are_formatted_and_linted(copy):
         assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
+def test_a_flow_with_a_row_is_in_the_suite_and_in_models_of(copy):
+    (code,) = re.findall(r"```python\n(.*?)```", section("row of the catalogue"), flags=re.DOTALL)
+    asked = (
+        "import torch\nfrom flows import models_of\nprint(models_of(torch.optim.SGD, lr=0.1)['MidpointFlow'].arguments)"
+    )
+    answer = started(copy, "-c", f"{code}\n{asked}")
+    assert (answer.returncode, answer.stdout) == (0, "{'h': 0.1}\n"), answer.stderr
+    rows = copy / "flows/catalogue/flows.py"
+    rows.write_text(f"{rows.read_text()}\n{code}")
+    files = [f"tests/flows/catalogue/test_{name}.py" for name in ("flow_rows", "flow_orders", "walk")]
+    answer = started(copy, "-m", "pytest", "-rp", "-p", "no:cacheprovider", "-k", "MidpointFlow", *files)
+    assert answer.returncode == 0, answer.stdout
+    assert len(re.findall(r"^PASSED .*MidpointFlow", answer.stdout, flags=re.MULTILINE)) >= 10
+    walk = started(copy, "-m", "pytest", "-p", "no:cacheprovider", files[-1])  # the page's other members have no row
+    assert "['OptimisticGradientDescent', 'StochasticExtragradient'] has no row" in walk.stdout
+    assert "MidpointFlow" not in walk.stdout
+
+
 def test_the_readme_leads_to_the_page():
     assert "(docs/extending.md)" in (ROOT / "README.md").read_text()

@@ -91,6 +91,7 @@ INNER = {
     "flows.orders": 3,
     "flows.steady": 3,
     "flows.training": 3,
+    "flows.catalogue": 4,
     "flows.invariants": 4,
     "flows.strategies": 4,
     "flows": 5,

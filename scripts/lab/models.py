@@ -1,8 +1,9 @@
 r"""Flows and descents by the names of the command line; a new one is one line in FLOWS, NUMBERED or DESCENTS.
 
-The entry of a flow also states the descent that it approximates and the order of the error; these statements are
-tested by tests/flows/models/test_registry.py. A class whose constructor takes landscape, h and options by name can be
-given as a reference "package.module:Class" (docs/extending.md).
+The entry of a flow also states the descent that it approximates and the order of the error: those of the catalogue, by
+``known_flow`` and ``known_family``, for a flow with a row in ``flows.catalogue``, its own otherwise. They are tested by
+tests/flows/models/test_registry.py. A class whose constructor takes landscape, h and options by name can be given as a
+reference "package.module:Class" (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from flows import (
     StochasticHeavyBall,
     StochasticModifiedEquation,
 )
+from flows.catalogue import flows as catalogue
+from flows.catalogue.rows import ORDER, FlowRow
 from landscapes import FiniteSum, Landscape
 from landscapes.noise.base import Kind
 from landscapes.references import resolve_reference
@@ -158,40 +161,76 @@ class FamilyEntry:
         return FlowEntry(build, order + 1, self.descent, self.settles, self.noise)
 
 
+DESCENT_NAMES: dict[type[Descent], str] = {
+    GradientDescent: "gd",
+    StochasticGradientDescent: "sgd",
+    HeavyBall: "heavy-ball",
+    Nesterov: "nesterov",
+    ScaledHeavyBall: "scaled-heavy-ball",
+    ScaledNesterov: "scaled-nesterov",
+    StochasticHeavyBall: "sgd-heavy-ball",
+    ScaledStochasticHeavyBall: "sgd-scaled-heavy-ball",
+}
+"""The names in ``DESCENTS`` of the descents that rows of the catalogue name."""
+
+
+def statements_of(kind: type[Flow]) -> tuple[FlowRow, dict[str, Any]]:
+    """The row of a flow class, and the descent, transient and noise that it states, as fields of an entry."""
+    row = catalogue.FLOWS[kind.__name__]
+    if row.descent is None:
+        raise ValueError(f"kind must be a flow that models a descent, got {kind.__name__}: {row.reason}")
+    (noise,) = row.noise or (None,)
+    return row, {"descent": DESCENT_NAMES[row.descent.kind], "settles": row.settles, "noise": noise}
+
+
+def known_flow(kind: type[Flow], build: Build, **fields: Any) -> FlowEntry:
+    """The entry of a flow with a row in the catalogue; ``fields``: those of the flow that its order depends on."""
+    row, statements = statements_of(kind)
+    return FlowEntry(build, row.local_order(**fields), **statements)
+
+
+def known_family(kind: type[Flow], build: Callable[[Landscape, float, int, Options], Flow]) -> FamilyEntry:
+    """The entry of a family with a row in the catalogue, whose one-step errors are of order N + 1."""
+    row, statements = statements_of(kind)
+    if row.local != ORDER + 1:
+        raise ValueError(f"kind must be a family with one-step errors of order N + 1, got {kind.__name__}")
+    return FamilyEntry(build, **statements)
+
+
 FLOWS: dict[str, FlowEntry] = {
-    "gradient": FlowEntry(lambda f, h, options: GradientFlow(f), 2),
-    "principal": FlowEntry(lambda f, h, options: PrincipalFlow(f, h, **options.principal_options(f)), 3),
-    "principal-third-order": FlowEntry(
-        lambda f, h, options: PrincipalFlow(f, h, third_order=True, **options.principal_options(f)), 4
+    "gradient": known_flow(GradientFlow, lambda f, h, options: GradientFlow(f)),
+    "principal": known_flow(PrincipalFlow, lambda f, h, options: PrincipalFlow(f, h, **options.principal_options(f))),
+    "principal-third-order": known_flow(
+        PrincipalFlow,
+        lambda f, h, options: PrincipalFlow(f, h, third_order=True, **options.principal_options(f)),
+        third_order=True,
     ),
-    "heavy-ball-principal": FlowEntry(
+    "heavy-ball-principal": known_flow(
+        HeavyBallPrincipalFlow,
         lambda f, h, options: HeavyBallPrincipalFlow(f, h, options.momentum, **options.principal_options(f)),
-        3,
-        "heavy-ball",
     ),
-    "nesterov-principal": FlowEntry(
+    "nesterov-principal": known_flow(
+        NesterovPrincipalFlow,
         lambda f, h, options: NesterovPrincipalFlow(f, h, options.momentum, **options.principal_options(f)),
-        3,
-        "nesterov",
     ),
 }
 """Flows by name."""
 NUMBERED: dict[str, FamilyEntry] = {
-    "modified": FamilyEntry(lambda f, h, order, options: ModifiedFlow(f, h, order)),
-    "reduced-heavy-ball": FamilyEntry(
-        lambda f, h, order, options: ReducedHeavyBallFlow(f, h, options.momentum, order), "heavy-ball", settles=True
+    "modified": known_family(ModifiedFlow, lambda f, h, order, options: ModifiedFlow(f, h, order)),
+    "reduced-heavy-ball": known_family(
+        ReducedHeavyBallFlow, lambda f, h, order, options: ReducedHeavyBallFlow(f, h, options.momentum, order)
     ),
-    "reduced-nesterov": FamilyEntry(
-        lambda f, h, order, options: ReducedNesterovFlow(f, h, options.momentum, order), "nesterov", settles=True
+    "reduced-nesterov": known_family(
+        ReducedNesterovFlow, lambda f, h, order, options: ReducedNesterovFlow(f, h, options.momentum, order)
     ),
-    "scaled-heavy-ball": FamilyEntry(
-        lambda f, h, order, options: ModifiedHeavyBallFlow(f, h, options.friction, order), "scaled-heavy-ball"
+    "scaled-heavy-ball": known_family(
+        ModifiedHeavyBallFlow, lambda f, h, order, options: ModifiedHeavyBallFlow(f, h, options.friction, order)
     ),
-    "scaled-nesterov": FamilyEntry(
-        lambda f, h, order, options: ModifiedNesterovFlow(f, h, options.friction, order), "scaled-nesterov"
+    "scaled-nesterov": known_family(
+        ModifiedNesterovFlow, lambda f, h, order, options: ModifiedNesterovFlow(f, h, options.friction, order)
     ),
-    "sde": FamilyEntry(sgd_equation, "sgd", noise="general"),
-    "momentum-sde": FamilyEntry(momentum_equation, "sgd-scaled-heavy-ball", noise="general"),
+    "sde": known_family(StochasticModifiedEquation, sgd_equation),
+    "momentum-sde": known_family(MomentumModifiedEquation, momentum_equation),
 }
 """Families of flows by the prefix before the order: modified-2 is the member of order 2 of modified."""
 DESCENTS: dict[str, str | Build] = {
