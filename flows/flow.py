@@ -76,8 +76,8 @@ class Flow(Declared, ABC):
     Most flows' state is θ itself (..., d). A flow with more state overrides ``start`` and ``position``. Concrete flows
     are frozen dataclasses that hold parameters only, first of them the landscape, and are final.
 
-    Engines and ``compare`` read what a flow states by the members of ``flows.declared.Declared``, with defaults for
-    dataclasses, whatever their fields are called:
+    Engines and ``compare`` read a flow's statements about itself, the members of ``flows.declared.Declared``. They have
+    defaults for dataclasses, whatever the fields are called:
 
     - ``declared_landscapes``, ``declared_noise``: found in the fields. Their oracle calls are the cost of a run; where
       they cannot be known (no dataclass, a closure, no landscape), the cost has none and tables print a dash.

@@ -33,9 +33,12 @@ def on_clock_of(descent: Descent, flow: Flow) -> Flow:
     """
     check_dimension(flow, descent)
     ours, theirs = flow.declared_clock, descent.declared_clock
-    if ours is None or theirs is None or ours.unit == theirs.unit or not {ours.rule, theirs.rule} <= set(MOMENTUM):
+    both = ours is not None and theirs is not None and {ours.rule, theirs.rule} <= set(MOMENTUM)
+    if not both or ours.free or ours.unit == theirs.unit:  # type: ignore[union-attr]
         check_rate(flow, descent)
         return flow
+    assert ours is not None
+    assert theirs is not None
     if theirs.unit == "√lr":
         raise ClockError(
             f"{flow.name} is on torch's clock, t = k·lr and h = lr, and {type(descent).__name__} on that of scaled "

@@ -38,15 +38,15 @@ def count_calls(model: Model) -> tuple[Model, Counts]:
     counts = no_counts()
     known: dict[tuple[int, float], Landscape] = {}
 
-    def counted(landscape: Landscape, unit: float = 1) -> Landscape:
+    def count(landscape: Landscape, unit: float = 1) -> Landscape:
         key = (id(landscape), unit)
         if key not in known:
-            inside = landscape.with_parts(lambda part, share: counted(part, unit * share))
+            inside = landscape.with_parts(lambda part, share: count(part, unit * share))
             known[key] = Counted(landscape, counts, unit) if inside is landscape else inside
         return known[key]
 
     try:
-        copy = model.on_landscapes(counted)
+        copy = model.on_landscapes(count)
     except UnsupportedError:
         return model, {}
     return (copy, counts) if known else (model, {})

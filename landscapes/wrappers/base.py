@@ -3,6 +3,7 @@ r"""Base class of landscapes that wrap another one, and counts of oracle calls."
 from __future__ import annotations
 
 from functools import cached_property
+from types import MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -27,7 +28,13 @@ def replace_attributes(landscape: Kept, /, **attributes: Any) -> Kept:
     cached = {name for name in vars(landscape) if isinstance(getattr(cls, name, None), cached_property)}
     kept = {name: value for name, value in vars(landscape).items() if name not in cached}
     copy = object.__new__(cls)
-    copy.__dict__.update({**kept, **attributes})
+    # Methods assigned to the object itself are bound to it, and would evaluate the attributes replaced here.
+    bound = {
+        name: MethodType(value.__func__, copy)
+        for name, value in kept.items()
+        if isinstance(value, MethodType) and value.__self__ is landscape
+    }
+    copy.__dict__.update({**kept, **bound, **attributes})
     return copy
 
 

@@ -3,6 +3,7 @@ r"""``Counted``: a landscape, or a finite sum, that counts its oracle calls."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +85,8 @@ class Counted(Wrapper):
     ``hessian`` counts d hvps. The derivatives of a slope ``along(w)`` count by their order in f: its gradient Hw as one
     hvp at first access, its products D³f[w, v] as one third each, orders above the third as one "higher" each; its loss
     ∇fᵀw needs the gradient, which counts once. Calls inside a torch.func transform also count as "higher", by the batch
-    shape inside: vmap hides the mapped dimension.
+    shape inside: vmap hides the mapped dimension. Attributes that ``Landscape`` does not have are the landscape's own,
+    and calls of such methods are not counted.
     """
 
     def __new__(cls, landscape: Landscape, counts: Counts | None = None, unit: float = 1) -> Counted:
@@ -95,6 +97,12 @@ class Counted(Wrapper):
         self.landscape = check_landscape(landscape)
         self.counts = no_counts() if counts is None else counts
         self.unit = unit
+
+    def __getattr__(self, name: str) -> Any:
+        # Attributes beyond Landscape's, such as Quadratic's minimum: a flow that reads them can be counted, too.
+        if name.startswith("_") or "landscape" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.landscape, name)
 
     def _count(self, name: str, theta: Tensor, share: float = 1, index: Tensor | None = None) -> None:
         shape = theta.shape[:-1] if index is None else torch.broadcast_shapes(theta.shape[:-1], index.shape[:-1])

@@ -273,7 +273,7 @@ def test_one_step_errors_of_momentum_start_with_the_descents_velocity(name):
     result = compare(descent(RATE), {"PF": flow(RATE), "GF": GradientFlow(BOWL)}, START, STEPS, **TIGHT)
     assert float(result.errors["PF"].max()) < 1e-7
     assert float(result.one_step["PF"].max()) < 1e-7  # from rest at every iterate it would be of the size of a step
-    assert float(result.one_step["GF"].min()) > 1e-4
+    assert bool(result.one_step["GF"].isnan().all())  # it has no part for the descent's velocity
     assert not result.rows["PF"].notes
 
 

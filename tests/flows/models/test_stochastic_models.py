@@ -15,6 +15,7 @@ from flows import (
     StochasticFlow,
     StochasticModifiedEquation,
     Stratonovich,
+    TorchMomentumEquation,
     UnderdampedLangevinFlow,
 )
 from flows.invariants import InvariantError, check_batch, check_noise
@@ -62,6 +63,7 @@ EQUATIONS = {
     "Stratonovich": Stratonovich(StochasticModifiedEquation(SUM, RATE, 2)),
     "momentum 1": MomentumModifiedEquation(SUM, RATE, 1.0, 2),
     "momentum 2": MomentumModifiedEquation(SUM, RATE, 1.0, 2, 2),
+    "momentum on torch's clock": TorchMomentumEquation(MomentumModifiedEquation(SUM, 0.1, 5.0, 2), 0.01, 0.5),
     "noisy momentum": NoisyMomentumEquation(SUM, RATE, 1.0, NOISES["analytic"]),
     "Langevin": LangevinFlow(SUM, 0.3),
     "underdamped Langevin": UnderdampedLangevinFlow(SUM, 0.3, 1.5),
