@@ -34,15 +34,18 @@ def describe(value: Any) -> Any:
     return describe_object(value)
 
 
-def describe_object(value: Any) -> dict[str, Any]:
-    """{"class": name, parameter: description, ...}: a dataclass's fields, else the attributes without underscore."""
+def describe_object(value: Any, *without: str) -> dict[str, Any]:
+    """{"class": name, parameter: description, ...}: a dataclass's fields, else the attributes without underscore.
+
+    ``without``: names of parameters that are left out.
+    """
     described: dict[str, Any] = {"class": name_of(type(value))}
     depth = _depth.get()
     if depth >= DEEPEST:
         return described
     token = _depth.set(depth + 1)
     try:
-        return described | {name: describe(part) for name, part in parameters_of(value).items()}
+        return described | {name: describe(part) for name, part in parameters_of(value).items() if name not in without}
     finally:
         _depth.reset(token)
 
@@ -193,7 +196,7 @@ def digest(value: Tensor) -> str:
         return known[2]
     plain = value.detach().resolve_conj().resolve_neg()
     plain = (plain.to_dense() if plain.layout is not torch.strided else plain).cpu().contiguous()
-    found = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    found = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
     if version is not None and value.layout is torch.strided:
         if id(value) not in _digests:
             weakref.finalize(value, _digests.pop, id(value), None)

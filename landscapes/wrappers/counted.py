@@ -3,11 +3,13 @@ r"""``Counted``: a landscape, or a finite sum, that counts its oracle calls."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from landscapes.autodiff import inside_transform
+from landscapes.description import describe_object
 from landscapes.errors import check_index
 from landscapes.expansion import Expansion
 from landscapes.landscape import FiniteSum, Landscape, check_landscape
@@ -95,6 +97,12 @@ class Counted(Wrapper):
         self.landscape = check_landscape(landscape)
         self.counts = no_counts() if counts is None else counts
         self.unit = unit
+
+    def __getnewargs__(self) -> tuple[Landscape]:
+        return (self.landscape,)
+
+    def description(self) -> dict[str, Any]:
+        return describe_object(self, "counts")
 
     def _count(self, name: str, theta: Tensor, share: float = 1, index: Tensor | None = None) -> None:
         shape = theta.shape[:-1] if index is None else torch.broadcast_shapes(theta.shape[:-1], index.shape[:-1])

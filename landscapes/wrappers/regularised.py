@@ -96,6 +96,9 @@ class Regularised(Wrapper):
         self.landscape = check_landscape(landscape)
         self.l2 = check_real("l2", l2)
 
+    def __getnewargs__(self) -> tuple[Landscape, float]:
+        return self.landscape, self.l2
+
     def loss(self, theta: Tensor) -> Tensor:
         """f(θ) + (l2/2) θᵀθ, shape (...,)."""
         return self.landscape.loss(theta) + penalty(theta, self.l2)
