@@ -119,8 +119,8 @@ def trajectory_of(tensors: Mapping[str, Tensor], text: Mapping[str, Any]) -> Tra
     observations = {
         name: (tensors[f"observation.{i}.times"], tensors[f"observation.{i}.values"]) for i, name in enumerate(names)
     }
-    if len(observations) != len(names):
-        raise ValueError(f"observations must have different names, got {names}")
+    if len(observations) != sum(name.startswith("observation.") for name in tensors) // 2:
+        raise ValueError(f"observations must have different names, one for each, got {names}")
     if not bool(tensors["theta"].isfinite().all()):
         raise ValueError("theta must be finite")
     return Trajectory(
