@@ -139,8 +139,9 @@ def lock_descriptor(folder: Path, descriptor: int) -> None:
                 stacklevel=2,
             )
             return
+        holder = holder_of(descriptor)
         raise FolderError(
-            f"folder {str(folder)!r} is being written by {holder_of(descriptor)}; wait until it ends, or name another folder"
+            f"folder {str(folder)!r} is being written by {holder}; wait until it ends, or name another folder"
         ) from error
 
 

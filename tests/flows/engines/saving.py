@@ -15,8 +15,9 @@ def run_of(value, width=2000):
     """A run all of whose numbers, cost and sentence are one value."""
     theta = torch.full((4, width), float(value), dtype=torch.float64)
     seen = {"x": (torch.arange(4).double(), theta[:, 0].clone())}
+    times = torch.arange(4).double() + value
     return Trajectory(
-        torch.arange(4).double() + value,
+        times,
         theta,
         Status("finished", f"run {value}"),
         torch.tensor(True),
