@@ -8,6 +8,7 @@ registers a form of its own with ``describe.register``.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import hashlib
 import math
@@ -15,6 +16,8 @@ import types
 import weakref
 from collections.abc import Mapping, Sequence, Set
 from contextvars import ContextVar
+from fractions import Fraction
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -181,6 +184,17 @@ def _(value: types.FunctionType) -> Any:
             for name, part in zip(names, cells, strict=False)
         },
     }
+
+
+@describe.register(Fraction)
+@describe.register(PurePath)
+def _describe_text(value: Fraction | PurePath) -> str:
+    return str(value)
+
+
+@describe.register
+def _(value: enum.Enum) -> str:
+    return f"{name_of(type(value))}.{value.name}"
 
 
 @describe.register
