@@ -88,11 +88,9 @@ def same(one: Any, other: Any) -> bool:  # noqa: PLR0911  # one case for each ty
         return False
     if isinstance(one, torch.Tensor):
         alike = (one.dtype, one.shape) == (other.dtype, other.shape)
-        return (
-            alike
-            and layout(one) in (None, layout(other))
-            and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
-        )
+        layouts = [layout(one), layout(other)]
+        alike &= None in layouts or layouts[0] == layouts[1]
+        return alike and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
     if isinstance(one, float):
         return struct.pack("d", one) == struct.pack("d", other)
     if isinstance(one, dict):
