@@ -154,7 +154,8 @@ def draw_contours(axes: Axes, landscape: Landscape, x: np.ndarray, y: np.ndarray
     """Contours of the loss on the grid of x and y, evaluated in the dtype and on the device of ``like``."""
     mesh = torch.tensor(np.stack(np.meshgrid(x, y), axis=-1)).to(like)
     with torch.no_grad():
-        heights = landscape.loss(mesh).cpu().double().numpy()
+        loss = landscape.loss(mesh).cpu()
+    heights = (loss.real if loss.is_complex() else loss).double().numpy()
     levels = contour_levels(heights)
     if len(levels):
         axes.contour(x, y, heights, levels=levels, colors="0.75", linewidths=0.6)
