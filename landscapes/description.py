@@ -102,12 +102,16 @@ def _(value: bytes) -> dict[str, Any]:
 
 @describe.register
 def _(value: np.generic) -> Any:
-    return describe(value.item())
+    plain = value.item()
+    return str(value) if isinstance(plain, np.generic) else describe(plain)  # extended precision has no Python type
 
 
 @describe.register
-def _(value: np.ndarray) -> Any:
-    return describe(torch.as_tensor(value)) if value.dtype.kind in "biufc" else describe(value.tolist())
+def _(value: np.ndarray) -> dict[str, Any]:
+    if value.size <= SHOWN or value.dtype.hasobject:
+        return {"array": describe(value.tolist()), "dtype": str(value.dtype)}
+    found = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": found}
 
 
 @describe.register

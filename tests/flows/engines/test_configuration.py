@@ -1,11 +1,14 @@
 """Configurations: JSON that differs where runs differ, evaluated when read, kept in files and through pickle."""
 
 import copy
+import enum
 import functools
 import hashlib
 import json
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,3 +190,26 @@ def test_large_tensors_are_hashed_and_hashed_again_once_they_change():
     assert describe(torch.tensor([1j]))["tensor"] == [{"complex": [0.0, 1.0]}]
     with torch.inference_mode():
         assert describe(torch.arange(100.0))["sha256"] == before["sha256"]
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def test_other_values_are_json():
+    numbers = np.arange(100.0)
+    assert describe(np.float32(0.5)) == 0.5
+    assert describe(numbers[:2]) == {"array": [0.0, 1.0], "dtype": "float64"}
+    assert describe(numbers[::-1])["sha256"] == hashlib.sha256(numbers[::-1].tobytes()).hexdigest()
+    assert describe(Fraction(1, 3)) == "1/3"
+    assert describe(Colour.RED).endswith("Colour.RED")
+    assert describe([float("inf"), float("nan"), 1j, b"ab", None, True, range(2), {3: torch.float32}])[:2] == [
+        "inf",
+        "nan",
+    ]
+    assert describe({2, 1}) == [1, 2]
+    assert describe(torch.nn.functional.relu) == "torch.nn.functional.relu"
+    assert describe(np.longdouble(1)) == "1.0"
+    assert describe(Rosenbrock().loss)["of"]["b"] == 100.0
+    assert describe(torch.optim.SGD) == "torch.optim.sgd.SGD"
+    json.dumps(describe([np.zeros(3, dtype=object), object(), len, (1, 2), np.datetime64("2020-01-01")]), default=str)
