@@ -8,6 +8,7 @@ registers a form of its own with ``describe.register``.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import hashlib
 import math
@@ -15,6 +16,8 @@ import types
 import weakref
 from collections.abc import Mapping, Sequence, Set
 from contextvars import ContextVar
+from fractions import Fraction
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -34,15 +37,18 @@ def describe(value: Any) -> Any:
     return describe_object(value)
 
 
-def describe_object(value: Any) -> dict[str, Any]:
-    """{"class": name, parameter: description, ...}: a dataclass's fields, else the attributes without underscore."""
+def describe_object(value: Any, *without: str) -> dict[str, Any]:
+    """{"class": name, parameter: description, ...}: a dataclass's fields, else the attributes without underscore.
+
+    ``without``: names of parameters that are left out.
+    """
     described: dict[str, Any] = {"class": name_of(type(value))}
     depth = _depth.get()
     if depth >= DEEPEST:
         return described
     token = _depth.set(depth + 1)
     try:
-        return described | {name: describe(part) for name, part in parameters_of(value).items()}
+        return described | {name: describe(part) for name, part in parameters_of(value).items() if name not in without}
     finally:
         _depth.reset(token)
 
@@ -96,12 +102,16 @@ def _(value: bytes) -> dict[str, Any]:
 
 @describe.register
 def _(value: np.generic) -> Any:
-    return describe(value.item())
+    plain = value.item()
+    return str(value) if isinstance(plain, np.generic) else describe(plain)  # extended precision has no Python type
 
 
 @describe.register
-def _(value: np.ndarray) -> Any:
-    return describe(torch.as_tensor(value)) if value.dtype.kind in "biufc" else describe(value.tolist())
+def _(value: np.ndarray) -> dict[str, Any]:
+    if value.size <= SHOWN or value.dtype.hasobject:
+        return {"array": describe(value.tolist()), "dtype": str(value.dtype)}
+    found = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": found}
 
 
 @describe.register
@@ -180,6 +190,17 @@ def _(value: types.FunctionType) -> Any:
     }
 
 
+@describe.register(Fraction)
+@describe.register(PurePath)
+def _describe_text(value: Fraction | PurePath) -> str:
+    return str(value)
+
+
+@describe.register
+def _(value: enum.Enum) -> str:
+    return f"{name_of(type(value))}.{value.name}"
+
+
 @describe.register
 def _(value: types.BuiltinFunctionType) -> str:
     return f"{value.__module__}.{value.__qualname__}"
@@ -193,7 +214,7 @@ def digest(value: Tensor) -> str:
         return known[2]
     plain = value.detach().resolve_conj().resolve_neg()
     plain = (plain.to_dense() if plain.layout is not torch.strided else plain).cpu().contiguous()
-    found = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    found = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
     if version is not None and value.layout is torch.strided:
         if id(value) not in _digests:
             weakref.finalize(value, _digests.pop, id(value), None)

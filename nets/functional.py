@@ -60,6 +60,11 @@ class ModuleFunction:
             # tie_weights only if needed: torch searches for shared tensors at every call
             return torch.func.functional_call(self.module, tensors, inputs, tie_weights=self._tied)
 
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The module's buffers at construction, by name."""
+        return self._buffers
+
     def _fresh_buffers(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Copies of the buffers, those of the module's dtype in θ's precision."""
         return {

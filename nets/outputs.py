@@ -10,10 +10,12 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from landscapes.description import describe, name_of
 from landscapes.errors import UnsupportedError
 from landscapes.labelled import LabelledSum
 from nets.chunked import each_member
@@ -48,6 +50,21 @@ class NetworkOutputs(LabelledSum):
     @abstractmethod
     def _first_examples(self, m: int) -> NetworkOutputs:
         """The network on its first m examples."""
+
+    def description(self) -> dict[str, Any]:
+        """Architecture, loss, weights and data, as ``Landscape.description``."""
+        function = self._function
+        return {
+            "class": name_of(type(self)),
+            "module": describe(function.module),
+            "training": any(function.mode()),
+            "loss_fn": describe(self.loss_fn),
+            "size": self.size,
+            "inputs": [describe(tensor) for tensor in self._examples.inputs],
+            "targets": describe(self._examples.targets),
+            "theta0": describe(function.theta0),
+            "buffers": {name: describe(buffer) for name, buffer in function.buffers.items()},
+        }
 
     def outputs(self, theta: Tensor) -> Tensor:
         """module_θ(x_i) of every example, shape (..., N, ...), without a graph; for predictions and accuracies."""

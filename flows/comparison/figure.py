@@ -133,7 +133,9 @@ def draw_distances(axes: Axes, comparison: ComparisonData, styles: dict[str, Sty
 
 def draw_paths(axes: Axes, comparison: ComparisonData, styles: dict[str, Style]) -> None:
     """The paths, over contours if the landscape is known; the window follows the descent, not a flow that leaves it."""
-    points = comparison.mean.detach().cpu().double().reshape(-1, 2)
+    mean = comparison.mean.detach().cpu()
+    mean = mean.real if mean.is_complex() else mean
+    points = mean.double().reshape(-1, 2)
     low, high = points.amin(dim=0), points.amax(dim=0)
     centre, half = (low + high) / 2, 0.65 * (high - low).clamp(min=0.25 * float((high - low).max()) + 1e-6)
     x, y = (np.linspace(float(centre[i] - half[i]), float(centre[i] + half[i]), 161) for i in (0, 1))
@@ -143,7 +145,7 @@ def draw_paths(axes: Axes, comparison: ComparisonData, styles: dict[str, Style])
         if row.mean is not None:
             theta = row.mean.detach().cpu()
             draw_path(axes, theta.real if theta.is_complex() else theta, {**styles[name], "linewidth": 1.2})
-    draw_path(axes, comparison.mean.detach().cpu(), DESCENT)
+    draw_path(axes, mean, DESCENT)
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel="θ₁", ylabel="θ₂")
     axes.set_title("paths at t = k·h (real part)" if comparison.has_complex else "paths at t = k·h", fontsize="medium")
 
@@ -152,7 +154,8 @@ def draw_contours(axes: Axes, landscape: Landscape, x: np.ndarray, y: np.ndarray
     """Contours of the loss on the grid of x and y, evaluated in the dtype and on the device of ``like``."""
     mesh = torch.tensor(np.stack(np.meshgrid(x, y), axis=-1)).to(like)
     with torch.no_grad():
-        heights = landscape.loss(mesh).cpu().double().numpy()
+        loss = landscape.loss(mesh).cpu()
+    heights = (loss.real if loss.is_complex() else loss).double().numpy()
     levels = contour_levels(heights)
     if len(levels):
         axes.contour(x, y, heights, levels=levels, colors="0.75", linewidths=0.6)

@@ -139,11 +139,22 @@ def lock_descriptor(folder: Path, descriptor: int) -> None:
                 stacklevel=2,
             )
             return
-        text = content_of(descriptor)
-        holder = text.removeprefix(OURS).decode(errors="replace").strip() if text.startswith(OURS) else UNKNOWN
+        holder = holder_of(descriptor)
         raise FolderError(
             f"folder {str(folder)!r} is being written by {holder}; wait until it ends, or name another folder"
         ) from error
+
+
+def holder_of(descriptor: int) -> str:
+    """The process that the text of a locked file names; waits a moment for a lock that is just being signed."""
+    for _ in range(20):
+        text = content_of(descriptor)
+        if text.startswith(OURS):
+            return text.removeprefix(OURS).decode(errors="replace").strip()
+        if text:
+            break
+        time.sleep(0.005)
+    return UNKNOWN
 
 
 def sign(descriptor: int) -> None:

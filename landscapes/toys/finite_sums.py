@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from landscapes.autodiff import Field, release
+from landscapes.description import describe
 from landscapes.errors import check_count, check_index, check_positive, check_seed
 from landscapes.expansion import spread
 from landscapes.labelled import LabelledSum
@@ -221,6 +222,9 @@ class NoisyQuadratic(QuadraticExamples):
         check_count("size", size, minimum=self.dimension + 1)
         generator = torch.Generator().manual_seed(check_seed(seed))
         self.centres = whiten(torch.randn(size, self.dimension, generator=generator, dtype=torch.float64))
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | {"hessian": describe(self._matrix)}
 
     @property
     def dimension(self) -> int:

@@ -2,12 +2,13 @@ r"""The quadratic loss."""
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from landscapes.autodiff import Field
+from landscapes.description import describe
 from landscapes.toys.closed_form import Toy, Window, cast, check_real_tensor, symmetric_matrix
 
 
@@ -27,6 +28,9 @@ class Quadratic(Toy):
         self.minimum = centre.detach().clone()
         if self.minimum.shape != (self.dimension,):
             raise ValueError(f"minimum must have shape ({self.dimension},), got {tuple(self.minimum.shape)}")
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | {"hessian": describe(self._matrix)}
 
     @property
     def dimension(self) -> int:

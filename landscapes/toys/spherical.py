@@ -2,12 +2,13 @@ r"""A scale-invariant loss, as normalisation layers make of the loss in the prec
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from landscapes.autodiff import Field
+from landscapes.description import describe
 from landscapes.toys.closed_form import Toy, Window, cast, symmetric_matrix
 
 
@@ -27,6 +28,9 @@ class SphericalQuotient(Toy):
         self._matrix = symmetric_matrix("matrix", matrix)
         if self._matrix.ndim != 2 or self.dimension < 2:
             raise ValueError(f"matrix must have shape (d, d) with d >= 2, got {tuple(matrix.shape)}")
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | {"matrix": describe(self._matrix)}
 
     @property
     def dimension(self) -> int:

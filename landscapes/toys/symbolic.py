@@ -91,6 +91,9 @@ class SymbolicLandscape(ClosedForm):
         self._tables: dict[int, dict[Index, sympy.Expr]] = {}
         self._programs: dict[int, Program] = {}
 
+    def __reduce__(self) -> tuple[type[SymbolicLandscape], tuple[sympy.Expr, tuple[sympy.Symbol, ...]]]:
+        return type(self), (self.expression, self.symbols)  # programs are compiled again
+
     @property
     def smoothness(self) -> float:
         """math.inf, or 0 if Abs, sign, Max, Min, Heaviside or Piecewise occur: a lower bound."""

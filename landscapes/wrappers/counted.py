@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import inside_transform
+from landscapes.description import describe_object
 from landscapes.errors import check_index
 from landscapes.expansion import Expansion
 from landscapes.landscape import Change, FiniteSum, Landscape, check_landscape
@@ -97,6 +98,12 @@ class Counted(Wrapper):
         self.landscape = check_landscape(landscape)
         self.counts = no_counts() if counts is None else counts
         self.unit = unit
+
+    def __getnewargs__(self) -> tuple[Landscape]:
+        return (self.landscape,)
+
+    def description(self) -> dict[str, Any]:
+        return describe_object(self, "counts")
 
     def __getattr__(self, name: str) -> Any:
         # Attributes beyond Landscape's, such as Quadratic's minimum: a flow that reads them can be counted, too.

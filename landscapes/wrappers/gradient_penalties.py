@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from landscapes.autodiff import gradient, inside_transform, release
+from landscapes.description import describe_object
 from landscapes.errors import check_index, check_real
 from landscapes.expansion import Expansion
 from landscapes.landscape import Change, FiniteSum, Landscape, check_finite_sum, check_landscape
@@ -314,6 +315,12 @@ class GradientPenalty(Penalised):
         self.coefficient = check_real("coefficient", coefficient)
         self.penalty = SquaredGradients((landscape,), self.coefficient, self.coefficient)
 
+    def __getnewargs__(self) -> tuple[Landscape, float]:
+        return self.landscape, self.coefficient
+
+    def description(self) -> dict[str, Any]:
+        return describe_object(self, "penalty")
+
     def base(self, theta: Tensor, family: Family) -> Expansion:
         """The expansion of the only member, which is f."""
         return family[0]
@@ -347,6 +354,9 @@ class VariancePenalty(PenalisedSum):
         self.mean_coefficient = check_real("mean_coefficient", mean_coefficient)
         members = tuple(landscape.restrict(batch) for batch in self.batches)
         self.penalty = SquaredGradients(members, self.coefficient, self.mean_coefficient)
+
+    def description(self) -> dict[str, Any]:
+        return describe_object(self, "penalty")
 
 
 def check_batches(batches: Batches, size: int) -> tuple[Tensor, ...]:

@@ -99,6 +99,9 @@ class Regularised(Wrapper):
     def with_parts(self, change: Change) -> Landscape:
         return replace_attributes(self, landscape=change(self.landscape, 1))
 
+    def __getnewargs__(self) -> tuple[Landscape, float]:
+        return self.landscape, self.l2
+
     def loss(self, theta: Tensor) -> Tensor:
         """f(θ) + (l2/2) θᵀθ, shape (...,)."""
         return self.landscape.loss(theta) + penalty(theta, self.l2)

@@ -1,20 +1,25 @@
 """Trajectory on disk and Status: what is written comes back bit for bit, what is broken says so by FolderError."""
 
+import dataclasses
 import json
 import pickle
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from flows import GradientFlow, PrincipalFlow, Status, Trajectory, integrate
-from flows.engines.storage import FolderError
-from flows.engines.trajectory import KINDS
+from flows.engines.storage import FolderError, save_tensors
+from flows.engines.trajectory import KINDS, parts_of
 from flows.observers import Loss
 from landscapes import Quadratic
 
+FORMAT_1 = Path(__file__).parents[2] / "compat" / "format1" / "descent"
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 ODD = [0.0, -0.0, 5e-324, 1e-40, float("nan"), float("inf"), -float("inf"), 1 / 3]
 
@@ -72,8 +77,9 @@ def test_round_trip(tmp_path, dtype, batch, kind):
 
 @given(values=st.lists(st.sampled_from(ODD) | st.floats(), min_size=2, max_size=6))
 def test_round_trip_of_every_number(tmp_path_factory, values):
-    theta = torch.tensor(values, dtype=torch.float64)[:, None]
-    run = Trajectory(torch.arange(len(values)).double(), theta, Status("finished", ""), torch.tensor(True))
+    numbers = torch.tensor(values, dtype=torch.float64)[:, None]
+    times, theta = torch.arange(len(values)).double(), torch.where(numbers.isfinite(), numbers, -0.0)
+    run = Trajectory(times, theta, Status("finished", ""), torch.tensor(True), observations={"x": (times, numbers)})
     folder = tmp_path_factory.mktemp("number")
     assert same(run, Trajectory.load(run.save(folder)))
 
@@ -112,12 +118,12 @@ def test_a_real_run_comes_back(tmp_path, device):
 
 def test_nothing_is_pickled(tmp_path):
     example().save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["trajectory.json", "trajectory.safetensors"]
-    for path in tmp_path.iterdir():
-        with pytest.raises(Exception), path.open("rb") as file:  # noqa: B017, PT011  # any failure will do
-            pickle.load(file)
-    text = json.loads((tmp_path / "trajectory.json").read_text())
-    assert text["status"] == "diverged"
+    (path,) = tmp_path.iterdir()
+    with pytest.raises(Exception), path.open("rb") as file:  # noqa: B017, PT011  # any failure will do
+        pickle.load(file)
+    with safe_open(path, "pt") as file:
+        text = json.loads(file.metadata()["thalweg"])
+    assert (text["format"], text["status"]) == (2, "diverged")
 
 
 @pytest.mark.parametrize("below", ["", "further/down"])
@@ -128,9 +134,8 @@ def test_a_file_in_the_way(tmp_path, below):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["trajectory.safetensors", "trajectory.json", "trajectory.json.part"])
-def test_a_folder_in_the_way(tmp_path, name):
-    (tmp_path / name).mkdir()
+def test_a_folder_in_the_way(tmp_path):
+    (tmp_path / "trajectory.safetensors").mkdir()
     with pytest.raises(FolderError, match="cannot be written"):
         example().save(tmp_path)
 
@@ -159,22 +164,89 @@ EDITS = {
 }
 
 
+def old_folder(tmp_path):
+    """A folder of format 1, whose text can be edited."""
+    return Path(shutil.copytree(FORMAT_1, tmp_path / "run"))
+
+
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_an_edited_description(tmp_path, edit):
-    path = example().save(tmp_path) / "trajectory.json"
+    folder = old_folder(tmp_path)
+    path = folder / "trajectory.json"
     path.write_text(json.dumps(edit(json.loads(path.read_text()))))
-    with pytest.raises(FolderError, match=Path(tmp_path).name):
+    with pytest.raises(FolderError, match="run"):
+        Trajectory.load(folder)
+
+
+RUN = example()
+FIELDS = {
+    "times of integers": {"times": torch.arange(4)},
+    "times that are no tensor": {"times": [0.0, 1.0, 2.0, 3.0]},
+    "times in two dimensions": {"times": torch.zeros(4, 1).double()},
+    "times in another number": {"times": torch.tensor([99.0]).double()},
+    "times that decrease": {"times": torch.tensor([0.0, 2.0, 1.0, 3.0]).double()},
+    "times that are NaN": {"times": torch.tensor([0.0, torch.nan, 1.0, 3.0]).double()},
+    "times that are infinite": {"times": torch.tensor([0.0, 1.0, 2.0, torch.inf]).double()},
+    "theta of integers": {"theta": torch.zeros(4, 2, 3, 2, dtype=torch.int64)},
+    "theta without a dimension": {"theta": torch.zeros(4)},
+    "theta in another number": {"theta": torch.zeros(5, 2, 3, 2)},
+    "status that is a string": {"status": "finished"},
+    "alive of numbers": {"alive": torch.ones(2, 3)},
+    "alive of another shape": {"alive": torch.ones(3, 2, dtype=torch.bool)},
+    "cost that is NaN": {"cost": {"grad": float("nan")}},
+    "cost below zero": {"cost": {"grad": -1}},
+    "cost that is a truth": {"cost": {"grad": True}},
+    "cost that is no mapping": {"cost": [1]},
+    "cost without a name": {"cost": {3: 1}},
+    "observations that are a list": {"observations": []},
+    "observations without times": {"observations": {"loss": torch.ones(4)}},
+    "observations in another number": {"observations": {"loss": (torch.zeros(3).double(), torch.ones(4))}},
+    "observations at times of float32": {"observations": {"loss": (torch.zeros(4), torch.ones(4))}},
+    "notes that are one string": {"notes": "first"},
+    "notes of numbers": {"notes": (1, 2)},
+    "observer_costs that are no mapping": {"observer_costs": {"loss": 3}},
+    "configuration that is a list": {"configuration": []},
+}
+
+
+@pytest.mark.parametrize("change", FIELDS.values(), ids=FIELDS)
+def test_a_field_of_another_form_is_refused(change):
+    (name,) = change
+    with pytest.raises((TypeError, ValueError), match=name):
+        dataclasses.replace(RUN, **change)
+
+
+UNWRITABLE = {"times that are no tensor", "cost without a name", "notes that are one string"}
+
+
+@pytest.mark.parametrize("change", [change for name, change in FIELDS.items() if name not in UNWRITABLE])
+def test_a_field_of_another_form_is_refused_on_load(change, tmp_path):
+    parts = {**{f.name: getattr(RUN, f.name) for f in dataclasses.fields(RUN)}, **change}
+    try:
+        tensors, text = parts_of(SimpleNamespace(**parts))
+    except (AttributeError, TypeError, ValueError):
+        return  # no such file can be written
+    save_tensors(tmp_path, "trajectory", tensors, text)
+    with pytest.raises(FolderError, match=rf"no readable trajectory.*{next(iter(change))}"):
         Trajectory.load(tmp_path)
 
 
+def test_theta_that_is_not_finite_is_refused_on_load(tmp_path):
+    theta = torch.full((4, 2, 3, 2), torch.nan)
+    with pytest.raises(FolderError, match="theta must be finite"):
+        Trajectory.load(dataclasses.replace(RUN, theta=theta).save(tmp_path))
+
+
+def test_a_run_that_keeps_its_last_state_and_repeated_times_are_taken():
+    dataclasses.replace(RUN, times=RUN.times[-1:], theta=RUN.theta[-1:])
+    dataclasses.replace(RUN, times=torch.zeros(4).double())
+
+
 BREAKS = {
-    "half a JSON": lambda folder: halve(folder / "trajectory.json"),
     "half the tensors": lambda folder: halve(folder / "trajectory.safetensors"),
-    "no JSON": lambda folder: (folder / "trajectory.json").unlink(),
     "no tensors": lambda folder: (folder / "trajectory.safetensors").unlink(),
     "empty tensors": lambda folder: (folder / "trajectory.safetensors").write_bytes(b""),
     "pickle": lambda folder: (folder / "trajectory.safetensors").write_bytes(pickle.dumps([1, 2])),
-    "not UTF-8": lambda folder: (folder / "trajectory.json").write_bytes(b"\xff\xfe{}"),
     "others' tensors": lambda folder: swap(folder / "trajectory.safetensors"),
 }
 
@@ -187,6 +259,23 @@ def swap(path):
     from safetensors.torch import save_file
 
     save_file({"weights": torch.ones(2)}, path)
+
+
+OLD_BREAKS = {
+    "half a JSON": lambda folder: halve(folder / "trajectory.json"),
+    "no JSON": lambda folder: (folder / "trajectory.json").unlink(),
+    "not UTF-8": lambda folder: (folder / "trajectory.json").write_bytes(b"\xff\xfe{}"),
+    **BREAKS,
+}
+
+
+@pytest.mark.parametrize("damage", OLD_BREAKS.values(), ids=OLD_BREAKS)
+def test_a_damaged_folder_of_format_1(tmp_path, damage):
+    folder = old_folder(tmp_path)
+    Trajectory.load(folder)
+    damage(folder)
+    with pytest.raises(FolderError, match="run"):
+        Trajectory.load(folder)
 
 
 @pytest.mark.parametrize("damage", BREAKS.values(), ids=BREAKS)
