@@ -40,7 +40,9 @@ from flows.models.momentum_modified import (
 )
 from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrincipalFlow
 from flows.models.principal import PrincipalFlow
+from flows.models.torch_clock import TorchMomentumFlow
 from flows.models.truncated import TruncatedPrincipalFlow
+from flows.momentum import momentum_from_torch
 
 HAIRER = "Hairer, Lubich & Wanner, ch. IX"
 OF_GRADIENT = (Cost(1), Cost(1, 1), Cost(1, 2, 1), Cost(1, 3, 2))
@@ -190,6 +192,21 @@ REDUCED_NESTEROV = FlowRow(
     valid="after the transient β^k, for |hλ| < ((1 − β)/(1 + β))²; a start from rest leaves an error O(h)",
     source="order 2: Ghosh et al. 2023, arXiv 2302.00849",
 )
+TORCH_MOMENTUM = FlowRow(
+    TorchMomentumFlow,
+    {
+        **orders(lambda f, h, p: momentum_from_torch(f, h, MOMENTUM, order=p)[1], (Cost(1), Cost(1, 1), Cost(1, 2, 1))),
+        "Nesterov": Example(lambda f, h: momentum_from_torch(f, h, MOMENTUM, nesterov=True, order=1)[1], Cost(1)),
+        "dampening": Example(lambda f, h: momentum_from_torch(f, h, MOMENTUM, dampening=0.3, order=1)[1], Cost(1)),
+    },
+    None,
+    local=None,
+    whole=None,
+    clock_of=HEAVY_BALL,
+    valid="where the flow inside is",
+    source=f"{HAIRER}; the conversion derived here",
+    reason="ModifiedHeavyBallFlow or ModifiedNesterovFlow on torch's clock; its orders are those, in √lr at a fixed μ",
+)
 
 DETERMINISTIC = (
     GRADIENT_FLOW,
@@ -204,6 +221,7 @@ DETERMINISTIC = (
     MODIFIED_NESTEROV,
     REDUCED_HEAVY_BALL,
     REDUCED_NESTEROV,
+    TORCH_MOMENTUM,
 )
 """The rows of the deterministic flows."""
 FLOWS: dict[str, FlowRow] = {row.name: row for row in (*DETERMINISTIC, *STOCHASTIC)}

@@ -130,9 +130,10 @@ class FlowRow:
     ``descent``: the descent that it models; None with ``reason``. Of a stochastic flow the one-step error is that of
     the drift against the mean step. ``local``: the power of h of the one-step error, over ``span`` steps (an epoch's);
     with ``settles`` only after the descent's transient. ``whole``: the power at a fixed time, weak for a stochastic
-    flow. ``valid``: where. ``also``: further descents that it models, on their clocks, with a one-step error O(h²) in
-    the mean. ``exact``: whether it has no error on quadratics. ``noisy``: the gradients, if not those of ``descent``.
-    ``equivariant``: whether its drift turns with the coordinates.
+    flow. ``clock_of``: without ``descent``, the one whose clock and unit of h it has. ``valid``: where. ``also``:
+    further descents that it models, on their clocks, with a one-step error O(h²) in the mean. ``exact``: whether it has
+    no error on quadratics. ``noisy``: the gradients, if not those of ``descent``. ``equivariant``: whether its drift
+    turns with the coordinates.
     """
 
     kind: type[Flow]
@@ -149,6 +150,7 @@ class FlowRow:
     noisy: str = ""
     equivariant: bool = True
     reason: str = ""
+    clock_of: DescentRow | None = None
 
     @property
     def name(self) -> str:
@@ -158,12 +160,14 @@ class FlowRow:
     @property
     def rate(self) -> str:
         """The unit of h: that of the descent; "none" for a flow without h."""
-        return self.descent.rate if self.descent is not None and "h" in field_names(self.kind) else "none"
+        follows = self.descent or self.clock_of
+        return follows.rate if follows is not None and "h" in field_names(self.kind) else "none"
 
     @property
     def clock(self) -> str:
         """The time of the flow after k steps of the descent; "its own" for a flow that follows none."""
-        return "its own" if self.descent is None else self.descent.clock
+        follows = self.descent or self.clock_of
+        return "its own" if follows is None else follows.clock
 
     @property
     def gradients(self) -> str:

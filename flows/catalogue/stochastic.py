@@ -12,18 +12,23 @@ import torch
 from flows.catalogue.descents import (
     FRICTION,
     LI_2017,
+    MOMENTUM,
     NOISY,
     SCALED_HEAVY_BALL,
     SCALED_STOCHASTIC_HEAVY_BALL,
     SCHEDULED_SGD,
     SGD,
     SIZE,
+    STOCHASTIC_HEAVY_BALL,
     SVAG_ROW,
 )
 from flows.catalogue.rows import ORDER, Cost, Example, FlowRow
+from flows.flow import Flow
 from flows.models.langevin import LangevinFlow, UnderdampedLangevinFlow
 from flows.models.stochastic import NoisyModifiedEquation, StochasticModifiedEquation, Stratonovich
 from flows.models.stochastic_momentum import MomentumModifiedEquation, NoisyMomentumEquation
+from flows.models.torch_clock import TorchMomentumEquation
+from flows.momentum import momentum_from_torch
 from flows.steady.ornstein_uhlenbeck import MomentumOrnsteinUhlenbeck, OrnsteinUhlenbeck
 from landscapes.noise import AnalyticNoise, IsotropicNoise, MinibatchNoise
 
@@ -67,6 +72,11 @@ def origin(f: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def momentum(f: Any, h: float, order: int) -> NoisyMomentumEquation:
     """Scaled heavy ball with isotropic noise."""
     return NoisyMomentumEquation(f, h, FRICTION, isotropic(f), order)
+
+
+def torch_momentum(f: Any, h: float, order: int) -> Flow:
+    """The equation of SGD with momentum on torch's clock."""
+    return momentum_from_torch(f, h, MOMENTUM, batch_size=SIZE, order=order)[1]
 
 
 STOCHASTIC_MODIFIED = FlowRow(
@@ -190,6 +200,20 @@ MOMENTUM_ORNSTEIN_UHLENBECK = FlowRow(
     source="Chaudhari & Soatto 2018, arXiv 1710.11029",
     reason="any linear drift; momentum_ornstein_uhlenbeck_at(order=p) makes that of scaled momentum at a minimum",
 )
+TORCH_MOMENTUM_EQUATION = FlowRow(
+    TorchMomentumEquation,
+    {
+        "order 1": Example(lambda f, h: torch_momentum(f, h, 1), Cost(1), "general"),
+        "order 2": Example(lambda f, h: torch_momentum(f, h, 2), Cost(2, 1), "general"),
+    },
+    None,
+    local=None,
+    whole=None,
+    clock_of=STOCHASTIC_HEAVY_BALL,
+    valid="where the equation inside is",
+    source=f"{LI_2017}, and 2019, JMLR 20(40); the conversion derived here",
+    reason="MomentumModifiedEquation on torch's clock; its orders are those, in √lr at a fixed μ",
+)
 
 STOCHASTIC = (
     STOCHASTIC_MODIFIED,
@@ -201,5 +225,6 @@ STOCHASTIC = (
     UNDERDAMPED,
     ORNSTEIN_UHLENBECK,
     MOMENTUM_ORNSTEIN_UHLENBECK,
+    TORCH_MOMENTUM_EQUATION,
 )
 """The rows of the stochastic flows."""

@@ -68,9 +68,9 @@ METHODS: dict[str, Method] = {
         Adams("explicit_adams"),
         Adams("implicit_adams"),
         Adams("fixed_adams"),
-        Milstein("milstein"),
         Scipy("scipy_solver"),
         Exponential("exprb43"),
+        Milstein("milstein"),
     )
 }
 """Methods by name; ``check`` completes and checks the options of a run, ``advance`` integrates."""

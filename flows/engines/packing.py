@@ -1,7 +1,7 @@
 r"""Nested states as JSON and a list of tensors, and back: exactly, and without running code of the file.
 
-Accepted: tensors, None, bool, int, float, complex, str, bytes, tuples, lists, dicts, and dataclasses and named tuples
-of such. A class is recorded by module and qualified name. It is found again only if the program has imported it, and
+Accepted: tensors, None, bool, int, float, complex, numpy numbers (as these), str, bytes, tuples, lists, dicts, and
+dataclasses and named tuples of such. A class is recorded by module and qualified name. It is found again only if the program has imported it, and
 its objects are made from their fields, without a call of the class.
 """
 
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,8 @@ class Packer:
         if value is None or type(value) in (bool, int, str):
             return value
         kind = type(value)
+        if isinstance(value, np.generic):
+            return self.pack(value.item(), place)
         if kind is float:
             return ["float", write_float(value)]
         if kind is complex:

@@ -49,7 +49,7 @@ class State:
     workspace: Any = None
 
     def __post_init__(self) -> None:
-        check_real("t of a State", self.t)
+        object.__setattr__(self, "t", float(check_real("t of a State", self.t)))
         check_count("k of a State", self.k, minimum=0)
         check_count("index of a State", self.index, minimum=0)
         if self.seed is not None:

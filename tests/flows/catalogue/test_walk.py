@@ -14,8 +14,8 @@ from flows.catalogue.flows import FLOWS
 from flows.catalogue.observers import OBSERVERS
 from tests.flows.catalogue.cases import ROWS
 
-# Parts of engines, given to no user: a run's starting point, and the observer by which an ensemble is fed.
-NO_MODELS = {"Resumed", "ResumedEquation", "ResumedDescent", "Watch"}
+# The observer by which an ensemble is fed, given to no user.
+NO_MODELS = {"Watch"}
 REMEDY = "has no row in flows/catalogue; docs/extending.md shows one"
 
 

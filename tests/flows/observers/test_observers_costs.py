@@ -1,7 +1,9 @@
 """What observers cost: counted exactly, shown by the trajectory for its own run alone, shared where eigenpairs are."""
 
 import json
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,7 +235,9 @@ def test_costs_are_kept_on_disk(tmp_path):
 
 
 def test_runs_saved_before_observers_counted_still_load(tmp_path):
-    path = run([Loss(LANDSCAPE)]).save(tmp_path) / "trajectory.json"
+    saved = Path(__file__).parents[2] / "compat" / "format1" / "descent"
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "trajectory.json"
     text = json.loads(path.read_text())
     del text["observer_costs"]
     path.write_text(json.dumps(text))
