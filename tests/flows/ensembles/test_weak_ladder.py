@@ -14,7 +14,9 @@ LADDER = (0.4, 0.2, 0.1)
 def rung(error, bar, left, diverged=0):
     columns = [torch.tensor([[0.0], [value]], dtype=torch.float64) for value in (error, bar, left, 0.0)]
     mean = {"x": columns[0]}
-    return WeakErrors(torch.tensor([0.0, 1.0]), 10, mean, *({"x": column} for column in columns), diverged)
+    return WeakErrors(
+        torch.tensor([0.0, 1.0], dtype=torch.float64), 10, mean, *({"x": column} for column in columns), diverged
+    )
 
 
 def test_rungs_within_their_error_do_not_count():
