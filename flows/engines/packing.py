@@ -1,8 +1,8 @@
 r"""Nested states as JSON and a list of tensors, and back: exactly, and without running code of the file.
 
 Accepted: tensors, None, bool, int, float, complex, numpy numbers (as these), str, bytes, tuples, lists, dicts, and
-dataclasses and named tuples of such. A class is recorded by module and qualified name. It is found again only if the program has imported it, and
-its objects are made from their fields, without a call of the class.
+dataclasses and named tuples of such. A class is recorded by module and qualified name. It is found again only if the
+program has imported it, and its objects are made from their fields, without a call of the class.
 """
 
 from __future__ import annotations
