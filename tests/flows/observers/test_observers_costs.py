@@ -1,16 +1,13 @@
 """What observers cost: counted exactly, shown by the trajectory for its own run alone, shared where eigenpairs are."""
 
-import json
-import shutil
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from flows import GradientDescent, GradientFlow, Trajectory, descend, integrate
-from flows.engines.storage import FolderError
+from flows.engines.storage import FolderError, load_tensors, save_tensors
 from flows.observers import (
     Checkpoint,
     Drift,
@@ -235,15 +232,12 @@ def test_costs_are_kept_on_disk(tmp_path):
 
 
 def test_runs_saved_before_observers_counted_still_load(tmp_path):
-    saved = Path(__file__).parents[2] / "compat" / "format1" / "descent"
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "trajectory.json"
-    text = json.loads(path.read_text())
+    tensors, text = load_tensors(run([Loss(LANDSCAPE)]).save(tmp_path), "trajectory")
     del text["observer_costs"]
-    path.write_text(json.dumps(text))
+    save_tensors(tmp_path, "trajectory", tensors, text)
     assert Trajectory.load(tmp_path).observer_costs == {}
     for broken in ([1], {"loss": 3}, "loss"):
-        path.write_text(json.dumps({**text, "observer_costs": broken}))
+        save_tensors(tmp_path, "trajectory", tensors, {**text, "observer_costs": broken})
         with pytest.raises(FolderError, match="no readable trajectory"):
             Trajectory.load(tmp_path)
 
