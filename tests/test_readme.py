@@ -1,16 +1,20 @@
 import re
 from pathlib import Path
 
+import torch
+
+from flows import descend
 from flows.invariants import check_order
 
 README = Path(__file__).parents[1] / "README.md"
 PAGE = README.parent / "docs" / "modified_equations.md"
+RUNS = README.parent / "docs" / "runs.md"
 
 
 def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names: dict = {}
     for block in blocks:
         exec(block, names)
@@ -21,6 +25,7 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results/valley.png").stat().st_size > 10_000
     assert (tmp_path / "results/valley/comparison.safetensors").exists()
     assert names["path"].shape == (3, 2)
+    assert torch.equal(names["second"].theta[-1], descend(names["sgd"], names["theta0"], 20).theta[-1])
     flow, valley = names["UphillGradient"], names["valley"]
     # of second order, as the README says: one-step errors fall as h³
     ladder = [1e-3 / 2**k for k in range(4)]
@@ -35,3 +40,16 @@ def test_the_code_on_the_page_of_modified_equations_runs(capsys):
     assert len(names["series"].terms) == 80  # the page's comments say so
     assert r"\tfrac{1}{12} D^{3}f[\nabla f, \nabla f]" in lines[0]
     assert len(lines) == 4
+
+
+def test_the_code_on_the_page_of_runs_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", RUNS.read_text(), flags=re.DOTALL):
+        exec(block, names)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["True", "True"]  # the page's comments say so
+    assert lines[2].startswith("stopped tensor(")
+    crossing = names["run"].events["loss below 1"]
+    assert crossing.states.shape == (1, 2)
+    assert abs(float(names["valley"].loss(crossing.states[0])) - 1) < 1e-9

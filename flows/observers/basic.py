@@ -10,8 +10,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.engines.recorder import LandscapeObserver
-from flows.engines.storage import save_tensors, writable_folder
+from flows.engines.recorder import LandscapeObserver, StateObserver
+from flows.engines.state import State, parts_of_state, state_of
+from flows.engines.storage import load_tensors, read_error, save_tensors, writable_folder
 from landscapes import Landscape
 
 
@@ -42,8 +43,13 @@ class GradientNorm(LandscapeObserver):
 
 @final
 @dataclass(frozen=True)
-class Checkpoint:
-    """Writes the latest state to ``folder``/state.safetensors, so that it survives if the run is killed."""
+class Checkpoint(StateObserver):
+    """Writes the latest state to ``folder``/state.safetensors, so that a run that is killed continues from it.
+
+    ``Checkpoint.load(folder)`` is the ``State`` from which ``integrate`` and ``descend`` continue. In your own loop
+    the state is optional: the file then has θ, k and t only. Every write is flushed to the disk, which takes
+    milliseconds: choose ``every`` by the time that a run may lose.
+    """
 
     folder: str | os.PathLike[str]
     every: int = 1
@@ -52,7 +58,19 @@ class Checkpoint:
     def __post_init__(self) -> None:
         writable_folder(self.folder)
 
-    def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:
+    def __call__(self, k: int, t: float, theta: Tensor, state: State | None = None) -> dict[str, Tensor]:
         """Write the state; return no quantities."""
-        save_tensors(Path(self.folder), "state", {"theta": theta}, {"k": k, "t": t})
+        structure, tensors = (None, {}) if state is None else parts_of_state(state)
+        save_tensors(Path(self.folder), "state", {"theta": theta, **tensors}, {"k": k, "t": t, "end": structure})
         return {}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> State:
+        """The state that was written last, on the CPU. Raises FolderError; a file without a state has θ, k and t."""
+        tensors, text = load_tensors(folder, "state")
+        try:
+            if text.get("end") is None:
+                return State(tensors["theta"], text["t"], text["k"])
+            return state_of(tensors, text["end"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise read_error(Path(folder), "state", error) from error

@@ -17,6 +17,7 @@ from flows.engines.methods import ADAPTIVE, EXPONENTIAL, FIXED
 from flows.engines.methods import DETERMINISTIC as METHODS
 from landscapes import Counted, Landscape, Quadratic, Rosenbrock
 from tests.examples import few
+from tests.tensors import f64
 
 HESSIAN = torch.tensor([[2.0, 0.7], [0.7, 1.0]], dtype=torch.float64)
 MINIMUM = torch.tensor([0.3, -0.4], dtype=torch.float64)
@@ -368,3 +369,15 @@ def test_a_flow_may_differentiate_on_its_own_and_leaves_no_graph():
     run = integrate(Written(velocity), torch.ones(2, dtype=torch.float64), [0.0, 0.5])
     assert_close(run.theta[-1], torch.full((2,), -1.0, dtype=torch.float64).exp(), rtol=1e-6, atol=0)
     assert not run.theta.requires_grad
+
+
+@pytest.mark.parametrize("method", ["dopri8", "bosh3"])
+def test_a_step_that_ends_on_an_output_time_by_itself_does_not_lose_the_later_ones(method):
+    """torchdiffeq lands on no later time after that, and the coarse dense output of these methods was returned."""
+    flow = GradientFlow(Quadratic(torch.diag(f64(1.0, 0.3))))
+    times = [0.0, 0.5, 0.75, 1.1, 1.3, 2.0]
+    tolerance = {"dopri8": 1e-12, "bosh3": 1e-9}[method]
+    first = {"dopri8": 0.5, "bosh3": 0.5 / 256}[method]  # accepted as it is, to the bit
+    run = integrate(flow, f64(1.0, 1.0), times, method=method, first_step=first, rtol=tolerance, atol=tolerance)
+    exact = torch.exp(-f64(*times)[:, None] * f64(1.0, 0.3))
+    torch.testing.assert_close(run.theta, exact, rtol=0, atol=50 * tolerance)

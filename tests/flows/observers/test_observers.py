@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flows import GradientDescent, GradientFlow, PrincipalFlow, descend, integrate
+from flows import GradientDescent, GradientFlow, HeavyBall, PrincipalFlow, descend, integrate
 from flows.engines.storage import FolderError, load_tensors
 from flows.observers import Checkpoint, GradientNorm, Loss
 from landscapes import Counted, Landscape, Quadratic, Regularised, Rosenbrock
@@ -100,6 +100,20 @@ def test_checkpoints_of_complex_states(tmp_path):
     tensors, text = load_tensors(tmp_path, "state")
     assert torch.equal(tensors["theta"], run.theta[0])
     assert (text["k"], text["t"]) == (3, 0.3)
+
+
+def test_a_run_continues_from_its_checkpoint(tmp_path):
+    heavy, theta0 = HeavyBall(ROSENBROCK, 1e-4, 0.9), torch.tensor([[0.0, 0.5], [1.0, 0.0]], dtype=torch.float64)
+    whole = descend(heavy, theta0, 10, observers=[Checkpoint(tmp_path, every=4)])
+    rest = descend(heavy, Checkpoint.load(tmp_path), 2)  # written last at step 8
+    assert torch.equal(rest.theta, whole.theta[8:])
+    Checkpoint(tmp_path)(3, 0.3, theta0)  # a loop of the user's own has no State
+    state = Checkpoint.load(tmp_path)
+    assert (state.k, state.t) == (3, 0.3)
+    assert torch.equal(state.values, theta0)
+    (tmp_path / "state.safetensors").write_bytes(b"")
+    with pytest.raises(FolderError):
+        Checkpoint.load(tmp_path)
 
 
 class Fatal(Landscape):
