@@ -104,6 +104,10 @@ EACH = {
 }
 
 
+def two_steps(flow):
+    return integrate(flow, START, [0.0, 0.02], method="euler", dt=0.01)
+
+
 @pytest.mark.parametrize("flow", EACH)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_products_inside_wrappers_are_billed(wrapper, flow):
@@ -111,9 +115,9 @@ def test_products_inside_wrappers_are_billed(wrapper, flow):
     f = landscape()
     wrapped = wrap(f)
     f.tally.clear()
-    found = run_flow(EACH[flow](wrapped))
+    found = two_steps(EACH[flow](wrapped))
     assert billed(found.cost) == pytest.approx(recounted(f))
-    assert torch.equal(found.theta, run_flow(EACH[flow](wrap(f.inner))).theta)
+    assert torch.equal(found.theta, two_steps(EACH[flow](wrap(f.inner))).theta)
 
 
 @pytest.mark.parametrize("wrapper", [name for name, (make, _) in WRAPPERS.items() if make is regression])
