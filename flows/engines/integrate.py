@@ -296,7 +296,7 @@ class IntegrationRun:
     def _cause(self, stop: Stop, point: Reached, members: Tensor) -> str:
         """The sentence of a failure of the members (...), with the curvature at the first of them."""
         first = point.state[members][0] if point.state.ndim > 1 else point.state
-        curvature = curvature_sentence(self.flow, self.flow.position(first), getattr(self.flow, "h", None))
+        curvature = curvature_sentence(self.flow, self.flow.position(first), self.flow.declared_rate)
         advice = f"; {stop.advice}" if stop.advice else ""
         cause = stop.sentence if stop.kind == "singular mode" else f"{stop.sentence}{curvature}"
         return f"{cause}{advice}; last state at t = {point.t:.6g}"
