@@ -97,6 +97,28 @@ class Declared:
         rate = named_rate(self)
         return None if rate is None else rate[1]
 
+    @functools.cached_property
+    def clock_rate(self) -> float:
+        """The declared rate, where one is needed. Raises TypeError if none is declared."""
+        rate = self.declared_rate
+        if rate is None:
+            raise TypeError(
+                f"{type(self).__name__} must declare its learning rate for this: a field h, lr, learning_rate or rate "
+                "that is a number, or the member declared_rate"
+            )
+        return rate
+
+    @property
+    def stated_landscape(self) -> Landscape:
+        """The first of the declared landscapes. Raises TypeError if there is none."""
+        landscape = next(iter(self.declared_landscapes), None)
+        if landscape is None:
+            raise TypeError(
+                f"{type(self).__name__} must declare its landscape for this: a field that is a Landscape, or the "
+                "member declared_landscapes"
+            )
+        return landscape
+
     @property
     def declared_clock(self) -> Clock | None:
         """The clock and the rule of the steps; None if they are not stated: ``compare`` then takes the two for a pair.

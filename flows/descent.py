@@ -55,7 +55,7 @@ class Descent(Declared, ABC):
 
     def elapsed(self, k: int, state: Any) -> float:
         """The time after k steps: k·h at a constant learning rate."""
-        return k * self.h
+        return k * self.clock_rate
 
 
 class StochasticDescent(Descent):

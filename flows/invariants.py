@@ -69,12 +69,12 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
     For autonomous flows whose state is real θ.
     """
     theta = integrate(flow, theta0, times).theta  # a flow may diverge: the states before that are checked
-    slope = (flow.landscape.grad(theta) * flow.velocity(0.0, theta)).sum(dim=-1)
-    size = torch.linalg.vector_norm(flow.landscape.grad(theta), dim=-1)
+    slope = (flow.stated_landscape.grad(theta) * flow.velocity(0.0, theta)).sum(dim=-1)
+    size = torch.linalg.vector_norm(flow.stated_landscape.grad(theta), dim=-1)
     size = size * torch.linalg.vector_norm(flow.velocity(0.0, theta), dim=-1)
     if not bool((slope <= tolerance * size).all()):
         raise InvariantError(f"the loss must not rise along the velocity; ∇f·velocity reaches {float(slope.max()):.3e}")
-    loss = flow.landscape.loss(theta)
+    loss = flow.stated_landscape.loss(theta)
     rise = float(loss.diff(dim=0).max()) if len(loss) > 1 else 0.0
     rounding = 1e3 * torch.finfo(loss.dtype).eps * float(loss.abs().max())
     if not rise <= tolerance * float(loss.max() - loss.min()) + rounding:

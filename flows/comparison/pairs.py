@@ -42,19 +42,21 @@ def on_clock_of(descent: Descent, flow: Flow) -> Flow:
     if theirs.unit == "√lr":
         raise ClockError(
             f"{flow.name} is on torch's clock, t = k·lr and h = lr, and {type(descent).__name__} on that of scaled "
-            f"momentum, h = √lr, μ = (1 − β)/√lr: compare it with HeavyBall or Nesterov at lr = {descent.h**2:.6g} and "
-            f"momentum β = {theirs.momentum:.6g}, or take both from momentum_from_torch"
+            f"momentum, h = √lr, μ = (1 − β)/√lr: compare it with HeavyBall or Nesterov at lr = "
+            f"{descent.clock_rate**2:.6g} and momentum β = {theirs.momentum:.6g}, or take both from momentum_from_torch"
         )
     nesterov = ours.rule == theirs.rule == "Nesterov"
     made = TorchMomentumEquation if isinstance(flow, StochasticFlow) else TorchMomentumFlow
-    return made(flow, descent.h, theirs.momentum, nesterov, theirs.dampening)  # type: ignore[arg-type]
+    return made(flow, descent.clock_rate, theirs.momentum, nesterov, theirs.dampening)  # type: ignore[arg-type]
 
 
 def check_rate(flow: Flow, descent: Descent) -> None:
     """Raise ValueError if the flow states a learning rate that is not the descent's."""
     rate = named_rate(flow)
-    if rate is not None and not math.isclose(rate[1], descent.h, rel_tol=1e-12):
-        raise ValueError(f"{rate[0]} of {flow.name} is {rate[1]!r}, of the descent {descent.h!r}: they must agree")
+    if rate is not None and not math.isclose(rate[1], descent.clock_rate, rel_tol=1e-12):
+        raise ValueError(
+            f"{rate[0]} of {flow.name} is {rate[1]!r}, of the descent {descent.clock_rate!r}: they must agree"
+        )
 
 
 def check_dimension(flow: Flow, descent: Descent) -> None:
@@ -83,7 +85,7 @@ def note_on_rate(flow: Flow, descent: Descent) -> tuple[str, ...]:
         return ()
     return (
         f"rate not declared: none of h, lr, learning_rate and rate is a number, so that it was not compared with the "
-        f"descent's, {descent.h!r}",
+        f"descent's, {descent.clock_rate!r}",
     )
 
 

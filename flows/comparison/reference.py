@@ -94,8 +94,8 @@ class Reference:
         self.runs = runs
         self.seed = seed
         self.run: Trajectory = descend(descent, self.theta0, steps, seed=seed, observers=[seen], progress=progress)
-        self.h = descent.h
-        self.landscape: Landscape = descent.landscape
+        self.h = descent.clock_rate
+        self.landscape: Landscape = descent.stated_landscape
         self.times = self.run.times
         self.members = self.by_runs(self.run.theta)
         self.members_lost = self.by_runs(frozen_mask(self.run))

@@ -92,14 +92,14 @@ def compare(
     noisy = [isinstance(flow, StochasticFlow) for flow in named.values()]
     settings = settings_of(method, rtol, atol, dt, noisy=any(noisy))
     drive = drive_of(named, descent, theta0, steps, method=method, dt=dt, seed=seed, runs=runs, coupled=coupled)
-    check_observables(observables, descent.landscape, theta0)
+    check_observables(observables, descent.stated_landscape, theta0)
     store = None if folder is None else FolderLock(folder)  # until the comparison ends
     reference = Reference(descent, theta0, steps, runs, seed, progress, mean_steps=not all(noisy))
     run = reference.run
     if len(run.times) < 2:
         raise ValueError(f"nothing to compare: {run.status.sentence}")
     if drive is not None:
-        drive = drive.on_clock(run.times, descent.h, chosen=dt is not None)
+        drive = drive.on_clock(run.times, descent.clock_rate, chosen=dt is not None)
     name = unique_name(type(descent).__name__, named)
     keep(store, name, run)
     no_laws = theta0.is_complex() or (drive is None and observables is None)
@@ -114,10 +114,15 @@ def compare(
         runs=runs,
         standard_error=reference.standard_error,
         noise_floor=reference.noise_floor,
-        landscape=descent.landscape,
+        landscape=descent.stated_landscape,
         observed={} if laws is None else laws.means,
         coupled=coupled,
-        settings={**settings, "seed": int(seed), "h": float(descent.h), **({} if drive is None else {"dt": drive.dt})},
+        settings={
+            **settings,
+            "seed": int(seed),
+            "h": float(descent.clock_rate),
+            **({} if drive is None else {"dt": drive.dt}),
+        },
     )
 
 

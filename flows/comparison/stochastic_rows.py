@@ -83,15 +83,15 @@ def drive_of(
             raise ValueError("coupled is for stochastic flows, none was given; leave it out")
         return None
     check_count("steps", steps)
-    dt = check_positive("dt", descent.h / SUBSTEPS if dt is None else dt)
+    dt = check_positive("dt", descent.clock_rate / SUBSTEPS if dt is None else dt)
     used = method if method in STOCHASTIC else None
     if not coupled:
         if type(descent).elapsed is Descent.elapsed:  # the clock is known before the descent has run
-            check_divides(dt, [0.0, descent.h])
+            check_divides(dt, [0.0, descent.clock_rate])
         return Drive(used, dt, check_seed(seed))
-    halvings = round(math.log2(descent.h / dt))
-    if halvings < 0 or not math.isclose(dt * 2**halvings, descent.h, rel_tol=1e-12):
-        raise ValueError(f"dt of coupled flows must be h over a power of two, h = {descent.h!r}, got {dt!r}")
+    halvings = round(math.log2(descent.clock_rate / dt))
+    if halvings < 0 or not math.isclose(dt * 2**halvings, descent.clock_rate, rel_tol=1e-12):
+        raise ValueError(f"dt of coupled flows must be h over a power of two, h = {descent.clock_rate!r}, got {dt!r}")
     start = theta0.expand(runs, *theta0.shape) if runs > 1 else theta0
     # one halving more than dt needs: for the runs at dt/2
     path = minibatch_path(descent, start, steps, seed, halvings + 1)  # type: ignore[arg-type]

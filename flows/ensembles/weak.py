@@ -37,7 +37,7 @@ from flows.ensembles.blocks import (
 )
 from flows.ensembles.extrapolation import LEVELS, Levels
 from flows.ensembles.statistics import CONFIDENCE, Moments, check_confidence
-from flows.flow import StochasticFlow, unwrap
+from flows.flow import StochasticFlow
 from flows.models.stochastic import NoisyModifiedEquation
 from landscapes import UnsupportedError
 from landscapes.errors import check_count, check_float_tensor, check_seed
@@ -184,9 +184,9 @@ def check_pair(flow: StochasticFlow, descent: Descent, coupled: bool) -> None:
         raise TypeError(f"flow must be a StochasticFlow, got {type(flow).__name__}")
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
-    rate = getattr(unwrap(flow), "h", descent.h)
-    if not math.isclose(rate, descent.h, rel_tol=1e-12):
-        raise ValueError(f"h of {flow.name} is {rate!r}, of the descent {descent.h!r}: they must agree")
+    rate = flow.declared_rate or descent.clock_rate
+    if not math.isclose(rate, descent.clock_rate, rel_tol=1e-12):
+        raise ValueError(f"h of {flow.name} is {rate!r}, of the descent {descent.clock_rate!r}: they must agree")
     if coupled and isinstance(descent, NoisyGradientDescent) and descent.noise.size != flow.noise_size:
         raise ValueError(
             f"flow must be driven by the descent's noise to be coupled: its noise has the size {flow.noise_size}, the "

@@ -109,7 +109,7 @@ def one_step_order(
     """
     theta0 = check_theta0(theta0)
     rungs = [measured_rung(flow, descent, theta0, h, 1, integration) for h in check_ladder(ladder)]
-    return study_of(rungs, theta0, sharpness_at(descent(rungs[0].h).landscape, theta0), "one-step error")
+    return study_of(rungs, theta0, sharpness_at(descent(rungs[0].h).stated_landscape, theta0), "one-step error")
 
 
 def global_order(
@@ -128,7 +128,7 @@ def global_order(
     theta0 = check_theta0(theta0)
     steps = [whole_steps(time, h) for h in check_ladder(ladder)]
     rungs = [measured_rung(flow, descent, theta0, time / n, n, integration) for n in steps]
-    sharpness = sharpness_at(descent(rungs[0].h).landscape, theta0)
+    sharpness = sharpness_at(descent(rungs[0].h).stated_landscape, theta0)
     return study_of(rungs, theta0, sharpness, f"error at t = {time:.4g}", max(steps))
 
 
@@ -149,7 +149,7 @@ def settled_order(
     theta0 = check_theta0(theta0)
     steps = [whole_steps(time, h) for h in check_ladder(ladder)]
     rungs = [settled_rung(flow, descent, theta0, time / n, n, integration) for n in steps]
-    sharpness = sharpness_at(descent(rungs[0].h).landscape, theta0)
+    sharpness = sharpness_at(descent(rungs[0].h).stated_landscape, theta0)
     return study_of(rungs, theta0, sharpness, f"one-step error from t = {time:.4g}")
 
 
@@ -192,7 +192,7 @@ def rung_from(
 ) -> Rung:
     """Both runs of one rung, each from its own start, at time 0: θ0 (..., d), or a ``State``."""
     check_deterministic(taken)
-    for name, rate in (("descent", taken.h), ("flow", getattr(model, "h", h))):
+    for name, rate in (("descent", taken.clock_rate), ("flow", model.declared_rate or h)):
         if not math.isclose(rate, h, rel_tol=1e-12):
             raise ValueError(f"{name}(h) must have the learning rate h, got {rate!r} for h = {h!r}")
     path = descend(taken, descent_start, steps, keep="last")

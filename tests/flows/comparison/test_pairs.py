@@ -11,6 +11,7 @@ from flows import (
     SVAG,
     SVRG,
     Clock,
+    Descent,
     Flow,
     GradientDescent,
     GradientFlow,
@@ -347,3 +348,30 @@ def test_every_cost_of_a_comparison_is_a_recount():
     g = RecountSum(sum_of_examples())
     sgd = compare(StochasticGradientDescent(g, LR, 2), {"GF": GradientFlow(g.inner)}, START, 3, runs=2)
     assert sgd.cost["StochasticGradientDescent"]["grad"] == pytest.approx(3 * 2 * 2 / 6)
+
+
+@dataclass(frozen=True)
+class RenamedDescent(Descent):
+    """θ' = θ − lr ∇f, with fields of other names than the library's."""
+
+    loss_surface: Landscape
+    lr: float
+
+    def step(self, state, k, generator):
+        return torch.add(state, self.loss_surface.grad(state), alpha=-self.lr)
+
+
+def test_a_descent_whose_fields_have_other_names():
+    """The clock, the cost and the comparison are those of gradient descent."""
+    valley, theta0 = Rosenbrock(), torch.tensor([0.0, 0.5], dtype=torch.float64)
+    mine, known = (
+        compare(descent, [ModifiedFlow(valley, 0.002, 2)], theta0, 5)
+        for descent in (RenamedDescent(valley, 0.002), GradientDescent(valley, 0.002))
+    )
+    assert torch.equal(mine.times, known.times)
+    assert torch.equal(mine.errors["ModifiedFlow order 2"], known.errors["ModifiedFlow order 2"])
+    assert mine.cost["RenamedDescent"] == known.cost["GradientDescent"]
+    with pytest.raises(ValueError, match=r"h of ModifiedFlow order 2 is 0\.003, of the descent 0\.002"):
+        compare(RenamedDescent(valley, 0.002), [ModifiedFlow(valley, 0.003, 2)], theta0, 5)
+    with pytest.raises(TypeError, match="RenamedDescent must declare its learning rate"):
+        compare(RenamedDescent(valley, None), [GradientFlow(valley)], theta0, 5)
