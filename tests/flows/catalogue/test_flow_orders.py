@@ -194,7 +194,9 @@ def second_moment(law, t, x0):
 
 
 LONGEST = 9
-FAMILIES = [name for name in FLOW_ROWS if name.endswith("order 2") and FLOW_ROWS[name][1].noise is None]
+FAMILIES = [
+    name for name, (row, e) in FLOW_ROWS.items() if name.endswith("order 2") and e.noise is None and row.descent
+]
 
 
 def first_double_root(rate_of):

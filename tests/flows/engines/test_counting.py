@@ -28,6 +28,7 @@ from flows import (
     StochasticGradientDescent,
     StochasticModifiedEquation,
     Stratonovich,
+    WorkspaceFlow,
     descend,
     integrate,
 )
@@ -63,7 +64,7 @@ from tests.tensors import draw
 
 def test_every_exported_class_is_here():
     here = {type(make(f())) for make, f in FLOWS + DESCENTS}
-    bases = {Flow, StochasticFlow, Descent, StochasticDescent, MinibatchDescent}
+    bases = {Flow, StochasticFlow, WorkspaceFlow, Descent, StochasticDescent, MinibatchDescent}
     without_landscape = {OrnsteinUhlenbeck, MomentumOrnsteinUhlenbeck}
     exported = {x for x in map(functools.partial(getattr, flows), flows.__all__) if isinstance(x, type)}
     assert {x for x in exported if issubclass(x, (Flow, Descent))} - bases - without_landscape <= here

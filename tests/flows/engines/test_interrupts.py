@@ -1,5 +1,6 @@
 """An interrupt at every line of the engines: a run that returns is consistent, and its end continues to the whole."""
 
+import contextvars
 import sys
 
 import pytest
@@ -59,13 +60,19 @@ def run_interrupted(run, line):
     """The result of a run interrupted at that line, None if the interrupt came through; and the lines that ran."""
     trace, seen = interrupt_at(line)
     before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        return run(THETA0, observers=[Loss(LANDSCAPE)]), seen[0]
-    except KeyboardInterrupt:
-        return None, seen[0]
-    finally:
-        sys.settrace(before)
+
+    def traced():
+        sys.settrace(trace)
+        try:
+            return run(THETA0, observers=[Loss(LANDSCAPE)])
+        except KeyboardInterrupt:
+            return None
+        finally:
+            sys.settrace(before)
+
+    # An exception that a tracer raises on the way out of a ``with`` may skip its exit, which is done here instead.
+    with torch.enable_grad():
+        return contextvars.copy_context().run(traced), seen[0]
 
 
 @pytest.mark.parametrize("run", [sgd, equation, flow])
