@@ -192,6 +192,8 @@ def rung_from(
 ) -> Rung:
     """Both runs of one rung, each from its own start, at time 0: θ0 (..., d), or a ``State``."""
     check_deterministic(taken)
+    if not isinstance(model, Flow):
+        raise TypeError(f"flow must be a Flow, got {type(model).__name__}; flow maps h to one")
     for name, rate in (("descent", taken.clock_rate), ("flow", model.declared_rate or h)):
         if not math.isclose(rate, h, rel_tol=1e-12):
             raise ValueError(f"{name}(h) must have the learning rate h, got {rate!r} for h = {h!r}")
