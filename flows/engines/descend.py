@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,14 +77,8 @@ def starting_state(descent: Descent, start: Tensor | State, seed: int | None) ->
     return replace(start, theta=theta, alive=start.members_alive(theta.shape[:-1], theta.device))
 
 
-class Point(NamedTuple):
-    """A state of a descent: the number of steps, the time, the optimiser's state, θ, and the generator's state."""
-
-    k: int
-    t: float
-    values: Any
-    theta: Tensor
-    generator: Tensor
+Point = tuple[int, float, Any, Tensor, Tensor]
+"""A state of a descent: number of steps, time, the optimiser's state, θ, and the generator's state."""
 
 
 class DescentRun:
@@ -96,10 +90,10 @@ class DescentRun:
         assert start.generator is not None
         self.descent = descent
         self.alive = start.alive
+        self.taken = 0
         t = descent.elapsed(start.k, start.values)
         # Replaced as a whole after each step, so that an interrupt at any moment leaves one consistent point.
-        self._here = Point(start.k, t, start.values, start.theta, start.generator)
-        self.taken = 0
+        self._here: Point = (start.k, t, start.values, start.theta, start.generator)
         self._seed = start.seed
         self._recorder = recorder
         self._frozen = not bool(self.alive.all())
@@ -107,66 +101,52 @@ class DescentRun:
 
     def state(self) -> State:
         """Where the run stands."""
-        here = self._here
-        return State(
-            here.values,
-            here.t,
-            here.k,
-            theta=here.theta,
-            alive=self.alive,
-            seed=self._seed,
-            generator=here.generator,
-        )
+        k, t, values, theta, generator = self._here
+        return State(values, t, k, theta=theta, alive=self.alive, seed=self._seed, generator=generator)
 
     def take(self, steps: int, bar: tqdm) -> Status:
         """Take the steps; return the status."""
-        generator = torch.Generator(self._here.theta.device)
-        generator.set_state(self._here.generator)
-        first = self._here.k
-        k = first - 1
+        k, t, values, theta, drawn = self._here
+        generator = torch.Generator(theta.device)
+        generator.set_state(drawn)
+        first, k = k, k - 1
         try:
-            self._record()
+            self._recorder.record(first, t, theta, self.state)
             for k in range(first, first + steps):
-                if not self._step(k, generator):
-                    return Status("diverged", " | ".join(self._lost))
-                self._record()
+                values = self.descent.step(values, k, generator)
+                theta = self.descent.position(values)
+                self.taken += 1
+                t = self.descent.elapsed(k + 1, values)
+                if self._frozen or not all_finite(theta):
+                    theta = self._freeze(theta, k + 1, t)
+                    if not bool(self.alive.any()):
+                        self._keep_end()
+                        return Status("diverged", " | ".join(self._lost))
+                self._here = (k + 1, t, values, theta, generator.get_state())
+                self._recorder.record(k + 1, t, theta, self.state)
                 bar.update()
         except KeyboardInterrupt:
-            self._recorder.keep_end(self._here.t, self._here.theta)
+            self._keep_end()
             return Status("interrupted", f"interrupted in step {k + 1}; the {self.taken} steps taken are kept")
         lost = "".join(f" | {sentence}" for sentence in self._lost)
-        return Status("finished", f"finished {steps} steps at t = {self._here.t:.6g}{lost}")
+        return Status("finished", f"finished {steps} steps at t = {t:.6g}{lost}")
 
-    def _step(self, k: int, generator: torch.Generator) -> bool:
-        """Take step k; return whether a member is left."""
-        values = self.descent.step(self._here.values, k, generator)
-        theta = self.descent.position(values)
-        self.taken += 1
-        t = self.descent.elapsed(k + 1, values)
-        if self._frozen or not all_finite(theta):
-            theta = self._freeze(theta, k + 1, t)
-            if not bool(self.alive.any()):
-                self._recorder.keep_end(self._here.t, self._here.theta)
-                return False
-        self._here = Point(k + 1, t, values, theta, generator.get_state())
-        return True
-
-    def _record(self) -> None:
-        self._recorder.record(self._here.k, self._here.t, self._here.theta, self.state)
+    def _keep_end(self) -> None:
+        self._recorder.keep_end(self._here[1], self._here[3])
 
     def _freeze(self, theta: Tensor, k: int, t: float) -> Tensor:
         """Positions with every member that is not finite, now or earlier, held at its last finite one."""
-        here = self._here
+        _, before, _, last, _ = self._here
         finite = finite_members(theta) & self.alive
         newly = self.alive & ~finite
         if bool(newly.any()):
-            first = here.theta[newly][0] if theta.ndim > 1 else here.theta
-            rate = t - here.t  # of the step just taken, which need not be descent.h
+            first = last[newly][0] if theta.ndim > 1 else last
+            rate = t - before  # of the step just taken, which need not be descent.h
             curvature = curvature_sentence(self.descent, first, rate if math.isfinite(rate) else None)
             count = f"{int(newly.sum())} of {newly.numel()} members: " if newly.ndim else ""
             self._lost.append(
-                f"{count}not finite after step {k}, last finite state at step {k - 1}, t = {here.t:.6g}{curvature}; "
+                f"{count}not finite after step {k}, last finite state at step {k - 1}, t = {before:.6g}{curvature}; "
                 "gradient descent is stable for learning rates h below 2/λ: use a smaller one"
             )
         self.alive, self._frozen = finite, True
-        return torch.where(finite[..., None], theta, here.theta)
+        return torch.where(finite[..., None], theta, last)

@@ -78,20 +78,24 @@ class States:
 
     def __init__(self) -> None:
         self.times: list[float] = []  # one for each state: a state without its time is not counted
-        self._blocks: list[Tensor] = []
+        self._blocks: dict[int, Tensor] = {}  # by the number of their first state
+        self._last = (0, 0, torch.zeros(()))  # of the last block the first number, the rows, and itself
 
     def append(self, t: float, theta: Tensor) -> None:
         """Append a time and a copy of its state; interrupted, the pair is there or is not."""
-        rows = max(1, min(BLOCK, NUMBERS // max(theta.numel(), 1)))
-        block, row = divmod(len(self.times), rows)
-        if block == len(self._blocks):
-            self._blocks.append(torch.empty(rows, *theta.shape, dtype=theta.dtype, device=theta.device))
-        self._blocks[block][row] = theta.detach()
+        place = len(self.times)
+        first, rows, block = self._last
+        if place - first == rows:
+            first, rows = place, max(1, min(BLOCK, NUMBERS // max(theta.numel(), 1)))
+            block = torch.empty(rows, *theta.shape, dtype=theta.dtype, device=theta.device)
+            self._blocks[first] = block
+            self._last = (first, rows, block)
+        block[place - first] = theta.detach()
         self.times.append(t)
 
     def stack(self) -> Tensor:
         """All of them, (T, ...)."""
-        return torch.cat(self._blocks)[: len(self.times)]
+        return torch.cat(list(self._blocks.values()))[: len(self.times)]
 
 
 class Seen(NamedTuple):
