@@ -15,7 +15,7 @@ from flows.descent import Descent
 from flows.engines.configuration import Configuration
 from flows.engines.counting import all_finite, check_theta0, count_calls, curvature_sentence, finite_members
 from flows.engines.recorder import AnyObserver, Recorder
-from flows.engines.state import State
+from flows.engines.state import State, model_name
 from flows.engines.trajectory import Status, Trajectory
 from landscapes.errors import check_count, check_float_tensor, check_seed
 
@@ -56,7 +56,10 @@ def descend(
         with tqdm(total=steps, unit="step", desc=type(descent).__name__, disable=not progress) as bar:
             status = run.take(steps, bar)
     cost = {"steps": run.taken, **counts}
-    given = Configuration(descent, theta0=start.theta, steps=steps, seed=start.seed, every=every, keep=keep)
+    begun = {"t": start.t, "k": start.k, "state": isinstance(theta0, State)}
+    given = Configuration(
+        descent, theta0=start.theta, steps=steps, seed=start.seed, every=every, keep=keep, start=begun
+    )
     return recorder.trajectory(status, run.alive, cost, (), end=run.state(), configuration=given)
 
 
@@ -64,21 +67,44 @@ def starting_state(descent: Descent, start: Tensor | State, seed: int | None) ->
     """The state that a run starts from, with its generator; raise unless it is one of the descent."""
     if not isinstance(start, State):
         theta0 = check_theta0(start)
-        start = State(descent.start(theta0), theta=theta0, seed=0 if seed is None else check_seed(seed))
-        start = replace(start, theta=descent.position(start.values))
+        values = descent.start(theta0)
+        start = State(values, descent.elapsed(0, values), seed=0 if seed is None else check_seed(seed))
     elif seed is not None and check_seed(seed) != start.seed:
         start = replace(start, seed=seed, generator=None)
-    theta = descent.position(start.values) if start.theta is None else start.theta
-    check_float_tensor("theta of the state", theta)
+    theta, alive = positions_of(descent, start)
     if start.generator is None:
         seed = 0 if start.seed is None else start.seed
         generator = torch.Generator(theta.device).manual_seed(seed)
         start = replace(start, seed=seed, generator=generator.get_state())
-    return replace(start, theta=theta, alive=start.members_alive(theta.shape[:-1], theta.device))
+    return replace(start, theta=theta, alive=alive)
+
+
+def positions_of(descent: Descent, start: State) -> tuple[Tensor, Tensor]:
+    """θ (..., d) of a state, that of lost members as the state has it, and the members alive (...)."""
+    if start.model not in (None, model_name(descent)) and not is_position(descent, start.values):
+        raise ValueError(
+            f"the state is that of {start.model.rpartition('.')[2]}, {type(descent).__name__} has states of its own: "
+            "start from its theta, or from State(values) with a state of this descent"
+        )
+    theta = check_float_tensor("theta of the state", descent.position(start.values)).detach()
+    alive = start.members_alive(theta.shape[:-1], theta.device)
+    if start.theta is None or bool(alive.all()):
+        return theta, alive
+    if start.theta.shape != theta.shape:
+        raise ValueError(
+            f"theta of the state must have the shape of its positions, {tuple(theta.shape)}, got "
+            f"{tuple(start.theta.shape)}"
+        )
+    return torch.where(alive[..., None], theta, start.theta), alive
 
 
 Point = tuple[int, float, Any, Tensor, Tensor]
 """A state of a descent: number of steps, time, the optimiser's state, θ, and the generator's state."""
+
+
+def is_position(descent: Descent, values: Any) -> bool:
+    """Whether a state of another model is θ, and θ is all that this descent's state holds."""
+    return isinstance(values, Tensor) and descent.start(values) is values
 
 
 class DescentRun:
@@ -91,9 +117,10 @@ class DescentRun:
         self.descent = descent
         self.alive = start.alive
         self.taken = 0
-        t = descent.elapsed(start.k, start.values)
+        # The clock continues from the state's time, also where k steps of this descent take another, as at a new rate.
+        self._ahead = start.t - descent.elapsed(start.k, start.values)
         # Replaced as a whole after each step, so that an interrupt at any moment leaves one consistent point.
-        self._here: Point = (start.k, t, start.values, start.theta, start.generator)
+        self._here: Point = (start.k, start.t, start.values, start.theta, start.generator)
         self._seed = start.seed
         self._recorder = recorder
         self._frozen = not bool(self.alive.all())
@@ -102,13 +129,19 @@ class DescentRun:
     def state(self) -> State:
         """Where the run stands."""
         k, t, values, theta, generator = self._here
-        return State(values, t, k, theta=theta, alive=self.alive, seed=self._seed, generator=generator)
+        name = model_name(self.descent)
+        return State(values, t, k, theta=theta, alive=self.alive, seed=self._seed, generator=generator, model=name)
 
     def take(self, steps: int, bar: tqdm) -> Status:
         """Take the steps; return the status."""
         k, t, values, theta, drawn = self._here
         generator = torch.Generator(theta.device)
-        generator.set_state(drawn)
+        try:
+            generator.set_state(drawn)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"generator of the state must be that of a torch.Generator on {theta.device}: {error}"
+            ) from error
         first, k = k, k - 1
         try:
             self._recorder.record(first, t, theta, self.state)
@@ -116,7 +149,7 @@ class DescentRun:
                 values = self.descent.step(values, k, generator)
                 theta = self.descent.position(values)
                 self.taken += 1
-                t = self.descent.elapsed(k + 1, values)
+                t = self.descent.elapsed(k + 1, values) + self._ahead
                 if self._frozen or not all_finite(theta):
                     theta = self._freeze(theta, k + 1, t)
                     if not bool(self.alive.any()):

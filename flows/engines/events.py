@@ -52,10 +52,10 @@ class Event:
     def values(self, t: float, state: Tensor) -> Tensor:
         """g(t, state) (...) on the CPU in float64; raise unless it is real and has the batch's shape."""
         value = self.function(t, state)
-        if not isinstance(value, Tensor) or value.shape != state.shape[:-1] or value.is_complex():
+        if not isinstance(value, Tensor) or value.shape != state.shape[:-1] or not value.is_floating_point():
             got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
-                f"function of event {self.name!r} must return one real number for each member, a tensor of shape "
+                f"function of event {self.name!r} must return one real number for each member, a floating tensor of shape "
                 f"{tuple(state.shape[:-1])}, got {got}"
             )
         return value.detach().to("cpu", torch.float64)
@@ -127,6 +127,7 @@ class EventWatch:
         self.events = events
         self.moving = moving
         self._found: list[Found] = []
+        self._none = state.reshape(-1, state.shape[-1])[:0]
         self._values = [event.values(t, state) for event in events]
 
     def at_step_end(self, t: float, state: Tensor) -> None:
@@ -167,13 +168,16 @@ class EventWatch:
 
     def crossings(self, batch: torch.Size) -> dict[str, Crossings]:
         """Name → the events found, in order of time."""
-        return {event.name: crossings_of([f for f in self._found if f.event is event], batch) for event in self.events}
+        return {
+            event.name: crossings_of([f for f in self._found if f.event is event], batch, self._none)
+            for event in self.events
+        }
 
 
-def crossings_of(found: Sequence[Found], batch: torch.Size) -> Crossings:
-    """Events found in a batch of that shape as tensors."""
+def crossings_of(found: Sequence[Found], batch: torch.Size, none: Tensor) -> Crossings:
+    """Events found in a batch of that shape as tensors; ``none`` (0, s): the states of no events."""
     times = torch.tensor([one.t for one in found], dtype=torch.float64)
-    states = torch.stack([one.state for one in found]) if found else torch.zeros(0, 0)
+    states = torch.stack([one.state for one in found]) if found else none
     flat = torch.tensor([one.member for one in found], dtype=torch.int64)
     members = torch.stack(torch.unravel_index(flat, batch), dim=-1) if batch else flat.new_zeros(len(found), 0)
     return Crossings(times, states, members)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchdiffeq import odeint
 from torchdiffeq._impl.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
@@ -56,7 +57,7 @@ Report = Callable[[int, Tensor, tuple[Tensor, ...]], None]
 class FixedWatch:
     """The field of a fixed-step method; its callback receives every state on the grid and reports the finite ones.
 
-    ``report`` takes the index on the grid, the state, and the velocities that the method remembers.
+    ``report`` takes the index on the grid, the state, and the states and velocities that the method remembers.
     """
 
     history: tuple[Tensor, ...] = ()
@@ -100,12 +101,18 @@ class AdamsWatch(FixedWatch):
 
     def __init__(self, field: Field, start: Reached, report: Report):
         super().__init__(field, start, report)
-        self._velocities = deque(start.history)
+        self._velocities = deque(start.history[2:])
+        self._before = start.history[1] if start.history else None
 
     @property
     def history(self) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """The velocities that the solver remembers."""
-        return tuple(self._velocities)
+        """The states here and at the grid point before, and the velocities that the solver remembers, if any."""
+        return (self.state, self._before, *self._velocities) if self._velocities and self._before is not None else ()
+
+    def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        """Before each step: y0 is the state on the grid, and that before the next one."""
+        super().callback_step(t0, y0, dt)
+        self._before = y0
 
     def __call__(self, t: Tensor, state: Tensor, perturb: object = None) -> Tensor:
         """The field at (t, state), the time in the state's precision as ``odeint`` gives it."""
@@ -143,6 +150,10 @@ class Fixed(Method):
             raise ValueError(f"dt must be given for the fixed-step method {self.name!r}; or use method='dopri5'")
         return replace(self.check_first_step(options), dt=check_positive("dt", options.dt))
 
+    def begin(self, field: Field, start: Reached, options: MethodOptions) -> Reached:
+        """The start with the part of its memory that can be used."""
+        return start._replace(history=())
+
     def arguments(self, options: MethodOptions) -> dict[str, Any]:
         """Arguments of ``odeint`` besides the grid."""
         return {"rtol": 1.0, "atol": 1.0}  # not used by a method of fixed steps
@@ -164,15 +175,16 @@ class Fixed(Method):
                 k = number[place]
                 progress.reach(k, Reached(state, times[k], place, history=history))
 
-        start = start._replace(place=first)
+        start = self.begin(field, start._replace(place=first), options)
         while start.place < places[-1]:
             watch = self.watch(field, start, report)
             try:
                 return watch.solve(grid[start.place - first :], self.stepper, self.arguments(options))
             except (Stop, SingularModeError) as error:
-                start = Reached(watch.state, points[watch.index - first], watch.index)
-                if not progress.halt(stop_of(error, watch.state.device), start):
+                here = Reached(watch.state, points[watch.index - first], watch.index, history=watch.history)
+                if not progress.halt(stop_of(error, watch.state.device), here):
                     return None
+                start = here._replace(history=())  # those of frozen members would move them
         return None
 
 
@@ -183,6 +195,16 @@ class Adams(Fixed):
 
     def check(self, options: MethodOptions, flow: Flow, state: Tensor) -> MethodOptions:
         return self.with_tolerances(self.with_dt(options), state)
+
+    def begin(self, field: Field, start: Reached, options: MethodOptions) -> Reached:
+        """The start; without memory unless that is of these values and this field, which takes one evaluation."""
+        if not start.history or not torch.equal(start.history[0], start.state):
+            return start._replace(history=())
+        assert options.dt is not None
+        _, before, latest, *_ = start.history
+        velocity = field(clock([start.t - options.dt], before)[0].to(before.abs().dtype), before)
+        same = (velocity - latest).norm() <= torch.finfo(latest.dtype).eps ** 0.5 * latest.norm()
+        return start if bool(same) else start._replace(history=())
 
     def arguments(self, options: MethodOptions) -> dict[str, Any]:
         return {"rtol": options.rtol, "atol": options.atol, "max_order": ADAMS_ORDER}

@@ -25,7 +25,7 @@ from flows.engines.method import Method, MethodOptions, Reached
 from flows.engines.methods import method_of
 from flows.engines.noise_paths import NoisePath, whole_number
 from flows.engines.recorder import AnyObserver, Recorder
-from flows.engines.state import State
+from flows.engines.state import State, model_name
 from flows.engines.stochastic import Noise, check_noise_options, noise_field
 from flows.engines.trajectory import Status, Trajectory
 from flows.flow import Flow, StochasticFlow, WorkspaceFlow, collect_flags
@@ -89,7 +89,7 @@ def integrate(
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a Flow, got {type(flow).__name__}")
     outputs = check_times(times)
-    stretches = split(outputs, restarts)
+    stretches, begins_anew = split(outputs, restarts)
     with torch.no_grad(), collect_flags() as flags:
         model, counts = count_calls(flow)
         start = starting_state(model, theta0, outputs[0])
@@ -100,11 +100,21 @@ def integrate(
         watch = event_watch(check_events(events), solver, start)
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
         run = IntegrationRun(field, start, outputs, watch, recorder, progress)
-        status = run.run(solver, options, stretches)
+        status = run.run(solver, options, stretches, restart=begins_anew)
     notes = [f"{sentence} ({count} evaluations)" for sentence, count in flags.items()]
     cost = {"evaluations": run.field.evaluations, **counts}
     crossings = {} if watch is None else watch.crossings(run.alive.shape)
-    settings = {"method": solver.name, **vars(options), "seed": field.seed, "path": path, "every": every, "keep": keep}
+    begun = {"t": start.t, "state": isinstance(theta0, State), "restarts": list(restarts)}
+    begun["events"] = [event.name for event in check_events(events)]
+    settings = {
+        "start": begun,
+        "method": solver.name,
+        **vars(options),
+        "seed": field.seed,
+        "path": path,
+        "every": every,
+        "keep": keep,
+    }
     given = Configuration(flow, theta0=start.values, times=outputs, **settings)
     return recorder.trajectory(status, run.alive, cost, notes, end=run.state(), events=crossings, configuration=given)
 
@@ -122,7 +132,27 @@ def starting_state(flow: Flow, start: Tensor | State, t: float) -> State:
     alive = start.members_alive(values.shape[:-1], values.device)
     if not bool(finite_members(values)[alive].all()):
         raise ValueError("values of the state must be finite, got NaN or infinite entries")
-    return replace(start, values=values, alive=alive)
+    if start.history is not None and start.history.shape[1:] != values.shape:
+        raise ValueError(
+            f"history of the state must have shape (n, *{tuple(values.shape)}), got {tuple(start.history.shape)}"
+        )
+    if start.step is not None and start.step.shape not in ((), values.shape[:-1]):
+        raise ValueError(f"step of the state must be one number or one a member, got {tuple(start.step.shape)}")
+    start = replace(start, values=values, alive=alive)
+    return start if start.model in (None, model_name(flow)) else of_another_flow(flow, start)
+
+
+def of_another_flow(flow: Flow, start: State) -> State:
+    """The state without memory and workspace, which are of another flow; raise unless it has the flow's size."""
+    landscape = next(iter(flow.declared_landscapes), None)
+    if landscape is not None:
+        size = flow.start(start.values.new_zeros(landscape.dimension)).shape[-1]
+        if start.values.shape[-1] != size:
+            raise ValueError(
+                f"the state is that of {str(start.model).rpartition('.')[2]}, of size {start.values.shape[-1]}, and "
+                f"{flow.name} has states of size {size}: start from theta, or from State(flow.start(theta), t)"
+            )
+    return replace(start, history=None, workspace=None)
 
 
 def step_origin(start: State, dt: float | None, seed: int | None, path: NoisePath | None) -> float:
@@ -143,15 +173,22 @@ def step_origin(start: State, dt: float | None, seed: int | None, path: NoisePat
     )
 
 
-def split(outputs: list[float], restarts: Sequence[float] | Tensor) -> list[tuple[int, int]]:
-    """First and last index of each stretch of output times between restarts; raise unless restarts are output times."""
-    values = np.asarray(restarts.detach().cpu() if isinstance(restarts, Tensor) else restarts, dtype=float).reshape(-1)
+def split(outputs: list[float], restarts: Sequence[float] | Tensor) -> tuple[list[tuple[int, int]], bool]:
+    """First and last index of each stretch of output times between restarts, and whether the first is a restart.
+
+    Raises TypeError or ValueError unless restarts are output times.
+    """
+    try:
+        values = np.asarray(restarts.detach().cpu() if isinstance(restarts, Tensor) else restarts, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"restarts must be some of the output times, got {restarts!r}") from error
+    values = values.reshape(-1)
     places = np.searchsorted(outputs, values - 1e-12 * np.maximum(1.0, np.abs(values)))
     for value, place in zip(values, places, strict=True):
         if place == len(outputs) or abs(outputs[place] - value) > 1e-12 * max(1.0, abs(value)):
             raise ValueError(f"restarts must be output times, {float(value)!r} is not one of times")
     cuts = sorted({0, len(outputs) - 1, *places.tolist()})
-    return list(pairwise(cuts))
+    return list(pairwise(cuts)), 0 in places.tolist()
 
 
 def make_field(
@@ -237,7 +274,7 @@ class IntegrationRun:
         self.field = field
         self.alive = start.alive
         self.events = events
-        self._moving = start.alive  # the members alive that no event has stopped
+        self._moving = start.members_moving(start.alive)  # the members alive that no event has stopped
         self._start = start
         self._recorder = recorder
         self._sentences: list[Status] = []
@@ -245,13 +282,17 @@ class IntegrationRun:
         # Replaced as a whole, so that an interrupt at any moment leaves one consistent state.
         self._here = Here(0, Reached(start.values, outputs[0], step=start.step), start.workspace)
         self._first = 0
-        if not bool(self.alive.all()):
-            self.field.alive = self.alive
+        if not bool(self._moving.all()):
+            self.field.alive = self._moving
+        if events is not None:
+            events.moving = self._moving
 
-    def run(self, method: Method, options: MethodOptions, stretches: list[tuple[int, int]]) -> Status:
+    def run(self, method: Method, options: MethodOptions, stretches: list[tuple[int, int]], *, restart: bool) -> Status:
         """Integrate stretch by stretch to the last output time, or to the failure that ends the run."""
         self._options = options
-        point = self._here.point._replace(history=unstack(self._start.history))
+        point = self._here.point
+        if self._start.dt == options.dt and self._start.origin == options.origin and not restart:
+            point = point._replace(history=unstack(self._start.history))
         if options.first_step is not None:
             point = point._replace(step=torch.tensor(options.first_step, dtype=torch.float64))
         try:
@@ -316,12 +357,19 @@ class IntegrationRun:
             step=point.step,
             history=torch.stack(point.history) if point.history else None,
             workspace=here.workspace,
+            stopped=self.alive & ~self._moving if self._stopped() else None,
+            model=model_name(self.flow),
         )
+
+    def _stopped(self) -> bool:
+        """Whether events have ended some members while others go on."""
+        return bool((self.alive & ~self._moving).any()) and bool(self._moving.any())
 
     def _status(self) -> Status:
         self._bar.close()
         here = self._here
-        if here.k < len(self.outputs) - 1:
+        ended = bool(self._sentences) and str(self._sentences[-1]) == "stopped" and not bool(self._moving.any())
+        if here.k < len(self.outputs) - 1 or ended:
             self._recorder.keep_end(here.point.t, self.flow.position(here.point.state))
             return Status(str(self._sentences[-1]), " | ".join(s.sentence for s in self._sentences))
         lost = "".join(f" | {s}: {s.sentence}" for s in self._sentences)

@@ -14,7 +14,18 @@ from torch import Tensor
 from flows.engines.locks import FolderLock
 from flows.engines.packing import pack, unpack
 from flows.engines.storage import load_tensors, read_error, save_tensors
-from landscapes.errors import check_count, check_float_tensor, check_real, check_seed
+from landscapes.errors import check_count, check_positive, check_real, check_seed
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128, torch.complex64)
+TENSORS: dict[str, tuple[torch.dtype, ...]] = {
+    "theta": FLOATING,
+    "alive": (torch.bool,),
+    "generator": (torch.uint8,),
+    "step": (torch.float64,),
+    "history": FLOATING,
+    "stopped": (torch.bool,),
+}
+"""The fields of a State that are tensors, and their dtypes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +37,12 @@ class State:
     members, which keep their last finite one. ``alive`` (...): the members that continue; None: all of them.
 
     Random numbers: ``seed`` and, for a descent, ``generator``, the generator's state; a stochastic flow's path is that
-    of the seed from ``origin`` on. Fixed steps: the grid is origin + i·dt, and the state is at ``index`` i; ``history``
-    (n, ..., s) holds the velocities at the grid points before, latest first, for Adams methods. Adaptive steps:
-    ``step``, the length of the next trial step, () or, for exprb43, one for each member (...). ``workspace``: that of
-    a ``WorkspaceFlow``.
+    of the seed from ``origin`` on. Fixed steps: the grid is origin + i·dt, and the state is at ``index`` i. Adams
+    methods: ``history`` (2 + n, ..., s), the states here and at the grid point before, and the n velocities before
+    here, latest first; it is not used with other steps, at other values or for another field. Adaptive steps: ``step``,
+    the length of the next trial step, () or, for exprb43, one for each member (...). ``workspace``: that of a
+    ``WorkspaceFlow``. ``stopped`` (...): the members that an event has ended while others go on. ``model``: the class
+    of the flow or descent that the state is of, if it is known.
 
     ``State(values)`` alone is a start at time 0. Raises TypeError or ValueError for invalid fields.
     """
@@ -47,6 +60,8 @@ class State:
     step: Tensor | None = None
     history: Tensor | None = None
     workspace: Any = None
+    stopped: Tensor | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", float(check_real("t of a State", self.t)))
@@ -54,17 +69,39 @@ class State:
         check_count("index of a State", self.index, minimum=0)
         if self.seed is not None:
             check_seed(self.seed)
-        if self.theta is not None:
-            check_float_tensor("theta of a State", self.theta)
-        if self.alive is not None and not (isinstance(self.alive, Tensor) and self.alive.dtype == torch.bool):
-            raise TypeError(f"alive of a State must be a boolean tensor or None, got {self.alive!r}")
+        if self.values is None:
+            raise TypeError("values of a State must be a flow's or descent's state, got None")
+        if self.origin is not None:
+            check_real("origin of a State", self.origin)
+        if self.dt is not None:
+            check_positive("dt of a State", self.dt)
+        if self.model is not None and not isinstance(self.model, str):
+            raise TypeError(f"model of a State must be a string or None, got {self.model!r}")
+        for name, dtypes in TENSORS.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Tensor) and value.dtype in dtypes):
+                kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+                raise TypeError(f"{name} of a State must be a tensor of {kinds}, or None, got {value!r}")
+
+    def members_moving(self, alive: Tensor) -> Tensor:
+        """The members ``alive`` (...) that no event has ended; all of them if it has ended every one."""
+        if self.stopped is None:
+            return alive
+        if self.stopped.shape != alive.shape:
+            raise ValueError(
+                f"stopped of a State must have the batch's shape {tuple(alive.shape)}, got {tuple(self.stopped.shape)}"
+            )
+        moving = alive & ~self.stopped.to(alive.device)
+        return moving if bool(moving.any()) else alive
 
     def members_alive(self, batch: torch.Size, device: torch.device) -> Tensor:
         """``alive`` as a tensor of the batch's shape (...); raise unless it fits and some member is left."""
         if self.alive is None:
             return torch.ones(batch, dtype=torch.bool, device=device)
         if self.alive.shape != batch:
-            raise ValueError(f"alive of a State must have the batch's shape {tuple(batch)}, got {self.alive.shape}")
+            raise ValueError(
+                f"alive of a State must have the batch's shape {tuple(batch)}, got {tuple(self.alive.shape)}"
+            )
         if not bool(self.alive.any()):
             raise ValueError(
                 f"no member of the state at t = {self.t:.6g} is left to continue; start from an earlier state, with a "
@@ -74,7 +111,7 @@ class State:
 
     def at_rest(self) -> State:
         """The state without its engine's part: values, time, step and position only, as for another method or noise."""
-        return State(self.values, self.t, self.k, self.theta, self.alive)
+        return State(self.values, self.t, self.k, self.theta, self.alive, stopped=self.stopped)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the state into ``folder`` and return it. Raises FolderError, and UnsupportedError for a descent's state
@@ -94,8 +131,13 @@ class State:
 
     def to(self, device: str | torch.device) -> State:
         """The state with every tensor on ``device``; the generator's state stays on the CPU, as torch keeps it."""
-        held = ("values", "theta", "alive", "history", "workspace")
+        held = ("values", "theta", "alive", "history", "workspace", "stopped")
         return replace(self, **{name: map_tensors(getattr(self, name), lambda x: x.to(device)) for name in held})
+
+
+def model_name(model: object) -> str:
+    """Module and name of a model's class."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def parts_of_state(state: State) -> tuple[Any, dict[str, Tensor]]:
