@@ -357,11 +357,11 @@ class IntegrationRun:
             step=point.step,
             history=torch.stack(point.history) if point.history else None,
             workspace=here.workspace,
-            stopped=self.alive & ~self._moving if self._stopped() else None,
+            stopped=self.alive & ~self._moving if self._some_have_stopped() else None,
             model=model_name(self.flow),
         )
 
-    def _stopped(self) -> bool:
+    def _some_have_stopped(self) -> bool:
         """Whether events have ended some members while others go on."""
         return bool((self.alive & ~self._moving).any()) and bool(self._moving.any())
 
