@@ -55,8 +55,8 @@ class Event:
         if not isinstance(value, Tensor) or value.shape != state.shape[:-1] or not value.is_floating_point():
             got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
-                f"function of event {self.name!r} must return one real number for each member, a floating tensor of shape "
-                f"{tuple(state.shape[:-1])}, got {got}"
+                f"function of event {self.name!r} must return one real number for each member, a floating tensor of "
+                f"shape {tuple(state.shape[:-1])}, got {got}"
             )
         return value.detach().to("cpu", torch.float64)
 

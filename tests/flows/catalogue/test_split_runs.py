@@ -58,13 +58,15 @@ def test_fixed_steps(case, dtype, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore", category=UnconvergedWarning)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("case", [name for name, (_, example) in FLOW_ROWS.items() if example.noise is None])
-def test_adaptive_steps(case, tmp_path):
+def test_adaptive_steps(case, dtype, tmp_path):
     _, example = FLOW_ROWS[case]
-    flow = example.build(RIPPLES, RATE)
+    landscape, theta0 = starts(dtype)
+    flow = example.build(landscape, RATE)
     times = [RATE * k for k in range(STEPS + 1)]
     settings = {"rtol": 1e-5, "atol": 1e-7}
-    whole = integrate(flow, BATCH, times, restarts=[times[CUT]], **settings)
-    first = integrate(flow, BATCH, times[: CUT + 1], **settings)
+    whole = integrate(flow, theta0, times, restarts=[times[CUT]], **settings)
+    first = integrate(flow, theta0, times[: CUT + 1], **settings)
     second = integrate(flow, State.load(first.end.save(tmp_path)), times[CUT:], **settings)
     check_whole(whole, first, second)
