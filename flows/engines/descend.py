@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flows.descent import Descent
-from flows.engines.configuration import Configuration
+from flows.engines.configuration import Configuration, versions
 from flows.engines.counting import all_finite, check_theta0, count_calls, curvature_sentence, finite_members
 from flows.engines.recorder import AnyObserver, Recorder
 from flows.engines.state import State, model_name
@@ -69,8 +69,10 @@ def starting_state(descent: Descent, start: Tensor | State, seed: int | None) ->
         theta0 = check_theta0(start)
         values = descent.start(theta0)
         start = State(values, descent.elapsed(0, values), seed=0 if seed is None else check_seed(seed))
-    elif seed is not None and check_seed(seed) != start.seed:
-        start = replace(start, seed=seed, generator=None)
+    else:
+        start.check_version()
+        if seed is not None and check_seed(seed) != start.seed:
+            start = replace(start, seed=seed, generator=None)
     theta, alive = positions_of(descent, start)
     if start.generator is None:
         seed = 0 if start.seed is None else start.seed
@@ -129,8 +131,17 @@ class DescentRun:
     def state(self) -> State:
         """Where the run stands."""
         k, t, values, theta, generator = self._here
-        name = model_name(self.descent)
-        return State(values, t, k, theta=theta, alive=self.alive, seed=self._seed, generator=generator, model=name)
+        return State(
+            values,
+            t,
+            k,
+            theta=theta,
+            alive=self.alive,
+            seed=self._seed,
+            generator=generator,
+            model=model_name(self.descent),
+            version=versions()["thalweg"],
+        )
 
     def take(self, steps: int, bar: tqdm) -> Status:
         """Take the steps; return the status."""

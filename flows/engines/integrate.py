@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flows.engines.configuration import Configuration
+from flows.engines.configuration import Configuration, versions
 from flows.engines.counting import check_theta0, count_calls, curvature_sentence, finite_members
 from flows.engines.events import Event, EventWatch, check_events
 from flows.engines.field import Field, Stop, WorkspaceField
@@ -124,6 +124,7 @@ def starting_state(flow: Flow, start: Tensor | State, t: float) -> State:
     if not isinstance(start, State):
         values = flow.start(check_theta0(start))
         return State(values, t, alive=torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device))
+    start.check_version()
     if abs(start.t - t) > 1e-12 * max(1.0, abs(t)):
         raise ValueError(f"times must begin at the state's time t = {start.t!r}, got times[0] = {t!r}")
     values = check_float_tensor("values of the state", start.values).detach()
@@ -359,6 +360,7 @@ class IntegrationRun:
             workspace=here.workspace,
             stopped=self.alive & ~self._moving if self._some_have_stopped() else None,
             model=model_name(self.flow),
+            version=versions()["thalweg"],
         )
 
     def _some_have_stopped(self) -> bool:

@@ -3,6 +3,7 @@ r"""``State``: where a run stands, all that an engine needs to continue it."""
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flows.engines.configuration import versions
 from flows.engines.locks import FolderLock
 from flows.engines.packing import pack, unpack
 from flows.engines.storage import load_tensors, read_error, save_tensors
@@ -42,7 +44,8 @@ class State:
     here, latest first; it is not used with other steps, at other values or for another field. Adaptive steps: ``step``,
     the length of the next trial step, () or, for exprb43, one for each member (...). ``workspace``: that of a
     ``WorkspaceFlow``. ``stopped`` (...): the members that an event has ended while others go on. ``model``: the class
-    of the flow or descent that the state is of, if it is known.
+    of the flow or descent that the state is of, if it is known; ``version``: that of thalweg which made it, as a state
+    of another version is not continued (``dataclasses.replace(state, version=None)`` is).
 
     ``State(values)`` alone is a start at time 0. Raises TypeError or ValueError for invalid fields.
     """
@@ -62,6 +65,7 @@ class State:
     workspace: Any = None
     stopped: Tensor | None = None
     model: str | None = None
+    version: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", float(check_real("t of a State", self.t)))
@@ -75,13 +79,26 @@ class State:
             check_real("origin of a State", self.origin)
         if self.dt is not None:
             check_positive("dt of a State", self.dt)
-        if self.model is not None and not isinstance(self.model, str):
-            raise TypeError(f"model of a State must be a string or None, got {self.model!r}")
+        for name, value in (("model", self.model), ("version", self.version)):
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} of a State must be a string or None, got {value!r}")
         for name, dtypes in TENSORS.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Tensor) and value.dtype in dtypes):
                 kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
                 raise TypeError(f"{name} of a State must be a tensor of {kinds}, or None, got {value!r}")
+
+    def check_version(self) -> None:
+        """Raise ValueError if another version of thalweg made the state."""
+        if self.is_foreign():
+            raise ValueError(
+                f"the state is of thalweg {self.version}, this is {versions()['thalweg']}, which may take other steps: "
+                "run the whole again, or give dataclasses.replace(state, version=None)"
+            )
+
+    def is_foreign(self) -> bool:
+        """Whether another version of thalweg made the state, as far as both are known."""
+        return not {self.version, versions()["thalweg"]} & {None, "unknown"} and self.version != versions()["thalweg"]
 
     def members_moving(self, alive: Tensor) -> Tensor:
         """The members ``alive`` (...) that no event has ended; all of them if it has ended every one."""
@@ -152,7 +169,10 @@ def state_of(tensors: Mapping[str, Tensor], structure: Any) -> State:
     values = unpack(structure, [tensors[f"end.{i}"] for i in range(count)])
     if not isinstance(values, dict):
         raise TypeError(f"a state must have fields, got {type(values).__name__}")
-    return State(**values)
+    state = State(**values)
+    if state.is_foreign():
+        warnings.warn(f"the state was saved by thalweg {state.version} and is not continued by this one", stacklevel=4)
+    return state
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

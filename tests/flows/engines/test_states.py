@@ -140,6 +140,16 @@ def test_fields_of_other_types(field):
         State(**{"values": draw(1, 2), **field})
 
 
+def test_a_state_of_another_version_is_warned_of_and_not_continued(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.engines.state.versions", lambda: {"thalweg": "9.9"})
+    end = replace(bowl_end(), version="0.0.1")
+    with pytest.warns(UserWarning, match=r"saved by thalweg 0\.0\.1"):
+        loaded = State.load(end.save(tmp_path))
+    with pytest.raises(ValueError, match=r"of thalweg 0\.0\.1, this is 9\.9"):
+        integrate(GradientFlow(BOWL), loaded, [0.5, 1.0])
+    assert integrate(GradientFlow(BOWL), replace(loaded, version=None), [0.5, 1.0]).status == "finished"
+
+
 def test_a_state_of_one_flow_starts_another():
     end = integrate(GradientFlow(Rosenbrock()), f64(0.0, 0.5), [0.0, 0.1]).end
     run = integrate(ModifiedFlow(Rosenbrock(), 0.001, 2), end, [0.1, 0.2])
