@@ -45,9 +45,8 @@ def on_clock_of(descent: Descent, flow: Flow) -> Flow:
             f"momentum, h = √lr, μ = (1 − β)/√lr: compare it with HeavyBall or Nesterov at lr = "
             f"{descent.clock_rate**2:.6g} and momentum β = {theirs.momentum:.6g}, or take both from momentum_from_torch"
         )
-    nesterov = ours.rule == theirs.rule == "Nesterov"
     made = TorchMomentumEquation if isinstance(flow, StochasticFlow) else TorchMomentumFlow
-    return made(flow, descent.clock_rate, theirs.momentum, nesterov, theirs.dampening)  # type: ignore[arg-type]
+    return made(flow, descent.clock_rate, theirs.momentum, ours.rule == "Nesterov", theirs.dampening)  # type: ignore[arg-type]
 
 
 def check_rate(flow: Flow, descent: Descent) -> None:
