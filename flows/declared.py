@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from landscapes import Landscape, UnsupportedError
@@ -186,7 +187,7 @@ def models_held(model: Declared) -> Iterator[Declared]:
 def is_number(value: Any) -> bool:
     """Whether a value is one real number, or a tensor of one; True and False are none."""
     if isinstance(value, Tensor):
-        return value.ndim == 0 and not value.is_complex()
+        return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -197,11 +198,6 @@ def named_rate(model: Declared) -> tuple[str, float] | None:
         if is_number(value):
             return name, float(value)  # type: ignore[arg-type]
     return next(filter(None, map(named_rate, models_held(model))), None)
-
-
-def has_numbers(value: Any) -> bool:
-    """Whether there is a number below a value, tensors with dimensions and the numbers of landscapes aside."""
-    return any(is_number(x) or (not isinstance(x, Landscape) and has_numbers(x)) for x in children(value))
 
 
 def replace_landscapes(value: Any, change: ChangeWhole) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows.declared import MOMENTUM, Clock, closure_of, fields_of, has_numbers, named_rate
+from flows.declared import MOMENTUM, Clock, closure_of, named_rate
 from flows.descent import Descent
 from flows.flow import Flow, StochasticFlow
 from flows.models.torch_clock import ClockError, TorchMomentumEquation, TorchMomentumFlow
@@ -77,14 +77,14 @@ def notes_on_pair(flow: Flow, descent: Descent) -> tuple[str, ...]:
 
 
 def note_on_rate(flow: Flow, descent: Descent) -> tuple[str, ...]:
-    """A note if the flow states no learning rate, unless its clock says that it has none or no field is a number."""
+    """A note if the flow states no learning rate, unless its clock says that it has none."""
     clock = flow.declared_clock
-    free = (fields_of(flow) and not has_numbers(flow)) if clock is None else clock.free
-    if flow.declared_rate is not None or free:
+    if flow.declared_rate is not None or (clock is not None and clock.free):
         return ()
     return (
         f"rate not declared: none of h, lr, learning_rate and rate is a number, so that it was not compared with the "
-        f"descent's, {descent.clock_rate!r}",
+        f"descent's, {descent.clock_rate!r}; a flow without a rate says so by the member declared_clock, "
+        "Clock(free=True)",
     )
 
 
