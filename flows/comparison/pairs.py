@@ -15,9 +15,10 @@ from torch import Tensor
 
 from flows.declared import MOMENTUM, Clock, closure_of, named_rate
 from flows.descent import Descent
+from flows.descents.optimizer import OptimizerDescent
 from flows.flow import Flow, StochasticFlow
 from flows.models.torch_clock import ClockError, TorchMomentumEquation, TorchMomentumFlow
-from landscapes import FiniteSum, Landscape
+from landscapes import FiniteSum, Landscape, Regularised
 from landscapes.landscape import Restricted, innermost_landscapes
 
 NO_MEMORY = (
@@ -73,7 +74,12 @@ def notes_on_pair(flow: Flow, descent: Descent) -> tuple[str, ...]:
     """Sentences on the ways in which the flow is not known to be a model of the descent; none for a sound pair."""
     clocks = flow.declared_clock, descent.declared_clock
     about_rule = () if None in clocks else note_on_rule(*clocks, type(descent).__name__)  # type: ignore[arg-type]
-    return (*note_on_rate(flow, descent), *about_rule, *note_on_landscapes(flow, descent))
+    return (
+        *note_on_rate(flow, descent),
+        *about_rule,
+        *note_on_landscapes(flow, descent),
+        *note_on_decay(flow, descent),
+    )
 
 
 def note_on_rate(flow: Flow, descent: Descent) -> tuple[str, ...]:
@@ -127,6 +133,31 @@ def note_on_landscapes(flow: Flow, descent: Descent) -> tuple[str, ...]:
         return ()
     mine, known = type(other[0]).__name__, type(theirs[0]).__name__
     return (f"another landscape: the flow's is {mine}, the descent's {f'another {known}' if mine == known else known}",)
+
+
+def note_on_decay(flow: Flow, descent: Descent) -> tuple[str, ...]:
+    """A note if the descent is an optimiser with weight decay and no landscape of the flow has it."""
+    if not isinstance(descent, OptimizerDescent) or descent.weight_decay == 0:
+        return ()
+    decay, own = descent.weight_decay, decay_of(descent.landscape)
+    if any(math.isclose(decay_of(whole), own + decay, rel_tol=1e-9) for whole in flow.declared_landscapes):
+        return ()
+    return (
+        f"weight_decay={decay:g} of the optimiser is not in the flow's landscape: give the flow "
+        f"Regularised(landscape, {decay:g})",
+    )
+
+
+def decay_of(landscape: Landscape) -> float:
+    """The sum of l2 of the nested ``Regularised`` in a landscape, the largest of its parts."""
+    inside = [0.0]
+
+    def look(part: Landscape, share: float) -> Landscape:
+        inside.append(decay_of(part))
+        return part
+
+    landscape.with_parts(look)
+    return (landscape.l2 if isinstance(landscape, Regularised) else 0.0) + max(inside, key=abs)
 
 
 def same_landscape(flow: Landscape, descent: Landscape) -> bool:

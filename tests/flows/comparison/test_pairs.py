@@ -137,47 +137,6 @@ def test_the_member_rate_and_the_rate_of_an_inner_flow_must_agree():
     assert any("rate not declared" in n for n in notes_on_pair(Around(Own(BOWL, LR)), GradientDescent(BOWL, LR)))
 
 
-@dataclass(frozen=True)
-class Constant(Flow):
-    """Its rate is a constant in the code."""
-
-    ground: Landscape
-
-    def velocity(self, t, state):
-        return -self.ground.grad(state + 0.005 * self.ground.grad(state))
-
-
-class Method(Constant):
-    """One of the names of a rate is a method."""
-
-    def rate(self):
-        return LR
-
-
-class Unstated(Constant):
-    """A clock, but no rate and not free."""
-
-    @property
-    def declared_clock(self):
-        return Clock()
-
-
-@pytest.mark.parametrize("kind", [Constant, Method, Unstated])
-def test_every_flow_without_a_rate_has_the_note(kind):
-    row = compare(GradientDescent(BOWL, LR), {"A": kind(BOWL)}, START, 2).rows["A"]
-    assert [note.partition(":")[0] for note in row.notes] == ["rate not declared"]
-
-
-def test_a_tensor_of_one_element_is_a_number():
-    for rate in (torch.tensor([0.2]), torch.tensor(0.2), torch.tensor([[0.2]], dtype=torch.float64)):
-        with pytest.raises(ValueError, match=r"learning_rate of Rated is 0\.2.*, of the descent 0\.01"):
-            compare(GradientDescent(BOWL, LR), [named("learning_rate")(BOWL, rate)], START, 2)
-    flow = named("learning_rate")(BOWL, torch.tensor([0.25]))
-    assert compare(GradientDescent(BOWL, 0.25), [flow], START, 2).rows["Rated"].notes == ()
-    for rate in (torch.tensor([0.2, 0.3]), torch.tensor(True), torch.tensor([0.2j])):
-        assert named("h")(BOWL, rate).declared_rate is None
-
-
 REGRESSION = sum_of_examples()
 X, Y = sympy.symbols("x y")
 BATCHES = torch.arange(6).reshape(3, 2)
