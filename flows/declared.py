@@ -7,14 +7,17 @@ found in the fields, also in the noises, flows, descents, other dataclasses, tup
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import math
 import numbers
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from landscapes import Landscape, UnsupportedError
@@ -28,6 +31,9 @@ ChangeWhole = Callable[[Landscape], Landscape]
 
 RATES = ("h", "lr", "learning_rate", "rate")
 """Names of a learning rate, in the order in which they are looked for."""
+
+LIBRARIES = ("flows", "landscapes", "nets", "thalweg", "torch", "numpy", "scipy", "sympy")
+"""Packages whose functions refer to no landscape of the user."""
 
 MOMENTUM = ("heavy ball", "Nesterov")
 """The rules with one buffer, whose clocks can be converted."""
@@ -181,7 +187,7 @@ def models_held(model: Declared) -> Iterator[Declared]:
 def is_number(value: Any) -> bool:
     """Whether a value is one real number, or a tensor of one; True and False are none."""
     if isinstance(value, Tensor):
-        return value.ndim == 0 and not value.is_complex()
+        return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -192,11 +198,6 @@ def named_rate(model: Declared) -> tuple[str, float] | None:
         if is_number(value):
             return name, float(value)  # type: ignore[arg-type]
     return next(filter(None, map(named_rate, models_held(model))), None)
-
-
-def has_numbers(value: Any) -> bool:
-    """Whether there is a number below a value, tensors with dimensions and the numbers of landscapes aside."""
-    return any(is_number(x) or (not isinstance(x, Landscape) and has_numbers(x)) for x in children(value))
 
 
 def replace_landscapes(value: Any, change: ChangeWhole) -> Any:
@@ -241,6 +242,8 @@ def replace_fields(value: Any, change: ChangeWhole) -> Any:
             copy = dataclasses.replace(value, **changed)
         except (TypeError, ValueError) as error:  # a constructor of another signature, or that takes one class only
             raise UnsupportedError(f"{type(value).__name__} cannot be rebuilt: {error}") from error
+    if any(map(hides_landscape, functions_of(type(value)))):
+        raise UnsupportedError(f"the methods of {type(value).__name__} refer to a landscape outside its fields")
     derived = [getattr(copy, f.name) for f in dataclasses.fields(copy) if not f.init]
     before = {id(landscape) for landscape in landscapes_in(value)}
     if any(id(landscape) in before for landscape in landscapes_in(derived)):
@@ -257,19 +260,66 @@ def closure_of(function: FunctionType) -> Iterator[Any]:
             continue
 
 
-def hides_landscape(value: Any, entered: tuple[int, ...] = ()) -> bool:
-    """Whether a function or another object that is no dataclass refers to a landscape, by its closure or attributes."""
-    if isinstance(value, Landscape):
-        return True
+@functools.lru_cache(maxsize=4096)
+def global_names(code: CodeType) -> tuple[str, ...]:
+    """The names that a function's code, and the functions defined inside it, look up in their module."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = (global_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return tuple(sorted(own.union(*inner)))
+
+
+def globals_of(function: FunctionType) -> Iterator[Any]:
+    """The values that a function refers to by a name of its module, or as an attribute of a module."""
+    for name in global_names(function.__code__):
+        value = function.__globals__.get(name)
+        if not isinstance(value, ModuleType):
+            yield value
+        elif not installed(value.__name__):
+            yield from (vars(value).get(attribute) for attribute in function.__code__.co_names)
+
+
+def installed(module: str | None) -> bool:
+    """Whether a module is of a package that holds no landscape of the user: Python's own, this one, or its needs."""
+    root = (module or "").partition(".")[0]
+    return root in LIBRARIES or root in sys.stdlib_module_names - {"__main__"}
+
+
+METHODS = (staticmethod, classmethod)
+
+
+def functions_of(kind: type) -> Iterator[FunctionType]:
+    """The methods and properties of a class, those of the library's own classes aside."""
+    for cls in kind.__mro__:
+        for member in () if installed(cls.__module__) else vars(cls).values():
+            function = member
+            for wrapper, name in ((property, "fget"), (functools.cached_property, "func"), (METHODS, "__func__")):
+                function = getattr(member, name) if isinstance(member, wrapper) else function
+            if isinstance(function, FunctionType):
+                yield function
+
+
+def referred(value: Any) -> Iterable[Any]:
+    """The values that a function, or an object of a class that is not the library's, refers to, one level down."""
+    if isinstance(value, FunctionType):
+        return () if installed(value.__module__) else (*closure_of(value), *globals_of(value))
+    if isinstance(value, MethodType):
+        return (value.__self__, value.__func__)
+    if isinstance(value, functools.partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, (type, ModuleType)):
+        return ()
+    if isinstance(value, (GradientNoise, Declared)):
+        return vars(value).values()
+    own = () if installed(type(value).__module__) else getattr(value, "__dict__", {}).values()
+    return (*children(value), *own)
+
+
+def hides_landscape(value: Any, entered: dict[int, Any] | None = None) -> bool:
+    """Whether a function or another object refers to a landscape: by a closure, a name of its module or attributes."""
+    entered = {} if entered is None else entered
     if id(value) in entered:
         return False
-    inner: Iterable[Any] = children(value)
-    if isinstance(value, FunctionType):
-        inner = closure_of(value)
-    elif isinstance(value, MethodType):
-        inner = (value.__self__,)
-    elif isinstance(value, functools.partial):
-        inner = (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, (GradientNoise, Declared)):
-        inner = vars(value).values()
-    return any(hides_landscape(x, (*entered, id(value))) for x in inner)
+    if isinstance(value, Landscape):
+        return True
+    entered[id(value)] = value  # kept, so that no other object has this id meanwhile
+    return any(hides_landscape(x, entered) for x in referred(value))

@@ -92,8 +92,9 @@ class Landscape(ABC):
 
         ``share``: one product over the part's full sum in products over this landscape's full sum, 1 or, for one of the
         m terms of a mean, 1/m. Engines count oracle calls on the innermost landscapes, the ones that return themselves
-        here. A wrapper overrides it if all its derivatives come from those of its parts; a wrapper that does not is
-        counted as one landscape.
+        here. A wrapper overrides it: with ``landscapes.wrappers.base.replace_attributes`` if all its derivatives come
+        from those of its parts; with ``return self`` if it is to be counted as one landscape. The cost of a run on a
+        landscape that holds another and does not override this is not known.
         """
         return self
 
@@ -190,6 +191,9 @@ class Restricted(FiniteSum):
     @property
     def size(self) -> int:
         return self.index.shape[0]
+
+    def with_parts(self, change: Change) -> Restricted:  # derivatives are of its own losses: it counts as one
+        return self
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """f_i(θ) of the kept examples, shape (..., m)."""

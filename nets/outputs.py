@@ -18,6 +18,7 @@ from torch import Tensor
 from landscapes.description import describe, name_of
 from landscapes.errors import UnsupportedError
 from landscapes.labelled import LabelledSum
+from landscapes.landscape import Change
 from nets.chunked import each_member
 from nets.examples import Examples
 from nets.functional import ModuleFunction
@@ -50,6 +51,9 @@ class NetworkOutputs(LabelledSum):
     @abstractmethod
     def _first_examples(self, m: int) -> NetworkOutputs:
         """The network on its first m examples."""
+
+    def with_parts(self, change: Change) -> NetworkOutputs:
+        return self  # one landscape, although its checks hold another on fewer examples
 
     def description(self) -> dict[str, Any]:
         """Architecture, loss, weights and data, as ``Landscape.description``."""

@@ -40,22 +40,26 @@ PLAIN = TorchForm(
     "SGD(lr=h)",
     "h = lr",
     lambda descent: SGDSettings(descent.h),
-    lambda given: None if given.momentum else {"h": given.lr},
+    lambda given: None if given.momentum else {"h": given.rate},
 )
 
 
 def fixed_momentum(nesterov: bool) -> TorchForm:
-    """Momentum in torch's own parameters: h = lr, β = momentum in (0, 1)."""
+    """Momentum in torch's own parameters: h = lr, or (1 − τ)lr with dampening τ, and β = momentum in (0, 1)."""
 
     def arguments(given: SGDSettings) -> dict[str, float] | None:
         ours = given.nesterov == nesterov and 0 < given.momentum < 1
-        return {"h": given.lr, "momentum": given.momentum} if ours else None
+        return {"h": given.rate, "momentum": given.momentum} if ours else None
+
+    def settings(descent: Any) -> SGDSettings:
+        dampening = getattr(descent, "dampening", 0.0)  # of HeavyBall only
+        return SGDSettings(descent.h, descent.momentum, nesterov and descent.momentum > 0, dampening)
 
     return TorchForm(
         f"SGD(lr, momentum=β{', nesterov=True' if nesterov else ''})",
         f"SGD(lr=h, momentum=β{', nesterov=True' if nesterov else ''})",
         "h = lr",
-        lambda descent: SGDSettings(descent.h, descent.momentum, nesterov and descent.momentum > 0),
+        settings,
         arguments,
     )
 
@@ -70,7 +74,7 @@ def scaled_momentum(nesterov: bool) -> TorchForm:
     def arguments(given: SGDSettings) -> dict[str, float] | None:
         if given.nesterov != nesterov or not 0 < given.momentum <= 1:
             return None
-        h = math.sqrt(given.lr)
+        h = math.sqrt(given.rate)
         return {"h": h, "friction": (1 - given.momentum) / h}
 
     return TorchForm(

@@ -171,10 +171,7 @@ def sgd_models(text: str, given: Mapping[str, Any], scheduled: bool) -> Optimise
     if decay:
         sentences.append(f"weight_decay={decay:g}: the landscape of the flow is Regularised(landscape, {decay:g})")
     if dampening:
-        sentences.append(
-            f"dampening={dampening:g}: lr is (1 − dampening)·lr = {(1 - dampening) * lr:.6g}; the first step, which "
-            f"torch does not damp, counts 1/(1 − dampening) = {1 / (1 - dampening):.6g} times"
-        )
+        sentences.append(undamped_start(lr, dampening))
     if scheduled:
         sentences.append("a scheduler is attached: lr is its value now, and k·h is to be read as the sum of the rates")
     if 0 < momentum < 1:
@@ -182,9 +179,17 @@ def sgd_models(text: str, given: Mapping[str, Any], scheduled: bool) -> Optimise
         sentences.append(
             f"flows of gradient descent do not model it: at h = lr they are 1/(1 − β) = {slow:.6g} times too slow"
         )
-    settings = SGDSettings((1 - dampening) * lr, momentum, bool(given["nesterov"]))
+    settings = SGDSettings(lr, momentum, bool(given["nesterov"]), dampening)
     matches = tuple(matches_of_settings(settings, decay))
     return OptimiserModels(text, matches, (*sentences, *caveats(matches)))
+
+
+def undamped_start(lr: float, dampening: float) -> str:
+    """The sentence on dampening: the rate of the flows, and torch's first step."""
+    return (
+        f"dampening={dampening:g}: lr is (1 − dampening)·lr = {(1 - dampening) * lr:.6g}; the first step, which "
+        f"torch does not damp, counts 1/(1 − dampening) = {1 / (1 - dampening):.6g} times"
+    )
 
 
 def matches_of_settings(settings: SGDSettings, l2: float = 0.0) -> Iterator[ModelMatch]:
@@ -225,7 +230,12 @@ def models_of_descent(descent: Descent) -> OptimiserModels:
     own = {field.name: getattr(descent, field.name) for field in fields(row.kind)}  # type: ignore[arg-type]
     found = (match_of_descent(flow, row, descent, own) for flow in FLOWS.values())
     matches = tuple(match for match in found if match is not None)
-    return OptimiserModels(kind.__name__, matches, tuple(caveats(matches)) if matches else (refuse_descent(descent),))
+    if not matches:
+        return OptimiserModels(kind.__name__, (), (refuse_descent(descent),))
+    given = None if row.torch is None else row.torch.settings(descent)
+    damped = given is not None and given.dampening != 0
+    sentences = (undamped_start(given.lr, given.dampening),) if damped else ()  # type: ignore[union-attr]
+    return OptimiserModels(kind.__name__, matches, (*sentences, *caveats(matches)))
 
 
 def match_of_descent(flow: FlowRow, row: DescentRow, descent: Descent, own: Mapping[str, Any]) -> ModelMatch | None:
@@ -238,10 +248,11 @@ def match_of_descent(flow: FlowRow, row: DescentRow, descent: Descent, own: Mapp
         return match_row(flow, row, own, "as the descent's")
     if row.torch is None or model is None or model.torch is None:
         return None
-    arguments = model.torch.arguments(row.torch.settings(descent))
+    given = row.torch.settings(descent)
+    arguments = model.torch.arguments(given)
     if arguments is None:  # also at the edge of the descent's own range: heavy ball with β = 0
         return None
-    if same:
+    if same and given.dampening == 0:
         return match_row(flow, row, own, "as the descent's")
     shared = {name: own[name] for name in (*sorted(SOURCES), "sampling") if name in own}
     return match_row(flow, model, {**shared, **arguments}, model.torch.conversion)

@@ -75,6 +75,12 @@ class SGDSettings:
     lr: float
     momentum: float = 0.0
     nesterov: bool = False
+    dampening: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """(1 − τ)lr, the rate of the same momentum without dampening."""
+        return (1 - self.dampening) * self.lr
 
 
 @dataclass(frozen=True)

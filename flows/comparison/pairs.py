@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows.declared import MOMENTUM, Clock, closure_of, fields_of, has_numbers, named_rate
+from flows.declared import MOMENTUM, Clock, closure_of, named_rate
 from flows.descent import Descent
+from flows.descents.optimizer import OptimizerDescent
 from flows.flow import Flow, StochasticFlow
 from flows.models.torch_clock import ClockError, TorchMomentumEquation, TorchMomentumFlow
-from landscapes import FiniteSum, Landscape
+from landscapes import FiniteSum, Landscape, Regularised
 from landscapes.landscape import Restricted, innermost_landscapes
 
 NO_MEMORY = (
@@ -45,9 +46,8 @@ def on_clock_of(descent: Descent, flow: Flow) -> Flow:
             f"momentum, h = √lr, μ = (1 − β)/√lr: compare it with HeavyBall or Nesterov at lr = "
             f"{descent.clock_rate**2:.6g} and momentum β = {theirs.momentum:.6g}, or take both from momentum_from_torch"
         )
-    nesterov = ours.rule == theirs.rule == "Nesterov"
     made = TorchMomentumEquation if isinstance(flow, StochasticFlow) else TorchMomentumFlow
-    return made(flow, descent.clock_rate, theirs.momentum, nesterov, theirs.dampening)  # type: ignore[arg-type]
+    return made(flow, descent.clock_rate, theirs.momentum, ours.rule == "Nesterov", theirs.dampening)  # type: ignore[arg-type]
 
 
 def check_rate(flow: Flow, descent: Descent) -> None:
@@ -74,18 +74,23 @@ def notes_on_pair(flow: Flow, descent: Descent) -> tuple[str, ...]:
     """Sentences on the ways in which the flow is not known to be a model of the descent; none for a sound pair."""
     clocks = flow.declared_clock, descent.declared_clock
     about_rule = () if None in clocks else note_on_rule(*clocks, type(descent).__name__)  # type: ignore[arg-type]
-    return (*note_on_rate(flow, descent), *about_rule, *note_on_landscapes(flow, descent))
+    return (
+        *note_on_rate(flow, descent),
+        *about_rule,
+        *note_on_landscapes(flow, descent),
+        *note_on_decay(flow, descent),
+    )
 
 
 def note_on_rate(flow: Flow, descent: Descent) -> tuple[str, ...]:
-    """A note if the flow states no learning rate, unless its clock says that it has none or no field is a number."""
+    """A note if the flow states no learning rate, unless its clock says that it has none."""
     clock = flow.declared_clock
-    free = (fields_of(flow) and not has_numbers(flow)) if clock is None else clock.free
-    if flow.declared_rate is not None or free:
+    if flow.declared_rate is not None or (clock is not None and clock.free):
         return ()
     return (
         f"rate not declared: none of h, lr, learning_rate and rate is a number, so that it was not compared with the "
-        f"descent's, {descent.clock_rate!r}",
+        f"descent's, {descent.clock_rate!r}; a flow without a rate says so by the member declared_clock, "
+        "Clock(free=True)",
     )
 
 
@@ -128,6 +133,31 @@ def note_on_landscapes(flow: Flow, descent: Descent) -> tuple[str, ...]:
         return ()
     mine, known = type(other[0]).__name__, type(theirs[0]).__name__
     return (f"another landscape: the flow's is {mine}, the descent's {f'another {known}' if mine == known else known}",)
+
+
+def note_on_decay(flow: Flow, descent: Descent) -> tuple[str, ...]:
+    """A note if the descent is an optimiser with weight decay and no landscape of the flow has it."""
+    if not isinstance(descent, OptimizerDescent) or descent.weight_decay == 0:
+        return ()
+    decay, own = descent.weight_decay, decay_of(descent.landscape)
+    if any(math.isclose(decay_of(whole), own + decay, rel_tol=1e-9) for whole in flow.declared_landscapes):
+        return ()
+    return (
+        f"weight_decay={decay:g} of the optimiser is not in the flow's landscape: give the flow "
+        f"Regularised(landscape, {decay:g})",
+    )
+
+
+def decay_of(landscape: Landscape) -> float:
+    """The sum of l2 of the nested ``Regularised`` in a landscape, the largest of its parts."""
+    inside = [0.0]
+
+    def look(part: Landscape, share: float) -> Landscape:
+        inside.append(decay_of(part))
+        return part
+
+    landscape.with_parts(look)
+    return (landscape.l2 if isinstance(landscape, Regularised) else 0.0) + max(inside, key=abs)
 
 
 def same_landscape(flow: Landscape, descent: Landscape) -> bool:

@@ -28,8 +28,9 @@ KINDS = {"grad": "gradients", "hvp": "HVPs", "third": "thirds", "higher": "highe
 
 
 NOT_COUNTED = (
-    "cost not known (–): no landscape in its fields, or one that cannot be counted, as in a closure or in a class that "
-    "is no dataclass; see declared_landscapes and on_landscapes of flows.Flow"
+    "cost not known (–): no landscape in its fields, or one that cannot be counted, as in a closure, in a class that "
+    "is no dataclass, or inside a landscape that does not override with_parts; see declared_landscapes and "
+    "on_landscapes of flows.Flow"
 )
 
 

@@ -62,6 +62,11 @@ class OptimizerDescent(Descent):
         return rate(self._optimizer(torch.zeros(self.landscape.dimension))[1])
 
     @property
+    def weight_decay(self) -> float:
+        """The first parameter group's weight decay; 0 for an optimiser without one."""
+        return float(self._optimizer(torch.zeros(self.landscape.dimension))[1].param_groups[0].get("weight_decay", 0))
+
+    @property
     def declared_clock(self) -> Clock:
         """That of gradient descent, heavy ball or Nesterov for torch.optim.SGD, else the name of the optimiser."""
         optimizer = self._optimizer(torch.zeros(self.landscape.dimension))[1]

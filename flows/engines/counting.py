@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from flows.declared import hides_landscape
 from flows.descent import Descent
 from flows.flow import Flow
 from landscapes import Counted, Landscape, UnsupportedError
@@ -33,7 +34,8 @@ def count_calls(model: Model) -> tuple[Model, Counts]:
 
     Every landscape that the model states counts, through wrappers, noises, inner flows and descents; one object used
     twice counts as one. Products inside a penalised landscape thus count by kind. If the calls cannot be counted (the
-    model states no landscape, or cannot be rebuilt on others) the model itself is returned, and the tally is empty.
+    model states no landscape, cannot be rebuilt on others, or a landscape holds another and does not override
+    ``with_parts``) the model itself is returned, and the tally is empty.
     """
     counts = no_counts()
     known: dict[tuple[int, float], Landscape] = {}
@@ -41,6 +43,7 @@ def count_calls(model: Model) -> tuple[Model, Counts]:
     def count(landscape: Landscape, unit: float = 1) -> Landscape:
         key = (id(landscape), unit)
         if key not in known:
+            check_parts(landscape)
             inside = landscape.with_parts(lambda part, share: count(part, unit * share))
             known[key] = Counted(landscape, counts, unit) if inside is landscape else inside
         return known[key]
@@ -50,6 +53,15 @@ def count_calls(model: Model) -> tuple[Model, Counts]:
     except UnsupportedError:
         return model, {}
     return (copy, counts) if known else (model, {})
+
+
+def check_parts(landscape: Landscape) -> None:
+    """Raise UnsupportedError for a landscape with another in its attributes that does not say how it is counted."""
+    if type(landscape).with_parts is not Landscape.with_parts:
+        return
+    entered = {id(landscape): landscape}  # a method bound to the landscape itself is no other landscape
+    if any(hides_landscape(x, entered) for x in vars(landscape).values()):
+        raise UnsupportedError(f"{type(landscape).__name__} evaluates another landscape: override with_parts")
 
 
 def without_counts(landscape: Landscape) -> Landscape:

@@ -20,7 +20,7 @@ from typing import final
 from torch import Tensor
 
 from flows.arguments import check_dampening, check_momentum
-from flows.declared import Clock
+from flows.declared import MOMENTUM, Clock
 from flows.flow import Flow, StochasticFlow
 from landscapes.errors import check_positive
 from landscapes.noise.base import Kind
@@ -45,6 +45,7 @@ class TorchClock(Flow):
         if not isinstance(self.flow, Flow):
             raise TypeError(f"flow must be a Flow, got {type(self.flow).__name__}")
         check_scaling(self.flow, self.h, self.momentum, self.dampening)
+        check_rule(self.flow, self.nesterov)
 
     @property
     def name(self) -> str:
@@ -100,7 +101,8 @@ class TorchMomentumFlow(TorchClock):
     in ``flows.models.torch_clock``). ``h`` is torch's learning rate lr. Errors are of the flow's own order in √lr.
     ``momentum_from_torch`` makes it together with its descent.
 
-    Raises ClockError unless the flow has h = √((1 − τ) lr) and friction (1 − β)/h.
+    Raises ClockError unless the flow has h = √((1 − τ) lr) and friction (1 − β)/h, and ValueError unless ``nesterov``
+    is the rule that it models.
     """
 
     flow: Flow
@@ -173,3 +175,13 @@ def check_scaling(flow: Flow, lr: float, momentum: float, dampening: float) -> N
         f"{lr!r} and β = {momentum!r} that is h = {root:.6g} and friction = {(1 - momentum) / root:.6g}; it states "
         f"{given}; momentum_from_torch makes the pair"
     )
+
+
+def check_rule(flow: Flow, nesterov: bool) -> None:
+    """Raise ValueError if a flow of scaled momentum states the other rule than ``nesterov`` says."""
+    clock = flow.declared_clock
+    if clock is not None and clock.rule in MOMENTUM and (clock.rule == "Nesterov") != nesterov:
+        raise ValueError(
+            f"nesterov must be {not nesterov} for {flow.name}, which models {clock.rule}, got {nesterov!r}: positions "
+            "are those of its own rule"
+        )

@@ -14,7 +14,7 @@ from typing import final
 from torch import Tensor
 
 from landscapes.autodiff import release
-from landscapes.landscape import FiniteSum, check_finite_sum
+from landscapes.landscape import Change, FiniteSum, check_finite_sum
 from landscapes.noise.base import GradientNoise
 from landscapes.noise.minibatch import MinibatchNoise
 from landscapes.toys.closed_form import cast, check_real_tensor
@@ -32,6 +32,9 @@ class Differences(Wrapper, FiniteSum):
     @property
     def size(self) -> int:
         return self.landscape.size
+
+    def with_parts(self, change: Change) -> Differences:
+        return self
 
     def losses(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """f_i(θ) − g_i(θ̃)ᵀθ, shape (..., m); holds the m gradients at the snapshot."""

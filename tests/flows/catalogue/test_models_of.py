@@ -117,6 +117,19 @@ def test_dampening_scales_the_rate_but_for_the_first_step():
     assert without["ModifiedFlow"].h == 0.02
 
 
+def test_the_dampening_of_a_descent_is_torchs():
+    settings = {"lr": 0.01, "momentum": 0.9, "dampening": 0.5}
+    ours, theirs = models_of(HeavyBall(RIPPLES, 0.01, 0.9, 0.5)), models_of(SGD, **settings)
+    assert names(ours) == {match.name for match in theirs if not match.row.noise}
+    for match in ours:
+        known = theirs[match.name]
+        assert (match.arguments, match.h, match.cells()) == (known.arguments, known.h, known.cells())
+    assert ours["HeavyBallPrincipalFlow"].h == pytest.approx(0.005)
+    assert "dampening=0.5: lr is (1 − dampening)·lr = 0.005; the first step" in str(ours)
+    assert [s for s in ours.sentences if "damp" in s] == [s for s in theirs.sentences if "damp" in s]
+    assert "damp" not in str(models_of(HeavyBall(RIPPLES, 0.01, 0.9)))
+
+
 REFUSED = {
     "maximize=True ascends": {"lr": 0.1, "maximize": True},
     "lr must be positive": {"lr": 0.0},

@@ -17,6 +17,7 @@ from flows import (
     ScaledNesterov,
     ScaledStochasticHeavyBall,
     StochasticHeavyBall,
+    TorchMomentumFlow,
     compare,
 )
 from landscapes import LinearRegression, Quadratic, Rosenbrock
@@ -99,3 +100,22 @@ def test_stochastic_momentum_runs_on_torchs_clock():
     wrong = MomentumModifiedEquation(REGRESSION, LR, 10.0, 2)
     with pytest.raises(ValueError, match=r"h = 0\.1 and friction = 1"):
         compare(StochasticHeavyBall(REGRESSION, LR, BETA, 2), {"SDE": wrong}, START, 2)
+
+
+def test_a_wrapped_flow_keeps_its_own_rule():
+    pairs = [
+        (ModifiedNesterovFlow, HeavyBall(BOWL, LR, BETA), "Nesterov", "heavy ball"),
+        (ModifiedNesterovFlow, OptimizerDescent(BOWL, momentum), "Nesterov", "heavy ball"),
+        (ModifiedHeavyBallFlow, Nesterov(BOWL, LR, BETA), "heavy ball", "Nesterov"),
+    ]
+    for flow, descent, ours, theirs in pairs:
+        row = compare(descent, {"flow": flow(BOWL, ROOT, 1.0, 2)}, START, 6).rows["flow"]
+        kind = type(descent).__name__
+        assert row.notes[0] == f"no model of {kind}: the flow models {ours}, the descent takes steps of {theirs}"
+        assert row.trajectory.status == "finished"
+
+
+def test_the_wrapper_refuses_the_other_rule():
+    for flow, nesterov in ((ModifiedNesterovFlow, False), (ModifiedHeavyBallFlow, True)):
+        with pytest.raises(ValueError, match=f"nesterov must be {not nesterov} for {flow.__name__}"):
+            TorchMomentumFlow(flow(BOWL, ROOT, 1.0, 2), LR, BETA, nesterov)

@@ -97,9 +97,13 @@ class Around(Flow):
 
 @dataclass(frozen=True)
 class Plain(Flow):
-    """No number: nothing that could be a learning rate."""
+    """It says that it has no learning rate."""
 
     ground: Landscape
+
+    @property
+    def declared_clock(self):
+        return Clock(free=True)
 
     def velocity(self, t, state):
         return -self.ground.grad(state)
