@@ -31,6 +31,18 @@ def check_dampening(dampening: float, momentum: float) -> None:
         )
 
 
+def check_nesterov(nesterov: bool, momentum: float, dampening: float) -> None:
+    """Raise unless ``nesterov`` is True or False, dampening a number, and Nesterov has momentum and no dampening."""
+    if not isinstance(nesterov, bool):
+        raise TypeError(f"nesterov must be True or False, got {nesterov!r} of type {type(nesterov).__name__}")
+    damped = check_real("dampening", dampening) != 0
+    if nesterov and (damped or momentum <= 0):
+        raise ValueError(
+            f"nesterov needs a momentum above 0 and no dampening, as in torch, got momentum={momentum!r}, "
+            f"dampening={dampening!r}: give a momentum and dampening 0, or leave nesterov out"
+        )
+
+
 def check_friction(friction: float, h: float) -> None:
     """Raise unless friction μ is a number with 0 ≤ μ and hμ ≤ 1, so that the momentum 1 − hμ lies in [0, 1]."""
     if check_real("friction", friction) < 0:

@@ -274,11 +274,11 @@ def globals_of(function: FunctionType) -> Iterator[Any]:
         value = function.__globals__.get(name)
         if not isinstance(value, ModuleType):
             yield value
-        elif not installed(value.__name__):
+        elif not is_library(value.__name__):
             yield from (vars(value).get(attribute) for attribute in function.__code__.co_names)
 
 
-def installed(module: str | None) -> bool:
+def is_library(module: str | None) -> bool:
     """Whether a module is of a package that holds no landscape of the user: Python's own, this one, or its needs."""
     root = (module or "").partition(".")[0]
     return root in LIBRARIES or root in sys.stdlib_module_names - {"__main__"}
@@ -290,7 +290,7 @@ METHODS = (staticmethod, classmethod)
 def functions_of(kind: type) -> Iterator[FunctionType]:
     """The methods and properties of a class, those of the library's own classes aside."""
     for cls in kind.__mro__:
-        for member in () if installed(cls.__module__) else vars(cls).values():
+        for member in () if is_library(cls.__module__) else vars(cls).values():
             function = member
             for wrapper, name in ((property, "fget"), (functools.cached_property, "func"), (METHODS, "__func__")):
                 function = getattr(member, name) if isinstance(member, wrapper) else function
@@ -298,10 +298,10 @@ def functions_of(kind: type) -> Iterator[FunctionType]:
                 yield function
 
 
-def referred(value: Any) -> Iterable[Any]:
+def references_of(value: Any) -> Iterable[Any]:
     """The values that a function, or an object of a class that is not the library's, refers to, one level down."""
     if isinstance(value, FunctionType):
-        return () if installed(value.__module__) else (*closure_of(value), *globals_of(value))
+        return () if is_library(value.__module__) else (*closure_of(value), *globals_of(value))
     if isinstance(value, MethodType):
         return (value.__self__, value.__func__)
     if isinstance(value, functools.partial):
@@ -310,7 +310,7 @@ def referred(value: Any) -> Iterable[Any]:
         return ()
     if isinstance(value, (GradientNoise, Declared)):
         return vars(value).values()
-    own = () if installed(type(value).__module__) else getattr(value, "__dict__", {}).values()
+    own = () if is_library(type(value).__module__) else getattr(value, "__dict__", {}).values()
     return (*children(value), *own)
 
 
@@ -322,4 +322,4 @@ def hides_landscape(value: Any, entered: dict[int, Any] | None = None) -> bool:
     if isinstance(value, Landscape):
         return True
     entered[id(value)] = value  # kept, so that no other object has this id meanwhile
-    return any(hides_landscape(x, entered) for x in referred(value))
+    return any(hides_landscape(x, entered) for x in references_of(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.arguments import check_momentum
+from flows.arguments import check_momentum, check_nesterov
 from flows.descent import Descent
 from flows.descents.gradient import GradientDescent, HeavyBall
 from flows.descents.momentum import Nesterov
@@ -15,7 +15,7 @@ from flows.models.stochastic import StochasticModifiedEquation
 from flows.models.stochastic_momentum import MomentumModifiedEquation
 from flows.models.torch_clock import TorchMomentumEquation, TorchMomentumFlow, scaled_rate
 from landscapes import FiniteSum, Landscape, UnsupportedError
-from landscapes.errors import check_positive, check_real
+from landscapes.errors import check_positive
 from landscapes.landscape import check_finite_sum, check_landscape
 
 
@@ -44,11 +44,7 @@ def momentum_from_torch(
     check_landscape(landscape)
     check_positive("lr", lr)
     check_momentum(momentum)
-    if nesterov and (momentum == 0 or check_real("dampening", dampening) != 0):
-        raise ValueError(
-            f"nesterov needs a momentum above 0 and no dampening, as in torch, got momentum={momentum!r}, "
-            f"dampening={dampening!r}"
-        )
+    check_nesterov(nesterov, momentum, dampening)
     if batch_size is not None:
         return stochastic_pair(
             check_finite_sum(landscape), lr, momentum, nesterov, dampening, batch_size, sampling, order

@@ -44,7 +44,7 @@ OBSERVERS: dict[str, ObserverRow] = {
             Checkpoint,
             lambda f, h: Checkpoint(tempfile.mkdtemp()),
             (),
-            "nothing: writes the latest θ to a file",
+            "nothing: writes the latest State to a file",
             Cost(),
             needs="a folder",
         ),

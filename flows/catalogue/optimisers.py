@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from flows.arguments import check_nesterov
 from flows.catalogue.descents import DESCENTS
 from flows.catalogue.flows import FLOWS
 from flows.catalogue.rows import DescentRow, FlowRow, SGDSettings, field_names, write_power
@@ -105,7 +106,8 @@ def models_of(optimiser: torch.optim.Optimizer | type | Descent, **settings: Any
     SGD. Weight decay w becomes ``Regularised(landscape, w)``; dampening τ becomes h = (1 − τ)lr. An optimiser that no
     flow models (Adam; maximize; groups with different settings) gives an empty result with a sentence.
 
-    Raises TypeError for another object, for ``settings`` beside an instance, or settings that the class does not take.
+    Raises ValueError for values that torch refuses, such as Nesterov without momentum or with dampening; TypeError for
+    another object, for ``settings`` beside an instance, or settings that the class does not take.
     """
     if isinstance(optimiser, Descent):
         refuse_settings("a descent", settings)
@@ -114,6 +116,8 @@ def models_of(optimiser: torch.optim.Optimizer | type | Descent, **settings: Any
         refuse_settings("an optimiser", settings)
         return models_of_groups(optimiser)
     if isinstance(optimiser, type) and issubclass(optimiser, torch.optim.Optimizer):
+        if optimiser is torch.optim.SGD:
+            check_sgd(settings)
         factory: Any = optimiser  # its subclasses take settings, the base class declares none
         try:
             return models_of_groups(factory([torch.nn.Parameter(torch.zeros(1))], **settings))
@@ -123,6 +127,12 @@ def models_of(optimiser: torch.optim.Optimizer | type | Descent, **settings: Any
         "optimiser must be a torch.optim.Optimizer, its class or a Descent, got "
         f"{optimiser.__name__ if isinstance(optimiser, type) else type(optimiser).__name__}"
     )
+
+
+def check_sgd(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for the settings of Nesterov that torch.optim.SGD refuses, with the remedy."""
+    if settings.get("nesterov"):
+        check_nesterov(True, settings.get("momentum", 0.0), settings.get("dampening", 0.0))
 
 
 def refuse_settings(given: str, settings: Mapping[str, Any]) -> None:

@@ -87,7 +87,7 @@ def compare(
     TypeError for invalid arguments.
     """
     named = named_flows(flows, descent)
-    theta0 = check_theta0(theta0)
+    theta0 = check_start(theta0, descent)
     runs = check_runs(runs, descent)
     noisy = [isinstance(flow, StochasticFlow) for flow in named.values()]
     settings = settings_of(method, rtol, atol, dt, noisy=any(noisy))
@@ -149,6 +149,17 @@ def make_rows(
         if rows[name].interrupted:
             break
     return rows
+
+
+def check_start(theta0: Tensor, descent: Descent) -> Tensor:
+    """θ0 detached; raise unless it is a finite floating tensor (..., d) of the dimension of the descent's landscape."""
+    theta0, landscape = check_theta0(theta0), descent.stated_landscape
+    if theta0.shape[-1] != landscape.dimension:
+        raise ValueError(
+            f"theta0 must have shape (..., {landscape.dimension}), the dimension of the descent's landscape, "
+            f"{type(landscape).__name__}, got {tuple(theta0.shape)}"
+        )
+    return theta0
 
 
 def check_runs(runs: int, descent: Descent) -> int:

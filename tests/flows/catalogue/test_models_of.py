@@ -247,6 +247,13 @@ def test_wrong_input_is_a_typed_error(arguments, settings, message):
         models_of(SGD, lr=-1.0)  # torch's own check
 
 
+def test_nesterov_without_momentum_is_refused_with_the_remedy():
+    for settings in ({}, {"momentum": 0.9, "dampening": 0.1}):
+        with pytest.raises(ValueError, match=r"nesterov needs a momentum above 0 and no dampening.*leave nesterov out"):
+            models_of(SGD, lr=0.1, nesterov=True, **settings)
+    assert len(models_of(SGD, lr=0.1, nesterov=True, momentum=0.9)) > 0
+
+
 def test_the_table_has_a_line_for_each_match():
     result = models_of(SGD, lr=0.01, momentum=0.9)
     lines = str(result).splitlines()

@@ -243,7 +243,7 @@ BAD_ARGUMENTS = {
     ),
     "theta0": (lambda: compare(GD, [GF], [1.0, 2.0], 2), TypeError, "theta0 must be a torch.Tensor"),
     "theta0 nan": (lambda: compare(GD, [GF], START * math.nan, 2), ValueError, "theta0 must be finite"),
-    "theta0 shape": (lambda: compare(GD, [GF], torch.ones(3), 2), ValueError, r"theta must have shape \(..., 2\)"),
+    "theta0 shape": (lambda: compare(GD, [GF], torch.ones(3), 2), ValueError, r"theta0 must have shape \(..., 2\)"),
     "steps 0": (lambda: compare(GD, [GF], START, 0), ValueError, "steps must be at least 1, got 0"),
     "steps 1.5": (lambda: compare(GD, [GF], START, 1.5), TypeError, "steps must be a whole number"),
     "runs 0": (lambda: compare(GD, [GF], START, 2, runs=0), ValueError, "runs must be at least 1"),

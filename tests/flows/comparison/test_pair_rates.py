@@ -117,3 +117,12 @@ def test_other_optimisers_have_weight_decay_too():
     assert [note.partition(" ")[0] for note in notes] == ["no", "weight_decay=0.3"]
     lbfgs = OptimizerDescent(BOWL, functools.partial(torch.optim.LBFGS, lr=LR))
     assert not any("weight_decay" in note for note in notes_on_pair(GradientFlow(BOWL), lbfgs))
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 1)])
+def test_a_start_of_another_size_is_named(shape):
+    words = (
+        rf"theta0 must have shape \(\.\.\., 2\), the dimension of the descent's landscape, Quadratic, got \({shape[0]},"
+    )
+    with pytest.raises(ValueError, match=words):
+        compare(GradientDescent(BOWL, LR), [GradientFlow(BOWL)], torch.zeros(shape, dtype=torch.float64), 2)
