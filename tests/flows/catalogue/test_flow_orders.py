@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from flows import Flow, GradientFlow, OrnsteinUhlenbeck, StochasticDescent, StochasticFlow, integrate
+from flows import GradientFlow, OrnsteinUhlenbeck, StochasticDescent, StochasticFlow, integrate
 from flows.catalogue.descents import DESCENTS, DRIFT_ADJUSTED, FRICTION, MOMENTUM, SIZE
 from flows.catalogue.flows import FLOWS
 from flows.catalogue.rows import evaluate, substitute
@@ -15,32 +15,13 @@ from flows.steady.ornstein_uhlenbeck import linear_momentum_at, linear_sgd_at
 from landscapes import NoisyQuadratic, Quadratic
 from landscapes.noise import IsotropicNoise, MinibatchNoise
 from tests.flows.catalogue.cases import FLOW_ROWS, FOLLOWING, RIPPLES, THETA0
+from tests.flows.drift import Drift
 
 ONE_STEP, HIGH = (0.1, 0.05, 0.025), (0.2, 0.1, 0.05)  # the coarser ladder where errors are small
 ROUNDING = 1e-12
 SETTLE = 0.4  # the time at which a descent's transient of size β^k is over
 DENSE = [name for name in FOLLOWING if "krylov" not in name]  # a Krylov space gives the same field: see below
 following = pytest.mark.parametrize("name", DENSE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Drift(Flow):
-    """A stochastic flow without its noise."""
-
-    flow: StochasticFlow
-
-    @property
-    def landscape(self):
-        return self.flow.landscape
-
-    def velocity(self, t, state):
-        return self.flow.velocity(t, state)
-
-    def start(self, theta0):
-        return self.flow.start(theta0)
-
-    def position(self, state):
-        return self.flow.position(state)
 
 
 def mean_of(descent):

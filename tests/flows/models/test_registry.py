@@ -1,6 +1,6 @@
 """Every flow of scripts.lab.models against the invariants and its order; a new flow is in here by its line there."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from flows import Flow, StochasticDescent, StochasticFlow
+from flows import StochasticDescent, StochasticFlow
 from flows.invariants import check_batch, check_equivariance, check_noise, check_order
 from flows.orders.ladder import settled_order
 from flows.strategies import points, quadratics, rotations, smooth_landscapes
 from landscapes import Cosine, DoubleWell, Landscape, LinearRegression, QuarticWell, Rosenbrock, TwoQuadratics
 from scripts.lab.models import FLOWS, NUMBERED, Options, descent_by_name, flow_by_name, flow_entry
+from tests.flows.drift import Drift
 from tests.flows.networks import digits_network
 
 PLAIN = Options(momentum=0.2, batch_size=2, sampling="replacement")
@@ -127,26 +128,6 @@ def test_one_step_order_on_toys(name, toy):
         ladder = [h / 2**k for k in range(4)]
         study = check_order(flow, descent, f64(*theta), entry.order, ladder, 0.1 if entry.descent == "gd" else 0.2)
     assert study.errors[-1] < study.errors[0]
-
-
-@dataclass(frozen=True)
-class Drift(Flow):
-    """A stochastic flow without its noise."""
-
-    flow: StochasticFlow
-
-    @property
-    def landscape(self):
-        return self.flow.landscape
-
-    def velocity(self, t, state):
-        return self.flow.velocity(t, state)
-
-    def start(self, theta0):
-        return self.flow.start(theta0)
-
-    def position(self, state):
-        return self.flow.position(state)
 
 
 @noisy
