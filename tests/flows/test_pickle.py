@@ -163,7 +163,7 @@ def test_a_result_comes_back(kind, again):
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_a_pool_of_descents_returns(method):
     if method == "forkserver":
-        pytest.skip("as spawn")
+        pytest.skip("forkserver starts a worker from pickles, as spawn does, which runs")
     run = functools.partial(descend, GradientDescent(Rosenbrock(), 0.001), steps=5)
     starts = [torch.tensor([0.1 * i, 0.2], dtype=torch.float64) for i in range(3)]
     with multiprocessing.get_context(method).Pool(1) as pool:
