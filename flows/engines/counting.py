@@ -1,4 +1,4 @@
-"""Shared by ``integrate`` and ``descend``: checks of θ0, counting, the curvature at a failure, given initial states."""
+"""Shared by ``integrate`` and ``descend``: checks of θ0, counting, the curvature at a failure."""
 
 from __future__ import annotations
 

@@ -90,6 +90,7 @@ def integrate(
         raise TypeError(f"flow must be a Flow, got {type(flow).__name__}")
     outputs = check_times(times)
     stretches, begins_anew = split(outputs, restarts)
+    watched = check_events(events)
     with torch.no_grad(), collect_flags() as flags:
         model, counts = count_calls(flow)
         start = starting_state(model, theta0, outputs[0])
@@ -97,7 +98,7 @@ def integrate(
         solver = method_of(flow, method)
         options = solver.check(check_noise_options(flow, asked), model, start.values)
         field = make_field(model, start, solver, options, outputs, seed, path)  # raises before an observer is called
-        watch = event_watch(check_events(events), solver, start)
+        watch = event_watch(watched, solver, start)
         recorder = Recorder(keep, every, observers, len(outputs) - 1)
         run = IntegrationRun(field, start, outputs, watch, recorder, progress)
         status = run.run(solver, options, stretches, restart=begins_anew)
@@ -105,7 +106,7 @@ def integrate(
     cost = {"evaluations": run.field.evaluations, **counts}
     crossings = {} if watch is None else watch.crossings(run.alive.shape)
     begun = {"t": start.t, "state": isinstance(theta0, State), "restarts": list(restarts)}
-    begun["events"] = [event.name for event in check_events(events)]
+    begun["events"] = [event.name for event in watched]
     settings = {
         "start": begun,
         "method": solver.name,
@@ -158,8 +159,9 @@ def of_another_flow(flow: Flow, start: State) -> State:
 
 def step_origin(start: State, dt: float | None, seed: int | None, path: NoisePath | None) -> float:
     """The time from which steps and noise are counted: that of the state's grid, unless the noise is new."""
-    if start.origin is None or dt is None or check_positive("dt", dt) is None:
+    if start.origin is None or dt is None:
         return start.t
+    check_positive("dt", dt)
     new_seed = seed is not None and check_seed(seed) != start.seed
     new_path = isinstance(path, NoisePath) and path.t0 > start.origin + 1e-9 * dt
     if new_seed or new_path:

@@ -126,13 +126,11 @@ class State:
             )
         return self.alive.to(device)
 
-    def at_rest(self) -> State:
-        """The state without its engine's part: values, time, step and position only, as for another method or noise."""
-        return State(self.values, self.t, self.k, self.theta, self.alive, stopped=self.stopped)
-
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the state into ``folder`` and return it. Raises FolderError, and UnsupportedError for a descent's state
-        of types that cannot be saved."""
+        """Write the state into ``folder`` and return it.
+
+        Raises FolderError, and UnsupportedError for a descent's state of types that cannot be saved.
+        """
         structure, tensors = parts_of_state(self)
         with FolderLock(folder):
             return save_tensors(folder, "end", tensors, {"end": structure})

@@ -154,3 +154,11 @@ def test_a_state_of_one_flow_starts_another():
     end = integrate(GradientFlow(Rosenbrock()), f64(0.0, 0.5), [0.0, 0.1]).end
     run = integrate(ModifiedFlow(Rosenbrock(), 0.001, 2), end, [0.1, 0.2])
     assert run.status == "finished"
+
+
+def test_a_state_moves_with_every_tensor_in_it():
+    end = descend(HeavyBall(BOWL, 0.1, 0.9), f64(1.0, 1.0), 2).end
+    there = end.to("meta")
+    assert {x.device.type for x in (*there.values, there.theta, there.alive)} == {"meta"}
+    assert there.generator.device.type == "cpu"
+    assert torch.equal(end.to("cpu").values[1], end.values[1])
