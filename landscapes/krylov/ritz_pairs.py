@@ -1,9 +1,17 @@
-r"""A few eigenpairs of the Hessian by a block method with warm starts.
+r"""A few eigenpairs of the Hessian by one Krylov space, with warm starts.
 
-Rayleigh–Ritz on a basis that begins with the rows of ``start`` (the block carried from a nearby Hessian, or random) and
-grows by the residuals of the least accurate pairs (Davidson 1975 without a preconditioner). From one random row this is
-Lanczos with full reorthogonalisation; from a carried block it spends products only on pairs that have changed. A basis
-that is too large is compressed to its best Ritz vectors (thick restart, Wu & Simon 2000).
+Rayleigh–Ritz on a space (``RitzSpace``) that begins with one random row, or with the rows of a block carried from a
+nearby Hessian, and grows by the residual of the least accurate pair. From one row this is Lanczos with full
+reorthogonalisation; from a carried block it spends products only on pairs that have changed. A basis that is too large
+is compressed to its best Ritz vectors (thick restart, Wu & Simon 2000).
+
+**Error of a Ritz value.** Let u₁, u₂ be eigenvectors at a distance g that the space does not separate: it contains
+a u₁ + b u₂ only, with a² + b² = 1. The Ritz value is off by b²g, at a residual of r = |ab| g: by r |b/a|, whatever the
+distance to the other Ritz values. A random start has |b/a| > x with a probability of at most 2/(πx), and two
+independent ones at most about 1/(2x²). A second random direction, mixed into the second product, gives this and the
+second copy of a multiple eigenvalue. In a cold space the error is therefore taken to be ``UNSEEN``·r. In a space that
+starts from a carried block, the block has separated the modes: for pairs that lie mostly in it, the error is taken to
+be the second-order estimate r²/gap (Parlett 1980), where the error of the gap is below half of it.
 """
 
 from __future__ import annotations
@@ -14,24 +22,31 @@ import torch
 from torch import Tensor
 
 from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_seed
-from landscapes.krylov.space import Product
+from landscapes.krylov.precision import check_full_precision, check_resolved
+from landscapes.krylov.ritz_space import Rank, RitzSpace
+from landscapes.krylov.space import ROUNDING, Product
 
 WHICH = ("largest", "smallest", "magnitude")
-LARGEST_BASIS = 60  # rows before a restart, or three times those that are carried
-SCOUTS = 2  # products from the guards before the first test of convergence
-CHANCE = 0.3  # weight of the random direction in such a product
-NEGLIGIBLE = 100  # eps times the largest Ritz value: a residual below is rounding
+RANKS: dict[str, Rank] = {"largest": lambda x: x, "smallest": lambda x: -x, "magnitude": torch.abs}
+DEPTH = 20  # products before a cold space may say converged, or 2k + 1 if that is more: ARPACK's default basis
+LARGEST_BASIS = 24  # rows before a restart, or twice those that are judged and 8
+UNSEEN = 2  # |b/a| of a pair of modes that a cold space may have missed
+CHANCE = 0.3  # weight of the random direction in a product that looks for modes outside the space
+ALIGNED = 0.75  # part of the first Ritz vector in the first row, above which a start is a carried block
+MOSTLY = 0.5  # part of a Ritz vector in the carried block, below which the pair is a new one
+SCOUT_SEED = (
+    2654435769  # random directions are not those of a ``random_block`` of the same seed; torch uses 32 bits of it
+)
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
     r"""The wanted eigenpairs, most wanted first, with error estimates.
 
-    ``residuals`` ‖Hu − λu‖: H has an eigenvalue within that distance. ``errors``: |λ − exact|, estimated by min(‖r‖,
-    ‖r‖²/gap) with the gap to the interval of the last carried value; too small if the space misses an eigenvalue, such
-    as one of a multiple eigenvalue or cluster wider than the block. ``converged``: every error is within tolerance, and
-    no guard can be a better pair. ``block`` (p, d): the orthonormal rows to carry to the next, nearby Hessian.
-    ``products``: HVPs spent.
+    ``residuals`` ‖Hu − λu‖: H has an eigenvalue within that distance, up to rounding. ``errors``: |λ − exact|, estimated
+    from residuals and gaps as in ``landscapes.krylov.ritz_pairs``, rounding included. ``converged``: every error is
+    within the tolerance asked, in a space deep enough to have met the wanted modes. ``block`` (p, d): the orthonormal
+    rows to carry to the next, nearby Hessian. ``products``: HVPs spent.
     """
 
     values: Tensor  # (k,) float64 on the CPU
@@ -43,87 +58,20 @@ class Eigenpairs:
     block: Tensor  # (p, d)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Residuals and error estimates of the first Ritz pairs, the k wanted and then the guards, most wanted first."""
+
+    residuals: Tensor  # (p,)
+    errors: Tensor  # (p,), of guards: by how much an eigenvalue near each may outrank the last wanted one
+    converged: bool
+
+
 def random_block(like: Tensor, rows: int, seed: int = 0) -> Tensor:
     """Normal rows (rows, d) of the size, dtype and device of ``like`` (..., d): a start without prior information."""
     generator = torch.Generator(like.device).manual_seed(check_seed(seed))
     shape = (check_count("rows", rows), check_float_tensor("like", like).shape[-1])
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-
-
-class RitzSpace:
-    """Orthonormal rows Q (m, d) with their images QH, and the Ritz pairs of QHQᵀ in the order that a subclass gives."""
-
-    def __init__(self, start: Tensor):
-        self.products = 0
-        self.rows = start[:0]
-        self.images = start[:0]
-        self.values = torch.zeros(0, dtype=torch.float64)
-        self._mixing = torch.zeros(0, 0, dtype=torch.float64)
-
-    def vectors(self, count: int) -> Tensor:
-        """The first ``count`` Ritz vectors (count, d)."""
-        return self._mixing[:, :count].mT.to(self.rows) @ self.rows
-
-    def residuals(self, count: int) -> Tensor:
-        """Hu − λu of the first ``count`` Ritz pairs (count, d)."""
-        mixing = self._mixing[:, :count].mT.to(self.rows)
-        return mixing @ self.images - self.values[:count, None].to(self.rows) * (mixing @ self.rows)
-
-    def compress(self, count: int) -> None:
-        """Keep the first ``count`` Ritz vectors, whose images need no product."""
-        mixing = self._mixing[:, :count].mT.to(self.rows)
-        self.rows, self.images = mixing @ self.rows, mixing @ self.images
-
-
-class RitzBasis(RitzSpace):
-    """Orthonormal rows Q (m, d) with their images HQ, and the Ritz pairs of QHQᵀ, most wanted first."""
-
-    def __init__(self, product: Product, start: Tensor, which: str):
-        super().__init__(start)
-        self._product = product
-        self._which = which
-
-    def extend(self, directions: Tensor, room: int) -> int:
-        """Add the parts of ``directions`` (n, d) outside the span, at most ``room``; returns the number of products."""
-        added = 0
-        for direction in directions:
-            row = unit_part_outside(direction, self.rows)  # one by one, so that the rows added are orthogonal, too
-            if row is not None and added < room:
-                self.rows = torch.cat([self.rows, row[None]])
-                self.images = torch.cat([self.images, self._product(row).detach()[None]])
-                added += 1
-        self.products += added
-        if added:
-            self._solve()
-        return added
-
-    def _solve(self) -> None:
-        projection = (self.rows @ self.images.mT).to("cpu", torch.float64)
-        if not bool(projection.isfinite().all()):
-            self.values = torch.full(projection.shape[:1], torch.nan, dtype=torch.float64)
-            return
-        # QHQᵀ is symmetric only up to the rounding of the products, and eigh reads one triangle
-        values, mixing = torch.linalg.eigh((projection + projection.mT) / 2)
-        order = self._rank(values).argsort(descending=True, stable=True)
-        self.values, self._mixing = values[order], mixing[:, order]
-
-    def _rank(self, values: Tensor) -> Tensor:
-        return {"largest": values, "smallest": -values, "magnitude": values.abs()}[self._which]
-
-    @property
-    def ranks(self) -> Tensor:
-        """λ, −λ or |λ| of the Ritz values, descending."""
-        return self._rank(self.values)
-
-    @property
-    def finite(self) -> bool:
-        """Whether every product was finite."""
-        return bool(self.values.isfinite().all())
-
-    def compress(self, count: int) -> None:
-        """Keep the first ``count`` Ritz vectors, whose images need no product."""
-        super().compress(count)
-        self._solve()
 
 
 def eigenpairs(
@@ -139,107 +87,222 @@ def eigenpairs(
 ) -> Eigenpairs:
     r"""The ``count`` largest, smallest or largest-in-magnitude eigenpairs of a real symmetric H (d, d).
 
-    ``start`` (b, d): rows to begin with, ``random_block`` or the ``block`` of an earlier call at a nearby θ. Rows
-    beyond ``count`` guard the last pairs, whose errors would be of first order in the residual without them, and detect
-    modes that enter the wanted set, by two products from the guards in any case: carry one or two. A single row finds
-    each multiple eigenvalue once.
+    ``start`` (b, d): one row of ``random_block`` without prior information, or the ``block`` of an earlier call at a
+    nearby θ. Rows of a carried block beyond ``count`` guard the last pairs and detect modes that enter the wanted set,
+    by two products in any case: carry one or two. Of random rows the first starts the space; a random direction of
+    ``seed`` finds the second copies of multiple eigenvalues, and the other rows are used once the space is invariant.
+    Change the seed from call to call.
 
-    Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude
-    and no guard can outrank the last of them by more, or after ``limit`` products. ``width``: the number of residuals
-    added to the basis at a time; 1 takes fewest products. ``seed`` of the random part of the products from the guards:
-    change it from call to call.
+    Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude,
+    or after ``limit`` products. Without a carried block it takes at least min(d, max(2k + 1, 20)) products, unless the
+    space closes earlier. ``width``: the number of residuals added to the basis at a time; 1 takes fewest products.
 
-    Raises ValueError or TypeError for invalid arguments, such as a ``limit`` below ``count``. A product that is not
-    finite gives NaN, not converged. Results carry no autograd graph.
+    Raises ValueError or TypeError for invalid arguments, such as a ``limit`` below ``count``, half precision, or a
+    ``tolerance`` below the rounding of the precision. A product that is not finite gives NaN, not converged. Results
+    carry no autograd graph.
     """
+    search = checked_search(product, start, count, which, tolerance, limit, width, seed)
+    search.begin()
+    return search.finish(width)
+
+
+def continued_pairs(
+    product: Product,
+    block: Tensor,
+    count: int,
+    *,
+    which: str = "largest",
+    tolerance: float = 1e-4,
+    limit: int = 300,
+    width: int = 1,
+    seed: int = 0,
+) -> Eigenpairs:
+    """As ``eigenpairs``, from a block known to be carried: both looks are from its guards."""
+    search = checked_search(product, block, count, which, tolerance, limit, width, seed)
+    search.begin_carried()
+    return search.finish(width)
+
+
+def checked_search(
+    product: Product, start: Tensor, count: int, which: str, tolerance: float, limit: int, width: int, seed: int
+) -> Search:
+    """A search that has not begun; raise for invalid arguments."""
     check_start(start, count)
     check_choice("which", which, WHICH)
-    check_positive("tolerance", tolerance)
+    check_resolved(check_positive("tolerance", tolerance), start)
     check_count("limit", limit, minimum=count)
     check_count("width", width)
     check_seed(seed)
-    start = start.detach()
-    carried = min(max(len(start), count), start.shape[-1])
-    basis = RitzBasis(product, start, which)
-    basis.extend(start, limit)
-    for i in range(SCOUTS if len(start) > count else 0):
-        scout(basis, count, carried, limit, seed + i)
-    while basis.finite and len(basis.rows):
-        k = min(count, len(basis.rows))
-        residuals = basis.residuals(carried)
-        sizes = torch.linalg.vector_norm(residuals, dim=-1).to("cpu", torch.float64)
-        shortfalls = carried_shortfalls(basis.ranks[:carried], sizes, k)
-        scale = float(basis.values.abs().max())
-        allowed = max(tolerance, NEGLIGIBLE * torch.finfo(start.dtype).eps) * scale
-        enough = k == count or len(basis.rows) == start.shape[-1]
-        converged = enough and bool((shortfalls <= allowed).all())
-        if converged or basis.products >= limit:
-            break
-        if len(basis.rows) + width > max(LARGEST_BASIS, 3 * carried):
-            basis.compress(max(carried, LARGEST_BASIS // 3))
+    return Search(product, start.detach(), count, RANKS[which], tolerance, limit, seed)
+
+
+class Search:
+    """A space that grows until the wanted pairs are within tolerance."""
+
+    def __init__(
+        self, product: Product, start: Tensor, count: int, rank: Rank, tolerance: float, limit: int, seed: int
+    ):
+        self.space = RitzSpace(product, start, rank)
+        self._start = start
+        self._count = count
+        self._carried = min(max(len(start), count), start.shape[-1])
+        self._pairs = max(self._carried, count + 1)  # judged: wanted and guards, one at least
+        self._rows = max(LARGEST_BASIS, 2 * self._pairs + 8)  # before a restart
+        self._tolerance = tolerance
+        self._limit = limit
+        self._seed = seed
+        self._unused = list(start)
+        self._begun = 0  # independent rows, given or random, from which the space has grown
+        self._known: Tensor | None = None  # coordinates of a carried block in Q, None for a cold space
+
+    @property
+    def left(self) -> int:
+        """Products that may still be spent; 0 once one was not finite."""
+        return self._limit - self.space.products if self.space.finite else 0
+
+    def begin(self) -> None:
+        """Two products from the first row, and the other rows of a carried block."""
+        self._add_given()
+        self._grow()
+        self._scout(0)
+        if self.left and self._is_carried():
+            self.begin_carried(looks=1)
+
+    def _is_carried(self) -> bool:
+        """Whether the first row is close to an eigenvector at the wanted end."""
+        self.space.solve()
+        return bool(self.space.shares(torch.eye(1, self.space.size, dtype=torch.float64), 1) >= ALIGNED)
+
+    def begin_carried(self, looks: int = 2) -> None:
+        """The products of the block, and looks beyond it."""
+        while self.left and self._add_given():
+            self._grow()
+        if self.space.finite:
+            _, sizes, axes = torch.linalg.svd(self.space.components(self._start), full_matrices=False)
+            self._known = axes[sizes > sizes[0] * torch.finfo(self._start.dtype).eps ** 0.5]
+        for look in range(looks):
+            if self.left:
+                self.space.solve()
+                # a block without guards looks from its last pair
+                guards = self.space.residuals(self._carried)[:, min(self._count, self._carried - 1) :]
+                guards = torch.nn.functional.pad(guards, (0, 1))  # with too few pairs, there is no residual
+                self._scout(1 + look, guards[:, torch.linalg.vector_norm(guards, dim=0).argmax()])
+
+    def _scout(self, number: int, residual: Tensor | None = None) -> None:
+        """A product from a residual, as components along W, or the only direction, plus a random direction.
+
+        It meets copies of multiple eigenvalues and, from the residual of a guard, modes that enter the wanted set
+        uncoupled from the wanted pairs.
+        """
+        if not self.left:
+            return
+        weights = torch.ones(self.space.directions, dtype=torch.float64) if residual is None else residual
+        weights = weights / torch.linalg.vector_norm(weights).clamp_min(torch.finfo(torch.float64).tiny)
+        along = self._open_random(number)
+        if len(along) > len(weights):
+            # of the sign for which −H, whose residuals are the opposite, gives the same space
+            sign = -1.0 if float(along[:-1] @ weights) < 0 else 1.0
+            self.space.turn(torch.cat([weights, weights.new_tensor([sign * CHANCE])]))
+        if self.space.directions:
+            self._grow()
+
+    def finish(self, width: int) -> Eigenpairs:
+        """The pairs, once they are within tolerance or the limit is reached."""
+        verdict = self.judge()
+        while not verdict.converged and self.left and self.extend(verdict.errors, width):
+            verdict = self.judge()
+        return self.result(verdict)
+
+    def extend(self, errors: Tensor, width: int) -> bool:
+        """Grow by the residuals of the ``width`` least accurate pairs; False if the space is the whole of R^d."""
+        if self.space.size >= self._rows:
+            mixing = self.space.compress(self._pairs + (self._rows - self._pairs) // 3)
+            self._known = None if self._known is None else self._known @ mixing
+        if not self.space.directions:  # invariant
+            if self._add_given() or len(self._open_random(1 + self._begun)):
+                self._grow()
+                return True
+            return False
         # stable: ties are broken the same way on every device
-        worst = shortfalls.argsort(descending=True, stable=True)[:width].to(start.device)
-        if not basis.extend(residuals[worst], limit - basis.products):  # the space is invariant
-            if enough or not basis.extend(random_block(start, 1, seed=basis.products), 1):
-                break
-    if not basis.finite or not len(basis.rows):
-        return no_pairs(start, count, basis.products)
-    values, vectors, errors = basis.values[:k], basis.vectors(k), shortfalls[:k]
-    return Eigenpairs(values, vectors, sizes[:k], errors, converged, basis.products, basis.vectors(carried))
+        for pair in errors.argsort(descending=True, stable=True)[:width].tolist():
+            residual = self.space.residuals(pair + 1)[:, pair]
+            if self.left and self.space.directions:
+                if self.space.directions > 1 and bool(residual.any()):
+                    self.space.turn(residual)
+                self._grow()
+        return True
+
+    def _add_given(self) -> bool:
+        """Turn to the next row of the start that is outside the space; False if there is none."""
+        while self._unused:
+            along = self.space.open(self._unused.pop(0))
+            if bool((along.abs() > ROUNDING * torch.finfo(self._start.dtype).eps).any()):
+                self.space.turn(along)
+                self._begun += 1
+                return True
+        return False
+
+    def _open_random(self, number: int) -> Tensor:
+        row = random_block(self._start, 1, (SCOUT_SEED + self._seed + number) % 2**63)[0]
+        directions = self.space.directions
+        along = self.space.open(row)
+        self._begun += len(along) > directions
+        return along
+
+    def _grow(self) -> None:
+        size = self.space.size
+        self.space.grow()
+        if self._known is not None:
+            self._known = torch.nn.functional.pad(self._known, (0, self.space.size - size))
+
+    def judge(self) -> Verdict:
+        """Residuals, error estimates, and whether they are within tolerance."""
+        space = self.space
+        if not space.finite:
+            nothing = torch.full((self._count,), torch.nan, dtype=torch.float64)
+            return Verdict(nothing, nothing, False)
+        space.solve()
+        k, pairs = min(self._count, space.size), min(self._pairs, space.size)
+        residuals = torch.linalg.vector_norm(space.residuals(pairs), dim=0)
+        carried = self._known is not None and bool((space.shares(self._known, k) >= MOSTLY).all())
+        ranks = space.ranks[:pairs]
+        errors = carried_errors(ranks, residuals, k) if carried else UNSEEN * residuals[:k]
+        errors = errors + space.rounding
+        closed = not space.directions and (space.full or self._begun >= self._count)
+        deep = carried or closed or space.products >= max(2 * self._count + 1, DEPTH)
+        within = bool((errors <= self._tolerance * space.scale).all())
+        return Verdict(residuals, errors, k == self._count and deep and within)
+
+    def result(self, verdict: Verdict) -> Eigenpairs:
+        """The pairs, with the block to carry."""
+        space, k = self.space, self._count
+        if not space.finite:
+            vectors = self._start.new_full((k, self._start.shape[-1]), torch.nan)
+            block = random_block(self._start, len(self._start))
+            return Eigenpairs(verdict.errors, vectors, verdict.residuals, verdict.errors, False, space.products, block)
+        block = space.vectors(min(self._carried, space.size))
+        k = min(k, space.size)
+        values, residuals, errors = space.values[:k].clone(), verdict.residuals[:k], verdict.errors[:k]
+        return Eigenpairs(values, block[:k], residuals, errors, verdict.converged, space.products, block)
 
 
-def carried_shortfalls(ranks: Tensor, residuals: Tensor, k: int) -> Tensor:
-    r"""Error estimates of the carried pairs (p,).
+def carried_errors(ranks: Tensor, residuals: Tensor, k: int) -> Tensor:
+    r"""Error estimates (p,) of the first p pairs in a space that has grown from a carried block.
 
-    The k wanted pairs: min(‖r‖, ‖r‖²/gap), with gaps to the interval of the last carried value, which is known up to
-    its own residual. The guards: by how much the eigenvalue near each may outrank the last wanted one.
+    The k wanted pairs: ‖r‖²/gap, with the gap to the interval of the last of the p values, which is known up to its own
+    residual; ‖r‖ where that is not below half the gap, or where ‖r‖ is above the rest of it. The guards: by how much
+    the eigenvalue near each may outrank the last wanted one.
     """
-    gaps = ranks - ranks[-1] - residuals[-1]
-    errors = torch.where(gaps > residuals, residuals.square() / gaps, residuals)
-    return torch.cat([errors[:k], (ranks + residuals - ranks[k - 1])[k:]])
-
-
-def scout(basis: RitzBasis, count: int, carried: int, limit: int, seed: int) -> None:
-    """Extend the basis by the largest residual of a guard plus a random direction.
-
-    A mode that enters the wanted set uncoupled from the wanted pairs does not appear in their residuals; it does in a
-    guard's.
-    """
-    if not basis.finite or len(basis.rows) <= count:
-        return
-    residuals = basis.residuals(carried)[count:]
-    sizes = torch.linalg.vector_norm(residuals, dim=-1)
-    worst = residuals[sizes.argmax()] / sizes.max().clamp_min(torch.finfo(residuals.dtype).tiny)
-    chance = random_block(worst, 1, seed)
-    chance = chance / torch.linalg.vector_norm(chance)
-    basis.extend(worst + CHANCE * chance, limit - basis.products)
-
-
-def unit_part_outside(direction: Tensor, rows: Tensor) -> Tensor | None:
-    """The direction without its part in the span of orthonormal rows, as a unit vector; None if it is rounding."""
-    size = torch.linalg.vector_norm(direction)
-    if not float(size) > 0:
-        return None
-    unit = direction / size
-    for _ in range(2):  # one projection leaves an error of eps relative to the remaining part
-        unit = unit - (rows @ unit) @ rows
-        left = torch.linalg.vector_norm(unit)
-        if float(left) < NEGLIGIBLE * torch.finfo(rows.dtype).eps:
-            return None
-        unit = unit / left
-    return unit
-
-
-def no_pairs(start: Tensor, count: int, products: int) -> Eigenpairs:
-    """The result if a product was not finite."""
-    nothing = torch.full((count,), torch.nan, dtype=torch.float64)
-    vectors = start.new_full((count, start.shape[-1]), torch.nan)
-    return Eigenpairs(nothing, vectors, nothing, nothing, False, products, random_block(start, len(start)))
+    gaps, own = ranks - ranks[-1], residuals[-1]
+    known = (own < gaps / 2) & (residuals < gaps - own)
+    wanted = torch.where(known, residuals.square() / (gaps - own), residuals)
+    return torch.cat([wanted[:k], (ranks + residuals - ranks[k - 1])[k:]])
 
 
 def check_start(start: Tensor, count: int) -> None:
     """Raise unless ``start`` is a real block (b, d) of finite rows, and d ≥ count."""
     check_float_tensor("start", start)
+    check_full_precision("start", start)
     if start.ndim != 2 or start.shape[0] == 0 or start.is_complex():
         raise ValueError(f"start must be a real block (b, d), b >= 1, got {tuple(start.shape)} {start.dtype}")
     if check_count("count", count) > start.shape[-1]:

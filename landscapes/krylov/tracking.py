@@ -13,10 +13,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_seed
-from landscapes.krylov.ritz_pairs import SCOUTS, WHICH, Eigenpairs, eigenpairs, random_block
+from landscapes.krylov.ritz_pairs import WHICH, Eigenpairs, continued_pairs, eigenpairs, random_block
 from landscapes.krylov.space import Product
 
 GUARDS = 1  # rows carried beyond those wanted
+DRAWS = 3  # random directions of a call
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class EigenpairTracker:
         theta = theta.detach().clone()  # an optimiser of the caller may update θ in place
         count = min(self.count, theta.shape[-1])
         start = self._start(theta, min(count + GUARDS, theta.shape[-1]))
-        self._calls += SCOUTS
-        pairs = eigenpairs(product, start, count, seed=self._seed + self._calls, **self._options)  # type: ignore[arg-type]
+        self._calls += DRAWS
+        find = continued_pairs if self._past else eigenpairs
+        pairs = find(product, start, count, seed=self._seed + self._calls, **self._options)  # type: ignore[arg-type]
         if not bool(pairs.values.isfinite().all()):
             return FollowedPairs(pairs, torch.arange(count), torch.zeros(count, dtype=torch.float64), pairs.vectors)
         followed = self._follow(pairs)

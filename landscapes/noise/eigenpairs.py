@@ -9,10 +9,10 @@ from torch import Tensor
 
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from landscapes.krylov import random_block
-from landscapes.krylov.ritz_pairs import NEGLIGIBLE, carried_shortfalls
+from landscapes.krylov.ritz_pairs import carried_errors
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.plans import METHODS, Plan, choose, guarded_rows
-from landscapes.noise.ritz import BlockRitz, RitzPairs, check_finite, top_pairs
+from landscapes.noise.ritz import NEGLIGIBLE, BlockRitz, RitzPairs, check_finite, top_pairs
 
 MEMORY = 2**30  # bytes
 
@@ -103,7 +103,7 @@ def refine(operator: CovarianceOperator, vectors: Tensor, count: int, tolerance:
         basis.extend(random_block(operator.like, count - len(basis.rows), seed))
     sizes = torch.linalg.vector_norm(basis.residuals(count), dim=-1, dtype=torch.float64).cpu()
     values = basis.values[:count]
-    errors = carried_shortfalls(values, sizes, count)
+    errors = carried_errors(values, sizes, count)
     rounding = NEGLIGIBLE * torch.finfo(operator.like.dtype).eps * float(values[0].clamp_min(0))
     converged = bool((errors <= (tolerance * values).clamp_min(rounding)).all())
     return RitzPairs(values, basis.vectors(count), sizes, errors, converged, basis.products)

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from landscapes.krylov import random_block
-from landscapes.krylov.ritz_pairs import NEGLIGIBLE, RitzSpace, carried_shortfalls
+from landscapes.krylov.ritz_pairs import carried_errors
 from landscapes.noise.covariance import wide_product
+
+NEGLIGIBLE = 100  # eps times the largest Ritz value: a residual below is rounding
 
 BlockProduct = Callable[[Tensor], Tensor]
 """V (k, n) ↦ the rows Cv, (k, n)."""
@@ -35,12 +37,16 @@ class RitzPairs:
     products: int  # of blocks
 
 
-class BlockRitz(RitzSpace):
+class BlockRitz:
     """Orthonormal rows Q (m, n), their images QC and the Ritz pairs of QCQᵀ, largest first."""
 
     def __init__(self, product: BlockProduct, start: Tensor):
-        super().__init__(start)
         self._product = product
+        self.products = 0
+        self.rows = start[:0]
+        self.images = start[:0]
+        self.values = torch.zeros(0, dtype=torch.float64)
+        self._mixing = torch.zeros(0, 0, dtype=torch.float64)
         self._projection = torch.zeros(0, 0, dtype=torch.float64)
 
     def extend(self, directions: Tensor) -> bool:
@@ -65,9 +71,19 @@ class BlockRitz(RitzSpace):
         values, mixing = torch.linalg.eigh(projection)
         self.values, self._mixing = values.flip(0), mixing.flip(1)
 
+    def vectors(self, count: int) -> Tensor:
+        """The first ``count`` Ritz vectors (count, d)."""
+        return self._mixing[:, :count].mT.to(self.rows) @ self.rows
+
+    def residuals(self, count: int) -> Tensor:
+        """Hu − λu of the first ``count`` Ritz pairs (count, d)."""
+        mixing = self._mixing[:, :count].mT.to(self.rows)
+        return mixing @ self.images - self.values[:count, None].to(self.rows) * (mixing @ self.rows)
+
     def compress(self, count: int) -> None:
         """Keep the first ``count`` Ritz vectors, whose images need no product."""
-        super().compress(count)
+        mixing = self._mixing[:, :count].mT.to(self.rows)
+        self.rows, self.images = mixing @ self.rows, mixing @ self.images
         self._solve(torch.diag(self.values[:count]))
 
 
@@ -87,7 +103,7 @@ def top_pairs(
         residuals = basis.residuals(carried)
         sizes = torch.linalg.vector_norm(residuals, dim=-1, dtype=torch.float64).cpu()
         values = basis.values[:carried]
-        shortfalls = carried_shortfalls(values, sizes, min(count, carried))
+        shortfalls = carried_errors(values, sizes, min(count, carried))
         rounding = NEGLIGIBLE * torch.finfo(start.dtype).eps * float(values[0])
         allowed = (tolerance * values).clamp_min(max(rounding, 0.0))
         allowed[count:] = allowed[min(count, carried) - 1]

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from flows.strategies import rotations
 from landscapes import Rosenbrock
 from landscapes.krylov import eigenpairs, random_block
-from landscapes.krylov.ritz_pairs import carried_shortfalls
+from landscapes.krylov.ritz_pairs import carried_errors
 from tests.landscapes.dense import Products, ranked, residuals, rotation, symmetric
 
 WHICH = ("largest", "smallest", "magnitude")
@@ -21,17 +21,17 @@ EPS = torch.finfo(torch.float64).eps
 
 
 @which_ones
-@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-14), (torch.float32, 2e-6)])
 def test_the_caller_says_which_are_meant(which, dtype, accuracy, device):
     matrix = symmetric([-5, 2, 1, 0.5])
     product = Products(matrix.to(device, dtype))
     start = random_block(torch.zeros(4, device=device, dtype=dtype), 3)
-    pairs = eigenpairs(product, start, 2, which=which, tolerance=1e-14)
-    close = {"rtol": 0, "atol": 5 * accuracy}
+    pairs = eigenpairs(product, start, 2, which=which, tolerance=accuracy)
+    close = {"rtol": 0, "atol": 10 * accuracy}
     assert_close(pairs.values, torch.tensor(TOP[which], dtype=torch.float64), **close)
     assert (pairs.vectors.dtype, pairs.vectors.device, pairs.vectors.shape) == (dtype, product.matrix.device, (2, 4))
     assert (pairs.values.dtype, pairs.values.device.type) == (torch.float64, "cpu")
-    assert float(residuals(matrix, pairs).max()) < 5 * accuracy
+    assert float(residuals(matrix, pairs).max()) < 10 * accuracy
     assert_close((pairs.block @ pairs.block.mT).cpu(), torch.eye(3, dtype=dtype), **close)
     assert_close(pairs.block[:2], pairs.vectors)
     assert pairs.converged
@@ -61,11 +61,12 @@ def test_whatever_the_spectrum(data):
     assert pairs.products == product.count <= d
 
 
-@pytest.mark.parametrize(("rows", "count", "expected"), [(1, 3, [3, 1, -2]), (1, 5, [3, 3, 1, 1, -2]), (3, 3, [3] * 3)])
-def test_a_row_finds_an_eigenvalue_once_a_block_as_often_as_it_has_rows(rows, count, expected):
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_an_eigenvalue_is_found_as_often_as_it_occurs(rows, count):
     product = Products(symmetric([3, 3, 3, 1, 1, -2]))
     pairs = eigenpairs(product, random_block(product.matrix, rows), count, tolerance=1e-10)
-    assert_close(pairs.values, torch.tensor(expected, dtype=torch.float64))
+    assert_close(pairs.values, torch.tensor([3, 3, 3, 1, 1], dtype=torch.float64)[:count])
     assert pairs.converged
 
 
@@ -114,28 +115,22 @@ def test_rank_deficient_hessian(normal):
 
 def test_dependent_rows_cost_nothing(normal):
     product = Products(symmetric([4, 3, 2, 1, 0, -1, -2]))
-    one, two = normal(1, 2, 7)
+    one, two = rotation(7, 0)[:, :2].mT + 1e-3 * normal(1, 2, 7)  # a block carried from nearby
     start = torch.stack([one, 2 * one, torch.zeros_like(one), one + 1e-20 * two, two, one - 3 * two])
-    pairs = eigenpairs(product, start, 2, limit=2)
-    assert (pairs.products, product.count, pairs.converged) == (2, 2, False)
+    pairs = eigenpairs(product, start, 2, limit=3)
+    assert (pairs.products, product.count) == (3, 3)
     basis = torch.linalg.qr(torch.stack([one, two], dim=1))[0]
-    assert_close(pairs.values, torch.linalg.eigvalsh(basis.mT @ product.matrix @ basis).flip(0))
+    # the third product is a look at random
+    assert bool((pairs.values >= torch.linalg.eigvalsh(basis.mT @ product.matrix @ basis).flip(0) - 1e-12).all())
 
 
-def test_an_invariant_start_is_known_by_its_products_alone():
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_invariant_start_is_left_by_a_random_look(count):
+    # all start rows are eigenvectors: only the random part of a look leaves their space
     vectors = rotation(8, 0)[:, 3:6].mT
-    product = Products(symmetric([8, 7, 6, 5, 4, 3, 2, 1]))
-    pairs = eigenpairs(product, vectors, 3)
-    assert_close(pairs.values, torch.tensor([5.0, 4, 3], dtype=torch.float64))
-    assert (pairs.products, pairs.converged) == (3, True)
-    assert float(pairs.residuals.max()) < 1e-13  # which says that these are eigenvalues, not that they are the largest
-
-
-def test_a_guard_looks_beyond_an_invariant_start():
-    # all start rows are eigenvectors: only the random part of the look from the guard leaves their space
-    vectors = rotation(8, 0)[:, 3:6].mT
-    pairs = eigenpairs(Products(symmetric([8, 7, 6, 5, 4, 3, 2, 1])), vectors, 2, tolerance=1e-10)
-    assert_close(pairs.values, torch.tensor([8.0, 7], dtype=torch.float64))
+    pairs = eigenpairs(Products(symmetric([8, 7, 6, 5, 4, 3, 2, 1])), vectors, count, tolerance=1e-10)
+    assert_close(pairs.values, torch.tensor([8.0, 7, 6], dtype=torch.float64)[:count])
+    assert pairs.converged
 
 
 @which_ones
@@ -169,19 +164,20 @@ def test_an_eigenvalue_lies_within_the_residual_and_ritz_values_inside(data):
     if which == "smallest":
         assert bool((pairs.values >= exact[:k] - rounding).all())
     assert_close(pairs.values, ranked(pairs.values, which), rtol=0, atol=0)
-    assert bool((pairs.errors <= pairs.residuals).all())
 
 
-def test_what_carried_pairs_lack():
+def test_errors_of_carried_pairs():
     ranks = torch.tensor([5.0, 3, 2, 1], dtype=torch.float64)
-    sizes = torch.tensor([0.3, 0.1, 0.4, 0.5], dtype=torch.float64)
-    # gaps are to 1 + ½
-    errors = [0.3**2 / 3.5, 0.1**2 / 1.5, 0.4**2 / 0.5]
-    assert_close(carried_shortfalls(ranks, sizes, 3), torch.tensor([*errors, 1.5 - 2], dtype=torch.float64))
-    assert_close(carried_shortfalls(ranks, sizes, 2), torch.tensor([*errors[:2], 2.4 - 3, 1.5 - 3]).double())
-    assert_close(carried_shortfalls(ranks, 8 * sizes, 4), 8 * sizes)  # nothing is resolved
-    close = torch.tensor([0.3, 0.1, 0.7, 0.5], dtype=torch.float64)  # a gap of ½ and a residual of 0.7
-    assert float(carried_shortfalls(ranks, close, 3)[2]) == 0.7
+    sizes = torch.tensor([0.3, 0.1, 0.3, 0.4], dtype=torch.float64)
+    # gaps are to 1 + 0.4, whose error is below half of the smallest of them, 1
+    errors = [0.3**2 / 3.6, 0.1**2 / 1.6, 0.3**2 / 0.6]
+    assert_close(carried_errors(ranks, sizes, 3), torch.tensor([*errors, 1.4 - 2], dtype=torch.float64))
+    assert_close(carried_errors(ranks, sizes, 2), torch.tensor([*errors[:2], 2.3 - 3, 1.4 - 3]).double())
+    assert_close(carried_errors(ranks, 8 * sizes, 4), 8 * sizes)  # nothing is resolved
+    close = torch.tensor([0.3, 0.1, 0.7, 0.4], dtype=torch.float64)  # a gap of 0.6 and a residual of 0.7
+    assert float(carried_errors(ranks, close, 3)[2]) == 0.7
+    rough = torch.tensor([0.3, 0.1, 0.3, 0.51], dtype=torch.float64)  # the gap of 1 has an error above half of it
+    assert carried_errors(ranks, rough, 3)[:3].tolist() == [0.3**2 / 3.49, 0.1**2 / 1.49, 0.3]
 
 
 def spectrum(kind, d, seed):
@@ -238,10 +234,12 @@ def test_equivariance(data):
     opposite = {"largest": "smallest", "smallest": "largest", "magnitude": "magnitude"}[which]
     negative = eigenpairs(Products(-matrix), start, count, which=opposite, **options)
     assert_close(negative.values, -pairs.values, rtol=1e-9, atol=1e-12)
-    # rotations and shifts commute with it to rounding: the same space, unless rounding settles when it is complete
+    # random directions do not rotate with it: the same values once they are known
+    options["limit"] = d + 1
+    pairs = eigenpairs(Products(matrix), start, count, which=which, **options)
     turned = eigenpairs(Products(turn @ matrix @ turn.mT), start @ turn.mT, count, which=which, **options)
-    if turned.products == pairs.products:
-        assert_close(turned.values, pairs.values, rtol=0, atol=1e-8)
+    assert turned.converged
+    assert_close(turned.values.abs(), pairs.values.abs(), rtol=0, atol=4e-6)
 
 
 @pytest.mark.parametrize("shift", [-7.5, 3.0])

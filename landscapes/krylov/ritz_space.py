@@ -1,0 +1,195 @@
+r"""An orthonormal basis that grows in any direction of its own images, with the Ritz pairs of H on it.
+
+For orthonormal rows Q (m, d) and W (w, d), together orthonormal, the space stores
+
+    H Q* = Q* T + W* C,    T (m, m) symmetric, C (w, m),
+
+so the images HQ* need no storage: the residual of a Ritz pair (θ, Q*s) is W*(C s), of norm ‖C s‖, and thick restarts
+(Wu & Simon 2000) are T ← diag θ, Q ← SᵀQ, C ← C S. W has the directions in which the space can grow. Each growth
+multiplies H by one of them, moves it to Q and appends the part of its image outside to W. From one row w stays 1, and
+this is Lanczos with full reorthogonalisation; w rows in turn are a block Lanczos; any combination of W, such as the
+residual of the least accurate pair, is Davidson's choice (1975), without a preconditioner. Only vectors (d,) are in the
+caller's precision and on its device; T, C and the Ritz values are float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from landscapes.krylov.space import ROUNDING, Product
+
+FEWEST = 8  # rows of storage to begin with
+ROUNDED = 4  # eps of the largest Ritz value
+DROP = 0.7  # a projection that leaves less than this of a vector has lost digits to cancellation, and is repeated
+CHUNK = 2**16  # columns of the basis that a restart transforms at a time
+
+Rank = Callable[[Tensor], Tensor]
+
+
+class RitzSpace:
+    r"""Q, W, T and C, with the Ritz values in descending order of ``rank``, and the number of products.
+
+    ``finite`` is False once a product is not finite; the space then stays as it is.
+    """
+
+    def __init__(self, product: Product, like: Tensor, rank: Rank):
+        self._product = product
+        self._rank = rank
+        self._store = like.new_empty(min(FEWEST, like.shape[-1] + 1), like.shape[-1])
+        self._coupled = 0  # m: the first rows of the store are Q, the next are W
+        self._rows = 0  # m + w
+        self._projected = torch.zeros(FEWEST, FEWEST, dtype=torch.float64)
+        self._coupling = torch.zeros(0, 0, dtype=torch.float64)
+        self._eps = torch.finfo(like.dtype).eps
+        self.products = 0
+        self.finite = True
+        self.values = torch.zeros(0, dtype=torch.float64)
+        self._mixing = torch.zeros(0, 0, dtype=torch.float64)
+
+    @property
+    def size(self) -> int:
+        """m, the dimension of the space."""
+        return self._coupled
+
+    @property
+    def directions(self) -> int:
+        """w, the number of directions in which the space can grow; 0 if it is invariant."""
+        return self._rows - self._coupled
+
+    @property
+    def full(self) -> bool:
+        """Whether the space is the whole of R^d."""
+        return self.size == self._store.shape[-1]
+
+    @property
+    def scale(self) -> float:
+        """The largest Ritz value in magnitude."""
+        return float(self.values.abs().max()) if len(self.values) else 0.0
+
+    @property
+    def rounding(self) -> float:
+        """The error of a Ritz value by rounding."""
+        return ROUNDED * self._eps * self.scale
+
+    @property
+    def ranks(self) -> Tensor:
+        """The rank of each Ritz value, descending."""
+        return self._rank(self.values)
+
+    def open(self, direction: Tensor) -> Tensor:
+        """Append the part of ``direction`` (d,) outside Q and W to W, unless it is rounding.
+
+        Returns the components of direction/‖direction‖ along the directions W of before and the new one, if any.
+        """
+        size = torch.linalg.vector_norm(direction)
+        if not float(size) > 0:
+            return torch.zeros(self.directions, dtype=torch.float64)
+        outside, components = self._outside(direction / size)
+        combination = components[self.size :].to("cpu", torch.float64)
+        left = float(torch.linalg.vector_norm(outside))
+        if left <= ROUNDING * self._eps:
+            return combination
+        # the division enlarges rounding errors along the basis by 1/left
+        outside, _ = self._outside(outside / left)
+        self._append(outside / torch.linalg.vector_norm(outside), torch.zeros(1, self.size, dtype=torch.float64))
+        return torch.cat([combination, combination.new_tensor([left])])
+
+    def turn(self, combination: Tensor) -> None:
+        """Rotate W so that its first row is Σ_i c_i w_i/‖c‖, for ``combination`` c (w,)."""
+        unit = combination / torch.linalg.vector_norm(combination)
+        # the Householder reflection that exchanges c and ∓e₁, of the sign without cancellation
+        mirror = unit.clone()
+        mirror[0] += 1.0 if float(unit[0]) >= 0 else -1.0
+        mirror = mirror / torch.linalg.vector_norm(mirror)
+        growing = self._store[self._coupled : self._rows]
+        growing -= 2 * torch.outer(mirror.to(growing), mirror.to(growing) @ growing)
+        self._coupling -= 2 * torch.outer(mirror, mirror @ self._coupling)
+
+    def grow(self) -> None:
+        """m → m + 1 by the first row of W and one product."""
+        m = self._coupled
+        image = self._product(self._store[m]).detach()
+        self.products += 1
+        outside, components = self._outside(image)
+        components = components.to("cpu", torch.float64)
+        beta = float(torch.linalg.vector_norm(outside))
+        self.finite = bool(components.isfinite().all()) and beta < float("inf")
+        if not self.finite:
+            return
+        self._extend_projection(components[: m + 1])
+        self._coupling = torch.cat([self._coupling[1:], components[m + 1 :, None]], dim=1)
+        self._coupled = m + 1
+        rounding = ROUNDING * self._eps * float(self._projected[: m + 1, : m + 1].abs().max())
+        if beta > rounding and self._rows < self._store.shape[-1]:
+            row = torch.zeros(1, m + 1, dtype=torch.float64)
+            row[0, m] = beta
+            self._append(outside / beta, row)
+
+    def _outside(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of a vector (d,) outside Q and W, and its components along them (m + w,)."""
+        rows = self._store[: self._rows]
+        components = rows @ vector
+        left = vector - components @ rows
+        before, after = torch.linalg.vector_norm(vector), torch.linalg.vector_norm(left)
+        if bool(after < DROP * before):  # twice is enough (Parlett 1980)
+            again = rows @ left
+            components, left = components + again, left - again @ rows
+        return left, components
+
+    def _append(self, row: Tensor, coupling: Tensor) -> None:
+        if self._rows == len(self._store):
+            more = min(self._rows + max(self._rows // 2, 1), self._store.shape[-1] + 1)
+            self._store = torch.cat([self._store, self._store.new_empty(more - self._rows, self._store.shape[-1])])
+        self._store[self._rows] = row
+        self._rows += 1
+        self._coupling = torch.cat([self._coupling, coupling])
+
+    def _extend_projection(self, column: Tensor) -> None:
+        m = len(column)
+        if m > len(self._projected):
+            wider = torch.zeros(2 * m, 2 * m, dtype=torch.float64)
+            wider[: m - 1, : m - 1] = self._projected[: m - 1, : m - 1]
+            self._projected = wider
+        # the column is measured: equal to the row of C that has left W up to rounding of the products
+        self._projected[:m, m - 1] = column
+        self._projected[m - 1, :m] = column
+
+    def solve(self) -> None:
+        """The Ritz pairs of T."""
+        values, mixing = torch.linalg.eigh(self._projected[: self.size, : self.size])
+        order = self._rank(values).argsort(descending=True, stable=True)
+        self.values, self._mixing = values[order], mixing[:, order]
+
+    def residuals(self, count: int) -> Tensor:
+        """The residuals of the first ``count`` Ritz pairs of the last ``solve``, as components along W (w, count)."""
+        solved = len(self._mixing)
+        return self._coupling[:, :solved] @ self._mixing[:, :count]
+
+    def components(self, vectors: Tensor) -> Tensor:
+        """Components of ``vectors`` (n, d) along Q (n, m)."""
+        return (vectors @ self._store[: self.size].mT).to("cpu", torch.float64)
+
+    def shares(self, coordinates: Tensor, count: int) -> Tensor:
+        """The squared norm of each Ritz vector's part in a subspace of orthonormal ``coordinates`` (n, m) in Q."""
+        return (coordinates @ self._mixing[: coordinates.shape[1], :count]).square().sum(0)
+
+    def vectors(self, count: int) -> Tensor:
+        """The first ``count`` Ritz vectors (count, d)."""
+        return self._mixing[:, :count].mT.to(self._store) @ self._store[: self.size]
+
+    def compress(self, count: int) -> Tensor:
+        """Keep the first ``count`` Ritz vectors, m → count, and return their coordinates S (m, count) in the old Q."""
+        mixing, m = self._mixing[:, :count], self.size
+        turned = mixing.mT.to(self._store)
+        for columns in self._store.split(CHUNK, dim=1):
+            columns[:count] = turned @ columns[:m]
+        directions = self._store[m : self._rows].clone()
+        self._coupled, self._rows = count, count + len(directions)
+        self._store[count : self._rows] = directions
+        self._projected[:count, :count] = torch.diag(self.values[:count])
+        self._coupling = self._coupling @ mixing
+        self.values, self._mixing = self.values[:count], torch.eye(count, dtype=torch.float64)
+        return mixing
