@@ -128,10 +128,8 @@ def permutation(size: int, batch: torch.Size, generator: torch.Generator, device
     return torch.rand(*batch, size, generator=generator, device=device, dtype=torch.float64).argsort(dim=-1)
 
 
-def draw_distinct(
-    size: int, count: int, batch: torch.Size, generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """``count`` different numbers below ``size``, every ordered tuple equally likely, (*batch, count); O(count) draws."""
+def draw_distinct(size: int, count: int, batch: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
+    """``count`` different numbers below ``size``, (*batch, count); all ordered tuples are equally likely; O(count)."""
     if size <= DENSE * count:
         return permutation(size, batch, generator, device)[..., :count]
     return redraw_repeats(size, count, batch, generator, device)

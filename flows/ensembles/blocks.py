@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from flows.descent import Descent
 from flows.engines.counting import check_theta0
 from flows.engines.descend import descend
 from flows.engines.integrate import check_times, integrate
-from flows.engines.noise_paths import NoisePath
 from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow
 from landscapes import FiniteSum, UnsupportedError
@@ -91,7 +89,7 @@ class Course:
         """Numbers of the observed states: every ``every``-th and the last."""
         return [k for k in range(self.last + 1) if k % self.every == 0 or k == self.last]
 
-    def run(self, block: Block, seed: int, see: See, path: NoisePath | None = None) -> tuple[Trajectory, list[float]]:
+    def run(self, block: Block, seed: int, see: See) -> tuple[Trajectory, list[float]]:
         """Run a block, with see(j, t, θ) at its j-th kept state; return the run and the times that it reached.
 
         If all paths diverged before the end, ``see`` is called with the frozen states and the time NaN for the rest; an
@@ -99,7 +97,6 @@ class Course:
         """
         watch = Watch(self.kept, see)
         if isinstance(self.model, Flow):
-            source: dict[str, Any] = {"seed": seed} if path is None else {"path": path}
             run = integrate(
                 self.model,
                 block.theta0,
@@ -108,7 +105,7 @@ class Course:
                 dt=self.dt,
                 keep="last",
                 observers=[watch],
-                **source,
+                seed=seed,
             )
         else:
             run = descend(self.model, block.theta0, self.steps, seed=seed, keep="last", observers=[watch])

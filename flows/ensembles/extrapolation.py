@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flows.engines.noise_paths import NoisePath
 from flows.ensembles.blocks import (
     Block,
     Course,
@@ -129,9 +128,9 @@ class Levels:
         """Numbers that a path stores until its block ends, for observables of one number."""
         return (len(LEVELS) + 1) * len(self._courses[0].kept) * len(self._observables) * theta0[..., 0].numel()
 
-    def take(self, block: Block, seed: int, path: NoisePath | None = None) -> dict[str, Tensor]:
+    def take(self, block: Block, seed: int) -> dict[str, Tensor]:
         """Run a block at every level; observable → R of its paths, (n, T, ..., q)."""
-        coarse, middle, fine = (self.values(way, block, seed, path) for way in self._courses)
+        coarse, middle, fine = (self.values(way, block, seed) for way in self._courses)
         samples = {}
         for name in self._observables:
             one = 2 * fine[name] - middle[name] if self._extrapolate else fine[name]
@@ -141,7 +140,7 @@ class Levels:
             samples[name] = one
         return samples
 
-    def values(self, way: Course, block: Block, seed: int, path: NoisePath | None = None) -> dict[str, Tensor]:
+    def values(self, way: Course, block: Block, seed: int) -> dict[str, Tensor]:
         """φ along a run, observable → (n, T, ..., q); adds its cost and its diverged paths to the totals."""
         seen: dict[str, list[Tensor]] = {name: [] for name in self._observables}
 
@@ -149,7 +148,7 @@ class Levels:
             for name, function in self._observables.items():
                 seen[name].append(evaluate(name, function, theta))
 
-        run, times = way.run(block, seed, see, path)
+        run, times = way.run(block, seed, see)
         if not np.allclose(times, self._clock[: len(times)], rtol=1e-9, atol=0):
             raise UnsupportedError("the rate of this descent is not constant, and the flow is observed at equal steps")
         if run.status == "interrupted":
