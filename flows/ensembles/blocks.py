@@ -20,6 +20,7 @@ from flows.engines.counting import check_theta0
 from flows.engines.descend import descend
 from flows.engines.integrate import check_times, integrate
 from flows.engines.trajectory import Trajectory
+from flows.ensembles.statistics import MOST
 from flows.flow import Flow, StochasticFlow
 from landscapes import FiniteSum, UnsupportedError
 from landscapes.errors import check_count, check_seed
@@ -153,7 +154,8 @@ def course(
         raise TypeError(f"model must be a StochasticFlow or a Descent, got {type(model).__name__}")
     if dt is not None or method is not None:
         raise ValueError("dt and method are for flows, a descent takes its own steps; leave them out")
-    return Course(model, steps=check_count("steps", times_or_steps), every=every)  # type: ignore[arg-type]
+    steps = check_count("steps", times_or_steps, maximum=MOST)  # type: ignore[arg-type]
+    return Course(model, steps=steps, every=every)
 
 
 def check_start(theta0: Tensor) -> Tensor:

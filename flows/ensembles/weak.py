@@ -12,7 +12,7 @@ along them is another one, by O(h²) where curvatures differ (``MinibatchPath``)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from flows.descent import Descent
 from flows.descents.noisy import NoisyGradientDescent
-from flows.engines.trajectory import check_costs, check_times
 from flows.ensembles.blocks import (
     Block,
     Course,
@@ -33,12 +32,12 @@ from flows.ensembles.blocks import (
     check_functions,
     check_start,
 )
-from flows.ensembles.extrapolation import LEVELS, Levels
-from flows.ensembles.statistics import CONFIDENCE, Moments, check_confidence
+from flows.ensembles.extrapolation import LEVELS, Levels, check_along_times
+from flows.ensembles.statistics import CONFIDENCE, MOST, Moments, check_confidence
 from flows.flow import StochasticFlow
 from flows.models.stochastic import NoisyModifiedEquation
 from landscapes import UnsupportedError
-from landscapes.errors import check_count, check_float_tensor, check_seed
+from landscapes.errors import check_choice, check_count, check_seed
 
 Reference = Mapping[str, Tensor]
 
@@ -82,18 +81,12 @@ class WeakErrors:
     cost: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_times("times", self.times)
-        check_count("paths", self.paths)
-        check_count("diverged", self.diverged, minimum=0)
-        check_costs("cost", self.cost)
-        for part in (self.mean, self.difference, self.standard_error, self.integration, self.integration_error):
-            for name, values in part.items():
-                if len(check_float_tensor(name, values)) != len(self.times):
-                    raise ValueError(f"values of {name!r} must be {len(self.times)}, got {tuple(values.shape)}")
+        check_along_times(self, ("mean", "difference", "standard_error", "integration", "integration_error"))
 
     def largest(self, name: str, confidence: float = CONFIDENCE) -> Largest:
         """sup_k |E φ(X_{kh}) − E φ(θ_k)| of one observable, without the start, where both are at θ0."""
         check_confidence(confidence)
+        check_observable(name, self.difference)
         error, bar = self.difference[name][1:], self.standard_error[name][1:]
         width = float(stats.norm.isf((1 - confidence) / (2 * error.numel())))
         place = int(error.abs().argmax())
@@ -139,15 +132,17 @@ def weak_errors(
     Raises TypeError or ValueError for invalid arguments, and KeyboardInterrupt if interrupted.
     """
     theta0 = check_start(theta0)
-    check_count("paths", paths, minimum=2)
+    check_count("paths", paths, minimum=2, maximum=MOST)
     check_functions(observables)
     check_pair(flow, descent, coupled)
     if reference is not None and coupled:
         raise ValueError("give either a reference or coupled=True: with a reference the descent is not run")
-    check_count("substeps", substeps)
+    check_reference(reference)
+    check_count("substeps", substeps, maximum=MOST)
+    check_count("every", every)
     check_seed(seed)
     clock = step_of(descent, theta0)
-    outputs = tuple(k * clock for k in range(check_count("steps", steps) + 1))
+    outputs = tuple(k * clock for k in range(check_count("steps", steps, maximum=MOST) + 1))
     courses = [Course(flow, outputs, every=every, dt=clock / (substeps * n), method=method) for n in LEVELS]
     source = Source(descent, outputs, every, substeps, coupled, reference is None)
     run = WeakRun(Levels(courses, observables, extrapolate), observables, coupled)
@@ -158,6 +153,19 @@ def weak_errors(
             bar.update(part.paths)
     times = torch.tensor([outputs[k] for k in courses[0].kept], dtype=torch.float64)
     return run.result(times, paths, None if reference is None else reference(times))
+
+
+def check_reference(reference: object) -> None:
+    """Raise unless a reference, if there is one, is a function."""
+    if reference is not None and not callable(reference):
+        raise TypeError(f"reference must be a function that returns name -> E phi, or None, got {reference!r}")
+
+
+def check_observable(name: str, known: Iterable[str]) -> None:
+    """Raise unless an observable of that name is known."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, one of {', '.join(map(repr, known))}, got {name!r}")
+    check_choice("name", name, tuple(known))
 
 
 def step_of(descent: Descent, theta0: Tensor) -> float:
