@@ -65,7 +65,7 @@ def check_nonnegative(name: str, value: float) -> float:
 
 
 def check_count(name: str, value: int, minimum: int = 1, maximum: int | None = None) -> int:
-    """Return ``value`` as an int; raise unless it is a whole number from ``minimum`` to ``maximum``, None for no end."""
+    """Return ``value`` as an int; raise unless it is a whole number from ``minimum`` to ``maximum``, if given."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
     if value < minimum:

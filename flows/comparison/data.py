@@ -53,6 +53,11 @@ class Row:
         return tuple(run for run in (self.trajectory, self.ensemble) if run is not None)
 
     @property
+    def is_of_runs(self) -> bool:
+        """Whether the trajectory has several runs of a stochastic flow, not one of a flow without noise."""
+        return self.trajectory is not None and self.trajectory.theta.ndim > self.errors.ndim + 1
+
+    @property
     def cost(self) -> dict[str, float]:
         """The cost of the runs, summed; empty for a flow that could not run."""
         total: dict[str, float] = {}
@@ -152,6 +157,11 @@ class ComparisonData:
             self.name: dict(self.descent.cost),
             **{name: row.cost for name, row in self.rows.items() if row.trajectories},
         }
+
+    @property
+    def has_old_laws(self) -> bool:
+        """Whether laws of coupled flows were taken along the mini-batches, as in comparisons that version 0.1 saved."""
+        return self.coupled and any(row.weak and row.ensemble is None and row.is_of_runs for row in self.rows.values())
 
     @property
     def has_complex(self) -> bool:

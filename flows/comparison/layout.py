@@ -3,7 +3,7 @@ r"""A comparison as named tensors and JSON, in one file: the runs, their errors 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,7 @@ def row_of(tensors: Tensors, text: Mapping[str, Any], notes: list[str], coupled:
         name: WeakError(*(tensors[f"weak.{j}.{part}"] for part in WEAK))
         for j, name in enumerate(check_notes(text["weak"], "weak"))
     }
-    along_batches = coupled and run is not None and run.theta.ndim > tensors["errors"].ndim + 1  # a stochastic flow
-    old = (OLD_LAWS,) if along_batches and weak and "ensemble" not in text else ()
-    return Row(
+    row = Row(
         trajectory=run,
         errors=tensors["errors"],
         one_step=tensors["one_step"],
@@ -131,11 +129,13 @@ def row_of(tensors: Tensors, text: Mapping[str, Any], notes: list[str], coupled:
         imaginary=tensors.get("imaginary"),
         mean=tensors.get("mean"),
         outside=text["outside"],
-        notes=(*check_notes(notes), *old),
+        notes=tuple(check_notes(notes)),
         weak=weak,
         interrupted=bool(text["interrupted"]),
         ensemble=ensemble,
     )
+    old = coupled and row.weak and row.is_of_runs and "ensemble" not in text
+    return replace(row, notes=(*row.notes, OLD_LAWS)) if old else row
 
 
 def old_row(tensors: Tensors, text: Mapping[str, Any], i: int, name: str, folder: Path, observables: list[str]) -> Row:

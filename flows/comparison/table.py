@@ -77,6 +77,9 @@ def laws(comparison: ComparisonData) -> list[str]:
         for name, row in comparison.rows.items():
             if phi in row.weak:
                 lines.append(["", name, *weak_cells(row.weak[phi])])
+    if comparison.has_old_laws:
+        told = "Laws: means over runs, less the descent's; standard errors, of differences run by run for coupled flows"
+        return ["", told, *align(lines, left=(0, 1))]
     apart = ", of coupled flows over other runs, independent of the mini-batches" if comparison.coupled else ""
     return ["", f"Laws: means over runs{apart}, less the descent's; standard errors", *align(lines, left=(0, 1))]
 
@@ -135,7 +138,7 @@ def footnotes(comparison: ComparisonData) -> list[str]:
         coupled = ", of coupled flows against the step itself" if comparison.coupled else ""
         noise = f"noise floor h·sqrt(tr Cov): {floor:.3e} (median)"
         lines.append(f"one-step errors are against the full-batch step{coupled}; {noise}")
-    if comparison.coupled:
+    if comparison.coupled and not comparison.has_old_laws:
         both = "; the cost includes the independent runs of their laws" if comparison.observed else ""
         lines.append(f"{ALONG_BATCHES}{both}")
     if comparison.descent.status != "finished" or not bool(comparison.descent.alive.all()):
