@@ -126,7 +126,7 @@ class MinibatchDescent(StochasticDescent):
         return sampling_of(self.landscape.size, self.batch_size, self.sampling)
 
     def first_order(self, theta0: Tensor) -> Tensor:
-        """The examples in their given order, (..., N), for each member of θ0 (..., d): the state of the first draw."""
+        """The order that the first draw takes, for each member of θ0 (..., d): (..., N) for epochs, else (..., 0)."""
         return self.sampler.first_order(theta0.shape[:-1], theta0.device)
 
     def gradient_noise(self, theta: Tensor) -> Tensor:

@@ -64,12 +64,14 @@ def check_nonnegative(name: str, value: float) -> float:
     return float(value)
 
 
-def check_count(name: str, value: int, minimum: int = 1) -> int:
-    """Return ``value`` as an int; raise unless it is a whole number that is at least ``minimum``."""
+def check_count(name: str, value: int, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return ``value`` as an int; raise unless it is a whole number from ``minimum`` to ``maximum``, if given."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value!r}")
     return int(value)
 
 

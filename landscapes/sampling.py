@@ -1,4 +1,9 @@
-r"""Sampling of mini-batches of b out of N examples, and the covariance of their gradient under each scheme."""
+r"""Sampling of mini-batches of b out of N examples, and the covariance of their gradient under each scheme.
+
+A subset costs O(b) random numbers, whatever N is: b independent draws, of which those that repeat an earlier one are
+drawn again until none does. The rule looks at the pattern of repeats only, not at the values, and so commutes with
+every permutation of the examples: all ordered b-tuples of different examples are equally likely.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from torch import Tensor
 
 from landscapes.errors import check_choice, check_count
 
+DENSE = 16  # N/b up to which one sort of N = O(b) numbers is faster than a search for repeats
+
 
 @dataclass(frozen=True)
 class Sampling(ABC):
@@ -22,7 +29,7 @@ class Sampling(ABC):
 
     @abstractmethod
     def draw(self, order: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The examples (..., m) of step k, and the order (..., N) to pass to the next step."""
+        """The examples (..., m) of step k, and the order to pass to the next step."""
 
     def variance_factor(self) -> float:
         """c in Cov(g_batch) = c·D, D the centred covariance of the examples' gradients."""
@@ -38,13 +45,11 @@ class Sampling(ABC):
         return None
 
     def first_order(self, batch: torch.Size, device: torch.device) -> Tensor:
-        """The examples in their given order, (..., N): the argument of the first ``draw``."""
-        return torch.arange(self.size, device=device).expand(*batch, -1)
+        """The order of the first ``draw``, with the leading shape ``batch``: (..., 0), as independent draws need none.
 
-    def permutation(self, order: Tensor, generator: torch.Generator) -> Tensor:
-        """A uniform permutation (..., N) for each batch member."""
-        # sorting uniforms batches, which torch.randperm does not; float64, as ties of float32 would bias the order
-        return torch.rand(order.shape, generator=generator, device=order.device, dtype=torch.float64).argsort(dim=-1)
+        For an epoch it is the examples in their given order, (..., N).
+        """
+        return torch.empty(*batch, 0, dtype=torch.int64, device=device)
 
 
 @final
@@ -67,8 +72,8 @@ class Subset(Sampling):
     """A fresh subset of b different examples at each step: Cov = (D/b)(N − b)/(N − 1)."""
 
     def draw(self, order: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """b different examples, independent of the step before."""
-        return self.permutation(order, generator)[..., : self.batch_size], order
+        """b different examples in random order, independent of the step before."""
+        return draw_distinct(self.size, self.batch_size, order.shape[:-1], generator, order.device), order
 
 
 @final
@@ -81,10 +86,14 @@ class Epoch(Sampling):
     """
 
     def draw(self, order: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The next b examples of the current epoch's order."""
+        """The next b examples of the current epoch's order (..., N)."""
         place = k % math.ceil(self.size / self.batch_size)
-        order = self.permutation(order, generator) if place == 0 else order
+        if place == 0:
+            order = permutation(self.size, order.shape[:-1], generator, order.device)
         return order[..., place * self.batch_size : (place + 1) * self.batch_size], order
+
+    def first_order(self, batch: torch.Size, device: torch.device) -> Tensor:
+        return torch.arange(self.size, device=device).expand(*batch, -1)
 
     def diffusion_factor(self) -> float:
         """c·m/(m − 1) = N/((N − 1) b), before the mean over the epoch is subtracted; zero for the full batch."""
@@ -111,3 +120,34 @@ def sampling_of(size: int, batch_size: int, sampling: str) -> Sampling:
     if check_count("batch_size", batch_size) > size:
         raise ValueError(f"batch_size must be at most the number of examples, {size}, got {batch_size}")
     return kind(size, batch_size)
+
+
+def permutation(size: int, batch: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
+    """A uniform permutation of ``size`` numbers for each member of the batch, (*batch, size)."""
+    # sorting uniforms batches, which torch.randperm does not; float64, as ties of float32 would bias the order
+    return torch.rand(*batch, size, generator=generator, device=device, dtype=torch.float64).argsort(dim=-1)
+
+
+def draw_distinct(size: int, count: int, batch: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
+    """``count`` different numbers below ``size``, (*batch, count); all ordered tuples are equally likely; O(count)."""
+    if size <= DENSE * count:
+        return permutation(size, batch, generator, device)[..., :count]
+    return redraw_repeats(size, count, batch, generator, device)
+
+
+def redraw_repeats(
+    size: int, count: int, batch: torch.Size, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """``draw_distinct`` by independent draws, in which numbers that occur earlier in their row are drawn again."""
+    index = torch.randint(size, (batch.numel(), count), generator=generator, device=device)
+    rows, part = torch.arange(len(index), device=device), index
+    while True:
+        values, places = part.sort(dim=-1, stable=True)  # equal numbers stay in the order of their places
+        if bool(values.diff(dim=-1).all()):
+            return index.view(*batch, count)
+        same = values[:, 1:] == values[:, :-1]
+        later = torch.zeros_like(part, dtype=torch.bool).scatter_(-1, places[:, 1:], same)  # occurs earlier in its row
+        left = same.any(dim=-1)
+        rows, part, later = rows[left], part[left], later[left]
+        part[later] = torch.randint(size, (int(later.sum()),), generator=generator, device=device)
+        index[rows] = part

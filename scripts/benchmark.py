@@ -17,8 +17,8 @@ from typing import Literal, get_args
 import torch
 import tyro
 
-from flows import GradientDescent, GradientFlow, ModifiedFlow, descend, integrate
-from landscapes import Counted, Rosenbrock, from_sympy
+from flows import GradientDescent, GradientFlow, ModifiedFlow, StochasticGradientDescent, descend, integrate
+from landscapes import Counted, LinearRegression, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
 
 from .lab.demo_network import bare_gradients, demo_network
@@ -30,6 +30,7 @@ Name = Literal[
     "integrate",
     "sympy",
     "descend",
+    "sampling",
     "memory",
     "norms",
     "check",
@@ -99,6 +100,28 @@ def bench_descend(settings: BenchmarkSettings) -> None:
 
     name = "descend, 10,000 points × 1,000 steps / plain torch loop"
     ratio(name, lambda: descend(descent, points, 1000, keep="last"), plain_loop, settings, "≤ 1.25")
+
+
+def bench_sampling(settings: BenchmarkSettings) -> None:
+    """SGD with 16 of 100,000 examples, drawn in each way, over a plain loop that draws with replacement."""
+    size, batch_size, h, steps = 100_000, 16, 1e-3, 500
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(size, 10, dtype=torch.float64, generator=generator).to(settings.device)
+    targets = torch.randn(size, dtype=torch.float64, generator=generator).to(settings.device)
+    landscape, theta0 = LinearRegression(features, targets), torch.zeros(10, dtype=torch.float64).to(settings.device)
+
+    def plain_loop() -> torch.Tensor:
+        theta, draws = theta0, torch.Generator(settings.device).manual_seed(0)
+        for _ in range(steps):
+            index = torch.randint(size, (batch_size,), generator=draws, device=settings.device)
+            theta = theta - h * landscape.batch_grad(theta, index)
+        return theta
+
+    for sampling in ("replacement", "subset", "epoch"):
+        descent = StochasticGradientDescent(landscape, h, batch_size, sampling)
+        ours = functools.partial(descend, descent, theta0, steps, keep="last")
+        name = f"SGD, {sampling}: {batch_size} of {size:,} examples, {steps} steps / plain torch loop"
+        ratio(name, ours, plain_loop, settings, "≤ 3" if sampling == "subset" else "none")
 
 
 def put_peak(chunk_size: int | None, device: str, queue: SimpleQueue) -> None:
@@ -176,6 +199,7 @@ BENCHMARKS: dict[str, Callable[[BenchmarkSettings], None]] = {
     "integrate": bench_integrate,
     "sympy": bench_sympy,
     "descend": bench_descend,
+    "sampling": bench_sampling,
     "memory": bench_memory,
     "norms": bench_norms,
     "check": bench_check,

@@ -57,6 +57,8 @@ class CompareSettings:
     """Runs of sgd, and of stochastic flows, to average over."""
     coupled: bool = False
     """Drive stochastic flows by the mini-batches of sgd, so that paths are compared."""
+    laws: bool = False
+    """Compare laws, which stochastic flows that are not coupled do anyway; coupled ones run again, independently."""
     momentum: float = 0.9
     """Momentum of heavy-ball and nesterov, and of their flows."""
     friction: float = 1.0
@@ -157,6 +159,7 @@ def compare_one(
         choice.steps,
         runs=settings.runs if isinstance(descent, StochasticDescent) else 1,
         coupled=settings.coupled,
+        observables={} if settings.laws else None,
         seed=settings.seed,
         method=choice.method,
         rtol=choice.rtol,

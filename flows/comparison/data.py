@@ -30,7 +30,8 @@ class Row:
     Stochastic flows: ``errors`` are the mean over runs of ‖X(t_k) − θ_k‖ if they are coupled to the descent's
     mini-batches, else ‖mean X(t_k) − mean θ_k‖, NaN for one run; ``one_step`` is pathwise with the mini-batch of the
     step if coupled, else NaN; ``integration`` is the mean over runs of ‖X − X_tight‖ along the same noise, and
-    ``losses`` are means.
+    ``losses`` are means over these runs. ``weak`` is always from runs that are independent of the descent: coupled,
+    from those of ``ensemble``, a second set, as along mini-batches means are not those of the equation's law.
     """
 
     trajectory: Trajectory | None
@@ -44,6 +45,25 @@ class Row:
     mean: Tensor | None = None
     weak: Mapping[str, WeakError] = field(default_factory=dict)
     interrupted: bool = False
+    ensemble: Trajectory | None = None
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        """The trajectory and the ensemble, those that there are."""
+        return tuple(run for run in (self.trajectory, self.ensemble) if run is not None)
+
+    @property
+    def is_of_runs(self) -> bool:
+        """Whether the trajectory has several runs of a stochastic flow, not one of a flow without noise."""
+        return self.trajectory is not None and self.trajectory.theta.ndim > self.errors.ndim + 1
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """The cost of the runs, summed; empty for a flow that could not run."""
+        total: dict[str, float] = {}
+        for run in self.trajectories:
+            total |= {kind: total.get(kind, 0) + value for kind, value in run.cost.items()}
+        return total
 
 
 @dataclass(frozen=True)
@@ -54,7 +74,8 @@ class ComparisonData:
     (T, ...) the norm of the mean's standard error, and ``noise_floor`` (T−1, ...) the root mean square distance of one
     step from the full-batch step, h·√tr Cov(g_batch), both None otherwise. If laws were compared, ``observed`` is
     φ → E φ(θ_k) over the runs and its standard error, each (T, ...); ``coupled``: stochastic flows ran along the
-    descent's own mini-batches. Raises TypeError or ValueError for values that are not along the descent's clock.
+    descent's own mini-batches, and again independently of them if laws were compared. Raises TypeError or ValueError
+    for values that are not along the descent's clock.
     """
 
     name: str
@@ -131,9 +152,16 @@ class ComparisonData:
 
     @property
     def cost(self) -> dict[str, dict[str, float]]:
-        """Descent and flows → cost of the run (without the tighter run and the single steps)."""
-        runs = {self.name: self.descent, **{name: row.trajectory for name, row in self.rows.items()}}
-        return {name: dict(run.cost) for name, run in runs.items() if run is not None}
+        """Descent and flows → cost of the runs (without tighter runs and single steps)."""
+        return {
+            self.name: dict(self.descent.cost),
+            **{name: row.cost for name, row in self.rows.items() if row.trajectories},
+        }
+
+    @property
+    def has_old_laws(self) -> bool:
+        """Whether laws of coupled flows were taken along the mini-batches, as in comparisons that version 0.1 saved."""
+        return self.coupled and any(row.weak and row.ensemble is None and row.is_of_runs for row in self.rows.values())
 
     @property
     def has_complex(self) -> bool:

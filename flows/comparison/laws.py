@@ -20,9 +20,9 @@ Observables = Mapping[str, Callable[[Tensor], Tensor]]
 class WeakError:
     r"""E φ(X(t)) − E φ(θ) of one observable φ along the clock, everything (T, ...).
 
-    ``mean`` is E φ(X) over the runs, ``difference`` that less the descent's, ``standard_error`` the difference's (of
-    differences run by run if flow and descent are coupled; NaN for one run), ``integration`` the flow's mean less
-    its mean at tighter integration along the same noise.
+    ``mean`` is E φ(X) over runs independent of the descent's, ``difference`` that less the descent's,
+    ``standard_error`` the difference's, NaN for one run, ``integration`` the flow's mean less its mean at tighter
+    integration along the same noise.
     """
 
     mean: Tensor
@@ -85,17 +85,14 @@ def mean_with_error(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(dim=1), error
 
 
-def weak_error(flow: Tensor, tighter: Tensor, descent: Tensor, *, coupled: bool) -> WeakError:
+def weak_error(flow: Tensor, tighter: Tensor, descent: Tensor) -> WeakError:
     """The weak error from φ of the flow, its tighter runs and the descent, each (T', runs, ...), T' common to all.
 
     A flow without noise has one run.
     """
     mean, error = mean_with_error(flow)
     descent_mean, descent_error = mean_with_error(descent[: len(flow)])
-    if coupled:
-        error = mean_with_error(flow - descent[: len(flow)])[1]
-    else:
-        error = (descent_error.square() + (error.square() if flow.shape[1] > 1 else 0)).sqrt()
+    error = (descent_error.square() + (error.square() if flow.shape[1] > 1 else 0)).sqrt()
     both = min(len(flow), len(tighter))
     integration = torch.full_like(mean, torch.nan)
     integration[:both] = mean[:both] - tighter[:both].mean(dim=1)
@@ -117,9 +114,7 @@ class Laws:
         others = {name: phi for name, phi in functions.items() if name != LOSS}
         return cls(functions, {LOSS: reference.member_losses, **observe(others, reference.members)}, reference.lost)
 
-    def weak_errors(
-        self, members: Tensor, tighter: Tensor, own: Tensor, *, coupled: bool = False
-    ) -> dict[str, WeakError]:
+    def weak_errors(self, members: Tensor, tighter: Tensor, own: Tensor) -> dict[str, WeakError]:
         """φ → the weak error of states (T', runs, ..., d), and of their tighter runs.
 
         NaN at times with a failed run: of the flow, marked by ``own`` (T', ...), or of the descent.
@@ -128,7 +123,7 @@ class Laws:
         gone = own | self.lost[: len(own)]
         found = {}
         for name, descents in self.values.items():
-            error = weak_error(ours[name], finer[name], descents, coupled=coupled)
+            error = weak_error(ours[name], finer[name], descents)
             mean, integration = (x.masked_fill(own, torch.nan) for x in (error.mean, error.integration))
             difference, bar = (x.masked_fill(gone, torch.nan) for x in (error.difference, error.standard_error))
             found[name] = WeakError(mean, difference, bar, integration)

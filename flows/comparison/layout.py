@@ -3,7 +3,7 @@ r"""A comparison as named tensors and JSON, in one file: the runs, their errors 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ Tensors = Mapping[str, Tensor]
 NEEDED = ("errors", "one_step", "integration", "losses")
 OPTIONAL = ("imaginary", "mean")
 DESCENT_OPTIONAL = ("standard_error", "noise_floor")
+LAWS = "laws"
+"""The folder, in that of a coupled flow's paths, of the independent runs that its laws are taken from."""
+OLD_LAWS = (
+    "laws along the descent's mini-batches, as an earlier version took them: where curvatures differ they are off by "
+    "O(h²), more than their standard errors say"
+)
 WEAK = tuple(field.name for field in fields(WeakError))
 
 
@@ -65,7 +71,12 @@ def parts_of_row(row: Row) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if row.trajectory is not None:
         own, run = parts_of(row.trajectory)
         tensors |= with_prefix("trajectory", own)
-    return tensors, {"run": run, "outside": row.outside, "interrupted": row.interrupted, "weak": list(row.weak)}
+    ensemble = None
+    if row.ensemble is not None:
+        own, ensemble = parts_of(row.ensemble)
+        tensors |= with_prefix("ensemble", own)
+    text = {"run": run, "ensemble": ensemble, "outside": row.outside, "interrupted": row.interrupted}
+    return tensors, text | {"weak": list(row.weak)}
 
 
 def data_of(tensors: Tensors, text: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -75,13 +86,14 @@ def data_of(tensors: Tensors, text: Mapping[str, Any], folder: Path) -> dict[str
     """
     names = check_notes(text["flows"], "flows")
     observables = check_notes(text.get("observables", []), "observables")
+    coupled = bool(text.get("coupled", False))
     if text["format"] == 1:
         descent = Trajectory.load(folder / slug(text["descent"]))
         rows = [old_row(tensors, text, i, name, folder, observables) for i, name in enumerate(names)]
     else:
         descent = trajectory_of(inside("descent.trajectory", tensors), text["descent run"])
         rows = [
-            row_of(inside(f"flow.{i}", tensors), said, text["notes"][name])
+            row_of(inside(f"flow.{i}", tensors), said, text["notes"][name], coupled)
             for i, (name, said) in enumerate(zip(names, text["rows"], strict=True))
         ]
     pairs = [(tensors[f"observed.{j}.mean"], tensors[f"observed.{j}.standard_error"]) for j in range(len(observables))]
@@ -95,18 +107,20 @@ def data_of(tensors: Tensors, text: Mapping[str, Any], folder: Path) -> dict[str
         **{name: tensors.get(name) for name in DESCENT_OPTIONAL},
         "settings": text["settings"],
         "observed": dict(zip(observables, pairs, strict=True)),
-        "coupled": text.get("coupled", False),
+        "coupled": coupled,
     }
 
 
-def row_of(tensors: Tensors, text: Mapping[str, Any], notes: list[str]) -> Row:
-    """The row of ``parts_of_row``."""
+def row_of(tensors: Tensors, text: Mapping[str, Any], notes: list[str], coupled: bool) -> Row:
+    """The row of ``parts_of_row``, with a note if its laws were taken along mini-batches."""
     run = None if text["run"] is None else trajectory_of(inside("trajectory", tensors), text["run"])
+    said = text.get("ensemble")
+    ensemble = None if said is None else trajectory_of(inside("ensemble", tensors), said)
     weak = {
         name: WeakError(*(tensors[f"weak.{j}.{part}"] for part in WEAK))
         for j, name in enumerate(check_notes(text["weak"], "weak"))
     }
-    return Row(
+    row = Row(
         trajectory=run,
         errors=tensors["errors"],
         one_step=tensors["one_step"],
@@ -118,7 +132,10 @@ def row_of(tensors: Tensors, text: Mapping[str, Any], notes: list[str]) -> Row:
         notes=tuple(check_notes(notes)),
         weak=weak,
         interrupted=bool(text["interrupted"]),
+        ensemble=ensemble,
     )
+    old = coupled and row.weak and row.is_of_runs and "ensemble" not in text
+    return replace(row, notes=(*row.notes, OLD_LAWS)) if old else row
 
 
 def old_row(tensors: Tensors, text: Mapping[str, Any], i: int, name: str, folder: Path, observables: list[str]) -> Row:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.comparison.data import ComparisonData
 from flows.comparison.figure import plot_comparison
-from flows.comparison.layout import data_of, parts_of_comparison, slug
+from flows.comparison.layout import LAWS, data_of, parts_of_comparison, slug
 from flows.comparison.table import table
 from flows.engines.locks import FolderLock
 from flows.engines.storage import load_tensors, read_error, save_tensors, write_text
@@ -22,7 +22,7 @@ class Comparison(ComparisonData):
     (T, ...) the norm of the mean's standard error, and ``noise_floor`` (T−1, ...) the root mean square distance of one
     step from the full-batch step, h·√tr Cov(g_batch), both None otherwise. If laws were compared, ``observed`` is
     φ → E φ(θ_k) over the runs and its standard error, each (T, ...); ``coupled``: stochastic flows ran along the
-    descent's own mini-batches.
+    descent's own mini-batches, and again independently of them if laws were compared.
     """
 
     def __str__(self) -> str:
@@ -44,6 +44,8 @@ class Comparison(ComparisonData):
             for name, row in self.rows.items():
                 if row.trajectory is not None:
                     row.trajectory.save(path / slug(name))
+                if row.ensemble is not None:
+                    row.ensemble.save(path / slug(name) / LAWS)
         return path
 
     @classmethod

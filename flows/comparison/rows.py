@@ -74,11 +74,15 @@ def compare(
     Stochastic flows take steps of ``dt``, by default an eighth of the descent's shortest step (h/8 at a constant rate),
     and run as often as the descent. Their laws are compared: E f, E‖∇f‖² and the user's ``observables`` (name → φ, θ
     (n, ..., d) ↦ (n, ...)), each with its standard error and integration error. The laws of deterministic flows are
-    compared as well if there is a stochastic flow or if ``observables`` are given. ``coupled`` drives stochastic flows
-    by the descent's own mini-batches, so that paths are compared; dt must then be h over a power of two, and the
-    descent a ``MinibatchDescent`` that ``couples``, as StochasticGradientDescent does. With stochastic flows, a
-    ``method`` that solves SDEs applies to those only; any other method applies to the deterministic flows, which use
-    ``dt`` only if the method has fixed steps.
+    compared as well if there is a stochastic flow or if ``observables`` are given.
+
+    ``coupled`` drives stochastic flows by the descent's own mini-batches and compares paths only: mini-batches are not
+    Brownian between the steps (``MinibatchPath``), and means along them no laws. With ``coupled`` and ``observables``,
+    {} for E f and E‖∇f‖² alone, each stochastic flow also has as many runs independent of the descent, of which its
+    laws are taken and which its cost includes. dt must then be h over a power of two, and the descent a
+    ``MinibatchDescent`` that ``couples``, as StochasticGradientDescent does. With stochastic flows, a ``method`` that
+    solves SDEs applies to those only; any other method applies to the deterministic flows, which use ``dt`` only if the
+    method has fixed steps.
 
     A flow's learning rate (``declared_rate``) must equal the descent's, or, for a scaled momentum flow beside torch's
     momentum, h = √lr and μ = (1 − β)/√lr: it then runs on the descent's clock (``TorchMomentumFlow``). A flow that
@@ -102,8 +106,8 @@ def compare(
         drive = drive.on_clock(run.times, descent.clock_rate, chosen=dt is not None)
     name = unique_name(type(descent).__name__, named)
     keep(store, name, run)
-    no_laws = theta0.is_complex() or (drive is None and observables is None)
-    laws = None if no_laws else Laws.of(observables, reference)
+    asked = observables is not None or (drive is not None and not drive.coupled)
+    laws = Laws.of(observables, reference) if asked and not theta0.is_complex() else None
     rows = make_rows(named, theta0, reference, settings, drive, laws, progress, partial(keep, store))
     return Comparison(
         name=name,
@@ -134,7 +138,7 @@ def make_rows(
     drive: Drive | None,
     laws: Laws | None,
     progress: bool,
-    save: Callable[[str, Trajectory], None],
+    save: Callable[..., None],
 ) -> dict[str, Row]:
     """One row a flow, in order; an interrupted one is the last."""
     rows: dict[str, Row] = {}
@@ -195,11 +199,11 @@ def noisy_row(
     drive: Drive | None,
     laws: Laws | None,
     progress: bool,
-    save: Callable[[Trajectory], None],
+    save: Callable[..., None],
 ) -> Row:
     """The row of a stochastic flow; without a trajectory if the flow cannot run on this landscape."""
     assert drive is not None
-    if laws is None:
+    if reference.theta0.is_complex():
         given = reference.theta0.dtype
         return cannot_run(UnsupportedError(f"a stochastic flow has real states only, got theta0 of {given}"), reference)
     try:
@@ -241,10 +245,10 @@ def unique_name(name: str, taken: Mapping[str, object]) -> str:
     return name
 
 
-def keep(store: FolderLock | None, name: str, run: Trajectory) -> None:
-    """Save a finished trajectory if a folder was given."""
+def keep(store: FolderLock | None, name: str, run: Trajectory, part: str = "") -> None:
+    """Save a finished trajectory if a folder was given, in its flow's folder or a ``part`` of that."""
     if store is not None:
-        run.save(store.folder / slug(name))
+        run.save(store.folder / slug(name) / part)
 
 
 def tighten(settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -1,10 +1,16 @@
-r"""Rows of a comparison for stochastic flows: by means over runs or, driven by the descent's mini-batches, by paths."""
+r"""Rows of a comparison for stochastic flows: by means over runs or, driven by the descent's mini-batches, by paths.
+
+Laws are taken of runs independent of the descent. Along its mini-batches the first two moments of the noise of a step
+are those of a Brownian motion and the higher ones are not, so that E φ(X) is off by O(h²) where curvatures differ, as
+large as the weak error of an equation of order 2.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,8 +19,9 @@ from torch import Tensor
 
 from flows.comparison.data import CUT_SHORT, Row
 from flows.comparison.laws import LOSS, Laws
+from flows.comparison.layout import LAWS
 from flows.comparison.pairs import NO_MEMORY, lacks_memory, notes_on_pair
-from flows.comparison.reference import NO_VELOCITY, Reference, distance, frozen_mask, lacks_velocity, pad
+from flows.comparison.reference import NO_VELOCITY, Reference, distance, frozen_mask, lacks_velocity, pad, real_loss
 from flows.descent import Descent
 from flows.engines.fixed import step_grid
 from flows.engines.integrate import integrate
@@ -57,6 +64,11 @@ class Drive:
             dt = (h / parts if math.isclose(h, parts * shortest, rel_tol=1e-9) else shortest) / SUBSTEPS
         check_divides(dt, times.tolist())
         return replace(self, dt=dt)
+
+    @property
+    def independent(self) -> Drive:
+        """The drive of the same seed that is independent of the descent's mini-batches."""
+        return replace(self, path=None)
 
     def run(self, flow: Flow, start: Tensor, times: Any, dt: float, **more: Any) -> Any:
         """``integrate`` along the noise."""
@@ -143,80 +155,137 @@ def check_coupled(flow: StochasticFlow, path: MinibatchPath) -> None:
         )
 
 
+@dataclass(frozen=True)
+class FlowRuns:
+    """Runs of a stochastic flow along one noise: at dt and, ``fine``, at dt/2, None if the former was interrupted."""
+
+    run: Trajectory
+    fine: Trajectory | None
+    reference: Reference
+    dt: float
+
+    @property
+    def members(self) -> Tensor:
+        """θ (T', runs, ..., d)."""
+        return self.reference.by_runs(self.run.theta)
+
+    @property
+    def own(self) -> Tensor:
+        """A mask (T', ...) of the times with a frozen run."""
+        return self.reference.by_runs(frozen_mask(self.run, self.dt)).any(dim=1)
+
+    @property
+    def finer(self) -> Tensor:
+        """θ (T'', runs, ..., d) at dt/2."""
+        assert self.fine is not None
+        return self.reference.by_runs(self.fine.theta)
+
+    @property
+    def whole(self) -> bool:
+        """Whether no run was interrupted."""
+        return self.fine is not None and self.fine.status != "interrupted"
+
+    @property
+    def integration(self) -> Tensor:
+        """Mean over the runs of ‖X − X_fine‖ (T, ...)."""
+        both = min(len(self.members), len(self.finer))
+        return distance(self.members[:both], self.finer[:both]).mean(dim=1).masked_fill(self.own[:both], math.nan)
+
+    @property
+    def losses(self) -> Tensor:
+        """Mean over the runs of f(X) (T', ...)."""
+        return real_loss(self.reference.landscape, self.members).mean(dim=1).masked_fill(self.own, math.nan)
+
+
+def run_flow(
+    flow: StochasticFlow, reference: Reference, along: Drive, progress: bool, save: Callable[[Trajectory], None]
+) -> FlowRuns:
+    """The runs of a flow along a noise, as many as the descent's; the first is saved as soon as it is finished."""
+    run = along.run(flow, reference.theta0, reference.times, along.dt, progress=progress)
+    save(run)
+    fine = None
+    if run.status != "interrupted":
+        fine = along.run(flow, reference.theta0, reference.times, along.dt / 2, progress=progress)
+    return FlowRuns(run, fine, reference, along.dt)
+
+
 def stochastic_row(
     flow: StochasticFlow,
     reference: Reference,
     along: Drive,
-    laws: Laws,
+    laws: Laws | None,
     progress: bool,
-    save: Callable[[Trajectory], None],
+    save: Callable[..., None],
 ) -> Row:
-    """The row of one stochastic flow, from as many runs as the descent has."""
+    """The row of one stochastic flow, from as many runs as the descent has; coupled, laws are of as many others."""
     if along.path is not None:
         check_coupled(flow, along.path)
-    run = along.run(flow, reference.theta0, reference.times, along.dt, progress=progress)
-    save(run)
+    runs = run_flow(flow, reference, along, progress, save)
+    row = begin_row(flow, runs, along.coupled)
+    if row.interrupted:
+        return row
+    if not along.coupled:
+        assert laws is not None
+        return end_row(with_laws(row, runs, laws), runs.whole)
+    row, whole = with_single_steps(replace(row, losses=pad(runs.losses, row.losses)), flow, along, runs)
+    if laws is None or not whole:
+        return end_row(row, whole)
+    apart = run_flow(flow, reference, along.independent, progress, partial(save, part=LAWS))
+    row = replace(row, ensemble=apart.run)
+    return end_row(row if apart.fine is None else with_laws(row, apart, laws), apart.whole)
+
+
+def begin_row(flow: StochasticFlow, runs: FlowRuns, coupled: bool) -> Row:
+    """The row with its errors and integration errors, all else NaN."""
+    run, members, reference = runs.run, runs.members, runs.reference
     nothing = torch.full(reference.mean.shape[:-1], math.nan, dtype=run.theta.dtype, device=run.theta.device)
-    members = reference.by_runs(run.theta)
     descents = reference.members[: len(members)]
-    own = reference.by_runs(frozen_mask(run, along.dt)).any(dim=1)
-    gone = own | reference.lost[: len(members)]
     notes = notes_on_pair(flow, reference.descent)
-    if along.coupled:
+    if coupled:
         errors = distance(members, descents).mean(dim=1)
     elif reference.runs > 1:
         errors = distance(members.mean(dim=1), descents.mean(dim=1))
     else:
         errors = nothing[: len(members)]
-        notes = (
-            *notes,
-            "no distance: laws cannot be compared from one run of each; give runs, or coupled=True",
-        )
-    row = Row(
+        notes = (*notes, "no distance: laws cannot be compared from one run of each; give runs, or coupled=True")
+    gone = runs.own | reference.lost[: len(members)]
+    return Row(
         trajectory=run,
         errors=pad(errors.masked_fill(gone, math.nan), nothing),
         one_step=nothing[1:],
-        integration=nothing,
+        integration=nothing if runs.fine is None else pad(runs.integration, nothing),
         losses=nothing,
         mean=members.mean(dim=1),
         notes=notes,
-        interrupted=run.status == "interrupted",
+        interrupted=runs.fine is None,
     )
-    return row if row.interrupted else complete(flow, row, members, own, reference, along, laws, progress)
 
 
-def complete(
-    flow: StochasticFlow,
-    row: Row,
-    members: Tensor,
-    own: Tensor,
-    reference: Reference,
-    along: Drive,
-    laws: Laws,
-    progress: bool,
-) -> Row:
-    """The row of a run (T', runs, ..., d), frozen at ``own``: laws, integration error and, if coupled, single steps."""
-    nothing = row.losses
-    fine = along.run(flow, reference.theta0, reference.times, along.dt / 2, progress=progress)
-    finer = reference.by_runs(fine.theta)
-    both = min(len(members), len(finer))
-    weak = laws.weak_errors(members, finer, own, coupled=along.coupled)
-    one_step, whole, notes = nothing[1:], fine.status != "interrupted", row.notes
-    if along.coupled and lacks_memory(flow, reference.descent):
-        notes = (*notes, NO_MEMORY)
-    elif along.coupled and lacks_velocity(flow, reference):
-        notes = (*notes, NO_VELOCITY)
-    elif along.coupled and whole:
-        one_step, whole = one_step_errors(flow, reference, along)
-    return replace(
-        row,
-        one_step=one_step,
-        integration=pad(distance(members[:both], finer[:both]).mean(dim=1).masked_fill(own[:both], math.nan), nothing),
-        losses=pad(weak[LOSS].mean, nothing),
-        weak={name: error.on_clock(nothing) for name, error in weak.items()},
-        notes=notes if whole else (*notes, CUT_SHORT),
-        interrupted=not whole,
-    )
+def end_row(row: Row, whole: bool) -> Row:
+    """The row of whole runs, or of runs that an interrupt has ended, with a note on that."""
+    return row if whole else replace(row, notes=(*row.notes, CUT_SHORT), interrupted=True)
+
+
+def with_laws(row: Row, runs: FlowRuns, laws: Laws) -> Row:
+    """The row with the laws of runs that are independent of the descent, and with their losses if they are its own."""
+    nothing = torch.full_like(row.errors, math.nan)
+    weak = {
+        name: error.on_clock(nothing) for name, error in laws.weak_errors(runs.members, runs.finer, runs.own).items()
+    }
+    return replace(row, weak=weak, losses=row.losses if row.ensemble is runs.run else weak[LOSS].mean)
+
+
+def with_single_steps(row: Row, flow: StochasticFlow, along: Drive, runs: FlowRuns) -> tuple[Row, bool]:
+    """The row with the errors of single steps or with the reason why there are none; False after an interrupt."""
+    reference = runs.reference
+    if lacks_memory(flow, reference.descent):
+        return replace(row, notes=(*row.notes, NO_MEMORY)), runs.whole
+    if lacks_velocity(flow, reference):
+        return replace(row, notes=(*row.notes, NO_VELOCITY)), runs.whole
+    if not runs.whole:
+        return row, False
+    one_step, whole = one_step_errors(flow, reference, along)
+    return replace(row, one_step=one_step), whole
 
 
 class StepPath(NoisePath):

@@ -34,12 +34,18 @@ NOT_COUNTED = (
 )
 
 
+ALONG_BATCHES = (
+    "coupled flows follow the descent's mini-batches, which are not Brownian between its steps: their errors and "
+    "losses are those of paths, and means over them are no laws"
+)
+
+
 def table(comparison: ComparisonData) -> str:
     """Rows aligned under their headings, notes below."""
     is_complex = comparison.has_complex
     heading = ["", "error at end", "largest error", "one-step error", "integration", "loss at end"]
-    runs = [comparison.descent, *(row.trajectory for row in comparison.rows.values() if row.trajectory)]
-    kinds = {k: v for k, v in KINDS.items() if k != "higher" or any(run.cost.get(k) for run in runs)}
+    costs = comparison.cost.values()
+    kinds = {k: v for k, v in KINDS.items() if k != "higher" or any(cost.get(k) for cost in costs)}
     heading += ["max |Im θ|"] * is_complex + [*kinds.values(), "status"]
     cost = comparison.descent.cost
     first = [comparison.name, "", "", "", "", f"{at_end(comparison.descent_losses):.6g}"]
@@ -56,7 +62,7 @@ def table(comparison: ComparisonData) -> str:
         cells += [f"{at_end(row.losses):.6g}"]
         cells += [""] * is_complex if row.imaginary is None else [f"{worst(row.imaginary):.1e}"]
         series = "" if row.outside is None else f", outside its series: |hλ| = {row.outside:.4g}"
-        lines.append([name, *cells, *oracle_calls(row.trajectory.cost, kinds), f"{row.trajectory.status}{series}"])
+        lines.append([name, *cells, *oracle_calls(row.cost, kinds), f"{row.trajectory.status}{series}"])
     text = align(lines, left=(0, len(heading) - 1))
     return "\n".join([caption(comparison), *text, *footnotes(comparison), *laws(comparison)])
 
@@ -71,8 +77,11 @@ def laws(comparison: ComparisonData) -> list[str]:
         for name, row in comparison.rows.items():
             if phi in row.weak:
                 lines.append(["", name, *weak_cells(row.weak[phi])])
-    coupled = ", of differences run by run for coupled flows" if comparison.coupled else ""
-    return ["", f"Laws: means over runs, less the descent's; standard errors{coupled}", *align(lines, left=(0, 1))]
+    if comparison.has_old_laws:
+        told = "Laws: means over runs, less the descent's; standard errors, of differences run by run for coupled flows"
+        return ["", told, *align(lines, left=(0, 1))]
+    apart = ", of coupled flows over other runs, independent of the mini-batches" if comparison.coupled else ""
+    return ["", f"Laws: means over runs{apart}, less the descent's; standard errors", *align(lines, left=(0, 1))]
 
 
 def weak_cells(error: WeakError) -> list[str]:
@@ -129,14 +138,19 @@ def footnotes(comparison: ComparisonData) -> list[str]:
         coupled = ", of coupled flows against the step itself" if comparison.coupled else ""
         noise = f"noise floor h·sqrt(tr Cov): {floor:.3e} (median)"
         lines.append(f"one-step errors are against the full-batch step{coupled}; {noise}")
+    if comparison.coupled and not comparison.has_old_laws:
+        both = "; the cost includes the independent runs of their laws" if comparison.observed else ""
+        lines.append(f"{ALONG_BATCHES}{both}")
     if comparison.descent.status != "finished" or not bool(comparison.descent.alive.all()):
         lines.append(f"{comparison.name}: {comparison.descent.status.sentence}")
     if not counts_calls(comparison.descent.cost):
         lines.append(f"{comparison.name}: {NOT_COUNTED}")
     for name, row in comparison.rows.items():
-        run = row.trajectory
-        said = [] if run is None or (run.status == "finished" and bool(run.alive.all())) else [run.status.sentence]
-        lines += [f"{name}: {note}" for note in (*said, *(run.notes if run else ()), *row.notes)]
-        if run is not None and not counts_calls(run.cost):
+        ended = [
+            run.status.sentence for run in row.trajectories if run.status != "finished" or not bool(run.alive.all())
+        ]
+        said = [*ended, *(note for run in row.trajectories for note in run.notes), *row.notes]
+        lines += [f"{name}: {note}" for note in dict.fromkeys(said)]
+        if row.trajectories and not counts_calls(row.cost):
             lines.append(f"{name}: {NOT_COUNTED}")
     return lines

@@ -239,7 +239,7 @@ class StochasticDriftAdjustedDescent(MinibatchDescent):
         return Clock()
 
     def start(self, theta0: Tensor) -> tuple[DriftState, Tensor]:
-        """θ0 without values of v, and the examples in their given order. Raises UnsupportedError for complex θ0."""
+        """θ0 without values of v, and the first order of the examples. Raises UnsupportedError for complex θ0."""
         return start_state(theta0), self.first_order(theta0)
 
     def step(self, state: tuple[DriftState, Tensor], k: int, generator: torch.Generator) -> tuple[DriftState, Tensor]:

@@ -17,7 +17,7 @@ from landscapes import FiniteSum, Landscape, UnsupportedError
 
 @dataclass(frozen=True)
 class ScheduledState:
-    """θ (..., d), the order of the examples (..., N), and the sum of the rates of the steps taken."""
+    """θ (..., d), the order of the examples, and the sum of the rates of the steps taken."""
 
     theta: Tensor
     order: Tensor
@@ -96,7 +96,7 @@ class ScheduledStochasticGradientDescent(MinibatchDescent):
         return Clock()
 
     def start(self, theta0: Tensor) -> ScheduledState:
-        """θ0 and the examples in their given order, at time zero."""
+        """θ0 and the first order of the examples, at time zero."""
         return ScheduledState(theta0, self.first_order(theta0), 0.0)
 
     def step(self, state: ScheduledState, k: int, generator: torch.Generator) -> ScheduledState:

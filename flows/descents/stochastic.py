@@ -34,7 +34,7 @@ class StochasticGradientDescent(MinibatchDescent):
         return Clock()
 
     def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
-        """θ0 and the examples in their given order."""
+        """θ0 and the first order of the examples."""
         return theta0, self.first_order(theta0)
 
     def step(self, state: tuple[Tensor, Tensor], k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

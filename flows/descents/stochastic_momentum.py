@@ -18,7 +18,7 @@ from landscapes import FiniteSum
 
 @dataclass(frozen=True)
 class MomentumState:
-    """θ (..., d), the buffer or the velocity (..., d), and the order of the examples (..., N)."""
+    """θ (..., d), the buffer or the velocity (..., d), and the order of the examples."""
 
     theta: Tensor
     momentum: Tensor
@@ -29,7 +29,7 @@ class MomentumDescent(MinibatchDescent):
     """Base of the two stochastic heavy balls: starts at rest and draws one mini-batch per step."""
 
     def start(self, theta0: Tensor) -> MomentumState:
-        """θ0 at rest, and the examples in their given order."""
+        """θ0 at rest, and the first order of the examples."""
         return MomentumState(theta0, torch.zeros_like(theta0), self.first_order(theta0))
 
     def gradient(self, state: MomentumState, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ class SVAG(MinibatchDescent):
         return (1 + root) / 2, (1 - root) / 2
 
     def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
-        """θ0 and the examples in their given order."""
+        """θ0 and the first order of the examples."""
         return theta0, self.first_order(theta0)
 
     def step(self, state: tuple[Tensor, Tensor], k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -216,11 +216,18 @@ class MinibatchPath(NoisePath):
     the examples, which G does not see, its covariance hI, as a Brownian motion's. Below h the path is refined by
     Brownian bridges. Euler's method with dt = h then IS the descent; a smaller dt follows the SDE along the same noise.
 
-    Its third moments are those of the mini-batches, not zero. The law of an SDE along this path therefore differs from
-    its law along a Brownian motion by O(h²), as SGD's does: the order of the error of an equation of order 2, visible
-    to φ that are not quadratic. For f_i = ½λ(θ − c_i)² with κ₃ = mean (c_i − c̄)³ the third central moment is
-    h²λ²κ₃(1 − e^{−3λt})/(3b²) instead of 0, up to O(h³); from h = 1/4 to 1/8 its slope was measured as 1.99 ± 0.03,
-    and for examples of different curvatures as 2.33 ± 0.36, from 1/2 to 1/4 as 2.45 ± 0.11.
+    It is no Brownian motion, and means over it are no laws: it is for paths. Its third and higher moments over a step
+    are those of the mini-batches, so that E φ(X) along it is off by O(h²). Where the examples share one Hessian, so
+    that the noise is additive and a linear drift keeps two moments, this is seen by φ that are not quadratic: for f_i =
+    ½λ(θ − c_i)² with κ₃ = mean (c_i − c̄)³ the third central moment is h²λ²κ₃(1 − e^{−3λt})/(3b²) instead of 0, up to
+    O(h³). Where curvatures differ, every φ sees it: for f_i = ½a_iθ², as dt → 0,
+
+        E X_t^p = θ_0^p exp(−pāt + p(p − 1)hvt/2 + (t/h) Σ_{j≥3} κ_j (ph)^j/j!),
+
+    κ_j the cumulants and v the variance of ā − a_B, a_B the mean curvature of a mini-batch; along a Brownian motion the
+    sum is absent. Of the weak error of an equation of order 1, O(h), that is a share of O(h): of the error of E X, for
+    curvatures 0.3, 0.3, 0.3 and 4 with b = 1, at t = 1, 19 % at h = 0.2 and 10 % at h = 0.1; beside an equation of
+    order 2 all of its order.
 
     ``sampling``, ``h``, ``steps`` and the descent's ``seed`` are those of ``descend``, ``batch`` the leading shape of
     its θ0; ``device`` must be θ0's, as generators differ between devices. The finest step is h/2^``halvings``.

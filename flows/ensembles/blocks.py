@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ from flows.descent import Descent
 from flows.engines.counting import check_theta0
 from flows.engines.descend import descend
 from flows.engines.integrate import check_times, integrate
-from flows.engines.noise_paths import NoisePath
 from flows.engines.trajectory import Trajectory
+from flows.ensembles.statistics import MOST
 from flows.flow import Flow, StochasticFlow
 from landscapes import FiniteSum, UnsupportedError
 from landscapes.errors import check_count, check_seed
@@ -91,7 +90,7 @@ class Course:
         """Numbers of the observed states: every ``every``-th and the last."""
         return [k for k in range(self.last + 1) if k % self.every == 0 or k == self.last]
 
-    def run(self, block: Block, seed: int, see: See, path: NoisePath | None = None) -> tuple[Trajectory, list[float]]:
+    def run(self, block: Block, seed: int, see: See) -> tuple[Trajectory, list[float]]:
         """Run a block, with see(j, t, θ) at its j-th kept state; return the run and the times that it reached.
 
         If all paths diverged before the end, ``see`` is called with the frozen states and the time NaN for the rest; an
@@ -99,7 +98,6 @@ class Course:
         """
         watch = Watch(self.kept, see)
         if isinstance(self.model, Flow):
-            source: dict[str, Any] = {"seed": seed} if path is None else {"path": path}
             run = integrate(
                 self.model,
                 block.theta0,
@@ -108,7 +106,7 @@ class Course:
                 dt=self.dt,
                 keep="last",
                 observers=[watch],
-                **source,
+                seed=seed,
             )
         else:
             run = descend(self.model, block.theta0, self.steps, seed=seed, keep="last", observers=[watch])
@@ -156,7 +154,8 @@ def course(
         raise TypeError(f"model must be a StochasticFlow or a Descent, got {type(model).__name__}")
     if dt is not None or method is not None:
         raise ValueError("dt and method are for flows, a descent takes its own steps; leave them out")
-    return Course(model, steps=check_count("steps", times_or_steps), every=every)  # type: ignore[arg-type]
+    steps = check_count("steps", times_or_steps, maximum=MOST)  # type: ignore[arg-type]
+    return Course(model, steps=steps, every=every)
 
 
 def check_start(theta0: Tensor) -> Tensor:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flows.engines.noise_paths import NoisePath
+from flows.engines.trajectory import check_costs, check_mapping, check_times
 from flows.ensembles.blocks import (
     Block,
     Course,
@@ -34,10 +35,10 @@ from flows.ensembles.blocks import (
     course,
     evaluate,
 )
-from flows.ensembles.statistics import Moments
+from flows.ensembles.statistics import MOST, Moments
 from flows.flow import StochasticFlow
 from landscapes import UnsupportedError
-from landscapes.errors import check_count, check_positive, check_seed
+from landscapes.errors import check_count, check_float_tensor, check_positive, check_seed
 
 LEVELS = (1, 2, 4)  # divisors of dt
 
@@ -49,7 +50,7 @@ class Expectation:
     ``times`` (T,); each of the others maps observable → (T, ..., q): ``mean``; its ``standard_error``;
     ``integration``, an estimate of the mean's integration error, and its standard error ``integration_error``.
     ``diverged``: the number of diverged runs, out of three per path; they are included in every mean with their last
-    finite position. ``cost`` of all runs.
+    finite position. ``cost`` of all runs. Raises TypeError or ValueError for values that are not along the times.
     """
 
     times: Tensor
@@ -60,6 +61,9 @@ class Expectation:
     integration_error: Mapping[str, Tensor]
     diverged: int = 0
     cost: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_along_times(self, ("mean", "standard_error", "integration", "integration_error"))
 
     def __str__(self) -> str:
         lines = [f"E φ from {self.paths} paths at t = {float(self.times[-1]):.6g} ({len(self.times)} times)"]
@@ -72,6 +76,23 @@ class Expectation:
                 lines.append(f"{label:<20}{mean:>14.6g}{error:>11.1e}{left:>14.2e}{left_error:>11.1e}")
         lost = [f"{self.diverged} runs diverged and stay at their last finite position"] if self.diverged else []
         return "\n".join([*lines, *lost])
+
+
+def check_along_times(found: Any, parts: Sequence[str]) -> None:
+    """Raise unless times, paths, diverged and cost of a result are, and its ``parts`` map names to tensors (T, ...)."""
+    check_times("times", found.times)
+    check_count("paths", found.paths)
+    check_count("diverged", found.diverged, minimum=0)
+    check_costs("cost", found.cost)
+    for part in parts:
+        values = getattr(found, part)
+        check_mapping(part, values)
+        for name, value in values.items():
+            if check_float_tensor(f"{part}[{name!r}]", value).shape[:1] != found.times.shape:
+                raise ValueError(
+                    f"{part}[{name!r}] must have shape ({len(found.times)}, ...), a value for each time, got "
+                    f"{tuple(value.shape)}"
+                )
 
 
 def expectation(
@@ -96,7 +117,7 @@ def expectation(
     ValueError for invalid arguments, and KeyboardInterrupt if interrupted.
     """
     theta0 = check_start(theta0)
-    check_count("paths", paths, minimum=2)
+    check_count("paths", paths, minimum=2, maximum=MOST)
     check_seed(seed)
     check_functions(observables)
     check_positive("dt", dt)
@@ -129,9 +150,9 @@ class Levels:
         """Numbers that a path stores until its block ends, for observables of one number."""
         return (len(LEVELS) + 1) * len(self._courses[0].kept) * len(self._observables) * theta0[..., 0].numel()
 
-    def take(self, block: Block, seed: int, path: NoisePath | None = None) -> dict[str, Tensor]:
+    def take(self, block: Block, seed: int) -> dict[str, Tensor]:
         """Run a block at every level; observable → R of its paths, (n, T, ..., q)."""
-        coarse, middle, fine = (self.values(way, block, seed, path) for way in self._courses)
+        coarse, middle, fine = (self.values(way, block, seed) for way in self._courses)
         samples = {}
         for name in self._observables:
             one = 2 * fine[name] - middle[name] if self._extrapolate else fine[name]
@@ -141,7 +162,7 @@ class Levels:
             samples[name] = one
         return samples
 
-    def values(self, way: Course, block: Block, seed: int, path: NoisePath | None = None) -> dict[str, Tensor]:
+    def values(self, way: Course, block: Block, seed: int) -> dict[str, Tensor]:
         """φ along a run, observable → (n, T, ..., q); adds its cost and its diverged paths to the totals."""
         seen: dict[str, list[Tensor]] = {name: [] for name in self._observables}
 
@@ -149,7 +170,7 @@ class Levels:
             for name, function in self._observables.items():
                 seen[name].append(evaluate(name, function, theta))
 
-        run, times = way.run(block, seed, see, path)
+        run, times = way.run(block, seed, see)
         if not np.allclose(times, self._clock[: len(times)], rtol=1e-9, atol=0):
             raise UnsupportedError("the rate of this descent is not constant, and the flow is observed at equal steps")
         if run.status == "interrupted":

@@ -24,13 +24,16 @@ from torch import Tensor
 
 from flows.ensembles.statistics import (
     CONFIDENCE,
+    MOST,
     Statistic,
     check_alike,
     check_confidence,
+    check_kind,
     check_nonempty,
     check_samples,
+    numbers_of,
 )
-from landscapes.errors import check_count, check_real
+from landscapes.errors import check_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +129,10 @@ class Quantiles(Statistic):
     cells: Cells | None = None
 
     def __post_init__(self) -> None:
-        probabilities = tuple(check_real("probabilities", p) for p in self.probabilities)
+        probabilities = tuple(numbers_of("probabilities", self.probabilities).reshape(-1).tolist())
         if not probabilities or not all(0 <= p <= 1 for p in probabilities):
             raise ValueError(f"probabilities must be numbers in [0, 1], at least one, got {self.probabilities!r}")
-        check_count("size", self.size, minimum=8)
+        check_count("size", self.size, minimum=8, maximum=MOST)
         object.__setattr__(self, "probabilities", probabilities)
 
     @property
@@ -147,6 +150,7 @@ class Quantiles(Statistic):
 
     def merge(self, other: Quantiles) -> Quantiles:
         """The statistic of both samples; raise unless probabilities and size are the same."""
+        check_kind(self, other)
         if (self.probabilities, self.size) != (other.probabilities, other.size):
             raise ValueError("probabilities and size must be the same in Quantiles that are merged")
         cells = self.cells if other.cells is None else other.cells

@@ -39,7 +39,7 @@ from flows.ensembles.blocks import (
     stack,
 )
 from flows.ensembles.quantiles import Quantiles
-from flows.ensembles.statistics import CONFIDENCE, Histogram, Moments, Statistic
+from flows.ensembles.statistics import CONFIDENCE, MOST, Histogram, Moments, Statistic
 from flows.flow import Flow
 from landscapes.errors import check_count, check_seed
 
@@ -60,6 +60,8 @@ class Observable:
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"function must be a function of theta, got {self.function!r}")
+        if not isinstance(self.statistics, Sequence):
+            raise TypeError(f"statistics must be a sequence of Statistics, got {self.statistics!r}")
         for statistic in self.statistics:
             if not isinstance(statistic, Statistic):
                 raise TypeError(f"statistics must be Statistics such as Quantiles([0.5]), got {statistic!r}")
@@ -151,6 +153,8 @@ class Ensemble:
 
     def series(self, kind: type[Asked]) -> dict[str, list[Asked]]:
         """Observable → its first statistic of that kind at each time, for observables that have one."""
+        if not isinstance(kind, type):
+            raise TypeError(f"kind must be a class of statistics, such as Moments, got {kind!r}")
         found = {n: [[s for s in row if isinstance(s, kind)] for row in rows] for n, rows in self.statistics.items()}
         return {name: [row[0] for row in rows] for name, rows in found.items() if all(rows)}
 
@@ -252,7 +256,7 @@ def ensemble(
     and KeyboardInterrupt if interrupted before there are any statistics.
     """
     theta0 = check_start(theta0)
-    check_count("paths", paths)
+    check_count("paths", paths, maximum=MOST)
     check_seed(seed)
     check_functions(observables)
     way = course(model, times_or_steps, dt, method, every)

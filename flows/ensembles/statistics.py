@@ -9,7 +9,7 @@ are defined here, ``Quantiles`` in ``quantiles``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from landscapes.errors import check_real
 
 CONFIDENCE = 0.95
+MOST = 10**8  # paths, steps, cells: more are a slip, and would run for years or fill the memory
 
 Kind = TypeVar("Kind", bound="Statistic")
 
@@ -68,6 +69,12 @@ def check_alike(name: str, shape: torch.Size, other: torch.Size) -> None:
             f"{name} must be of samples of one shape, got (n, *{tuple(shape)}) and (n, *{tuple(other)}): "
             "use one statistic for each"
         )
+
+
+def check_kind(statistic: Statistic, other: object) -> None:
+    """Raise unless the other statistic, to be merged, is of the same class."""
+    if not isinstance(other, type(statistic)):
+        raise TypeError(f"other must be a {type(statistic).__name__} to be merged, got {type(other).__name__}")
 
 
 def check_confidence(confidence: float) -> float:
@@ -154,6 +161,7 @@ class Moments(Statistic):
         return self.merge(Moments(CentralSums.of(check_samples(samples))))
 
     def merge(self, other: Moments) -> Moments:
+        check_kind(self, other)
         if self.sums is None or other.sums is None:
             return other if self.sums is None else self
         check_alike("Moments", self.sums.mean.shape, other.sums.mean.shape)
@@ -214,6 +222,16 @@ def divide(sums: Tensor, count: int) -> Tensor:
     return sums / count if count > 0 else torch.full_like(sums, torch.nan)
 
 
+def numbers_of(name: str, values: Sequence[float] | Tensor) -> Tensor:
+    """Numbers as a tensor of float64, detached; raise TypeError unless they are a sequence of real numbers."""
+    if isinstance(values, Tensor) and values.ndim and not values.is_complex():
+        return values.detach().double()
+    if isinstance(values, (Tensor, str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of real numbers, got {values!r}")
+    numbers = [check_real(name, float(x) if isinstance(x, Tensor) else x) for x in values]
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Histogram(Statistic):
@@ -227,7 +245,7 @@ class Histogram(Statistic):
     tallies: Tensor | None = None
 
     def __post_init__(self) -> None:
-        edges = torch.as_tensor(self.edges, dtype=torch.float64).detach()
+        edges = numbers_of("edges", self.edges)
         if edges.ndim != 1 or len(edges) < 2:
             raise ValueError(f"edges must have shape (B + 1,) with B >= 1 bins, got {tuple(edges.shape)}")
         if not bool(edges.isfinite().all() and (edges.diff() > 0).all()):
@@ -257,6 +275,7 @@ class Histogram(Statistic):
 
     def merge(self, other: Histogram) -> Histogram:
         """The statistic of both samples; raise unless the edges are the same."""
+        check_kind(self, other)
         if not torch.equal(torch.as_tensor(self.edges).cpu(), torch.as_tensor(other.edges).cpu()):
             raise ValueError("edges must be the same in histograms that are merged")
         if self.tallies is None or other.tallies is None:

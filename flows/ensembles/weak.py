@@ -3,16 +3,16 @@ r"""Weak errors: E φ(X_{kh}) − E φ(θ_k) of a stochastic flow and a descent,
 E φ(X) is extrapolated to dt → 0 from runs at dt, dt/2 and dt/4 along one path of noise (``expectation``); every weak
 error comes with an estimate of the remaining integration error and its standard error.
 
-E φ(θ) is known exactly (``reference``), or estimated from independent runs, or from ``coupled`` runs: along the same
-mini-batches as ``StochasticGradientDescent``, or with the Gaussian noise of ``NoisyGradientDescent``. Then the
-difference is averaged run by run, and its variance decreases with h. Mini-batches match the first two moments of
-Brownian motion but not the third: along them the law of X has an error O(h²) if φ depends on third moments.
+E φ(θ) is known exactly (``reference``), or estimated from independent runs, or from ``coupled`` runs, along the same
+Brownian motion as ``NoisyGradientDescent``. Then the difference is averaged run by run, and its variance decreases with
+h. Runs along the mini-batches of a descent are refused: these are not Brownian between the steps, and the law of X
+along them is another one, by O(h²) where curvatures differ (``MinibatchPath``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,11 +20,8 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
-from flows.comparison.stochastic_rows import check_coupled, check_shared
 from flows.descent import Descent
 from flows.descents.noisy import NoisyGradientDescent
-from flows.engines.noise_paths import NoisePath, minibatch_path
-from flows.engines.trajectory import check_costs, check_times
 from flows.ensembles.blocks import (
     Block,
     Course,
@@ -35,12 +32,12 @@ from flows.ensembles.blocks import (
     check_functions,
     check_start,
 )
-from flows.ensembles.extrapolation import LEVELS, Levels
-from flows.ensembles.statistics import CONFIDENCE, Moments, check_confidence
+from flows.ensembles.extrapolation import LEVELS, Levels, check_along_times
+from flows.ensembles.statistics import CONFIDENCE, MOST, Moments, check_confidence
 from flows.flow import StochasticFlow
 from flows.models.stochastic import NoisyModifiedEquation
 from landscapes import UnsupportedError
-from landscapes.errors import check_count, check_float_tensor, check_seed
+from landscapes.errors import check_choice, check_count, check_seed
 
 Reference = Mapping[str, Tensor]
 
@@ -84,18 +81,12 @@ class WeakErrors:
     cost: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_times("times", self.times)
-        check_count("paths", self.paths)
-        check_count("diverged", self.diverged, minimum=0)
-        check_costs("cost", self.cost)
-        for part in (self.mean, self.difference, self.standard_error, self.integration, self.integration_error):
-            for name, values in part.items():
-                if len(check_float_tensor(name, values)) != len(self.times):
-                    raise ValueError(f"values of {name!r} must be {len(self.times)}, got {tuple(values.shape)}")
+        check_along_times(self, ("mean", "difference", "standard_error", "integration", "integration_error"))
 
     def largest(self, name: str, confidence: float = CONFIDENCE) -> Largest:
         """sup_k |E φ(X_{kh}) − E φ(θ_k)| of one observable, without the start, where both are at θ0."""
         check_confidence(confidence)
+        check_observable(name, self.difference)
         error, bar = self.difference[name][1:], self.standard_error[name][1:]
         width = float(stats.norm.isf((1 - confidence) / (2 * error.numel())))
         place = int(error.abs().argmax())
@@ -134,26 +125,24 @@ def weak_errors(
 
     ``observables``: name → φ, θ (n, ..., d) ↦ (n, ...) or (n, ..., q). The flow is run at dt = h/``substeps``, dt/2 and
     dt/4. ``reference``: times (T,) ↦ name → E φ(θ_k) (T, ..., q) or broadcastable to it, if it is known exactly; the
-    descent is then not run. ``coupled``: see ``flows.ensembles.weak``; without either the descent has as many runs as
-    the flow, independent of it. ``extrapolate=False`` takes the mean at dt/4, and its distance to that at dt/2 as
-    integration error.
+    descent is then not run. ``coupled``, for a ``NoisyGradientDescent``: its runs share the flow's noise; without
+    either the descent has as many runs as the flow, independent of it. ``extrapolate=False`` takes the mean at dt/4,
+    and its distance to that at dt/2 as integration error.
 
     Raises TypeError or ValueError for invalid arguments, and KeyboardInterrupt if interrupted.
     """
     theta0 = check_start(theta0)
-    check_count("paths", paths, minimum=2)
+    check_count("paths", paths, minimum=2, maximum=MOST)
     check_functions(observables)
     check_pair(flow, descent, coupled)
-    if coupled and not isinstance(descent, NoisyGradientDescent):
-        batches = minibatch_path(descent, theta0, check_count("steps", steps), seed)  # type: ignore[arg-type]
-        check_shared(flow, descent)
-        check_coupled(flow, batches)
     if reference is not None and coupled:
         raise ValueError("give either a reference or coupled=True: with a reference the descent is not run")
-    check_count("substeps", substeps)
+    check_reference(reference)
+    check_count("substeps", substeps, maximum=MOST)
+    check_count("every", every)
     check_seed(seed)
     clock = step_of(descent, theta0)
-    outputs = tuple(k * clock for k in range(check_count("steps", steps) + 1))
+    outputs = tuple(k * clock for k in range(check_count("steps", steps, maximum=MOST) + 1))
     courses = [Course(flow, outputs, every=every, dt=clock / (substeps * n), method=method) for n in LEVELS]
     source = Source(descent, outputs, every, substeps, coupled, reference is None)
     run = WeakRun(Levels(courses, observables, extrapolate), observables, coupled)
@@ -164,6 +153,19 @@ def weak_errors(
             bar.update(part.paths)
     times = torch.tensor([outputs[k] for k in courses[0].kept], dtype=torch.float64)
     return run.result(times, paths, None if reference is None else reference(times))
+
+
+def check_reference(reference: object) -> None:
+    """Raise unless a reference, if there is one, is a function."""
+    if reference is not None and not callable(reference):
+        raise TypeError(f"reference must be a function that returns name -> E phi, or None, got {reference!r}")
+
+
+def check_observable(name: str, known: Iterable[str]) -> None:
+    """Raise unless an observable of that name is known."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, one of {', '.join(map(repr, known))}, got {name!r}")
+    check_choice("name", name, tuple(known))
 
 
 def step_of(descent: Descent, theta0: Tensor) -> float:
@@ -187,10 +189,17 @@ def check_pair(flow: StochasticFlow, descent: Descent, coupled: bool) -> None:
     rate = flow.declared_rate or descent.clock_rate
     if not math.isclose(rate, descent.clock_rate, rel_tol=1e-12):
         raise ValueError(f"h of {flow.name} is {rate!r}, of the descent {descent.clock_rate!r}: they must agree")
-    if coupled and isinstance(descent, NoisyGradientDescent) and descent.noise.size != flow.noise_size:
+    if coupled and not isinstance(descent, NoisyGradientDescent):
+        raise UnsupportedError(
+            f"coupled is for a NoisyGradientDescent, whose noise is a Brownian motion's, got {type(descent).__name__}: "
+            "along mini-batches the flow has another law, and its weak error would be wrong; leave coupled out, give a "
+            "reference, or use NoisyGradientDescent(landscape, h, MinibatchNoise(...)), whose first two moments on "
+            "quadratics are SGD's; paths along mini-batches are those of compare(..., coupled=True)"
+        )
+    if coupled and descent.noise.size != flow.noise_size:  # type: ignore[attr-defined]
         raise ValueError(
             f"flow must be driven by the descent's noise to be coupled: its noise has the size {flow.noise_size}, the "
-            f"descent's {descent.noise.size}"
+            f"descent's {descent.noise.size}"  # type: ignore[attr-defined]
         )
 
 
@@ -211,18 +220,12 @@ class Source:
                 f"substeps must be a power of two for coupled flows, got {self.substeps}: paths halve steps"
             )
 
-    def path(self, block: Block, seed: int) -> NoisePath | None:
-        """The noise path of a block of the flow: that of the mini-batches, or None for Brownian motion by the seed."""
-        if not self.coupled or isinstance(self.descent, NoisyGradientDescent):
-            return None
-        halvings = (self.substeps * LEVELS[-1]).bit_length() - 1
-        return minibatch_path(self.descent, block.theta0, len(self.outputs) - 1, seed, halvings)  # type: ignore[arg-type]
-
     def partner(self) -> Course:
-        """The course for the descent: itself or, coupled with Gaussian noise, Euler's method with dt = h."""
+        """The course for the descent: itself or, coupled, Euler's method with dt = h."""
         d = self.descent
         # One Euler step of the equation is the descent's step, and integrate gives it the flow's Brownian motion.
-        if self.coupled and isinstance(d, NoisyGradientDescent):
+        if self.coupled:
+            assert isinstance(d, NoisyGradientDescent)
             return Course(NoisyModifiedEquation(d.landscape, d.h, d.noise), self.outputs, every=self.every, dt=d.h)
         return Course(d, steps=len(self.outputs) - 1, every=self.every)
 
@@ -238,7 +241,7 @@ class WeakRun:
     def take(self, block: Block, source: Source, seed: int) -> None:
         """Run a block of the flow at every level, and of the descent."""
         noise = block_seed(seed, block.number)
-        samples = self.levels.take(block, noise, source.path(block, noise))
+        samples = self.levels.take(block, noise)
         if not source.needed:
             return
         own = noise if source.coupled else block_seed(seed, block.number, 1)

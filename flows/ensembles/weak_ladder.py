@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-from flows.ensembles.statistics import CONFIDENCE
-from flows.ensembles.weak import Largest, WeakErrors
+from flows.engines.trajectory import check_mapping
+from flows.ensembles.statistics import CONFIDENCE, check_confidence
+from flows.ensembles.weak import Largest, WeakErrors, check_observable
 
 SMALL = 0.1  # largest relative integration error that the table does not mark
 
@@ -36,7 +37,7 @@ class WeakOrder:
 class WeakLadder:
     """Weak errors along a decreasing ladder of h; ``configuration``: JSON values that identify the study.
 
-    Raises ValueError unless there is a rung for each h.
+    Raises TypeError or ValueError for other fields, and unless there is a rung for each h.
     """
 
     name: str
@@ -48,11 +49,21 @@ class WeakLadder:
     configuration: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, kind in (("ladder", float), ("rungs", WeakErrors), ("observables", str)):
+            values = getattr(self, name)
+            if not isinstance(values, (tuple, list)) or not all(isinstance(value, kind) for value in values):
+                raise TypeError(f"{name} must be a tuple of {kind.__name__}, got {values!r}")
         if len(self.rungs) != len(self.ladder) or not self.rungs:
-            raise ValueError(f"rungs must be one for each of the {len(self.ladder)} h, got {len(self.rungs)}")
+            raise ValueError(f"rungs must be one for each h of the ladder {self.ladder!r}, got {len(self.rungs)}")
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a string, got {self.name!r}")
+        check_confidence(self.confidence)
+        check_mapping("settings", self.settings)
+        check_mapping("configuration", self.configuration)
 
     def largest(self, name: str) -> list[Largest]:
         """The largest weak error of an observable at every rung."""
+        check_observable(name, self.observables)
         return [rung.largest(name, self.confidence) for rung in self.rungs]
 
     def order(self, name: str) -> WeakOrder:

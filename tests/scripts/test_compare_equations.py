@@ -11,16 +11,20 @@ NET = "net --architecture mlp --examples 20 --width 0.1 --h 0.125 --steps 3 --ba
 
 def test_coupled_and_in_law(tmp_path, run):
     said = f"{NET} --descent sgd --flows gradient sde-1 sde-2 --runs 3"
-    for coupling in ("--coupled", "--no-coupled"):
-        status, out, _ = run(compare.main, f"{said} {coupling} --out {tmp_path / coupling}")
+    found = {}
+    for name, coupling in (("paths", "--coupled"), ("both", "--coupled --laws"), ("laws", "--no-coupled")):
+        status, out, _ = run(compare.main, f"{said} {coupling} --out {tmp_path / name}")
         assert status == 0
-        assert "‖∇f‖²" in out
+        assert ("‖∇f‖²" in out) == (name != "paths")
         assert "error of a law" not in out
-    paired, free = (load_tensors(tmp_path / c, "comparison")[0] for c in ("--coupled", "--no-coupled"))
-    # Along the same mini-batches the runs' differences scatter less than means of independent runs.
-    ratio = paired["flow.1.weak.0.standard_error"][1:] / free["flow.1.weak.0.standard_error"][1:]
-    assert float(ratio.max()) < 0.5
-    assert not torch.equal(paired["flow.1.losses"], paired["flow.2.losses"])
+        found[name] = load_tensors(tmp_path / name, "comparison")[0]
+    paths, both, laws = found.values()
+    assert not torch.equal(both["flow.1.losses"], both["flow.2.losses"])
+    for part in ("errors", "one_step", "integration", "losses"):
+        assert torch.equal(both[f"flow.1.{part}"], paths[f"flow.1.{part}"])
+    for part in ("difference", "standard_error", "integration"):
+        assert torch.equal(both[f"flow.1.weak.0.{part}"], laws[f"flow.1.weak.0.{part}"])
+    assert not any("weak" in name for name in paths)
 
 
 def test_momentum_and_its_equation(tmp_path, run):

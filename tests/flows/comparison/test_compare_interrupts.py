@@ -83,6 +83,26 @@ def test_an_interrupt_in_the_second_equation_ends_the_comparison(call, regressio
     assert "interrupted" in str(result)
 
 
+@pytest.mark.parametrize("call", [5 * EACH + 3, 6 * EACH + 5])
+def test_an_interrupt_in_the_runs_of_the_laws_leaves_the_paths(call, regression, tmp_path):
+    sde = StochasticModifiedEquation(regression, RATE, 2)
+    flows = {"SDE": sde, "rung": RungEquation(sde, Alarm(call)), "never": sde}
+    sgd = StochasticGradientDescent(regression, RATE, 2)
+    result = compare(sgd, flows, START, STEPS, runs=2, coupled=True, dt=RATE / 2, observables={}, folder=tmp_path)
+    assert list(result.rows) == ["SDE", "rung"]
+    assert_close(result.one_step["rung"], result.one_step["SDE"])
+    assert result.rows["rung"].interrupted
+    assert "interrupted while its errors were measured" in str(result)
+    whole = call > 6 * EACH  # the run at dt is, that at dt/2 is not
+    assert (result.rows["rung"].ensemble.status == "finished") == whole
+    assert ("rung" in result.weak_errors) == whole
+    if whole:
+        assert_close(result.weak_errors["rung"]["loss"], result.weak_errors["SDE"]["loss"])
+        assert bool(result.weak_integration_errors["rung"]["loss"][-1].isnan())
+    kept = Trajectory.load(tmp_path / "rung" / "laws").theta
+    assert torch.equal(kept, result.rows["rung"].ensemble.theta)
+
+
 @pytest.mark.parametrize("noisy", [False, True])
 def test_a_run_is_on_disk_before_its_errors_are_studied(noisy, regression, tmp_path):
     seen = []

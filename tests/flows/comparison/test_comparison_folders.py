@@ -65,6 +65,19 @@ def test_a_comparison_comes_back(make, tmp_path):
     for name, row in saved.rows.items():
         if row.trajectory is not None:
             assert torch.equal(Trajectory.load(tmp_path / name.lower()).theta, row.trajectory.theta)
+        if row.ensemble is not None:
+            assert torch.equal(Trajectory.load(tmp_path / name.lower() / "laws").theta, row.ensemble.theta)
+
+
+def test_laws_that_an_earlier_version_took_along_mini_batches_say_so(tmp_path):
+    tensors, text = load_tensors(stochastic().save(tmp_path), "comparison")
+    for row in text["rows"]:
+        row.pop("ensemble")
+    save_tensors(tmp_path, "comparison", tensors, text)
+    found = Comparison.load(tmp_path)
+    assert "laws along the descent's mini-batches" in found.rows["sde"].notes[-1]
+    assert found.rows["gradient"].notes == stochastic().rows["gradient"].notes
+    assert "sde: laws along the descent's mini-batches" in str(found)
 
 
 def test_the_figure_of_a_loaded_comparison_lacks_the_contours_only(tmp_path, monkeypatch):

@@ -41,7 +41,6 @@ def study():
         paths=20,
         seed=1,
         observables={"square": square, "θ": lambda theta: theta},
-        coupled=True,
     )
 
 

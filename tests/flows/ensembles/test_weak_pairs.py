@@ -19,7 +19,7 @@ from flows import (
 from flows.ensembles import expectation, weak_errors
 from flows.ensembles.blocks import block_seed
 from landscapes import NoisyQuadratic, UnsupportedError
-from landscapes.noise import ConstantNoise, IsotropicNoise, MinibatchNoise
+from landscapes.noise import IsotropicNoise, MinibatchNoise
 
 EIGENVALUES = torch.tensor([2.0, 0.5], dtype=torch.float64)
 BOWL, B, H = NoisyQuadratic(torch.diag(EIGENVALUES), 8, seed=0), 4, 0.25
@@ -33,15 +33,6 @@ def test_learning_rates_must_agree():
         weak_errors(replace(SDE, h=0.1), SGD, START, 2, **GOOD)
     with pytest.raises(ValueError, match=r"is 0\.1, of the descent 0\.25"):
         weak_errors(Stratonovich(replace(SDE, h=0.1)), SGD, START, 2, **GOOD)
-
-
-def test_coupled_the_mini_batches_must_be_the_flows_own():
-    for changes, words in (({"batch_size": 3}, "batch_size"), ({"sampling": "subset"}, "sampling")):
-        with pytest.raises(ValueError, match=f"{words} of StochasticModifiedEquation order 1 is"):
-            weak_errors(replace(SDE, **changes), SGD, START, 2, coupled=True, **GOOD)
-    constant = NoisyModifiedEquation(BOWL, H, ConstantNoise(torch.ones(2, BOWL.size, dtype=torch.float64)))
-    with pytest.raises(UnsupportedError, match="driven by the weights of the 8 examples"):
-        weak_errors(constant, SGD, START, 2, coupled=True, **GOOD)
 
 
 def test_svag_is_met_at_its_own_times():
