@@ -15,7 +15,6 @@ from multiprocessing.queues import SimpleQueue
 from typing import Literal, get_args
 
 import torch
-import tyro
 
 from flows import GradientDescent, GradientFlow, ModifiedFlow, descend, integrate
 from landscapes import Counted, Rosenbrock, from_sympy
@@ -184,7 +183,7 @@ BENCHMARKS: dict[str, Callable[[BenchmarkSettings], None]] = {
 }
 
 
-def main(settings: BenchmarkSettings) -> None:
+def run(settings: BenchmarkSettings) -> None:
     """Run the selected benchmarks."""
     torch.set_num_threads(settings.threads)
     print(f"torch {torch.__version__}, {settings.threads} threads, device {settings.device}")
@@ -192,5 +191,11 @@ def main(settings: BenchmarkSettings) -> None:
         BENCHMARKS[name](settings)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, or 2 after one line about invalid input."""
+    prog = f"python -m {__package__}.benchmark"
+    return exit_status_of(lambda: run(parse(BenchmarkSettings, arguments, prog, __doc__ or "")))
+
+
 if __name__ == "__main__":
-    main(tyro.cli(BenchmarkSettings, prog=f"python -m {__package__}.benchmark", description=__doc__))
+    sys.exit(main(sys.argv[1:]))

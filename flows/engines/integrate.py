@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from flows.engines.configuration import Configuration, versions
 from flows.engines.counting import check_theta0, count_calls, curvature_sentence, finite_members
+from flows.engines.endings import Status
 from flows.engines.events import Event, EventWatch, check_events
 from flows.engines.field import Field, Stop, WorkspaceField
 from flows.engines.fixed import step_grid
@@ -27,7 +28,7 @@ from flows.engines.noise_paths import NoisePath, whole_number
 from flows.engines.recorder import AnyObserver, Recorder
 from flows.engines.state import State, model_name
 from flows.engines.stochastic import Noise, check_noise_options, noise_field
-from flows.engines.trajectory import Status, Trajectory
+from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow, WorkspaceFlow, collect_flags
 from landscapes import UnsupportedError
 from landscapes.errors import check_float_tensor, check_positive, check_seed

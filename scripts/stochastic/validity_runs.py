@@ -19,7 +19,7 @@ from flows.ensembles.blocks import block_seed
 from landscapes import FiniteSum
 from landscapes.noise import covariance_trace
 
-from ..lab.store import Store, Tensors, check_uninterrupted
+from ..lab.store import Store, Tensors
 
 GROUP = 4  # runs in a part on disk
 PATHS, SGD_LAW, SDE_LAW = range(3)  # kinds of runs, with disjoint seeds
@@ -197,7 +197,7 @@ class CellRuns:
 
 def all_states(run: Trajectory, times: int) -> Tensor:
     """States (times, ..., d) of a run, NaN after its end and in members that diverged."""
-    theta = check_uninterrupted(run).theta
+    theta = run.check_uninterrupted().theta
     later = theta.new_full((times - len(theta), *theta.shape[1:]), torch.nan)
     lost = ~run.alive.expand(theta.shape[1:-1])
     states = torch.cat([theta, later])
