@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from typing import Literal, get_args
@@ -20,6 +21,7 @@ from flows import GradientDescent, GradientFlow, ModifiedFlow, descend, integrat
 from landscapes import Counted, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
 
+from .lab.command_line import exit_status_of, parse
 from .lab.demo_network import bare_gradients, demo_network
 from .lab.measuring import growth, in_its_own_process, ratio
 from .lab.network import NetGround
