@@ -373,7 +373,9 @@ class IntegrationRun:
     def _status(self) -> Status:
         self._bar.close()
         here = self._here
-        ended = bool(self._sentences) and str(self._sentences[-1]) == "stopped" and not bool(self._moving.any())
+        last = str(self._sentences[-1]) if self._sentences else ""
+        # an interrupt at the last output time may have kept an observer from seeing it
+        ended = last == "interrupted" or (last == "stopped" and not bool(self._moving.any()))
         if here.k < len(self.outputs) - 1 or ended:
             self._recorder.keep_end(here.point.t, self.flow.position(here.point.state))
             return Status(str(self._sentences[-1]), " | ".join(s.sentence for s in self._sentences))

@@ -93,7 +93,7 @@ class Trajectory:
         """
         if self.check_uninterrupted().complete:
             return self
-        raise UnfinishedRunError(f"{name} must finish with every member: {self.status}, {self.status.sentence}", self)
+        raise UnfinishedRunError(f"{name} is incomplete ({self.status}): {self.status.sentence}", self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the trajectory into ``folder`` (made if needed) and return it. Raises FolderError."""

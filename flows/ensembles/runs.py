@@ -121,7 +121,7 @@ class Ensemble:
         Raises ``InterruptedRun`` as above, and ``UnfinishedRunError``, an ArithmeticError, if all paths had diverged.
         """
         if self.check_uninterrupted().status != "finished":
-            raise UnfinishedRunError(f"{name} must finish: {self.status}, {self.status.sentence}", self)
+            raise UnfinishedRunError(f"{name} is incomplete ({self.status}): {self.status.sentence}", self)
         return self
 
     @property

@@ -17,7 +17,8 @@ import tyro
 from landscapes.errors import check_count
 from landscapes.references import resolve_references
 
-STOPPED = "stopped; the same command goes on"
+from .. import STOPPED
+
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
