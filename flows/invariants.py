@@ -67,9 +67,11 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
     r"""The loss never rises along the flow: ∇f·velocity ≤ 0 at every output, and f(t_{k+1}) ≤ f(t_k).
 
     ``tolerance`` is relative, to ‖∇f‖‖velocity‖ and to the range of the loss; it covers rounding and integration.
-    For autonomous flows whose state is real θ.
+    For autonomous flows whose state is real θ. Of a run that diverges the states before are checked. Raises
+    ``UnfinishedRunError`` if it ends early otherwise without a fault so far, and KeyboardInterrupt if interrupted.
     """
-    theta = integrate(flow, theta0, times).check_uninterrupted().theta  # the states before a divergence are checked
+    run = integrate(flow, theta0, times).check_uninterrupted()
+    theta = run.theta
     slope = (flow.stated_landscape.grad(theta) * flow.velocity(0.0, theta)).sum(dim=-1)
     size = torch.linalg.vector_norm(flow.stated_landscape.grad(theta), dim=-1)
     size = size * torch.linalg.vector_norm(flow.velocity(0.0, theta), dim=-1)
@@ -80,6 +82,8 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
     rounding = 1e3 * torch.finfo(loss.dtype).eps * float(loss.abs().max())
     if not rise <= tolerance * float(loss.max() - loss.min()) + rounding:
         raise InvariantError(f"the loss must not rise from output to output; it rises by {rise:.3e}")
+    if run.status not in ("finished", "diverged"):
+        run.check_finished(flow.name)  # raises: nothing is known of the times after its end
 
 
 def jacobian(flow: Flow, theta: Tensor) -> Tensor:
@@ -194,8 +198,9 @@ def compare_batch(run: Callable[[Tensor], Trajectory], thetas: Tensor, tolerance
     for i, theta in enumerate(thetas):
         alone = run(theta).check_uninterrupted()
         if bool(alone.alive) != bool(together.alive[i]):
-            place, ended = ("in the batch", together) if bool(alone.alive) else ("alone", alone)
-            raise InvariantError(f"{name}: member {i} ends early only {place}: {ended.status.sentence}")
+            fate, ended = ("finishes", together) if bool(alone.alive) else ("ends early", alone)
+            sentence = ended.status.sentence
+            raise InvariantError(f"{name}: member {i} alone {fate}, in the batch it does not: {sentence}")
         both = min(len(alone.theta), len(together.theta))
         one, other = alone.theta[:both], together.theta[:both, i]
         error = float((one - other).abs().max())

@@ -1,4 +1,4 @@
-"""How a run ended: the status of a result, and the errors for results that are only a part of what was asked."""
+"""How a run ended: the status of a result, and the errors for results that are only a part of the whole."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from flows.engines.storage import load_tensors, save_tensors
 from flows.orders.ladder import STATUSES
 from scripts import STOPPED, orders
-from scripts.principal_flow import one_step, toys
+from scripts.principal_flow import edge, one_step, toys
 from scripts.principal_flow.networks import LAPTOP
 from tests.scripts.interrupting import contents, interrupt_at
 from tests.scripts.running import parts, says_in_one_line
@@ -72,7 +72,8 @@ TEN = ("orders", "principal_flow edge", "stochastic svag")
 def small(monkeypatch):
     """Less than the options can say: few toys, few rungs, no pixels."""
     monkeypatch.setattr(one_step, "LADDER", (0.5,))
-    monkeypatch.setitem(LAPTOP, "mlp", dataclasses.replace(LAPTOP["mlp"], window=4, studied=2, modes=2))
+    monkeypatch.setattr(edge, "SUBSTEPS", 2)
+    monkeypatch.setitem(LAPTOP, "mlp", dataclasses.replace(LAPTOP["mlp"], window=4, studied=2, substeps=1, modes=2))
     for name, cases in toys.CASES.items():
         monkeypatch.setitem(toys.CASES, name, [dataclasses.replace(case, steps=2) for case in cases[:1]])
     monkeypatch.setattr(Figure, "savefig", lambda self, *arguments, **options: None)
