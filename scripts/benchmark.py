@@ -17,12 +17,12 @@ from typing import Literal, get_args
 
 import torch
 
-from flows import GradientDescent, GradientFlow, ModifiedFlow, descend, integrate
+from flows import GradientDescent, GradientFlow, ModifiedFlow, descend
 from landscapes import Counted, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
 
 from .lab.command_line import exit_status_of, parse
-from .lab.demo_network import bare_gradients, demo_network
+from .lab.demo_network import bare_gradients, complete_run, demo_network
 from .lab.measuring import growth, in_its_own_process, ratio
 from .lab.network import NetGround
 from .lab.noise_benchmarks import NOISE_BENCHMARKS, NoiseSettings
@@ -60,11 +60,11 @@ def bench_integrate(settings: BenchmarkSettings) -> None:
     for examples in sizes:
         landscape = demo_network(settings.device, examples=examples)
         theta0, times = landscape.theta0, [0.05 * k for k in range(11)]
-        evaluations = int(integrate(GradientFlow(landscape), theta0, times).cost["evaluations"])
+        evaluations = int(complete_run(GradientFlow(landscape), theta0, times).cost["evaluations"])
         ground = NetGround(examples=examples, width=1.0)
         module, loss, inputs, targets = ground.parts(0, torch.float32, settings.device)
         bare = functools.partial(bare_gradients, module, loss, inputs, targets, evaluations)
-        ours = functools.partial(integrate, GradientFlow(landscape), theta0, times)
+        ours = functools.partial(complete_run, GradientFlow(landscape), theta0, times)
         name = f"integrate(GradientFlow) on the CNN, {len(targets)} digits / bare forward+backward, {evaluations} each"
         ratio(name, ours, bare, settings, "≤ 1.15")
 
@@ -99,7 +99,7 @@ def bench_descend(settings: BenchmarkSettings) -> None:
         return theta
 
     name = "descend, 10,000 points × 1,000 steps / plain torch loop"
-    ratio(name, lambda: descend(descent, points, 1000, keep="last"), plain_loop, settings, "≤ 1.25")
+    ratio(name, lambda: descend(descent, points, 1000, keep="last").check_finished(), plain_loop, settings, "≤ 1.25")
 
 
 def put_peak(chunk_size: int | None, device: str, queue: SimpleQueue) -> None:

@@ -108,7 +108,7 @@ class CellRuns:
             return all_states(integrate(flow, self.theta0, cell.times, dt=dt, path=path), len(cell.times))
 
         def compute() -> Tensors:
-            sgd = descend(descent, self.theta0, cell.steps, seed=seed, every=cell.stride)
+            sgd = descend(descent, self.theta0, cell.steps, seed=seed, every=cell.stride).check_uninterrupted()
             dt = cell.h / 2**halvings
             same = {"step": states_at(cell.h)} if order == 1 else {}
             return {"sgd": all_states(sgd, len(cell.times)), "fine": states_at(dt), "coarse": states_at(2 * dt), **same}
@@ -149,7 +149,7 @@ class CellRuns:
                 run = descend(self.descent(cell), theta0, cell.steps, seed=seed, every=cell.stride)
                 return all_states(run, len(cell.times))
             flow, dt = self.equation(cell, 1), cell.h / 2**halvings
-            both = [integrate(flow, theta0, cell.times, dt=step, seed=seed) for step in (dt, 2 * dt)]  # the same path
+            both = (integrate(flow, theta0, cell.times, dt=step, seed=seed) for step in (dt, 2 * dt))  # the same path
             return torch.stack([all_states(run, len(cell.times)) for run in both])
 
         def compute() -> Tensors:
