@@ -28,8 +28,8 @@ FAMILIES = {
         "valleys": "--threads 1",
         "saddles": "--threads 1",
         "escape": "--threads 1",
-        "one-step": "--data digits --examples 10 --width 0.1 --points 1 2 --rtol 1e-2 --threads 1",
-        "spectrum": "--width 0.05 --examples 20 --steps 3 --start 1 --window 1 --threads 1",
+        "one-step": "--data digits --examples 10 --width 0.05 --points 1 2 --rtol 1e-2 --threads 1",
+        "spectrum": "--width 0.03 --examples 20 --steps 2 --start 1 --window 1 --threads 1",
         "edge": EDGE,
         "drift": EDGE,
         "learning-rates": "--architecture mlp --examples 20 --test-examples 20 --epochs 1 --sharpness-every 1 "
