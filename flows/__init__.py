@@ -19,12 +19,13 @@ from flows.descents.stochastic_momentum import ScaledStochasticHeavyBall, Stocha
 from flows.descents.svag import SVAG
 from flows.descents.svrg import SVRG
 from flows.engines.descend import descend
+from flows.engines.endings import InterruptedRun, Status, UnfinishedRunError
 from flows.engines.events import Crossings, Event
 from flows.engines.integrate import integrate
 from flows.engines.noise_paths import BrownianPath, MinibatchPath, NoisePath, PathError, minibatch_path
 from flows.engines.recorder import StateObserver
 from flows.engines.state import State
-from flows.engines.trajectory import Status, Trajectory
+from flows.engines.trajectory import Trajectory
 from flows.flow import (
     BranchError,
     Flow,
@@ -98,6 +99,7 @@ __all__ = [
     "HeavyBall",
     "HeavyBallPrincipalFlow",
     "IncrementalGradientDescent",
+    "InterruptedRun",
     "LangevinFlow",
     "LinearChain",
     "Linearisation",
@@ -151,6 +153,7 @@ __all__ = [
     "TruncatedPrincipalFlow",
     "UnconvergedWarning",
     "UnderdampedLangevinFlow",
+    "UnfinishedRunError",
     "WarmUp",
     "WorkspaceFlow",
     "compare",

@@ -16,6 +16,7 @@ from flows.descent import Descent
 from flows.engines.descend import descend
 from flows.engines.integrate import integrate
 from flows.engines.noise_paths import BrownianPath, steps_of
+from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow
 from flows.orders.ladder import OrderStudy, one_step_order
 from landscapes import Landscape
@@ -66,9 +67,11 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
     r"""The loss never rises along the flow: ∇f·velocity ≤ 0 at every output, and f(t_{k+1}) ≤ f(t_k).
 
     ``tolerance`` is relative, to ‖∇f‖‖velocity‖ and to the range of the loss; it covers rounding and integration.
-    For autonomous flows whose state is real θ.
+    For autonomous flows whose state is real θ. Of a run that diverges the states before are checked. Raises
+    ``UnfinishedRunError`` if it ends early otherwise without a fault so far, and KeyboardInterrupt if interrupted.
     """
-    theta = integrate(flow, theta0, times).theta  # a flow may diverge: the states before that are checked
+    run = integrate(flow, theta0, times).check_uninterrupted()
+    theta = run.theta
     slope = (flow.stated_landscape.grad(theta) * flow.velocity(0.0, theta)).sum(dim=-1)
     size = torch.linalg.vector_norm(flow.stated_landscape.grad(theta), dim=-1)
     size = size * torch.linalg.vector_norm(flow.velocity(0.0, theta), dim=-1)
@@ -79,6 +82,8 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
     rounding = 1e3 * torch.finfo(loss.dtype).eps * float(loss.abs().max())
     if not rise <= tolerance * float(loss.max() - loss.min()) + rounding:
         raise InvariantError(f"the loss must not rise from output to output; it rises by {rise:.3e}")
+    if run.status not in ("finished", "diverged"):
+        run.check_finished(flow.name)  # raises: nothing is known of the times after its end
 
 
 def jacobian(flow: Flow, theta: Tensor) -> Tensor:
@@ -169,27 +174,35 @@ def check_batch(
     eps = torch.finfo(thetas.dtype).eps
     rounding = 1e4 * eps if tolerance is None else tolerance
     if isinstance(model, Descent):
-        compare_batch(lambda x: descend(model, x, steps).theta, thetas, rounding, "descend")
+        compare_batch(lambda x: descend(model, x, steps), thetas, rounding, "descend")
         return
     times = [k * dt for k in range(steps + 1)]
     if isinstance(model, StochasticFlow):
         more = 0 if model.noise_period is None else steps_of(model.noise_period, dt)  # up to a whole epoch
         path = BrownianPath(0, 0.0, (steps + more) * dt, dt, model.noise_size, thetas.dtype, thetas.device)
-        compare_batch(lambda x: integrate(model, x, times, dt=dt, path=path).theta, thetas, rounding, "euler")
+        compare_batch(lambda x: integrate(model, x, times, dt=dt, path=path), thetas, rounding, "euler")
         return
-    compare_batch(lambda x: integrate(model, x, times, method="rk4", dt=dt).theta, thetas, rounding, "rk4")
+    compare_batch(lambda x: integrate(model, x, times, method="rk4", dt=dt), thetas, rounding, "rk4")
     adaptive = max(math.sqrt(eps), rounding)
     rtol, atol = max(1e-10, 50 * eps), max(1e-12, eps)
-    compare_batch(lambda x: integrate(model, x, times, rtol=rtol, atol=atol).theta, thetas, adaptive, "dopri5")
+    compare_batch(lambda x: integrate(model, x, times, rtol=rtol, atol=atol), thetas, adaptive, "dopri5")
 
 
-def compare_batch(run: Callable[[Tensor], Tensor], thetas: Tensor, tolerance: float, name: str) -> None:
-    """Raise where a batched run and the single ones differ by more than ``tolerance``, or end at different times."""
-    together = run(thetas)
+def compare_batch(run: Callable[[Tensor], Trajectory], thetas: Tensor, tolerance: float, name: str) -> None:
+    """Raise where a batched run and the single ones differ by more than ``tolerance``, or only one of the two ends.
+
+    A member that diverges ends its own run, and is frozen in the batch: the states before are compared. Interrupted
+    runs raise KeyboardInterrupt.
+    """
+    together = run(thetas).check_uninterrupted()
     for i, theta in enumerate(thetas):
-        alone = run(theta)
-        if alone.shape != together[:, i].shape:
-            raise InvariantError(f"{name}: member {i} alone has states {tuple(alone.shape)}, other ones in the batch")
-        error = float((alone - together[:, i]).abs().max())
-        if not error <= tolerance * max(1.0, float(alone.abs().max())):
+        alone = run(theta).check_uninterrupted()
+        if bool(alone.alive) != bool(together.alive[i]):
+            fate, ended = ("finishes", together) if bool(alone.alive) else ("ends early", alone)
+            sentence = ended.status.sentence
+            raise InvariantError(f"{name}: member {i} alone {fate}, in the batch it does not: {sentence}")
+        both = min(len(alone.theta), len(together.theta))
+        one, other = alone.theta[:both], together.theta[:both, i]
+        error = float((one - other).abs().max())
+        if not error <= tolerance * max(1.0, float(one.abs().max())):
             raise InvariantError(f"{name}: member {i} alone and in the batch differ by {error:.3e}")

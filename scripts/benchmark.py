@@ -9,19 +9,20 @@ from __future__ import annotations
 import copy
 import functools
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from typing import Literal, get_args
 
 import torch
-import tyro
 
 from flows import GradientDescent, GradientFlow, ModifiedFlow, StochasticGradientDescent, descend, integrate
 from landscapes import Counted, LinearRegression, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
 
-from .lab.demo_network import bare_gradients, demo_network
+from .lab.command_line import exit_status_of, parse
+from .lab.demo_network import bare_gradients, complete_run, demo_network
 from .lab.measuring import growth, in_its_own_process, ratio
 from .lab.network import NetGround
 from .lab.noise_benchmarks import NOISE_BENCHMARKS, NoiseSettings
@@ -60,11 +61,11 @@ def bench_integrate(settings: BenchmarkSettings) -> None:
     for examples in sizes:
         landscape = demo_network(settings.device, examples=examples)
         theta0, times = landscape.theta0, [0.05 * k for k in range(11)]
-        evaluations = int(integrate(GradientFlow(landscape), theta0, times).cost["evaluations"])
+        evaluations = int(complete_run(GradientFlow(landscape), theta0, times).cost["evaluations"])
         ground = NetGround(examples=examples, width=1.0)
         module, loss, inputs, targets = ground.parts(0, torch.float32, settings.device)
         bare = functools.partial(bare_gradients, module, loss, inputs, targets, evaluations)
-        ours = functools.partial(integrate, GradientFlow(landscape), theta0, times)
+        ours = functools.partial(complete_run, GradientFlow(landscape), theta0, times)
         name = f"integrate(GradientFlow) on the CNN, {len(targets)} digits / bare forward+backward, {evaluations} each"
         ratio(name, ours, bare, settings, "≤ 1.15")
 
@@ -99,7 +100,7 @@ def bench_descend(settings: BenchmarkSettings) -> None:
         return theta
 
     name = "descend, 10,000 points × 1,000 steps / plain torch loop"
-    ratio(name, lambda: descend(descent, points, 1000, keep="last"), plain_loop, settings, "≤ 1.25")
+    ratio(name, lambda: descend(descent, points, 1000, keep="last").check_finished(), plain_loop, settings, "≤ 1.25")
 
 
 def bench_sampling(settings: BenchmarkSettings) -> None:
@@ -119,9 +120,9 @@ def bench_sampling(settings: BenchmarkSettings) -> None:
 
     for sampling in ("replacement", "subset", "epoch"):
         descent = StochasticGradientDescent(landscape, h, batch_size, sampling)
-        ours = functools.partial(descend, descent, theta0, steps, keep="last")
+        run = functools.partial(descend, descent, theta0, steps, keep="last")
         name = f"SGD, {sampling}: {batch_size} of {size:,} examples, {steps} steps / plain torch loop"
-        ratio(name, ours, plain_loop, settings, "≤ 3" if sampling == "subset" else "none")
+        ratio(name, lambda run=run: run().check_finished(), plain_loop, settings, "≤ 3" if sampling == "subset" else "none")
 
 
 def put_peak(chunk_size: int | None, device: str, queue: SimpleQueue) -> None:
@@ -208,7 +209,7 @@ BENCHMARKS: dict[str, Callable[[BenchmarkSettings], None]] = {
 }
 
 
-def main(settings: BenchmarkSettings) -> None:
+def run(settings: BenchmarkSettings) -> None:
     """Run the selected benchmarks."""
     torch.set_num_threads(settings.threads)
     print(f"torch {torch.__version__}, {settings.threads} threads, device {settings.device}")
@@ -216,5 +217,11 @@ def main(settings: BenchmarkSettings) -> None:
         BENCHMARKS[name](settings)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, or 2 after one line about invalid input."""
+    prog = f"python -m {__package__}.benchmark"
+    return exit_status_of(lambda: run(parse(BenchmarkSettings, arguments, prog, __doc__ or "")))
+
+
 if __name__ == "__main__":
-    main(tyro.cli(BenchmarkSettings, prog=f"python -m {__package__}.benchmark", description=__doc__))
+    sys.exit(main(sys.argv[1:]))

@@ -151,7 +151,7 @@ def run(settings: CompareSettings) -> None:
 def compare_one(
     settings: CompareSettings, choice: Choice, descent: Descent, flows: Mapping[str, Flow], theta0: Tensor, folder: Path
 ) -> Comparison:
-    """Compare the flows with one descent, print the table and save the comparison."""
+    """Compare the flows with one descent, print the table and save the comparison; print only if interrupted."""
     result = compare(
         descent,
         flows,
@@ -168,8 +168,8 @@ def compare_one(
         folder=folder,
         progress=sys.stderr.isatty(),
     )
-    print(result)
-    result.save(folder)
+    print(result, flush=True)
+    result.check_uninterrupted().save(folder)
     return result
 
 
@@ -200,8 +200,7 @@ def parameters_of(model: Flow | Descent) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about invalid input."""
-    settings = parse(CompareSettings, arguments, f"python -m {__package__}.compare", BANNER)
-    return exit_status_of(lambda: run(settings))
+    return exit_status_of(lambda: run(parse(CompareSettings, arguments, f"python -m {__package__}.compare", BANNER)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ closed loop is not zero. Plotted and integrated on the Rosenbrock valley.
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -105,10 +104,8 @@ def run(settings: CurlSettings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    settings = parse(
-        CurlSettings, sys.argv[1:] if arguments is None else arguments, f"python -m {__package__}.curl", __doc__ or ""
-    )
-    return exit_status_of(functools.partial(run, settings))
+    given = sys.argv[1:] if arguments is None else arguments
+    return exit_status_of(lambda: run(parse(CurlSettings, given, f"python -m {__package__}.curl", __doc__ or "")))
 
 
 if __name__ == "__main__":

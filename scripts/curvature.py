@@ -70,7 +70,7 @@ class Velocity:
         """Train, evaluate, print."""
         landscape, theta0 = NetGround("lenet", data="digits", examples=300).build(0, torch.float64, "cpu")
         h = 0.6
-        path = descend(GradientDescent(landscape, h), theta0, max(self.steps)).theta
+        path = descend(GradientDescent(landscape, h), theta0, max(self.steps)).check_finished().theta
         rows = [["step", "hλ₀", "method", "HVPs", "relative error", "estimate"]]
         for k in self.steps:
             rows += self.rows_at(landscape, path[k], h, k)
@@ -128,7 +128,7 @@ class Tracking:
         ground = NetGround("lenet", data="digits", examples=300, loss="square")
         landscape, theta = ground.build(0, torch.float64, "cpu")
         h = 0.5
-        theta = descend(GradientDescent(landscape, h), theta, self.before, keep="last").theta[-1]
+        theta = descend(GradientDescent(landscape, h), theta, self.before, keep="last").check_finished().theta[-1]
         methods: dict[str, Callable[[Counter, Tensor], Tensor]] = {"carried block": Carried(self)}
         methods |= {f"scipy's lobpcg, warm, {n} iterations": Lobpcg(self.count, n) for n in self.lobpcg_iterations}
         methods |= {f"scipy's eigsh, cold, tol {tol:g}": Cold(self.count, tol) for tol in self.eigsh_tolerances}
@@ -242,9 +242,13 @@ Table = Annotated[Velocity, tyro.conf.subcommand("velocity")] | Annotated[Tracki
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about invalid input."""
-    settings = parse(Table, arguments, f"python -m {__package__}.curvature", __doc__ or "")
-    use_threads(settings.threads)
-    return exit_status_of(settings.run)
+
+    def run() -> None:
+        settings = parse(Table, arguments, f"python -m {__package__}.curvature", __doc__ or "")
+        use_threads(settings.threads)
+        settings.run()
+
+    return exit_status_of(run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
@@ -23,6 +22,7 @@ from flows import GradientDescent, GradientFlow, descend, integrate
 from flows.engines.storage import FolderError, writable_folder
 from landscapes import LANDSCAPES, Toy
 
+from .lab.command_line import exit_status_of, parse
 from .lab.starts import gentle_rate
 
 # Step size and number of steps that show the purpose of each toy; the others use STEPS and a step size with hλ ≤ ½;
@@ -94,11 +94,11 @@ class Slice:
 
 
 def run_paths(toy: Toy, h: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Gradient descent (T, d) and gradient flow (T', d) from the toy's start."""
+    """Gradient descent (T, d) and gradient flow (T', d) from the toy's start; a flow that blows up is drawn so far."""
     theta0 = torch.tensor(toy.start, dtype=torch.float64)
-    path = descend(GradientDescent(toy, h), theta0, steps).theta
+    path = descend(GradientDescent(toy, h), theta0, steps).check_finished("gradient descent").theta
     times = torch.linspace(0, h * steps, 400, dtype=torch.float64)
-    return path, integrate(GradientFlow(toy), theta0, times).theta
+    return path, integrate(GradientFlow(toy), theta0, times).check_uninterrupted().theta
 
 
 def run_of(name: str, toy: Toy) -> tuple[float, int]:
@@ -208,14 +208,13 @@ def legend() -> list[Artist]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, or 2 after one line about a file that cannot be written."""
-    settings = tyro.cli(GallerySettings, args=arguments, prog=f"python -m {__package__}.gallery", description=__doc__)
-    try:
+    """Exit status: 0, or 2 after one line about invalid input."""
+
+    def run() -> None:
+        settings = parse(GallerySettings, arguments, f"python -m {__package__}.gallery", __doc__ or "")
         print(f"figure: {draw(settings.out)}")
-    except FolderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status_of(run)
 
 
 if __name__ == "__main__":

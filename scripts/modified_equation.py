@@ -242,8 +242,8 @@ def run(settings: EquationSettings) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about invalid input."""
-    settings = parse(EquationSettings, arguments, f"python -m {__package__}.modified_equation", __doc__ or "")
-    return exit_status_of(lambda: run(settings))
+    prog = f"python -m {__package__}.modified_equation"
+    return exit_status_of(lambda: run(parse(EquationSettings, arguments, prog, __doc__ or "")))
 
 
 if __name__ == "__main__":

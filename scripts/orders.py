@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flows.engines.methods import FIXED
-from flows.engines.storage import write_text
+from flows.engines.storage import FolderError, write_text
 from flows.orders.figure import plot_orders
 from flows.orders.fit import OrderStudy
 from flows.orders.ladder import (
@@ -177,7 +177,11 @@ class OrdersSetup:
             )
             part = store.part(f"{study.name}-{name}-{h:.12g}", partial(tensors_of, measured))
             error, apart = part["figures"].tolist()
-            rungs.append(Rung(h, error, apart, STATUSES[int(part["status"])]))
+            status = STATUSES[int(part["status"])]
+            if status == "interrupted":  # stored by an early version
+                file = store.folder / f"{study.name}-{name}-{h:.12g}.safetensors"
+                raise FolderError(f"{str(file)!r} holds a rung that was interrupted; remove it to measure it again")
+            rungs.append(Rung(h, error, apart, status))
         return study_of(rungs, self.theta0, self.sharpness, study.quantity, max(study.rungs.values()))
 
 
@@ -300,8 +304,7 @@ def run(settings: OrdersSettings) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 after one line about invalid input."""
-    settings = parse(OrdersSettings, arguments, f"python -m {__package__}.orders", BANNER)
-    return exit_status_of(lambda: run(settings))
+    return exit_status_of(lambda: run(parse(OrdersSettings, arguments, f"python -m {__package__}.orders", BANNER)))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,19 @@ cheapest run of every method within an error.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 from flows import GradientDescent, GradientFlow, Trajectory, descend, integrate
 from flows.engines.counting import extreme_eigenvalue
 from landscapes import Landscape, Rosenbrock
 
+from .lab.command_line import exit_status_of, parse, use_threads
 from .lab.network import NetGround
 
 HVP = 2.2  # gradients
@@ -119,9 +120,7 @@ def reference(flow: GradientFlow, theta0: Tensor, span: float, method: str) -> T
     """The end of a run at a tight tolerance: near rounding by LSODA and dopri5, affordably tight by exprb43."""
     rtol, atol = (1e-7, 1e-9) if method == "exprb43" else (1e-9, 1e-11)
     run = integrate(flow, theta0, [0.0, span], method=method, rtol=rtol, atol=atol)
-    if run.status != "finished":
-        raise RuntimeError(f"the reference run by {method} ended early: {run.status.sentence}")
-    return run.theta[-1]
+    return run.check_finished(f"the reference run by {method}").theta[-1]
 
 
 def distance(theta: Tensor, end: Tensor) -> float:
@@ -131,7 +130,7 @@ def distance(theta: Tensor, end: Tensor) -> float:
 
 def row(method: str, setting: str, run: Trajectory, end: Tensor) -> StiffRow:
     """The row of a run."""
-    finished = run.status == "finished"
+    finished = run.check_uninterrupted().complete
     error = distance(run.theta[-1], end) if finished else math.nan
     status = "finished" if finished else run.status.sentence.split(";")[0]
     return StiffRow(method, setting, error, run.cost["grad"], run.cost["hvp"], status)
@@ -174,7 +173,7 @@ def cnn(settings: StiffSettings) -> None:
     """The demo's tanh CNN from an iterate of gradient descent at the edge of stability."""
     landscape, theta0 = network(settings)
     descent = GradientDescent(landscape, settings.h)
-    theta = descend(descent, theta0, settings.steps, keep="last").theta[-1]
+    theta = descend(descent, theta0, settings.steps, keep="last").check_finished("gradient descent").theta[-1]
     name = (
         f"CNN of {landscape.dimension} weights after {settings.steps} steps of gradient descent at h = {settings.h:g}"
     )
@@ -197,12 +196,17 @@ def network(settings: StiffSettings) -> tuple[Landscape, Tensor]:
 CASES = {"valley": valley, "cnn": cnn, "cnn-start": cnn_start}
 
 
-def main(settings: StiffSettings) -> None:
+def run(settings: StiffSettings) -> None:
     """Print the selected tables."""
-    torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     for name in settings.only:
         CASES[name](settings)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, or 2 after one line about invalid input."""
+    return exit_status_of(lambda: run(parse(StiffSettings, arguments, f"python -m {__package__}.stiff", __doc__ or "")))
+
+
 if __name__ == "__main__":
-    main(tyro.cli(StiffSettings, prog=f"python -m {__package__}.stiff", description=__doc__))
+    sys.exit(main(sys.argv[1:]))

@@ -1,10 +1,13 @@
 """The package that puts the others under one name."""
 
 import importlib
+import runpy
+import sys
 
 import pytest
 
 import thalweg
+from scripts import STOPPED
 from thalweg.__main__ import experiments, main
 
 
@@ -30,3 +33,13 @@ def test_an_unknown_experiment_is_refused_in_one_line(capsys):
     message = capsys.readouterr().err
     assert message.startswith("thalweg: EXPERIMENT must be one of benchmark, compare, ")
     assert message.endswith(", got 'compares'\n")
+
+
+def test_ctrl_c_while_an_experiment_is_imported_is_one_line_and_130(capsys, monkeypatch):
+    def run_module(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runpy, "run_module", run_module)
+    monkeypatch.setattr(sys, "argv", ["thalweg"])
+    assert main(["orders"]) == 130
+    assert capsys.readouterr() == ("", f"{STOPPED}\n")

@@ -43,7 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"thalweg: EXPERIMENT must be one of {accepted}, got {given[0]!r}", file=sys.stderr)
         return 2
     sys.argv = [f"thalweg {given[0]}", *given[1:]]
-    runpy.run_module(f"{HOUSE}.{name}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"{HOUSE}.{name}", run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # while the experiment was imported; afterwards it ends by itself
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

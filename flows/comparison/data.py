@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
 from flows.comparison.laws import WeakError
+from flows.engines.endings import InterruptedRun
 from flows.engines.trajectory import Trajectory
 from landscapes import Landscape
 from landscapes.errors import check_count, check_float_tensor
+
+Whole = TypeVar("Whole", bound="ComparisonData")
 
 CUT_SHORT = "interrupted while its errors were measured; missing errors are NaN, and later flows were not run"
 
@@ -111,6 +115,15 @@ class ComparisonData:
     def times(self) -> Tensor:
         """The clock (T,)."""
         return self.descent.times
+
+    def check_uninterrupted(self: Whole) -> Whole:
+        """The comparison itself; raises ``InterruptedRun``, a KeyboardInterrupt, if a run or a row was interrupted."""
+        cut = [name for name, row in self.rows.items() if row.interrupted]
+        if self.descent.status == "interrupted":
+            raise InterruptedRun(f"{self.name}: {self.descent.status.sentence}", self)
+        if cut:
+            raise InterruptedRun(f"{cut[0]}: {CUT_SHORT}", self)
+        return self
 
     @property
     def errors(self) -> dict[str, Tensor]:

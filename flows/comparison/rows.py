@@ -70,6 +70,7 @@ def compare(
     then compared with its mean, and one-step errors are taken against the full-batch step from the iterates of the
     first run (each from time zero: for velocities that do not depend on t). ``method``, ``rtol``, ``atol`` and ``dt``
     are passed to ``integrate``. With ``folder`` every trajectory is saved as soon as it is finished.
+    KeyboardInterrupt ends the comparison; the result has the rows so far, and ``check_uninterrupted`` raises it again.
 
     Stochastic flows take steps of ``dt``, by default an eighth of the descent's shortest step (h/8 at a constant rate),
     and run as often as the descent. Their laws are compared: E f, E‖∇f‖² and the user's ``observables`` (name → φ, θ
@@ -101,7 +102,7 @@ def compare(
     reference = Reference(descent, theta0, steps, runs, seed, progress, mean_steps=not all(noisy))
     run = reference.run
     if len(run.times) < 2:
-        raise ValueError(f"nothing to compare: {run.status.sentence}")
+        raise ValueError(f"nothing to compare: {run.check_uninterrupted().status.sentence}")
     if drive is not None:
         drive = drive.on_clock(run.times, descent.clock_rate, chosen=dt is not None)
     name = unique_name(type(descent).__name__, named)
@@ -140,8 +141,10 @@ def make_rows(
     progress: bool,
     save: Callable[..., None],
 ) -> dict[str, Row]:
-    """One row a flow, in order; an interrupted one is the last."""
+    """One row a flow, in order; an interrupted one is the last, and there is none after an interrupted descent."""
     rows: dict[str, Row] = {}
+    if reference.run.status == "interrupted":
+        return rows
     for name, flow in flows.items():
         keep_run = partial(save, name)
         if isinstance(flow, StochasticFlow):
@@ -246,8 +249,8 @@ def unique_name(name: str, taken: Mapping[str, object]) -> str:
 
 
 def keep(store: FolderLock | None, name: str, run: Trajectory, part: str = "") -> None:
-    """Save a finished trajectory if a folder was given, in its flow's folder or a ``part`` of that."""
-    if store is not None:
+    """Save a trajectory that was not interrupted if a folder was given, in its flow's folder or a ``part`` of that."""
+    if store is not None and run.status != "interrupted":
         run.save(store.folder / slug(name) / part)
 
 

@@ -14,9 +14,10 @@ from tqdm import tqdm
 from flows.descent import Descent
 from flows.engines.configuration import Configuration, versions
 from flows.engines.counting import all_finite, check_theta0, count_calls, curvature_sentence, finite_members
+from flows.engines.endings import Status
 from flows.engines.recorder import AnyObserver, Recorder
 from flows.engines.state import State, model_name
-from flows.engines.trajectory import Status, Trajectory
+from flows.engines.trajectory import Trajectory
 from landscapes.errors import check_count, check_float_tensor, check_seed
 
 

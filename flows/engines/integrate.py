@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from flows.engines.configuration import Configuration, versions
 from flows.engines.counting import check_theta0, count_calls, curvature_sentence, finite_members
+from flows.engines.endings import Status
 from flows.engines.events import Event, EventWatch, check_events
 from flows.engines.field import Field, Stop, WorkspaceField
 from flows.engines.fixed import step_grid
@@ -27,7 +28,7 @@ from flows.engines.noise_paths import NoisePath, whole_number
 from flows.engines.recorder import AnyObserver, Recorder
 from flows.engines.state import State, model_name
 from flows.engines.stochastic import Noise, check_noise_options, noise_field
-from flows.engines.trajectory import Status, Trajectory
+from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow, WorkspaceFlow, collect_flags
 from landscapes import UnsupportedError
 from landscapes.errors import check_float_tensor, check_positive, check_seed
@@ -372,7 +373,9 @@ class IntegrationRun:
     def _status(self) -> Status:
         self._bar.close()
         here = self._here
-        ended = bool(self._sentences) and str(self._sentences[-1]) == "stopped" and not bool(self._moving.any())
+        last = str(self._sentences[-1]) if self._sentences else ""
+        # an interrupt at the last output time may have kept an observer from seeing it
+        ended = last == "interrupted" or (last == "stopped" and not bool(self._moving.any()))
         if here.k < len(self.outputs) - 1 or ended:
             self._recorder.keep_end(here.point.t, self.flow.position(here.point.state))
             return Status(str(self._sentences[-1]), " | ".join(s.sentence for s in self._sentences))

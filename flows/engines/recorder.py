@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from flows.engines.endings import Status
 from flows.engines.state import State
-from flows.engines.trajectory import Observations, Status, Trajectory
+from flows.engines.trajectory import Observations, Trajectory
 from landscapes import Counted, Landscape
 from landscapes.errors import check_choice, check_count
 from landscapes.landscape import check_landscape

@@ -17,35 +17,12 @@ import torch
 from torch import Tensor
 
 from flows.engines.configuration import as_json
+from flows.engines.endings import InterruptedRun, Status, UnfinishedRunError
 from flows.engines.events import Crossings
 from flows.engines.locks import FolderLock
 from flows.engines.state import State, parts_of_state, state_of
 from flows.engines.storage import load_tensors, read_error, save_tensors
 from landscapes import UnsupportedError
-
-KINDS = ("finished", "diverged", "singular mode", "step underflow", "stopped", "interrupted")
-
-
-class Status(str):
-    """How a run ended: a string, one of ``KINDS``, with a ``sentence`` that states the cause and the remedy."""
-
-    sentence: str
-
-    def __new__(cls, kind: str, sentence: str) -> Status:
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        if not isinstance(sentence, str):
-            raise TypeError(f"sentence must be a string, got {type(sentence).__name__}")
-        status = super().__new__(cls, kind)
-        status.sentence = sentence
-        return status
-
-    def __repr__(self) -> str:
-        return f"Status({str(self)!r}, {self.sentence!r})"
-
-    def __reduce__(self) -> tuple[type[Status], tuple[str, str]]:
-        return type(self), (str(self), self.sentence)
-
 
 Observations = dict[str, tuple[Tensor, Tensor]]
 
@@ -64,6 +41,10 @@ class Trajectory:
 
     ``end``: the ``State`` that the run ended with, from which another can continue; None if it is not known, as for a
     run saved by an early version. ``events``: name → ``Crossings``.
+
+    An interrupted or diverged run is returned like any other, and is only a part of the run that was asked for. A
+    program that goes on with it calls ``check_uninterrupted`` where divergence is a possible result, as in a table of
+    outcomes, and ``check_finished`` where it is none.
     """
 
     times: Tensor
@@ -92,6 +73,27 @@ class Trajectory:
         check_mapping("events", self.events)
         if self.end is not None and not isinstance(self.end, State):
             raise TypeError(f"end must be a State or None, got {kind_of(self.end)}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run finished with every member of the batch alive."""
+        return self.status == "finished" and bool(self.alive.all())
+
+    def check_uninterrupted(self) -> Trajectory:
+        """The trajectory itself; raises ``InterruptedRun``, a KeyboardInterrupt, if the run was interrupted."""
+        if self.status == "interrupted":
+            raise InterruptedRun(self.status.sentence, self)
+        return self
+
+    def check_finished(self, name: str = "the run") -> Trajectory:
+        """The trajectory itself, complete.
+
+        Raises ``InterruptedRun`` as above, and for any other incomplete run ``UnfinishedRunError``, an ArithmeticError
+        with the ``name``, the status and its sentence.
+        """
+        if self.check_uninterrupted().complete:
+            return self
+        raise UnfinishedRunError(f"{name} is incomplete ({self.status}): {self.status.sentence}", self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the trajectory into ``folder`` (made if needed) and return it. Raises FolderError."""

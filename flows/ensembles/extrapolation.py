@@ -173,8 +173,7 @@ class Levels:
         run, times = way.run(block, seed, see)
         if not np.allclose(times, self._clock[: len(times)], rtol=1e-9, atol=0):
             raise UnsupportedError("the rate of this descent is not constant, and the flow is observed at equal steps")
-        if run.status == "interrupted":
-            raise KeyboardInterrupt(run.status.sentence)
+        run.check_uninterrupted()
         self.lost += int((~run.alive).sum())
         add_costs(self.cost, run.cost)
         return {name: torch.stack(values, dim=1) for name, values in seen.items()}

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from flows.descent import Descent
 from flows.engines.configuration import Configuration, as_json
+from flows.engines.endings import InterruptedRun, Status, UnfinishedRunError
 from flows.engines.locks import FolderLock
 from flows.engines.packing import pack, unpack
 from flows.engines.storage import FolderError, load_tensors, read_error, save_tensors, write_text
-from flows.engines.trajectory import Status, check_costs, check_mapping, check_notes, check_times
+from flows.engines.trajectory import check_costs, check_mapping, check_notes, check_times
 from flows.ensembles.blocks import (
     Block,
     Course,
@@ -109,6 +110,21 @@ class Ensemble:
         check_costs("cost", self.cost)
         check_notes(self.notes)
         check_mapping("configuration", self.configuration)
+
+    def check_uninterrupted(self) -> Ensemble:
+        """The ensemble itself; raises ``InterruptedRun``, a KeyboardInterrupt, if it was interrupted."""
+        if self.status == "interrupted":
+            raise InterruptedRun(self.status.sentence, self)
+        return self
+
+    def check_finished(self, name: str = "the ensemble") -> Ensemble:
+        """The ensemble itself, at its last time; paths may have diverged, see ``diverged``.
+
+        Raises ``InterruptedRun`` as above, and ``UnfinishedRunError``, an ArithmeticError, if all paths had diverged.
+        """
+        if self.check_uninterrupted().status != "finished":
+            raise UnfinishedRunError(f"{name} is incomplete ({self.status}): {self.status.sentence}", self)
+        return self
 
     @property
     def counts(self) -> Tensor:

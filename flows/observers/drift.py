@@ -92,6 +92,5 @@ class Drift(LandscapeObserver):
             first_step=self.h,  # with hλ about 1, as where drift matters, one or two steps suffice
             keep="last",
         )
-        if run.status == "interrupted":
-            raise KeyboardInterrupt  # integrate caught it, but it is meant for the observed run
-        return run.theta[-1] if run.status == "finished" and bool(run.alive) else failed
+        # integrate caught an interrupt, which is meant for the observed run
+        return run.theta[-1] if run.check_uninterrupted().complete else failed

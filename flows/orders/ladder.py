@@ -20,10 +20,10 @@ from torch import Tensor
 from flows.descent import Descent, StochasticDescent
 from flows.engines.counting import all_finite, check_theta0, extreme_eigenvalue
 from flows.engines.descend import descend
+from flows.engines.endings import KINDS
 from flows.engines.integrate import integrate
 from flows.engines.methods import ADAPTIVE, DETERMINISTIC, EXPONENTIAL, FIXED
 from flows.engines.state import State
-from flows.engines.trajectory import KINDS
 from flows.flow import Flow
 from flows.orders.fit import FRACTION, OrderStudy
 from landscapes import Landscape, UnsupportedError
@@ -34,7 +34,10 @@ ROUNDING = 20
 LOOSER = 10
 MAX_STEPS = 500  # of an adaptive method, and 20 for each step of the descent: asymptotic rungs need far fewer
 STATUSES = (*KINDS, "members lost", "descent diverged")
-"""Statuses of a rung: those of a trajectory, or "members lost" if some starts diverged, or "descent diverged"."""
+"""Statuses of a rung: those of a trajectory, or "members lost" if some starts diverged, or "descent diverged".
+
+An interrupted rung is none: KeyboardInterrupt is raised. "interrupted" keeps its place for numbers on disk.
+"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def one_step_order(
 
     Their order is p + 1 for a model of order p. θ0 (..., d) should be float64, as errors otherwise reach rounding
     early; for a batch of starts the largest error counts. A rung whose runs fail has the error NaN, and the reason in
-    ``statuses``.
+    ``statuses``; an interrupted one is none, and KeyboardInterrupt is raised.
 
     Raises ValueError unless the ladder has at least two positive rungs, all different, and flow(h) and descent(h) have
     the learning rate h; UnsupportedError for a stochastic descent (see ``flows.ensembles.weak_order``).
@@ -197,15 +200,15 @@ def rung_from(
     for name, rate in (("descent", taken.clock_rate), ("flow", model.declared_rate or h)):
         if not math.isclose(rate, h, rel_tol=1e-12):
             raise ValueError(f"{name}(h) must have the learning rate h, got {rate!r} for h = {h!r}")
-    path = descend(taken, descent_start, steps, keep="last")
-    if path.status != "finished" or not bool(path.alive.all()):
+    path = descend(taken, descent_start, steps, keep="last").check_uninterrupted()
+    if not path.complete:
         return Rung(h, math.nan, math.nan, "descent diverged")
     ends = []
     for looser in (False, True):
         settings = (integration or Integration()).arguments(h, path.theta.abs().dtype, looser)
         most = MAX_STEPS + 20 * steps
         run = integrate(model, flow_start, [0.0, float(path.times[-1])], keep="last", max_steps=most, **settings)
-        if run.status != "finished" or not bool(run.alive.all()):
+        if not run.check_uninterrupted().complete:
             return Rung(h, math.nan, math.nan, str(run.status) if run.status != "finished" else "members lost")
         ends.append(run.theta[-1])
     error = torch.linalg.vector_norm(ends[0] - path.theta[-1], dim=-1).max()

@@ -17,6 +17,8 @@ import tyro
 from landscapes.errors import check_count
 from landscapes.references import resolve_references
 
+from .. import STOPPED
+
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -32,9 +34,13 @@ def run_one_of(
     experiments: Mapping[str, str | type[Experiment]], arguments: Sequence[str], package: str, description: str
 ) -> int:
     """Run the experiment of ``package`` named by the first argument, its fields as options; returns the exit status."""
-    kinds = resolve_references(experiments, package)
-    form: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
-    return exit_status_of(parse(form, arguments, f"python -m {package}", description).run)
+
+    def run() -> None:
+        kinds = resolve_references(experiments, package)
+        form: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
+        parse(form, arguments, f"python -m {package}", description).run()
+
+    return exit_status_of(run)
 
 
 def parse(form: Any, arguments: Sequence[str], prog: str, description: str) -> Any:
@@ -66,11 +72,18 @@ def one_line(text: str) -> str:
 
 
 def exit_status_of(run: Callable[[], None]) -> int:
-    """Run and return the exit status: 0, or 2 after one line about invalid input; a warning is printed as one line."""
+    """Run and return the exit status: 0, or 2 after one line about invalid input; a warning is printed as one line.
+
+    An interrupt ends with one line and 130, the shell's status of a process that Ctrl-C has ended: parts on disk are
+    whole, so that the same command goes on after them.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
             run()
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, closed it
         # Python flushes stdout once more at exit, which would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

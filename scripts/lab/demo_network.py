@@ -2,8 +2,11 @@ r"""The network of the demo as used by the benchmarks, and its gradients in a pl
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from flows import Flow, Trajectory, integrate
 from nets import NetworkLandscape
 
 from .network import LossFunction, NetGround
@@ -25,3 +28,8 @@ def bare_gradients(
     """Run ``count`` forward and backward passes as in a plain training loop."""
     for _ in range(count):
         torch.autograd.grad(loss(module(inputs), targets).mean(), list(module.parameters()))
+
+
+def complete_run(flow: Flow, *arguments: Any, **options: Any) -> Trajectory:
+    """``integrate`` to the end: an interrupted run would be measured as a short one."""
+    return integrate(flow, *arguments, **options).check_finished(flow.name)

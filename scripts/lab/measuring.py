@@ -3,6 +3,7 @@ r"""Measurements of the benchmarks: ratios of alternating runs, and the growth o
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import statistics
 import sys
 import time
@@ -56,13 +57,21 @@ def in_its_own_process(function: Callable[..., None], *arguments: Any) -> Any:
     """The value that ``function(*arguments, queue)`` puts on the queue in a fresh process; RuntimeError if none."""
     context = multiprocessing.get_context("spawn")  # a forked child starts with the parent's memory and threads
     queue = context.SimpleQueue()
-    process = context.Process(target=function, args=(*arguments, queue))
+    process = context.Process(target=without_interrupts, args=(function, *arguments, queue))
     process.start()
-    process.join(LONGEST_WAIT)
+    try:
+        process.join(LONGEST_WAIT)
+    finally:
+        process.kill()  # one that has not ended: after the wait, or where this process is interrupted
     if process.exitcode != 0 or queue.empty():
-        process.kill()
         raise RuntimeError(f"the measuring process ended without a result, exit code {process.exitcode}")
     return queue.get()
+
+
+def without_interrupts(function: Callable[..., None], *arguments: Any) -> None:
+    """The function with Ctrl-C ignored, which is meant for the process that waits for this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    function(*arguments)
 
 
 def growth(program: Program, device: str) -> float:

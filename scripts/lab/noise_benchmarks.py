@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows import NoisyModifiedEquation, StochasticModifiedEquation, integrate
+from flows import NoisyModifiedEquation, StochasticModifiedEquation
 from landscapes import Rosenbrock
 from landscapes.noise import IsotropicNoise, MinibatchNoise, noise_covariance, top_eigenpairs
 from nets import NetworkLandscape, build_network, cross_entropy, load_data
 
-from .demo_network import bare_gradients, demo_network
+from .demo_network import bare_gradients, complete_run, demo_network
 from .measuring import Measuring, growth, in_its_own_process, ratio, seconds
 from .network import NetGround
 
@@ -65,7 +65,7 @@ def bench_sde_step(settings: NoiseSettings) -> None:
     landscape, bare = all_digits(settings.device)
     theta0, h, steps = landscape.theta0, 0.1, settings.steps
     equation = StochasticModifiedEquation(landscape, h, batch_size=32)
-    ours = functools.partial(integrate, equation, theta0, [0.0, steps * h], dt=h, seed=0, keep="last")
+    ours = functools.partial(complete_run, equation, theta0, [0.0, steps * h], dt=h, seed=0, keep="last")
 
     def gradients() -> None:
         for _ in range(steps):
@@ -81,7 +81,7 @@ def bench_paths(settings: NoiseSettings) -> None:
     h, steps = 1e-4, settings.path_steps
     equation = NoisyModifiedEquation(Rosenbrock(), h, IsotropicNoise(1.0, 2))
     like = torch.zeros(settings.paths, 2, dtype=torch.float64, device=settings.device)
-    ours = functools.partial(integrate, equation, like, [0.0, steps * h], dt=h, seed=0, keep="last")
+    ours = functools.partial(complete_run, equation, like, [0.0, steps * h], dt=h, seed=0, keep="last")
     generator = torch.Generator(settings.device).manual_seed(0)
 
     def normals() -> None:

@@ -24,7 +24,6 @@ from flows.engines.storage import (
     save_tensors,
     write_text,
 )
-from flows.engines.trajectory import Trajectory
 
 Tensors = dict[str, Tensor]
 VERSIONS = "versions"  # the entry of configuration.json that is no setting
@@ -69,7 +68,7 @@ class Store:
             )
 
     def part(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
-        """The part of that name, read from disk if present, else computed and written.
+        """The part of that name, read from disk if present, else computed and written; nothing if interrupted.
 
         Raises FolderError for a damaged part, and if one has to be computed beside those of another version.
         """
@@ -107,13 +106,6 @@ def read_configuration(file: Path) -> dict[str, Any]:
     return found
 
 
-def check_uninterrupted(run: Trajectory) -> Trajectory:
-    """The run; raises KeyboardInterrupt if it was interrupted, so that no incomplete part is written."""
-    if run.status == "interrupted":
-        raise KeyboardInterrupt(run.status.sentence)
-    return run
-
-
 def descend_in_segments(
     store: Store,
     name: str,
@@ -141,10 +133,10 @@ def descend_in_segments(
 
         def run(start: Tensor = theta, length: int = length, i: int = i) -> Tensors:
             draws, kept = seed * 10**6 + i, every or segment
-            run = check_uninterrupted(descend(descent, start, length, seed=draws, every=kept, observers=observers))
+            run = descend(descent, start, length, seed=draws, every=kept, observers=observers).check_uninterrupted()
             observed_times = {f"{key} times": times for key, (times, _) in run.observations.items()}
             values = {key: values for key, (_, values) in run.observations.items()}
-            ended = torch.tensor(run.status == "finished" and bool(run.alive.all()))
+            ended = torch.tensor(run.complete)
             return {"theta": run.theta, "times": run.times, "finished": ended, **observed_times, **values}
 
         part = store.part(f"{name}-{i:04d}", run)

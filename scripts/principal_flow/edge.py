@@ -78,7 +78,7 @@ def observers(landscape: NetworkLandscape, plan: EdgePlan, every: int) -> list:
 
 
 def study(landscape: NetworkLandscape, theta: Tensor, h: float, substeps: int) -> Tensors:
-    """Error of one step of every flow in θ and in |gᵀu₀|, from θ (d,)."""
+    """Error of one step of every flow in θ and in |gᵀu₀|, from θ (d,); NaN for a flow that ends within the step."""
     point = landscape.expand(theta)
     modes = TopEigenpairs(landscape, 1, tolerance=1e-3, vectors=True)(0, 0.0, theta)
     u, component = modes["top vectors"][0], modes["top gradient components"][0]
@@ -90,9 +90,10 @@ def study(landscape: NetworkLandscape, theta: Tensor, h: float, substeps: int) -
     )
     errors, growth, hvps = [], [], []
     for flow, n in flows:
-        run = integrate(flow, theta, [0, h], method="rk4", dt=h / n)
-        errors.append(torch.linalg.vector_norm(run.theta[-1] - stepped) / torch.linalg.vector_norm(stepped - theta))
-        growth.append((landscape.grad(run.theta[-1]) @ u).abs().cpu() / component.abs())
+        run = integrate(flow, theta, [0, h], method="rk4", dt=h / n).check_uninterrupted()
+        end = run.theta[-1] if run.complete else torch.full_like(theta, torch.nan)
+        errors.append(torch.linalg.vector_norm(end - stepped) / torch.linalg.vector_norm(stepped - theta))
+        growth.append((landscape.grad(end) @ u).abs().cpu() / component.abs())
         hvps.append(torch.tensor(run.cost["hvp"] / run.cost["evaluations"]))
     descended = (landscape.grad(stepped) @ u).abs().cpu() / component.abs()
     return {

@@ -82,8 +82,11 @@ def study(landscape: Landscape, theta: Tensor, rtol: float) -> Tensors:
         stepped = torch.add(theta, point.grad, alpha=-h)
         descended[j] = abs(float(landscape.grad(stepped) @ u) / component)
         for i, flow in enumerate(flows_at(landscape, h).values()):
-            runs = [integrate(flow, theta, [0, h], rtol=r, atol=r / 100, max_steps=2000) for r in (rtol, rtol / 10)]
-            if any(run.status != "finished" for run in runs):
+            runs = [
+                integrate(flow, theta, [0, h], rtol=r, atol=r / 100, max_steps=2000).check_uninterrupted()
+                for r in (rtol, rtol / 10)
+            ]
+            if not all(run.complete for run in runs):
                 continue  # NaN: the integration stops before the end of the step
             loose, tight = (run.theta[-1] for run in runs)
             errors[i, j] = torch.linalg.vector_norm(tight - stepped)

@@ -73,7 +73,7 @@ def compare_flows(landscape: Landscape, descent: GradientDescent, theta: Tensor,
         "IGR flow": ModifiedFlow(landscape, descent.h, 2),
         "principal flow": PrincipalFlow(landscape, descent.h, krylov=60, tolerance=1e-8),
     }
-    return compare(descent, flows, theta, steps, rtol=1e-5, atol=1e-7)
+    return compare(descent, flows, theta, steps, rtol=1e-5, atol=1e-7).check_uninterrupted()
 
 
 def table(options: SpectrumExperiment, landscape: Landscape, way: Tensors, run: Comparison, first: int) -> str:

@@ -111,10 +111,11 @@ def flows_of(landscape: Landscape, h: float) -> dict[str, Flow]:
 
 
 def compare_case(case: Case, options: Common) -> Comparison:
-    """The flows compared with gradient descent."""
+    """The flows compared with gradient descent; those that end early have their status in the table."""
     theta0 = torch.tensor(case.start, dtype=options.real, device=options.device)
     descent = GradientDescent(case.landscape, case.h)
-    return compare(descent, flows_of(case.landscape, case.h), theta0, case.steps, rtol=1e-6, atol=1e-8)
+    flows = flows_of(case.landscape, case.h)
+    return compare(descent, flows, theta0, case.steps, rtol=1e-6, atol=1e-8).check_uninterrupted()
 
 
 def summary(case: Case, result: Comparison) -> str:

@@ -26,7 +26,7 @@ from nets import NetworkLandscape
 
 from ..lab.experiment import Common, align_rows
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, check_uninterrupted
+from ..lab.store import Store, Tensors
 
 MLP = NetGround("mlp")
 DIGITS = 2  # of a rate computed from the curvature, so that it is the same on every machine
@@ -105,12 +105,11 @@ def counted_descent(
     def compute() -> Tensors:
         counted = Counted(landscape)
         assert isinstance(counted, FiniteSum)  # Counted keeps the kind of the landscape
-        run = descend(build(counted), theta0, steps, every=every, observers=observers)
-        check_uninterrupted(run)
+        run = descend(build(counted), theta0, steps, every=every, observers=observers).check_uninterrupted()
         seen = {f"{key} times": times for key, (times, _) in run.observations.items()}
         seen |= {key: values for key, (_, values) in run.observations.items()}
         costs = {"gradients": counted.counts["grad"], "products": counted.counts["hvp"]}
-        ended = run.status == "finished" and bool(run.alive.all())
+        ended = run.complete
         numbers = {key: torch.tensor(value, dtype=torch.float64) for key, value in costs.items()}
         last = int(run.cost["steps"]) - (not ended)  # the last finite state, dropped if it is not kept
         kept = slice(last // every + 1)

@@ -18,7 +18,7 @@ from landscapes.wrappers.gradient_penalties import GradientPenalty
 from nets import NetworkLandscape
 
 from ..lab.experiment import align_rows
-from ..lab.store import Store, Tensors, check_uninterrupted
+from ..lab.store import Store, Tensors
 from .common import (
     OnNetwork,
     counted_descent,
@@ -91,10 +91,9 @@ class Runs:
             told = self._integration.arguments(self.rate, self.theta0.dtype, False)
             flow = self._flow(name, self.rate)
             told["max_steps"] = MAX_STEPS
-            run = check_uninterrupted(integrate(flow, self.theta0, times, observers=self._observers(1), **told))
+            run = integrate(flow, self.theta0, times, observers=self._observers(1), **told).check_uninterrupted()
             seen = {key: values for key, (_, values) in run.observations.items()}
-            ended = torch.tensor(run.status == "finished" and bool(run.alive.all()))
-            return {"theta": run.theta, "times": run.times, "finished": ended, **seen}
+            return {"theta": run.theta, "times": run.times, "finished": torch.tensor(run.complete), **seen}
 
         return self.store.part(f"along-{name}", compute)
 
@@ -114,10 +113,8 @@ class Runs:
             for looser in (False, True):
                 told = self._integration.arguments(self.rate, self.theta0.dtype, looser)
                 told["max_steps"] = MAX_STEPS + 20 * self.steps
-                run = check_uninterrupted(
-                    integrate(self._flow(name, rate), self.theta0, [0.0, time], keep="last", **told)
-                )
-                whole = run.status == "finished" and bool(run.alive.all())
+                run = integrate(self._flow(name, rate), self.theta0, [0.0, time], keep="last", **told)
+                whole = run.check_uninterrupted().complete
                 ends.append(run.theta[-1] if whole else torch.full_like(self.theta0, torch.nan))
             return {"theta": torch.stack(ends)}
 

@@ -28,7 +28,7 @@ from landscapes.wrappers.gradient_penalties import GradientPenalty, VariancePena
 from landscapes.wrappers.modified_losses import LandscapeSum
 
 from ..lab.command_line import check_device
-from ..lab.store import Store, Tensors, check_uninterrupted
+from ..lab.store import Store, Tensors
 from .common import OnNetwork, counted_descent, curvature, distance, ladder_table, study
 from .exact_means import MOST_SEQUENCES, mean_over_draws, mean_over_orders
 from .figures import mini_batch_figure
@@ -135,10 +135,8 @@ class Epochs:
         def compute() -> Tensors:
             loss = predicted_loss(self.epoch, OWN[sampling], self.rate, 0.0)
             flow = ScatteredFlow(loss, times, scatter_drift(self.epoch, runs))
-            run = check_uninterrupted(integrate(flow, self.theta0, times, method="rk4", dt=self.rate))
-            if run.status != "finished":
-                raise ArithmeticError(f"{flow.name}: {run.status.sentence}")
-            return {"theta": run.theta}
+            run = integrate(flow, self.theta0, times, method="rk4", dt=self.rate)
+            return {"theta": run.check_finished(flow.name).theta}
 
         return self.store.part(f"scattered-{sampling}-{len(runs)}", compute)["theta"]
 
@@ -151,10 +149,8 @@ class Epochs:
             states = []
             for i in range(first, first + count):
                 seed = (self.options.seed * len(SAMPLINGS) + list(SAMPLINGS).index(sampling)) * APART + i
-                run = check_uninterrupted(descend(descent, self.theta0, m * epochs, seed=seed, every=m))
-                if run.status != "finished":
-                    raise ArithmeticError(f"SGD, {SAMPLINGS[sampling]}, at H = {self.rate:g}: {run.status.sentence}")
-                states.append(run.theta)
+                run = descend(descent, self.theta0, m * epochs, seed=seed, every=m)
+                states.append(run.check_finished(f"SGD, {SAMPLINGS[sampling]}, at H = {self.rate:g},").theta)
             return {"theta": torch.stack(states)}
 
         return self.store.part(f"runs-{sampling}-{first:05d}-{count}", compute)

@@ -44,7 +44,7 @@ from nets import NetworkLandscape
 from ..lab.command_line import check_device
 from ..lab.experiment import align_rows
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, check_uninterrupted
+from ..lab.store import Store, Tensors
 from ..lab.tables import with_error
 from .accuracy_figure import accuracy_figure
 from .common import Stochastic
@@ -183,10 +183,7 @@ class Accuracy(Stochastic):
             times = torch.arange(self.steps + 1, dtype=torch.float64) * self.h
             dt = self.h / self.substeps
             run = integrate(model, theta0, times, dt=dt, seed=draws, keep="last", observers=watch)
-        check_uninterrupted(run)
-        if run.status != "finished" or not bool(run.alive.all()):
-            raise ArithmeticError(f"{type(model).__name__}, seed {seed}: {run.status.sentence}")
-        return run
+        return run.check_finished(f"{type(model).__name__}, seed {seed},")
 
     def describe(self) -> str:
         """Network, data and settings, on one line."""

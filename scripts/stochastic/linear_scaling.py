@@ -23,7 +23,7 @@ from landscapes.sampling import sampling_of
 
 from ..lab.command_line import check_device
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, check_uninterrupted
+from ..lab.store import Store, Tensors
 from .common import Stochastic
 from .linear_scaling_figure import linear_scaling_figure
 from .linear_scaling_results import SAMPLINGS, TOY_SIZE, LinearScalingStudy, ScalingToy, ScalingToyRow, Setting
@@ -131,8 +131,7 @@ class LinearScaling(Stochastic):
         seed = self.seed * 10**4 + 10 * descent.batch_size + SAMPLINGS.index(descent.sampling)
         looks: dict[str, Any] = {"theta": lambda theta: theta}
         found = ensemble(descent, theta0, steps, paths=self.paths, seed=seed, observables=looks, every=steps)
-        if found.status == "interrupted":
-            raise KeyboardInterrupt(found.status.sentence)
+        found.check_finished(type(descent).__name__)
         variance, error = found.covariance["theta"][-1, 0, 0], found.covariance_error["theta"][-1, 0, 0]
         return {"variance": variance, "error": error}
 
@@ -172,9 +171,7 @@ class LinearScaling(Stochastic):
 
     def _drift(self, store: Store, network: NetworkProblem, times: Sequence[float]) -> Tensors:
         def compute() -> Tensors:
-            run = check_uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, times))
-            if run.status != "finished":
-                raise ArithmeticError(f"gradient flow: {run.status.sentence}")
+            run = integrate(GradientFlow(network.landscape), network.theta0, times).check_finished("gradient flow")
             seen = {name: function(run.theta).double().cpu() for name, function in network.functions.items()}
             sharpness = torch.tensor(sharpness_at(network.landscape, run.theta[-1]), dtype=torch.float64)
             return {"times": run.times, "sharpness": sharpness, **seen}

@@ -15,8 +15,6 @@ from flows.engines.trajectory import Trajectory
 from flows.ensembles.blocks import block_seed
 from landscapes.errors import check_count, check_nonnegative, check_positive
 
-from ..lab.store import check_uninterrupted
-
 SEGMENT = 200  # steps between removals of the paths that have arrived
 NORMAL = 1.96  # standard errors on either side of a 95 % interval
 FEW = 5  # arrivals below which a rate is bounded instead of estimated
@@ -94,10 +92,7 @@ def advance(
         run = integrate(model, theta, times, dt=dt, method=method, seed=seed, keep="last", observers=[watch])
     else:
         run = descend(model, theta, steps, seed=seed, keep="last", observers=[watch])
-    check_uninterrupted(run)
-    if not bool(run.alive.all()):
-        raise ArithmeticError(f"{type(model).__name__}: {run.status.sentence}")
-    return run
+    return run.check_finished(type(model).__name__)
 
 
 @dataclass(frozen=True)

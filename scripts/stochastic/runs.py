@@ -19,7 +19,7 @@ from landscapes.errors import check_positive
 from nets import NetworkLandscape
 
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, check_uninterrupted
+from ..lab.store import Store, Tensors
 from ..lab.tables import with_error
 from .common import Stochastic
 
@@ -159,7 +159,7 @@ class NetworkProblem:
                     thetas.append(theta.detach().float().cpu())  # float32: only the scatter is computed from these
 
             run, times = way.run(Block(0, self.theta0.expand(count, -1)), seed, record)
-            check_uninterrupted(run)
+            run.check_uninterrupted()
             found = {name: torch.stack(rows, dim=1) for name, rows in seen.items()}
             states_seen = torch.stack(thetas, dim=1) if thetas else torch.zeros(count, 0, len(self.theta0))
             if len(times) < len(way.kept):

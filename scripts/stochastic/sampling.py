@@ -26,7 +26,7 @@ from landscapes.sampling import SAMPLINGS
 
 from ..lab.command_line import check_device
 from ..lab.network import NetGround
-from ..lab.store import Store, Tensors, check_uninterrupted
+from ..lab.store import Store, Tensors
 from .common import Stochastic
 from .runs import NetworkProblem, scaled_rate, sde_runs
 from .sampling_figure import sampling_figure
@@ -124,8 +124,7 @@ class SamplingExperiment(Stochastic):
         looks: dict[str, Any] = {LOSS: law.landscape.loss}
         seed = self.seed * 10**4 + place
         found = ensemble(model, theta0, course, paths=self.paths, seed=seed, observables=looks, **how)
-        if found.status == "interrupted":
-            raise KeyboardInterrupt(found.status.sentence)
+        found.check_finished(type(model).__name__)
         last = [-2, -1] if law.epoch > 1 else [-1, -1]
         return {"mean": found.mean[LOSS][last, 0], "error": found.standard_error[LOSS][last, 0]}
 
@@ -168,9 +167,7 @@ class SamplingExperiment(Stochastic):
         return SamplingStudy(heading, size, found, b, equations, left, drift)
 
     def _drift(self, network: NetworkProblem, time: float) -> Tensors:
-        run = check_uninterrupted(integrate(GradientFlow(network.landscape), network.theta0, [0.0, time]))
-        if run.status != "finished":
-            raise ArithmeticError(f"gradient flow: {run.status.sentence}")
+        run = integrate(GradientFlow(network.landscape), network.theta0, [0.0, time]).check_finished("gradient flow")
         return {"loss": network.landscape.loss(run.theta[-1])}
 
 

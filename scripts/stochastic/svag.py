@@ -131,8 +131,7 @@ class Svag(Stochastic):
             observables=moments.functions(),  # type: ignore[arg-type]
             every=self.steps * descent.level,
         )
-        if found.status == "interrupted":
-            raise KeyboardInterrupt(found.status.sentence)
+        found.check_finished(type(descent).__name__)
         ends = {name: found.mean[name][-1, 0] for name in ON_TOYS}
         bars = {f"{name} error": found.standard_error[name][-1, 0] for name in ON_TOYS}
         return {**ends, **bars, "lost": found.diverged}

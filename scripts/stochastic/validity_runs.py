@@ -19,7 +19,7 @@ from flows.ensembles.blocks import block_seed
 from landscapes import FiniteSum
 from landscapes.noise import covariance_trace
 
-from ..lab.store import Store, Tensors, check_uninterrupted
+from ..lab.store import Store, Tensors
 
 GROUP = 4  # runs in a part on disk
 PATHS, SGD_LAW, SDE_LAW = range(3)  # kinds of runs, with disjoint seeds
@@ -108,7 +108,7 @@ class CellRuns:
             return all_states(integrate(flow, self.theta0, cell.times, dt=dt, path=path), len(cell.times))
 
         def compute() -> Tensors:
-            sgd = descend(descent, self.theta0, cell.steps, seed=seed, every=cell.stride)
+            sgd = descend(descent, self.theta0, cell.steps, seed=seed, every=cell.stride).check_uninterrupted()
             dt = cell.h / 2**halvings
             same = {"step": states_at(cell.h)} if order == 1 else {}
             return {"sgd": all_states(sgd, len(cell.times)), "fine": states_at(dt), "coarse": states_at(2 * dt), **same}
@@ -149,7 +149,7 @@ class CellRuns:
                 run = descend(self.descent(cell), theta0, cell.steps, seed=seed, every=cell.stride)
                 return all_states(run, len(cell.times))
             flow, dt = self.equation(cell, 1), cell.h / 2**halvings
-            both = [integrate(flow, theta0, cell.times, dt=step, seed=seed) for step in (dt, 2 * dt)]  # the same path
+            both = (integrate(flow, theta0, cell.times, dt=step, seed=seed) for step in (dt, 2 * dt))  # the same path
             return torch.stack([all_states(run, len(cell.times)) for run in both])
 
         def compute() -> Tensors:
@@ -197,7 +197,7 @@ class CellRuns:
 
 def all_states(run: Trajectory, times: int) -> Tensor:
     """States (times, ..., d) of a run, NaN after its end and in members that diverged."""
-    theta = check_uninterrupted(run).theta
+    theta = run.check_uninterrupted().theta
     later = theta.new_full((times - len(theta), *theta.shape[1:]), torch.nan)
     lost = ~run.alive.expand(theta.shape[1:-1])
     states = torch.cat([theta, later])

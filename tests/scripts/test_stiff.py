@@ -57,7 +57,8 @@ def test_the_cheapest_run_within_an_error(capsys):
 
 
 def test_the_command(capsys):
-    main(StiffSettings(only=("valley",), stiffness=(1e3,), valley_time=0.01, **FAST))
+    fast = "--only valley --stiffness 1e3 --valley-time 0.01 --rtols 1e-2 1e-4 --max-steps 60"
+    assert main(fast.split()) == 0
     printed = capsys.readouterr().out
     assert "Rosenbrock's valley, b = 1000, t = 0.01" in printed
     assert printed.count("within") == 4

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from flows import GradientFlow, PrincipalFlow, Status, Trajectory, integrate
+from flows.engines.endings import KINDS
 from flows.engines.storage import FolderError, save_tensors
-from flows.engines.trajectory import KINDS, parts_of
+from flows.engines.trajectory import parts_of
 from flows.observers import Loss
 from landscapes import Quadratic
 
