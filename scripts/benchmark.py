@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import torch
 
-from flows import GradientDescent, GradientFlow, ModifiedFlow, StochasticGradientDescent, descend, integrate
+from flows import GradientDescent, GradientFlow, ModifiedFlow, StochasticGradientDescent, descend
 from landscapes import Counted, LinearRegression, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
 
@@ -122,7 +122,8 @@ def bench_sampling(settings: BenchmarkSettings) -> None:
         descent = StochasticGradientDescent(landscape, h, batch_size, sampling)
         run = functools.partial(descend, descent, theta0, steps, keep="last")
         name = f"SGD, {sampling}: {batch_size} of {size:,} examples, {steps} steps / plain torch loop"
-        ratio(name, lambda run=run: run().check_finished(), plain_loop, settings, "≤ 3" if sampling == "subset" else "none")
+        target = "≤ 3" if sampling == "subset" else "none"
+        ratio(name, lambda run=run: run().check_finished(), plain_loop, settings, target)
 
 
 def put_peak(chunk_size: int | None, device: str, queue: SimpleQueue) -> None:
