@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -134,10 +135,85 @@ def test_order_fails_for_a_wrong_model(flow, claimed, observed):
         check_order(flow, descents, BEYOND, claimed, LADDER)
 
 
+def test_an_exact_model_has_at_least_any_order():
+    landscape = Quadratic(torch.diag(torch.tensor([1.0, 0.4], dtype=torch.float64)))
+    exact, steps = (lambda h: PrincipalFlow(landscape, h)), (lambda h: GradientDescent(landscape, h))
+    for order in (2, 3, 5):
+        study = check_order(exact, steps, BEYOND, order)
+        assert study.least_order == math.inf
+    with pytest.raises(InvariantError, match="one-step order must be 3"):  # and a wrong one has the order it has
+        check_order(lambda h: Scaled(landscape), steps, BEYOND, 3)
+
+
+@pytest.mark.parametrize(
+    ("theta", "ladder", "order"),
+    [(BEYOND, [1e-9, 5e-10], 3), (torch.zeros(2, dtype=torch.float64), [0.1, 0.05], 2), (BEYOND, None, 20)],
+    ids=["too fine", "at rest", "too high"],
+)
+def test_an_order_that_no_rung_could_show_is_not_counted_as_seen(theta, ladder, order):
+    landscape = Quadratic(torch.eye(2, dtype=torch.float64))
+    with pytest.raises(InvariantError, match=f"errors of order {order} must be above rounding to be seen"):
+        check_order(lambda h: PrincipalFlow(landscape, h), lambda h: GradientDescent(landscape, h), theta, order, ladder)
+
+
 def test_order_fails_where_none_is_seen():
     landscape = Quadratic(torch.eye(2, dtype=torch.float64))
-    with pytest.raises(InvariantError, match="observed nan"):
-        check_order(lambda h: PrincipalFlow(landscape, h), lambda h: GradientDescent(landscape, h), BEYOND, 3, LADDER)
+    with pytest.raises(InvariantError, match="observed none"):  # singular at hλ = 1, and a single rung beside it
+        check_order(
+            lambda h: PrincipalFlow(landscape, h), lambda h: GradientDescent(landscape, h), BEYOND, 3, [1.0, 0.5]
+        )
+
+
+def test_orders_hidden_by_rounding_are_bounded_by_the_floor():
+    """Order 6: one rung above rounding and the next at it, so that the slope is at least that down to the floor."""
+    valley = DoubleWell(tilt=0.3)
+    theta, ladder = torch.tensor([1.3], dtype=torch.float64), [0.0116, 0.003]
+    steps = partial(GradientDescent, valley)
+    study = check_order(lambda h: ModifiedFlow(valley, h, 5), steps, theta, 4, ladder)
+    assert math.isnan(study.order)
+    assert 4 < study.least_order < 6
+    with pytest.raises(InvariantError, match=r"must be 7 ± 0\.1, observed at least [45]\."):
+        check_order(lambda h: ModifiedFlow(valley, h, 5), steps, theta, 7, ladder)
+
+
+@dataclass(frozen=True)
+class Rescaled(Landscape):
+    """a f(θ/s): the same landscape in other units."""
+
+    inner: Landscape
+    a: float
+    s: float
+
+    @property
+    def dimension(self):
+        return self.inner.dimension
+
+    def loss(self, theta):
+        return self.a * self.inner.loss(theta / self.s)
+
+
+UNITS = pytest.mark.parametrize(("a", "s"), [(1e6, 1.0), (1e-6, 1.0), (1.0, 1e6), (1.0, 1e-6)])
+
+
+@UNITS
+def test_order_has_the_same_verdict_in_any_units(a, s):
+    well, bowl = (Rescaled(f, a, s) for f in (WELL, Quadratic(torch.diag(torch.tensor([2.0, 0.5], dtype=torch.float64)))))
+    for order in (1, 2, 3):
+        flow, steps = partial(ModifiedFlow, well, order=order), partial(GradientDescent, well)
+        study = check_order(flow, steps, s * BEYOND, order + 1)
+        assert all(study.trusted)
+        with pytest.raises(InvariantError, match=f"must be {order + 2}"):
+            check_order(flow, steps, s * BEYOND, order + 2)
+    exact = check_order(partial(PrincipalFlow, bowl, branch="real"), partial(GradientDescent, bowl), s * BEYOND, 3)
+    assert exact.least_order == math.inf
+
+
+@UNITS
+def test_batch_has_the_same_verdict_in_any_units(a, s, normal):
+    thetas = s * (START + 0.1 * normal(0, 3, 2))
+    check_batch(GradientFlow(Rescaled(VALLEY, a, s)), thetas)
+    with pytest.raises(InvariantError, match="rk4: member 0 alone"):
+        check_batch(Coupled(Rescaled(VALLEY, a, s), a / s**2), thetas)
 
 
 def test_order_tolerance_is_the_callers():
