@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flows import Descent, Flow, GradientDescent, GradientFlow, HeavyBall, ModifiedFlow, OptimizerDescent, PrincipalFlow
 from flows.invariants import InvariantError, check_batch, check_descent, check_equivariance, check_order
-from flows.strategies import points, quadratics, rotations, seeds, smooth_landscapes
+from flows.strategies import degenerate_landscapes, points, quadratics, rotations, seeds, smooth_landscapes
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, Rosenbrock
 from tests.examples import few
 
@@ -357,6 +357,35 @@ def test_smooth_landscapes_are_smooth_and_holomorphic(data):
     slope = landscape.loss(theta + step) - landscape.loss(theta - step)
     scale = 1e-4 * (1 + float(landscape.hessian(theta).abs().max()))
     assert float((slope / 2 - (landscape.grad(theta) * step).sum(-1)).abs().max()) < 1e-5 * scale
+
+
+@few(8)
+@given(data=st.data(), d=st.integers(1, 3))
+def test_smooth_landscapes_are_not_degenerate(data, d):
+    """Derivatives of order 1 to 4 at a drawn point are not 0, and the Hessian has full rank."""
+    landscape = data.draw(smooth_landscapes(d))
+    theta, u, v, w = (data.draw(points(d)) for _ in range(4))
+    assert float(landscape.grad(theta).abs().max()) > 1e-6
+    assert float(torch.linalg.det(landscape.hessian(theta)).abs()) > 1e-12
+    assert float(landscape.third(theta, u, v).abs().max()) > 0
+    assert float(landscape.derivative(theta, u, v, w).abs().max()) > 0
+    origin = torch.zeros(d, dtype=torch.float64)
+    assert float(landscape.grad(origin).abs().max()) >= 1 / 8
+    assert float(torch.linalg.det(landscape.hessian(origin)).abs()) >= (1 / 8) ** d - 1e-12
+    assert f"x{d - 1}" in repr(landscape)
+
+
+def test_degenerate_landscapes_are_there_by_name():
+    seen = set()
+
+    @few(60)
+    @given(landscape=degenerate_landscapes(2), theta=points(2))
+    def draw(landscape, theta):
+        seen.add("flat" if not landscape.grad(theta).any() else "sloped")
+        seen.add(f"rank {int(torch.linalg.matrix_rank(landscape.hessian(theta)))}")
+
+    draw()
+    assert seen >= {"flat", "sloped", "rank 0", "rank 1", "rank 2"}
 
 
 def test_strategies_vary():
