@@ -22,7 +22,6 @@ from landscapes import Landscape
 from landscapes.noise import ito_correction
 from landscapes.wrappers.rotated import Rotated
 
-
 MULTIPLES = (0.1, 0.05, 0.025, 0.0125)  # hλ of the default ladder of check_order
 
 

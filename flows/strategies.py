@@ -62,8 +62,8 @@ def eighths(zero: bool) -> st.SearchStrategy[sympy.Rational]:
 def smooth_landscapes(draw: st.DrawFn, dimension: int = 2) -> Landscape:
     r"""½ Σ_i a_i x_i² + ℓ_0 + ℓ_1⁴/4 + ℓ_2³/3 + sin ℓ_3 with linear forms ℓ and no coefficient 0: holomorphic.
 
-    Not degenerate: at the origin the gradient ℓ_0 + ℓ_3 is not 0, the Hessian diag(a) has full rank, and 2 ℓ_2⊗³ − ℓ_3⊗³
-    and the fourth derivative are not 0; all are analytic, so that this holds almost everywhere. Without symmetry.
+    Not degenerate: at the origin the gradient ℓ_0 + ℓ_3 is not 0, the Hessian diag(a) has full rank, and the third and
+    fourth derivatives are not 0; all are analytic, so that this holds almost everywhere. Without symmetry.
     """
     numbers = eighths(zero=False)
     symbols = sympy.symbols(f"x:{dimension}")
@@ -81,7 +81,7 @@ def smooth_landscapes(draw: st.DrawFn, dimension: int = 2) -> Landscape:
 def degenerate_landscapes(draw: st.DrawFn, dimension: int = 2) -> Landscape:
     """Functions with vanishing derivatives: constant, linear, of one direction only, with any coefficient 0.
 
-    For the cases that ``smooth_landscapes`` leaves out: Hessians of low rank or 0, third derivatives 0, flat directions.
+    For cases that ``smooth_landscapes`` leaves out: Hessians of low rank or 0, third derivatives 0, flat directions.
     """
     symbols = sympy.symbols(f"x:{dimension}")
     forms = [sum(draw(eighths(zero=True)) * x for x in symbols) for _ in range(4)]

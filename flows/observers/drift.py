@@ -75,7 +75,7 @@ class Drift(LandscapeObserver):
         return {f"{self.name} {quantity}": value for quantity, value in quantities.items()}
 
     def _tolerance(self, theta: Tensor, gradient: Tensor, curvature: Tensor) -> float:
-        """The error of a step allowed in a component of X: ``tolerance`` of the prediction, not below rounding's effect.
+        """The error of a step allowed in a component of X: ``tolerance`` of the drift, not below rounding's effect.
 
         Rounding changes θ by eps‖θ‖ and hence the gradient by about eps‖θ‖ ‖Hg‖/‖g‖, which bounds every solver.
         """

@@ -35,7 +35,9 @@ def plot_orders(panels: Sequence[Mapping[str, OrderStudy]], path: str | os.PathL
     for axes, studies in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         draw_studies(axes, studies, looks)
     columns = 3 if len(panels) == 1 else 5
-    figure.legend(handles=legend(looks, panels), loc="outside upper center", ncols=columns, fontsize="small", frameon=False)
+    figure.legend(
+        handles=legend(looks, panels), loc="outside upper center", ncols=columns, fontsize="small", frameon=False
+    )
     return save_figure(figure, path)
 
 

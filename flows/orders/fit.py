@@ -34,9 +34,9 @@ class OrderFit:
     the half width is the sum of: Student's t times the standard error of the residuals; the change of q if the fit has
     one more correction or omits the coarsest rung, two estimates of its bias; and the effect of the recorded
     integration and rounding errors. On ladders with three random corrections it covers q for 97 % of those of eight
-    rungs apart by two, and for 93 % of those of ten apart by 0.7. It reaches to the limit of the slopes' trend where they
-    settle more slowly than h falls. Without the correction (three rungs) q is biased by
-    about c h; with it, by O(h²). ``constant`` C; ``correction`` c, NaN for three rungs; ``rungs``: the number of rungs
+    rungs apart by two, and for 93 % of those of ten apart by 0.7. It reaches to the limit of the slopes' trend where
+    they settle more slowly than h falls. Without the correction (three rungs) q is biased by about c h; with it, by
+    O(h²). ``constant`` C; ``correction`` c, NaN for three rungs; ``rungs``: the number of rungs
     used, without untrusted ones.
     """
 
@@ -197,8 +197,8 @@ class OrderStudy:
         at = "" if math.isnan(self.sharpness) else f" (hλ = {self.asymptotic_end * self.sharpness:.3g})"
         blind = ", too few to see whether slopes drift" if self.trend is None else ""
         return (
-            f"fitted order {fit.order:.4f}, 95 % interval [{fit.low:.4f}, {fit.high:.4f}], from {fit.rungs} rungs{blind}; "
-            f"asymptotics end at h = {self.asymptotic_end:.4g}{at}"
+            f"fitted order {fit.order:.4f}, 95 % interval [{fit.low:.4f}, {fit.high:.4f}], from {fit.rungs} rungs"
+            f"{blind}; asymptotics end at h = {self.asymptotic_end:.4g}{at}"
         )
 
     def _mark(self, k: int) -> str:

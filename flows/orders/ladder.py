@@ -43,9 +43,9 @@ class Integration:
     r"""The integration of each rung: an adaptive ``method`` with tolerances, or a fixed-step one with ``substeps``.
 
     Adaptive: ``rtol`` is by default max(1e-13, 50 eps), and ``atol`` 0.5 eps, less in proportion to ‖θ0‖ below 1e-3;
-    the looser run has ten times both. Its first step is h, that of the tight run h/2, since two runs with the same steps would have the same errors and a
-    distance of zero. Fixed: steps of h/(2·substeps), in the looser run h/substeps. dopri8 takes a third of dopri5's
-    evaluations at such tolerances.
+    the looser run has ten times both. Its first step is h, that of the tight run h/2, since two runs with the same
+    steps would have the same errors and a distance of zero. Fixed: steps of h/(2·substeps), in the looser run
+    h/substeps. dopri8 takes a third of dopri5's evaluations at such tolerances.
     """
 
     method: str = "dopri8"
@@ -69,7 +69,7 @@ class Integration:
                 check_positive(name, getattr(self, name))
 
     def arguments(self, h: float, dtype: torch.dtype, looser: bool, size: float = 1.0) -> dict[str, Any]:
-        """The keyword arguments of ``integrate``, for the tight run or for the looser one, from a start of that size."""
+        """Keyword arguments of ``integrate``, for the tight run or for the looser one, from a start of that size."""
         if self.substeps is not None:
             return {"method": self.method, "dt": h / (self.substeps * (1 if looser else 2))}
         eps = torch.finfo(dtype).eps

@@ -40,9 +40,10 @@ def from_sympy(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Symbo
 
     Accepted: numbers, + · / and powers, the elementary, trigonometric and hyperbolic functions, erf, and (real θ only)
     Abs, sign, Max, Min, Heaviside, Piecewise. Complex θ is accepted if none of the latter occurs. At jumps the
-    derivative is zero, as in autograd, and where n arguments of Max or Min tie, each has 1/n of it. Raises TypeError unless the arguments are an expression and symbols, ValueError
-    if symbols repeat, one of the expression's is missing, or the expression is not real and finite, and
-    UnsupportedError, naming the function, for an unknown function.
+    derivative is zero, as in autograd, and where n arguments of Max or Min tie, each has 1/n of it. Raises TypeError
+    unless the arguments are an expression and symbols, ValueError if symbols repeat, one of the expression's is
+    missing, or the expression is not real and finite, and UnsupportedError, naming the function, for an unknown
+    function.
     """
     return SymbolicLandscape(expression, symbols)
 

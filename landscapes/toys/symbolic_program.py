@@ -46,13 +46,13 @@ class Extreme(sympy.Function):
         return Share(sympy.Integer(argindex - 1), sympy.Integer(self.sign), *self.args)
 
 
-class Largest(Extreme):
+class Maximum(Extreme):
     """Max of the arguments."""
 
     sign = 1
 
 
-class Smallest(Extreme):
+class Minimum(Extreme):
     """Min of the arguments."""
 
     sign = -1
@@ -90,8 +90,8 @@ REAL_ONLY = {  # no complex derivative, or no complex kernel in torch (erf)
     sympy.erf: "torch.erf({})",
     sympy.erfc: "torch.erfc({})",
 }
-EXTREMES = {sympy.Max: Largest, sympy.Min: Smallest}
-STEPS = (sympy.Heaviside, Largest, Smallest, Share)
+EXTREMES = {sympy.Max: Maximum, sympy.Min: Minimum}
+STEPS = (sympy.Heaviside, Maximum, Minimum, Share)
 CONNECTIVES = {And: "&", Or: "|"}
 FUNCTIONS = HOLOMORPHIC | REAL_ONLY | {Square: "torch.square({})", Root: "torch.sqrt({})"}
 ALGEBRA = (sympy.Add, sympy.Mul, sympy.Pow, sympy.Symbol, sympy.Rational, sympy.Float, sympy.NumberSymbol)
@@ -254,7 +254,7 @@ def write_step(expression: sympy.Expr) -> str:
     if isinstance(expression, Share):
         place, sign, *arguments = expression.args
         return f"share_of_extreme({int(place)}, {int(sign)}, {', '.join(map(write_tensor, arguments))})"
-    way = "amax" if isinstance(expression, Largest) else "amin"
+    way = "amax" if isinstance(expression, Maximum) else "amin"
     return f"torch.stack(({', '.join(map(write_tensor, expression.args))},)).{way}(dim=0)"
 
 

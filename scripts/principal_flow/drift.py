@@ -17,7 +17,6 @@ from ..lab.experiment import align_rows, label
 from ..lab.store import Tensors, descend_in_segments
 from .networks import EdgePlan, OnNetworks
 
-
 TOLERANCE = 1e-3  # of a step of gradient flow over h, as a fraction of the predicted drift
 
 

@@ -34,7 +34,9 @@ def test_on_quadratics_against_the_matrix_exponential(quadratic, seed, tolerance
     seen = observer(0, 0.0, quadratic.minimum + offset)
     predicted = H**2 / 2 * torch.linalg.vector_norm(hessian @ hessian @ offset)
     assert_close(seen["drift predicted"], predicted)
-    steps = math.ceil((observer.counts["grad"] - 2) / 6)  # one gradient of θ, seven of dopri5's first step, six of others
+    steps = math.ceil(
+        (observer.counts["grad"] - 2) / 6
+    )  # one gradient of θ, seven of dopri5's first step, six of others
     growth = math.exp(H * max(0.0, -float(torch.linalg.eigvalsh(hessian)[0])))
     error = abs(float(seen["drift measured"] - torch.linalg.vector_norm(exact)))
     assert error < 2 * steps * growth * tolerance * float(predicted) + 1e-14

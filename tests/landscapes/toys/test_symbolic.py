@@ -154,7 +154,9 @@ def test_equals_the_toy_written_by_hand(normal):
 PLACES = {sympy.acosh: (1.3, 2.7), sympy.log: (0.3, 2.7)}  # of functions that are not defined on (−1, 1)
 
 
-@pytest.mark.parametrize("function", [*symbolic_program.HOLOMORPHIC, *symbolic_program.REAL_ONLY, sympy.Heaviside], ids=str)
+@pytest.mark.parametrize(
+    "function", [*symbolic_program.HOLOMORPHIC, *symbolic_program.REAL_ONLY, sympy.Heaviside], ids=str
+)
 def test_every_function_equals_sympys_own_value_and_derivatives(function):
     """Against sympy's lambdify: f(a), and three derivatives by sympy.diff, off the kinks."""
     landscape = from_sympy(function(x), (x,))
@@ -164,7 +166,12 @@ def test_every_function_equals_sympys_own_value_and_derivatives(function):
     oracles = [sympy.lambdify(real, sympy.diff(function(real), real, n), modules) for n in range(4)]
     for place in PLACES.get(function, (-0.7, -0.2, 0.45)):
         theta = torch.tensor([place], dtype=torch.float64)
-        found = landscape.loss(theta), landscape.grad(theta), landscape.hvp(theta, one), landscape.third(theta, one, one)
+        found = (
+            landscape.loss(theta),
+            landscape.grad(theta),
+            landscape.hvp(theta, one),
+            landscape.third(theta, one, one),
+        )
         for value, oracle in zip(found, oracles, strict=True):
             assert float(value) == pytest.approx(float(oracle(mpmath.mpf(place))), rel=1e-12, abs=1e-13)
 
