@@ -52,11 +52,46 @@ def quadratics(
     return Quadratic((hessian + hessian.mT) / 2, draw(points(d)))
 
 
+def eighths(zero: bool) -> st.SearchStrategy[sympy.Rational]:
+    """Multiples of 1/8 in [−1, 1], 0 only if allowed."""
+    whole = st.integers(-8, 8) if zero else st.integers(-8, 8).filter(bool)
+    return whole.map(lambda n: sympy.Rational(n, 8))
+
+
 @st.composite
 def smooth_landscapes(draw: st.DrawFn, dimension: int = 2) -> Landscape:
-    """Polynomials of degree four plus a sine of a random direction: smooth, holomorphic, no symmetry."""
+    r"""½ Σ_i a_i x_i² + ℓ_0 + ℓ_1⁴/4 + ℓ_2³/3 + sin ℓ_3 with linear forms ℓ and no coefficient 0: holomorphic.
+
+    Not degenerate: at the origin the gradient ℓ_0 + ℓ_3 is not 0, the Hessian diag(a) has full rank, and the third and
+    fourth derivatives are not 0; all are analytic, so that this holds almost everywhere. Without symmetry.
+    """
+    numbers = eighths(zero=False)
     symbols = sympy.symbols(f"x:{dimension}")
-    numbers = st.integers(-8, 8).map(lambda n: sympy.Rational(n, 8))
-    linear = [sum(draw(numbers) * x for x in symbols) for _ in range(4)]
-    expression = linear[0] + linear[1] ** 2 + linear[2] ** 3 / 3 + linear[1] ** 4 / 4 + sympy.sin(linear[3])
-    return from_sympy(expression, symbols)
+    curved = sum(draw(numbers) * x**2 for x in symbols) / 2
+    straight, quartic, cubic, wave = [[draw(numbers) for _ in symbols] for _ in range(4)]
+    if all(a == -b for a, b in zip(straight, wave, strict=True)):
+        straight = [2 * a for a in straight]
+    first, second, third, angle = (
+        sum(a * x for a, x in zip(form, symbols, strict=True)) for form in (straight, quartic, cubic, wave)
+    )
+    return from_sympy(curved + first + second**4 / 4 + third**3 / 3 + sympy.sin(angle), symbols)
+
+
+@st.composite
+def degenerate_landscapes(draw: st.DrawFn, dimension: int = 2) -> Landscape:
+    """Functions with vanishing derivatives: constant, linear, of one direction only, with any coefficient 0.
+
+    For cases that ``smooth_landscapes`` leaves out: Hessians of low rank or 0, third derivatives 0, flat directions.
+    """
+    symbols = sympy.symbols(f"x:{dimension}")
+    forms = [sum(draw(eighths(zero=True)) * x for x in symbols) for _ in range(4)]
+    kinds = [
+        sympy.Integer(draw(st.integers(-2, 2))),
+        forms[0],
+        forms[1] ** 2 / 2,
+        forms[2] ** 3 / 3,
+        forms[1] ** 4 / 4,
+        sympy.sin(forms[3]),
+        forms[0] + forms[1] ** 2 + forms[2] ** 3 / 3 + forms[1] ** 4 / 4 + sympy.sin(forms[3]),
+    ]
+    return from_sympy(draw(st.sampled_from(kinds)), symbols)

@@ -17,7 +17,15 @@ from typing import Literal, get_args
 
 import torch
 
-from flows import GradientDescent, GradientFlow, ModifiedFlow, StochasticGradientDescent, descend
+from flows import (
+    Descent,
+    GradientDescent,
+    GradientFlow,
+    ModifiedFlow,
+    StochasticGradientDescent,
+    Trajectory,
+    descend,
+)
 from landscapes import Counted, LinearRegression, Rosenbrock, from_sympy
 from nets import BatchNorm, NetworkLandscape
 
@@ -100,7 +108,12 @@ def bench_descend(settings: BenchmarkSettings) -> None:
         return theta
 
     name = "descend, 10,000 points × 1,000 steps / plain torch loop"
-    ratio(name, lambda: descend(descent, points, 1000, keep="last").check_finished(), plain_loop, settings, "≤ 1.25")
+    ratio(name, lambda: finished_run(descent, points, 1000), plain_loop, settings, "≤ 1.25")
+
+
+def finished_run(descent: Descent, theta0: torch.Tensor, steps: int) -> Trajectory:
+    """The run, of which the last state is kept; raise unless it finished."""
+    return descend(descent, theta0, steps, keep="last").check_finished()
 
 
 def bench_sampling(settings: BenchmarkSettings) -> None:
@@ -120,10 +133,10 @@ def bench_sampling(settings: BenchmarkSettings) -> None:
 
     for sampling in ("replacement", "subset", "epoch"):
         descent = StochasticGradientDescent(landscape, h, batch_size, sampling)
-        run = functools.partial(descend, descent, theta0, steps, keep="last")
+        run = functools.partial(finished_run, descent, theta0, steps)
         name = f"SGD, {sampling}: {batch_size} of {size:,} examples, {steps} steps / plain torch loop"
         target = "≤ 3" if sampling == "subset" else "none"
-        ratio(name, lambda run=run: run().check_finished(), plain_loop, settings, target)
+        ratio(name, run, plain_loop, settings, target)
 
 
 def put_peak(chunk_size: int | None, device: str, queue: SimpleQueue) -> None:

@@ -243,7 +243,7 @@ def configuration(settings: OrdersSettings) -> dict[str, Any]:
 
 
 def summary(studies: Mapping[str, OrderStudy]) -> str:
-    """A row for each flow: order, interval, end of the asymptotic range, share of the integration error."""
+    """A row for each flow: order and interval, or slopes that drift; end of the asymptotic range; integration error."""
     rows = [
         ["flow", "fitted order", "95 % interval", "asymptotics end at h", "hλ there", "trusted", "integration/error"]
     ]
@@ -252,8 +252,9 @@ def summary(studies: Mapping[str, OrderStudy]) -> str:
             i / e for e, i, t in zip(study.errors, study.integration_errors or (), study.trusted, strict=True) if t
         ]
         fit = study.fit
-        found = ["–"] * 4 if fit is None else [f"{fit.order:.4f}", f"[{fit.low:.4f}, {fit.high:.4f}]"]
+        found = ["drifts", f"slopes {study.trend}", "–", "–"] if study.drifts else ["–"] * 4
         if fit is not None:
+            found = [f"{fit.order:.4f}", f"[{fit.low:.4f}, {fit.high:.4f}]"]
             found += [f"{study.asymptotic_end:.4g}", f"{study.asymptotic_end * study.sharpness:.3g}"]
         trusted = f"{sum(study.trusted)} of {len(study.ladder)}"
         rows.append([name, *found, trusted, f"{max(shares):.1e}" if shares else "–"])
@@ -264,6 +265,7 @@ def data_of(study: OrderStudy) -> dict[str, Any]:
     """A study as JSON: the measured errors and the derived quantities."""
     fit = None if study.fit is None else dataclasses.asdict(study.fit)
     read = {"slopes": study.slopes, "trusted": study.trusted, "fit": fit, "asymptotic_end": study.asymptotic_end}
+    read |= {"drifts": study.drifts, "least_order": study.least_order}
     return without_nan({**dataclasses.asdict(study), **read, "order": study.order})
 
 

@@ -25,6 +25,7 @@ from flows.engines.fixed import step_grid
 from flows.engines.method import Method, MethodOptions, Reached
 from flows.engines.methods import method_of
 from flows.engines.noise_paths import NoisePath, whole_number
+from flows.engines.output_times import array_of, check_times, rounding_of
 from flows.engines.recorder import AnyObserver, Recorder
 from flows.engines.state import State, model_name
 from flows.engines.stochastic import Noise, check_noise_options, noise_field
@@ -59,7 +60,8 @@ def integrate(
     ``method``: any of torchdiffeq's, or exprb43; None is dopri5. Adaptive methods take ``rtol`` and ``atol`` (by
     default 1e-7 and 1e-9 in float64, 1e-4 and 1e-6 in float32), which hold for each batch member by itself, and accept
     a ``first_step``; more than ``max_steps`` steps from one output time to the next end the run as a step underflow.
-    Fixed-step methods take ``dt``; the output times must lie on times[0] + k·dt.
+    Fixed-step methods take ``dt``; the output times must lie on times[0] + k·dt. Times are float64 whatever the dtype
+    of θ; given as float32, they are the points of that grid which they round, or else taken as they are.
 
     ``exprb43``, an exponential Rosenbrock method for flows too stiff for the others (gradient flow, and those that
     override ``linearised``), is adaptive as well; it lands on every output time, and each batch member has its own step
@@ -89,7 +91,7 @@ def integrate(
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a Flow, got {type(flow).__name__}")
-    outputs = check_times(times)
+    outputs = check_times(times, dt, theta0.t if isinstance(theta0, State) else None)
     stretches, begins_anew = split(outputs, restarts)
     watched = check_events(events)
     with torch.no_grad(), collect_flags() as flags:
@@ -183,13 +185,14 @@ def split(outputs: list[float], restarts: Sequence[float] | Tensor) -> tuple[lis
     Raises TypeError or ValueError unless restarts are output times.
     """
     try:
-        values = np.asarray(restarts.detach().cpu() if isinstance(restarts, Tensor) else restarts, dtype=float)
+        given = array_of("restarts", restarts).reshape(-1)
+        values = given.astype(float)
     except (TypeError, ValueError) as error:
         raise TypeError(f"restarts must be some of the output times, got {restarts!r}") from error
-    values = values.reshape(-1)
-    places = np.searchsorted(outputs, values - 1e-12 * np.maximum(1.0, np.abs(values)))
-    for value, place in zip(values, places, strict=True):
-        if place == len(outputs) or abs(outputs[place] - value) > 1e-12 * max(1.0, abs(value)):
+    near = rounding_of(given) + 1e-12 * np.maximum(1.0, np.abs(values))
+    places = np.searchsorted(outputs, values - near)
+    for value, place, close in zip(values, places, near, strict=True):
+        if place == len(outputs) or abs(outputs[place] - value) > close:
             raise ValueError(f"restarts must be output times, {float(value)!r} is not one of times")
     cuts = sorted({0, len(outputs) - 1, *places.tolist()})
     return list(pairwise(cuts)), 0 in places.tolist()
@@ -232,24 +235,6 @@ def event_watch(events: tuple[Event, ...], method: Method, start: State) -> Even
         raise UnsupportedError(f"method={method.name!r} does not locate events; use method='dopri5', or fixed steps")
     assert start.alive is not None
     return EventWatch(events, start.t, start.values, start.alive)
-
-
-def check_times(times: Tensor | Sequence[float]) -> list[float]:
-    """Output times as floats; raise unless they are 1-D, real, finite, strictly increasing and at least two."""
-    try:
-        values = times.detach().cpu().numpy() if isinstance(times, Tensor) else np.asarray(times)
-    except ValueError as error:
-        raise ValueError(f"times must be one-dimensional real numbers ({error})") from error
-    if values.dtype.kind not in "fiu":
-        raise TypeError(f"times must be real numbers, got dtype {values.dtype}")
-    if values.ndim != 1 or values.shape[0] < 2:
-        raise ValueError(f"times must be one-dimensional with at least two entries, got shape {values.shape}")
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("times must be finite, got NaN or infinite entries")
-    if not (np.diff(values) > 0).all():
-        raise ValueError("times must be strictly increasing, times[0] being the start")
-    return values.tolist()
 
 
 class Here(NamedTuple):

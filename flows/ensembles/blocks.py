@@ -18,7 +18,8 @@ from torch import Tensor
 from flows.descent import Descent
 from flows.engines.counting import check_theta0
 from flows.engines.descend import descend
-from flows.engines.integrate import check_times, integrate
+from flows.engines.integrate import integrate
+from flows.engines.output_times import check_times
 from flows.engines.trajectory import Trajectory
 from flows.ensembles.statistics import MOST
 from flows.flow import Flow, StochasticFlow
@@ -149,7 +150,7 @@ def course(
             raise UnsupportedError(f"model must be a StochasticFlow, {model.name} has no noise: use integrate")
         if isinstance(times_or_steps, (int, np.integer)):
             raise TypeError(f"times must be a sequence, got {times_or_steps!r}: a number of steps is for descents")
-        return Course(model, tuple(check_times(times_or_steps)), every=every, dt=dt, method=method)
+        return Course(model, tuple(check_times(times_or_steps, dt)), every=every, dt=dt, method=method)
     if not isinstance(model, Descent):
         raise TypeError(f"model must be a StochasticFlow or a Descent, got {type(model).__name__}")
     if dt is not None or method is not None:

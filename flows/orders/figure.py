@@ -16,9 +16,11 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from flows.figures import Style, save_figure, style
 from flows.orders.fit import OrderStudy
+from flows.orders.trend import RUNGS
 
 MARKER = 5
 INTEGRATION: Style = {"linestyle": (0, (3, 2)), "linewidth": 0.7}
+DRIFT: Style = {"linestyle": (0, (1, 1)), "linewidth": 5, "alpha": 0.35}
 END: Style = {"marker": "|", "markersize": 16, "markeredgewidth": 1.4, "linestyle": "none"}
 HIGH = 1e3  # largest ratio of the upper end of the axis to the largest trusted error
 
@@ -33,18 +35,22 @@ def plot_orders(panels: Sequence[Mapping[str, OrderStudy]], path: str | os.PathL
     for axes, studies in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         draw_studies(axes, studies, looks)
     columns = 3 if len(panels) == 1 else 5
-    figure.legend(handles=legend(looks), loc="outside upper center", ncols=columns, fontsize="small", frameon=False)
+    figure.legend(
+        handles=legend(looks, panels), loc="outside upper center", ncols=columns, fontsize="small", frameon=False
+    )
     return save_figure(figure, path)
 
 
-def legend(looks: Mapping[str, Style]) -> list[Line2D]:
-    """Entries for the flows and for the other marks."""
+def legend(looks: Mapping[str, Style], panels: Sequence[Mapping[str, OrderStudy]]) -> list[Line2D]:
+    """Entries for the flows and for the other marks, for slopes that drift only if some do."""
     grey: dict[str, Any] = {"color": "0.4"}
+    drifts = any(study.drifts for panel in panels for study in panel.values())
     return [
         *(Line2D([], [], label=name, **look) for name, look in looks.items()),
         Line2D([], [], label="integration error", **grey, **INTEGRATION),
         Line2D([], [], label="not trusted", marker="o", markerfacecolor="none", linestyle="none", **grey),
         Line2D([], [], label="asymptotics end", **grey, **END),
+        *([Line2D([], [], label="slopes drift: no order", **grey, **DRIFT)] if drifts else []),
     ]
 
 
@@ -81,6 +87,9 @@ def draw_study(axes: Axes, study: OrderStudy, look: Style) -> None:
         axes.plot(h, positive_values(study.integration_errors), color=look["color"], **INTEGRATION)
     if study.fit is not None:
         axes.plot(h[study.fit.first], errors[study.fit.first], color=look["color"], **END)
+    if study.drifts:
+        finest = np.flatnonzero(trusted)[-RUNGS:]
+        axes.plot(h[finest], errors[finest], color=look["color"], **DRIFT)
 
 
 def positive_values(values: Sequence[float]) -> np.ndarray:

@@ -3,18 +3,21 @@ r"""Orders from errors along a ladder of learning rates: local slopes, a fitted 
 The model error of a rung is e(h) = C h^q (1 + c h + …), so that the slope of log e against log h between neighbouring
 rungs is q + O(h). A rung is *trusted* if integration and rounding are below one per cent of its error. The order is
 fitted on the finest trusted rungs, up to the largest h at which slopes agree with it, the end of the asymptotic range.
+Slopes that drift one way (``orders.trend``) have no order yet, and no fit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 from scipy import stats
+
+from flows.orders.trend import SlopeTrend, slope_trend
 
 FRACTION = 0.01  # largest relative error by integration and rounding: the slope over a factor of two then errs by 0.03
 # For rungs apart by two this deviation of a slope from the order means c h ≈ 0.14; the fit neglects its square.
@@ -31,8 +34,9 @@ class OrderFit:
     the half width is the sum of: Student's t times the standard error of the residuals; the change of q if the fit has
     one more correction or omits the coarsest rung, two estimates of its bias; and the effect of the recorded
     integration and rounding errors. On ladders with three random corrections it covers q for 97 % of those of eight
-    rungs apart by two, and for 93 % of those of ten apart by 0.7. Without the correction (three rungs) q is biased by
-    about c h; with it, by O(h²). ``constant`` C; ``correction`` c, NaN for three rungs; ``rungs``: the number of rungs
+    rungs apart by two, and for 93 % of those of ten apart by 0.7. It reaches to the limit of the slopes' trend where
+    they settle more slowly than h falls. Without the correction (three rungs) q is biased by about c h; with it, by
+    O(h²). ``constant`` C; ``correction`` c, NaN for three rungs; ``rungs``: the number of rungs
     used, without untrusted ones.
     """
 
@@ -97,14 +101,46 @@ class OrderStudy:
     def fit(self) -> OrderFit | None:
         """The order fitted on the largest window of the finest trusted rungs whose slopes all agree with it.
 
-        Agreement is within 0.1 plus the effect of the rungs' uncertainties on a slope. None if fewer than three agree.
+        Agreement is within 0.1 plus the effect of the rungs' uncertainties on a slope. None if fewer than three agree,
+        or if the finest slopes drift.
         """
         trusted = [i for i, t in enumerate(self.trusted) if t]
+        if self.drifts:
+            return None
         for start in range(len(trusted) - FEWEST + 1):
             fitted = fit_order(self.ladder, self.errors, self.uncertainties, trusted[start:])
             if self._agrees(fitted.order, trusted[start:]):
-                return fitted
+                limit = None if self.trend is None else self.trend.limit
+                return fitted if limit is None else include(fitted, limit)
         return None
+
+    @cached_property
+    def trend(self) -> SlopeTrend | None:
+        """The trend of the slopes of the four finest trusted rungs; None if there are fewer."""
+        trusted = [i for i, t in enumerate(self.trusted) if t]
+        return slope_trend(self.ladder, self.errors, self.uncertainties, trusted)
+
+    @property
+    def drifts(self) -> bool:
+        """Whether the finest slopes move one way without settling, so that the ladder ends before the order is seen."""
+        return self.trend is not None and self.trend.drifts
+
+    @property
+    def least_order(self) -> float:
+        """A lower bound of the order where rounding hides it: infinite if every error is rounding, the model exact.
+
+        If only the finer rungs are: that of the slope from the last trusted error down to the floor. NaN if a run
+        failed or no error is rounding.
+        """
+        small = [not e > self.floor for e in self.errors]
+        if any(math.isnan(e) for e in self.errors) or not any(small):
+            return math.nan
+        first = small.index(True)
+        if first == 0:
+            return math.inf if all(small) else math.nan
+        if not self.trusted[first - 1]:
+            return math.nan
+        return slope((self.ladder[first - 1], self.errors[first - 1]), (self.ladder[first], self.floor))
 
     @property
     def asymptotic_end(self) -> float:
@@ -132,11 +168,22 @@ class OrderStudy:
             ]
             figures += [f"{format_number(i, '.1e'):>11}", f"{format_number(s, '.3f'):>6}{self._mark(k)}"]
             lines.append("   ".join(figures).rstrip())
-        return "\n".join([*lines, self.sentence, f"observed order {self.order:.3f}"])
+        return "\n".join([*lines, self.sentence, f"observed order {self.observed}"])
+
+    @property
+    def observed(self) -> str:
+        """The finest trusted slope, or its lower bound, in words where there is none."""
+        if not math.isnan(self.order):
+            return f"{self.order:.3f}"
+        if math.isnan(self.least_order):
+            return "none"
+        return "at least any: exact" if math.isinf(self.least_order) else f"at least {self.least_order:.3f}"
 
     @property
     def sentence(self) -> str:
         """The fitted order, its interval and the end of the asymptotic range; or the reason why there is no fit."""
+        if self.drifts:
+            return f"no fitted order: not in the asymptotic range, the local slopes {self.trend}; add finer rungs"
         if self.fit is None:
             known = [e for e in self.errors if not math.isnan(e)]
             if known and max(known) <= self.floor:
@@ -148,9 +195,10 @@ class OrderStudy:
             return f"no fitted order: {few}; {remedy}"
         fit = self.fit
         at = "" if math.isnan(self.sharpness) else f" (hλ = {self.asymptotic_end * self.sharpness:.3g})"
+        blind = ", too few to see whether slopes drift" if self.trend is None else ""
         return (
-            f"fitted order {fit.order:.4f}, 95 % interval [{fit.low:.4f}, {fit.high:.4f}], from {fit.rungs} rungs; "
-            f"asymptotics end at h = {self.asymptotic_end:.4g}{at}"
+            f"fitted order {fit.order:.4f}, 95 % interval [{fit.low:.4f}, {fit.high:.4f}], from {fit.rungs} rungs"
+            f"{blind}; asymptotics end at h = {self.asymptotic_end:.4g}{at}"
         )
 
     def _mark(self, k: int) -> str:
@@ -159,6 +207,11 @@ class OrderStudy:
         if self.errors[k] <= self.floor:
             return "  (rounding)"
         return "" if self.trusted[k] or math.isnan(self.errors[k]) else "  (integration)"
+
+
+def include(fit: OrderFit, order: float) -> OrderFit:
+    """The fit with its interval extended to an order."""
+    return replace(fit, low=min(fit.low, order), high=max(fit.high, order))
 
 
 def format_number(value: float, form: str) -> str:

@@ -31,6 +31,7 @@ from landscapes.errors import check_choice, check_count, check_positive
 
 # Measured error of a run's end in units of eps·‖θ‖, as torchdiffeq interpolates to it. The descent's steps add √steps.
 ROUNDING = 20
+SMALL = 1e-3  # ‖θ0‖ from which tolerances and the floor are relative to it; they are absolute at θ0 = 0
 LOOSER = 10
 MAX_STEPS = 500  # of an adaptive method, and 20 for each step of the descent: asymptotic rungs need far fewer
 STATUSES = (*KINDS, "members lost", "descent diverged")
@@ -44,10 +45,10 @@ An interrupted rung is none: KeyboardInterrupt is raised. "interrupted" keeps it
 class Integration:
     r"""The integration of each rung: an adaptive ``method`` with tolerances, or a fixed-step one with ``substeps``.
 
-    Adaptive: ``rtol`` is by default max(1e-13, 50 eps), and ``atol`` 0.5 eps; the looser run has ten times both. Its
-    first step is h, that of the tight run h/2, since two runs with the same steps would have the same errors and a
-    distance of zero. Fixed: steps of h/(2·substeps), in the looser run h/substeps. dopri8 takes a third of dopri5's
-    evaluations at such tolerances.
+    Adaptive: ``rtol`` is by default max(1e-13, 50 eps), and ``atol`` 0.5 eps, less in proportion to ‖θ0‖ below 1e-3;
+    the looser run has ten times both. Its first step is h, that of the tight run h/2, since two runs with the same
+    steps would have the same errors and a distance of zero. Fixed: steps of h/(2·substeps), in the looser run
+    h/substeps. dopri8 takes a third of dopri5's evaluations at such tolerances.
     """
 
     method: str = "dopri8"
@@ -70,13 +71,13 @@ class Integration:
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
 
-    def arguments(self, h: float, dtype: torch.dtype, looser: bool) -> dict[str, Any]:
-        """The keyword arguments of ``integrate``, for the tight run or for the looser one."""
+    def arguments(self, h: float, dtype: torch.dtype, looser: bool, size: float = 1.0) -> dict[str, Any]:
+        """Keyword arguments of ``integrate``, for the tight run or for the looser one, from a start of that size."""
         if self.substeps is not None:
             return {"method": self.method, "dt": h / (self.substeps * (1 if looser else 2))}
         eps = torch.finfo(dtype).eps
         rtol = max(1e-13, 50 * eps) if self.rtol is None else self.rtol
-        atol = 0.5 * eps if self.atol is None else self.atol
+        atol = 0.5 * eps * min(1.0, size / SMALL) if self.atol is None else self.atol
         factor = LOOSER if looser else 1
         settings: dict[str, Any] = {"method": self.method, "rtol": rtol * factor, "atol": atol * factor}
         if self.method in (*ADAPTIVE, EXPONENTIAL):
@@ -203,9 +204,10 @@ def rung_from(
     path = descend(taken, descent_start, steps, keep="last").check_uninterrupted()
     if not path.complete:
         return Rung(h, math.nan, math.nan, "descent diverged")
+    begun = descent_start if isinstance(descent_start, Tensor) else taken.position(descent_start.values)
     ends = []
     for looser in (False, True):
-        settings = (integration or Integration()).arguments(h, path.theta.abs().dtype, looser)
+        settings = (integration or Integration()).arguments(h, path.theta.abs().dtype, looser, size_of(begun))
         most = MAX_STEPS + 20 * steps
         run = integrate(model, flow_start, [0.0, float(path.times[-1])], keep="last", max_steps=most, **settings)
         if not run.check_uninterrupted().complete:
@@ -251,16 +253,31 @@ def check_deterministic(descent: Descent) -> Descent:
 def study_of(rungs: Sequence[Rung], theta0: Tensor, sharpness: float, quantity: str, steps: int = 1) -> OrderStudy:
     """The study of measured rungs by decreasing h, of at most ``steps`` steps from θ0 (..., d)."""
     eps = torch.finfo(theta0.dtype).eps
-    size = float(torch.linalg.vector_norm(theta0, dim=-1).max().clamp(min=1e-3))
     return OrderStudy(
         ladder=tuple(rung.h for rung in rungs),
         errors=tuple(rung.error for rung in rungs),
-        floor=(ROUNDING + math.sqrt(steps)) / FRACTION * eps * size,
+        floor=(ROUNDING + math.sqrt(steps)) / FRACTION * eps * size_of(theta0),
         integration_errors=tuple(rung.integration_error for rung in rungs),
         statuses=tuple(rung.status for rung in rungs),
         sharpness=sharpness,
         quantity=quantity,
     )
+
+
+def size_of(theta: Tensor) -> float:
+    """The largest ‖θ‖ over a batch of starts θ (..., d), SMALL if all are 0."""
+    return float(torch.linalg.vector_norm(theta, dim=-1).max()) or SMALL
+
+
+def relative_ladder(landscape: Landscape, theta0: Tensor, multiples: Sequence[float]) -> list[float]:
+    r"""The learning rates h with hλ = ``multiples``, λ = ``sharpness_at``: the same rungs in any units of f and θ.
+
+    Raises ValueError unless the Hessian at the starts θ0 (..., d) has an eigenvalue other than 0.
+    """
+    sharpness = sharpness_at(landscape, check_theta0(theta0))
+    if not (math.isfinite(sharpness) and sharpness > 0):
+        raise ValueError(f"ladder must be given where the Hessian has no eigenvalue to scale one by, got {sharpness!r}")
+    return [multiple / sharpness for multiple in check_ladder(multiples)]
 
 
 def sharpness_at(landscape: Landscape, theta0: Tensor) -> float:

@@ -43,10 +43,10 @@ SCOUT_SEED = (
 class Eigenpairs:
     r"""The wanted eigenpairs, most wanted first, with error estimates.
 
-    ``residuals`` ‖Hu − λu‖: H has an eigenvalue within that distance, up to rounding. ``errors``: |λ − exact|, as
-    estimated from residuals and gaps as in ``landscapes.krylov.ritz_pairs``, rounding included. ``converged``: every error is
-    within the tolerance asked, in a space deep enough to have met the wanted modes. ``block`` (p, d): the orthonormal
-    rows to carry to the next, nearby Hessian. ``products``: HVPs spent.
+    ``residuals`` ‖Hu − λu‖: H has an eigenvalue within that distance, up to rounding. ``errors``: |λ − exact|, from
+    residuals and gaps as ``landscapes.krylov.ritz_pairs`` says, rounding included. ``converged``: every error is within
+    the tolerance asked, in a space deep enough to have met the wanted modes. ``block`` (p, d): the orthonormal rows to
+    carry to the next, nearby Hessian. ``products``: HVPs spent.
     """
 
     values: Tensor  # (k,) float64 on the CPU

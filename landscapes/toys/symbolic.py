@@ -10,58 +10,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, final
+from typing import final
 
 import sympy
-import torch
-from sympy.core.relational import Relational
-from sympy.logic.boolalg import And, BooleanFalse, BooleanTrue, Not, Or
 from torch import Tensor
 
 from landscapes.autodiff import Field
-from landscapes.errors import UnsupportedError
 from landscapes.toys.closed_form import ClosedForm
+from landscapes.toys.symbolic_program import (
+    ALGEBRA,
+    HOLOMORPHIC,
+    Program,
+    check_functions,
+    compile_program,
+    differentiate,
+    is_holomorphic,
+    share_ties,
+)
 
-Program = Callable[..., Tensor]
 Index = tuple[int, ...]
 
-
-class Square(sympy.Function):
-    """x² as one node, so that cse shares the squares of which every power is a chain."""
-
-    nargs = 1
-
-
-class Root(sympy.Function):
-    """√x as one node, for the same reason."""
-
-    nargs = 1
-
-
-NAMED = "exp log sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh"  # same names in torch and sympy
-HOLOMORPHIC = {getattr(sympy, name): f"torch.{name}({{}})" for name in NAMED.split()} | {
-    sympy.sec: "torch.cos({}).reciprocal()",
-    sympy.csc: "torch.sin({}).reciprocal()",
-    sympy.cot: "torch.tan({}).reciprocal()",
-    sympy.sech: "torch.cosh({}).reciprocal()",
-    sympy.csch: "torch.sinh({}).reciprocal()",
-    sympy.coth: "torch.tanh({}).reciprocal()",
-}
-REAL_ONLY = {  # no complex derivative, or no complex kernel in torch (erf)
-    sympy.Abs: "torch.abs({})",
-    sympy.sign: "torch.sign({})",
-    sympy.erf: "torch.erf({})",
-    sympy.erfc: "torch.erfc({})",
-    sympy.Heaviside: "((torch.sign({}) + 1)/2)",
-}
-EXTREMES = {sympy.Max: "torch.maximum", sympy.Min: "torch.minimum"}
-CONNECTIVES = {And: "&", Or: "|"}
-FUNCTIONS = HOLOMORPHIC | REAL_ONLY | {Square: "torch.square({})", Root: "torch.sqrt({})"}
-ALGEBRA = (sympy.Add, sympy.Mul, sympy.Pow, sympy.Symbol, sympy.Rational, sympy.Float, sympy.NumberSymbol)
-BRANCHES = (sympy.Piecewise, sympy.functions.elementary.piecewise.ExprCondPair, Relational)
-LOGIC = (And, Or, Not, BooleanTrue, BooleanFalse)
+SHORT = 200  # characters of a formula that is printed whole
 
 
 def from_sympy(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> SymbolicLandscape:
@@ -69,9 +40,10 @@ def from_sympy(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Symbo
 
     Accepted: numbers, + · / and powers, the elementary, trigonometric and hyperbolic functions, erf, and (real θ only)
     Abs, sign, Max, Min, Heaviside, Piecewise. Complex θ is accepted if none of the latter occurs. At jumps the
-    derivative is zero, as in autograd. Raises TypeError unless the arguments are an expression and symbols, ValueError
-    if symbols repeat, one of the expression's is missing, or the expression is not real and finite, and
-    UnsupportedError, naming the function, for an unknown function.
+    derivative is zero, as in autograd, and where n arguments of Max or Min tie, each has 1/n of it. Raises TypeError
+    unless the arguments are an expression and symbols, ValueError if symbols repeat, one of the expression's is
+    missing, or the expression is not real and finite, and UnsupportedError, naming the function, for an unknown
+    function.
     """
     return SymbolicLandscape(expression, symbols)
 
@@ -86,13 +58,24 @@ class SymbolicLandscape(ClosedForm):
         self.holomorphic = is_holomorphic(self.expression)
         # without real=True sympy keeps sqrt(x²), which is right for complex θ; with it |x| has the derivative sign(x)
         self._theta = generated_symbols("t", self.dimension, real=None if self.holomorphic else True)
-        self._loss = self.expression.xreplace(dict(zip(self.symbols, self._theta, strict=True)))
+        generated = self.expression.xreplace(dict(zip(self.symbols, self._theta, strict=True)))
+        self._loss = share_ties(generated)
         check_functions(self._loss)
         self._tables: dict[int, dict[Index, sympy.Expr]] = {}
         self._programs: dict[int, Program] = {}
 
     def __reduce__(self) -> tuple[type[SymbolicLandscape], tuple[sympy.Expr, tuple[sympy.Symbol, ...]]]:
         return type(self), (self.expression, self.symbols)  # programs are compiled again
+
+    def __repr__(self) -> str:
+        """The call that makes it; of a long formula the beginning, its operations and the number of symbols."""
+        formula = str(self.expression)
+        if len(formula) > SHORT:
+            formula = f"{formula[:SHORT]} … [{sympy.count_ops(self.expression)} operations]"
+        names = ", ".join(map(str, self.symbols)) + ("," if self.dimension == 1 else "")
+        if len(names) > SHORT:
+            names = f"{self.symbols[0]}, …, {self.symbols[-1]} [{self.dimension} symbols]"
+        return f"from_sympy({formula}, ({names}))"
 
     @property
     def smoothness(self) -> float:
@@ -232,159 +215,3 @@ def check_expression(expression: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) 
     if expression.has(sympy.I, sympy.oo, -sympy.oo, sympy.zoo, sympy.nan):
         raise ValueError(f"expression must be real and finite for real symbols, got {expression}")
     return expression
-
-
-def is_holomorphic(expression: sympy.Expr) -> bool:
-    """Whether only algebraic and holomorphic functions occur."""
-    return all(isinstance(part, (*ALGEBRA, *HOLOMORPHIC)) for part in sympy.preorder_traversal(expression))
-
-
-def check_functions(expression: sympy.Expr) -> None:
-    """Raise UnsupportedError unless every part of the expression has a torch form."""
-    known = (*ALGEBRA, *FUNCTIONS, *EXTREMES, *BRANCHES, *LOGIC)
-    for part in sympy.preorder_traversal(expression):
-        if not isinstance(part, known):
-            raise UnsupportedError(
-                f"expression contains {type(part).__name__} in {part}, which has no differentiable torch form; "
-                f"use elementary functions, or evaluate it first with .doit() or .rewrite(...)"
-            )
-
-
-def differentiate(expression: sympy.Expr, symbol: sympy.Symbol) -> sympy.Expr:
-    """∂ expression / ∂ symbol almost everywhere: delta functions at jumps are dropped, as in autograd."""
-    return sympy.diff(expression, symbol).replace(sympy.DiracDelta, lambda *_: sympy.S.Zero)
-
-
-def lower(expression: sympy.Expr) -> sympy.Expr:
-    """The expression with numbers evaluated to 30 digits, and integer and half-integer powers as squares and roots."""
-    evaluated = expression.xreplace(
-        {part: part.evalf(30) for part in sympy.preorder_traversal(expression) if is_constant(part)}
-    )
-    return evaluated.replace(lambda e: e.is_Pow and e.exp.is_number and e.exp != -1, lambda e: power(e.base, e.exp))
-
-
-def is_constant(part: Any) -> bool:
-    """Whether a part is a constant in symbolic form, such as π, √2, sin 1."""
-    return isinstance(part, sympy.Expr) and part.is_number and not part.is_Number
-
-
-def power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
-    """base^exponent by repeated squaring if the exponent is a multiple of one half."""
-    if exponent < 0:
-        return 1 / power(base, -exponent)
-    if 2 * exponent != int(2 * exponent):
-        return sympy.Pow(base, exponent)
-    if exponent != int(exponent):
-        return Root(base) * power(base, exponent - sympy.S.Half)
-    n = int(exponent)
-    if n <= 1:
-        return base**n
-    half = Square(power(base, n // 2))
-    return base * half if n % 2 else half
-
-
-def compile_program(
-    components: list[sympy.Expr], arguments: dict[str, list[sympy.Symbol]], result: str | None = None
-) -> Program:
-    """A function of tensors (..., d) that returns the components, stacked last unless ``result`` is given as source."""
-    shared, reduced = sympy.cse(
-        [lower(component) for component in components],
-        symbols=sympy.numbered_symbols("c"),
-        optimizations="basic",
-        order="none",
-    )
-    lines = [f"    {', '.join(map(str, symbols))}, = {name}.unbind(-1)" for name, symbols in arguments.items()]
-    lines += [f"    {name} = {write(expression)}" for name, expression in shared]
-    texts = [write_tensor(expression) for expression in reduced]
-    result = f"torch.stack(({', '.join('{}' for _ in texts)},), dim=-1)" if result is None else result
-    lines += [f"    r{i} = {text}" for i, text in enumerate(texts)]
-    lines += [f"    return {result.format(*[f'r{i}' for i in range(len(texts))])}"]
-    source = "\n".join([f"def program({', '.join(arguments)}):", *lines])
-    scope: dict[str, Any] = {"torch": torch}
-    exec(compile(source, "<from_sympy>", "exec"), scope)
-    return scope["program"]
-
-
-def write_tensor(expression: sympy.Expr) -> str:
-    """The expression as torch source for a tensor of the batch's shape, also if it is constant."""
-    return f"torch.full_like(t0, {number(expression)})" if expression.is_number else write(expression)
-
-
-def write(expression: Any) -> str:  # noqa: C901, PLR0911  # one case for each kind of expression
-    """The expression as torch source; numbers are Python floats, so results have θ's dtype and device."""
-    if isinstance(expression, sympy.Symbol):
-        return str(expression)
-    if isinstance(expression, sympy.Expr) and expression.is_number:
-        return number(expression)
-    if isinstance(expression, sympy.Add):
-        return write_sum(expression)
-    if isinstance(expression, sympy.Mul):
-        return write_product(expression)
-    if isinstance(expression, sympy.Pow):
-        base, exponent = expression.args
-        return f"(1/{write(base)})" if exponent == -1 else f"torch.pow({write(base)}, {write(exponent)})"
-    if type(expression) in FUNCTIONS:
-        return FUNCTIONS[type(expression)].format(write(expression.args[0]))
-    if type(expression) in EXTREMES:
-        return write_extreme(expression)
-    if isinstance(expression, sympy.Piecewise):
-        return write_branches(expression)
-    if isinstance(expression, Relational):
-        return f"({write(expression.lhs)} {expression.rel_op} {write(expression.rhs)})"
-    if type(expression) in CONNECTIVES:
-        return f"({f' {CONNECTIVES[type(expression)]} '.join(map(write, expression.args))})"
-    if isinstance(expression, Not):
-        return f"(~{write(expression.args[0])})"
-    raise UnsupportedError(f"expression leads to {type(expression).__name__} in {expression}, which has no torch form")
-
-
-def number(expression: sympy.Expr) -> str:
-    """A real number as Python source."""
-    try:
-        return f"({float(expression)!r})"
-    except TypeError:
-        raise ValueError(f"expression leads to {expression}, which is not a real number") from None
-
-
-def write_sum(expression: sympy.Add) -> str:
-    """A sum with positive terms first, so that negative ones are subtracted without a negation."""
-    terms = sorted(expression.args, key=lambda term: bool(term.as_coeff_Mul()[0] < 0))
-    text = write(terms[0])
-    for term in terms[1:]:
-        text += f" - {write(-term)}" if term.as_coeff_Mul()[0] < 0 else f" + {write(term)}"
-    return f"({text})"
-
-
-def write_product(expression: sympy.Mul) -> str:
-    """A product as constant · numerators / denominators."""
-    above, below, constant = [], [], sympy.S.One
-    for factor in expression.args:
-        if factor.is_number:
-            constant *= factor
-        elif factor.is_Pow and factor.exp == -1:
-            below.append(write(factor.base))
-        else:
-            above.append(write(factor))
-    if constant == -1 and above:
-        above[0] = f"(-{above[0]})"
-    elif constant != 1 or not above:
-        above.insert(0, number(constant))
-    quotient = "*".join(above) + (f"/({'*'.join(below)})" if below else "")
-    return f"({quotient})"
-
-
-def write_extreme(expression: sympy.Expr) -> str:
-    """Max or Min of any number of arguments, two at a time."""
-    first, *rest = map(write_tensor, expression.args)
-    for text in rest:
-        first = f"{EXTREMES[type(expression)]}({first}, {text})"
-    return first
-
-
-def write_branches(expression: sympy.Piecewise) -> str:
-    """Nested torch.where; NaN if no condition holds."""
-    text = "torch.full_like(t0, float('nan'))"
-    for value, condition in reversed(expression.args):
-        chosen = write_tensor(value)
-        text = chosen if condition == sympy.true else f"torch.where({write(condition)}, {chosen}, {text})"
-    return text

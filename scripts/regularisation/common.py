@@ -160,12 +160,15 @@ def ladder_table(studies: Mapping[str, OrderStudy]) -> str:
         fit = found.fit
         shown = [name, *map(format_number, found.errors)]
         if fit is None:
-            rows.append([*shown, "–" if math.isnan(found.order) else f"({found.order:.2f})", "–", "–"])
+            slopes = f"slopes {found.trend}" if found.drifts else "–"
+            rows.append([*shown, "–" if math.isnan(found.order) else f"({found.order:.2f})", slopes, "–"])
         else:
             interval = f"[{fit.low:.2f}, {fit.high:.2f}]"
             rows.append([*shown, f"{fit.order:.3f}", interval, f"{found.asymptotic_end * found.sharpness:.3g}"])
     unfitted = any(found.fit is None for found in studies.values())
     note = "\nin brackets: the slope of the finest pair, if no three rungs agree on an order" if unfitted else ""
+    if any(found.drifts for found in studies.values()):
+        note += ", or if the finest slopes drift, without settling: the interval's column has them"
     return align_rows(rows) + note
 
 

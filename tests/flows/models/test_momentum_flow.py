@@ -12,9 +12,10 @@ from torch.testing import assert_close
 
 from flows import BranchError, SingularModeError, UnconvergedWarning, integrate
 from flows.invariants import check_batch, check_equivariance
+from flows.models.momentum_modes import heavy_ball_edges
 from flows.models.momentum_principal import HeavyBallPrincipalFlow, NesterovPrincipalFlow
 from flows.strategies import points, rotations, smooth_landscapes
-from landscapes import Cosine, Landscape, NotHolomorphicError, Quadratic, Rosenbrock
+from landscapes import Cosine, Counted, Landscape, NotHolomorphicError, Quadratic, Rosenbrock
 from tests.examples import few
 from tests.flows.networks import digits_network
 from tests.flows.toys import Kinked
@@ -232,3 +233,20 @@ def test_arguments(name):
         FLOWS[name](None, 0.1, 0.5)
     assert build(0.1, 0.5).name != build(0.1, 0.5, branch="real").name
     assert build(0.1, 0.5).edges.upper < build(0.1, 0.5).edges.stability
+
+
+def test_near_the_edge_two_krylov_spaces_cost_more_than_the_dense_hessian(normal):
+    """A spectrum spread up to the singularity at the edge: each space nearly fills, below it a few products suffice."""
+    d, beta = 24, 0.9
+    rotation = torch.linalg.qr(normal(0, d, d))[0]
+    used = {}
+    for share in (0.3, 0.9999):
+        spectrum = torch.linspace(0.01, 1, d, dtype=torch.float64) * share * heavy_ball_edges(beta).upper
+        landscape = Counted(Quadratic(rotation * spectrum @ rotation.mT))
+        flow, dense = (HeavyBallPrincipalFlow(landscape, 1.0, beta, krylov=k, branch="real") for k in (d, None))
+        state = normal(1, 2 * d)
+        velocity = flow.velocity(0.0, state)
+        used[share] = landscape.counts["hvp"]
+        assert_close(velocity, dense.velocity(0.0, state), rtol=0, atol=1e-5 * float(velocity.abs().max()))
+        assert landscape.counts["hvp"] - used[share] == d
+    assert used[0.3] < 1.5 * d < used[0.9999] <= 2 * d

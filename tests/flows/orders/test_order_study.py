@@ -1,6 +1,7 @@
 """What is read off a ladder of errors: fitted orders and their intervals, trusted rungs, where asymptotics end."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -93,11 +94,97 @@ def test_asymptotics_end_where_a_slope_leaves_the_order(c):
     assert study.fit.rungs == 12 - study.fit.first
 
 
+def errors_of_slopes(slopes, ladder):
+    """Errors along the ladder, from 1 down, with those slopes."""
+    logs = np.cumsum([0.0, *(s * math.log(h / k) for s, (h, k) in zip(slopes, pairwise(ladder), strict=True))])
+    return tuple(np.exp(-logs))
+
+
 def test_where_slopes_never_settle_there_is_no_fit():
-    study = made_up([h ** (1 + k % 2) for k, h in enumerate(ladder_of())])
+    ladder = ladder_of()
+    study = made_up(errors_of_slopes([1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.5], ladder), ladder)
     assert study.fit is None
     assert math.isnan(study.asymptotic_end)
     assert "slopes do not settle; add finer rungs" in str(study)
+
+
+@pytest.mark.parametrize(
+    ("slopes", "way"),
+    [
+        ([2.0, 1.9, 1.7, 1.4], "1.900, 1.700, 1.400 fall"),
+        ([1.0, 1.0, 1.1, 1.4], "1.000, 1.100, 1.400 rise"),
+        ([2.0, 1.9, 1.95, 1.8], "1.900, 1.950, 1.800 turn"),
+        ([2.0, 1.9, 1.8, 1.69], "1.900, 1.800, 1.690 fall"),
+    ],
+)
+def test_slopes_that_drift_have_no_fit_and_say_so(slopes, way):
+    ladder = ladder_of(rungs=5)
+    study = made_up(errors_of_slopes(slopes, ladder), ladder)
+    assert study.drifts
+    assert study.fit is None
+    assert math.isnan(study.asymptotic_end)
+    assert f"no fitted order: not in the asymptotic range, the local slopes {way}; add finer rungs" in str(study)
+
+
+def test_a_drift_counts_only_beyond_the_errors_of_the_slopes():
+    ladder = ladder_of(rungs=5)
+    errors = errors_of_slopes([2.0, 2.0, 1.98, 1.94], ladder)
+    assert made_up(errors, ladder).drifts
+    assert not made_up(errors, ladder, tuple(0.005 * e for e in errors)).drifts
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.7])
+@pytest.mark.parametrize(("small", "large"), [(1, 2), (2, 3), (1, 3), (3, 4)])
+def test_an_interval_contains_the_smaller_power_wherever_the_slopes_show_it(small, large, ratio):
+    """e = x h^p + h^q: where slopes have left q by 0.1, either they drift or the interval reaches p."""
+    ladder = ladder_of(ratio, rungs=10)
+    kinds = {"drift": 0, "fit": 0}
+    for x in np.logspace(-6, 2, 60):
+        study = made_up([x * h**small + h**large for h in ladder], ladder)
+        if study.slopes[-1] > large - 0.1:
+            continue
+        kinds["drift" if study.drifts else "fit"] += 1
+        if study.fit is not None:
+            assert study.fit.low - 1e-9 <= small <= study.fit.high + 1e-9
+        elif not study.drifts:
+            assert "slopes do not settle" in study.sentence
+    assert min(kinds.values()) > 5
+
+
+def test_a_trend_that_settles_slowly_widens_the_interval_to_its_limit():
+    """Differences that fall by 0.8 at halved h: Aitken's limit is 1.4 − 0.08·0.8/0.2."""
+    ladder = ladder_of(rungs=5)
+    study = made_up(errors_of_slopes([1.655, 1.58, 1.48, 1.4], ladder), ladder)
+    assert not study.drifts
+    assert study.trend.limit == pytest.approx(1.4 - 0.08 * 0.8 / 0.2)
+    assert study.fit.low <= study.trend.limit
+    power = made_up([h**2 * (1 + 0.3 * h) for h in ladder], ladder)
+    assert power.trend.limit is None
+    assert power.trend.ratio == pytest.approx(0.5, abs=0.03)
+    assert power.trend.expected == pytest.approx(0.5)
+
+
+def test_three_rungs_say_that_they_show_no_drift():
+    study = made_up([h**2 * (1 + h) for h in ladder_of(rungs=3, largest=0.1)])
+    assert study.trend is None
+    assert "from 3 rungs, too few to see whether slopes drift; asymptotics" in study.sentence
+
+
+@pytest.mark.parametrize(
+    ("errors", "least", "words"),
+    [
+        ([1e-14, 1e-15, 0.0, 1e-16], math.inf, "observed order at least any: exact"),
+        ([1e-9, 1e-13, 1e-15, 0.0], math.log2(1e-9 / 1e-12), f"observed order at least {math.log2(1e3):.3f}"),
+        ([1e-9, 1e-10, 1e-15, 0.0], math.log2(1e-10 / 1e-12), f"observed order {math.log2(10):.3f}"),
+        ([1e-14, 1e-9, 1e-15, 0.0], math.nan, "observed order"),  # no ladder of a model: errors rise
+        ([1e-9, math.nan, 1e-15, 0.0], math.nan, "observed order none"),
+        ([1e-3, 1e-4, 1e-5, 1e-6], math.nan, "observed order 3.32"),
+    ],
+)
+def test_rounding_leaves_a_lower_bound_of_the_order(errors, least, words):
+    study = made_up(errors, floor=1e-12)
+    assert study.least_order == pytest.approx(least, nan_ok=True)
+    assert str(study).splitlines()[-1].startswith(words)
 
 
 def test_only_trusted_rungs_are_fitted():

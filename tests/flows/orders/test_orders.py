@@ -17,7 +17,14 @@ from flows import (
     PrincipalFlow,
     StochasticGradientDescent,
 )
-from flows.orders.ladder import Integration, OrderStudy, global_order, measured_rung, one_step_order, sharpness_at
+from flows.orders.ladder import (
+    Integration,
+    OrderStudy,
+    global_order,
+    measured_rung,
+    one_step_order,
+    sharpness_at,
+)
 from landscapes import DoubleWell, Landscape, LinearRegression, Quadratic, Rosenbrock, UnsupportedError
 from nets import NetworkLandscape
 
@@ -72,6 +79,8 @@ def test_an_exact_model_has_no_order():
     )
     assert max(found.errors) <= found.floor
     assert math.isnan(found.order)
+    assert found.least_order == math.inf
+    assert str(found).endswith("observed order at least any: exact")
 
 
 def test_a_run_that_fails_is_not_a_rung():

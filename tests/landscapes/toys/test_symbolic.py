@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import mpmath
 import pytest
 import sympy
 import torch
@@ -11,8 +12,9 @@ from torch.testing import assert_close
 
 from landscapes import NotHolomorphicError, Rosenbrock, UnsupportedError, from_sympy
 from landscapes.expansion import AutogradExpansion
+from landscapes.toys import symbolic_program
 
-x, y, z = sympy.symbols("x y z")
+x, y, z, w = sympy.symbols("x y z w")
 HOLOMORPHIC = {
     "rosenbrock": ((1 - x) ** 2 + 100 * (y - x**2) ** 2, (x, y)),
     "high powers": (x**7 * y**3 - 3 * x**4 / 7 + y**5, (x, y)),
@@ -149,6 +151,87 @@ def test_equals_the_toy_written_by_hand(normal):
         close(one, other)
 
 
+PLACES = {sympy.acosh: (1.3, 2.7), sympy.log: (0.3, 2.7)}  # of functions that are not defined on (−1, 1)
+
+
+@pytest.mark.parametrize(
+    "function", [*symbolic_program.HOLOMORPHIC, *symbolic_program.REAL_ONLY, sympy.Heaviside], ids=str
+)
+def test_every_function_equals_sympys_own_value_and_derivatives(function):
+    """Against sympy's lambdify: f(a), and three derivatives by sympy.diff, off the kinks."""
+    landscape = from_sympy(function(x), (x,))
+    one = torch.ones(1, dtype=torch.float64)
+    real = sympy.Symbol("x", real=True)
+    modules = [{"DiracDelta": lambda *_: 0}, "mpmath"]  # places are off the jumps
+    oracles = [sympy.lambdify(real, sympy.diff(function(real), real, n), modules) for n in range(4)]
+    for place in PLACES.get(function, (-0.7, -0.2, 0.45)):
+        theta = torch.tensor([place], dtype=torch.float64)
+        found = (
+            landscape.loss(theta),
+            landscape.grad(theta),
+            landscape.hvp(theta, one),
+            landscape.third(theta, one, one),
+        )
+        for value, oracle in zip(found, oracles, strict=True):
+            assert float(value) == pytest.approx(float(oracle(mpmath.mpf(place))), rel=1e-12, abs=1e-13)
+
+
+KINKS = {  # at (1, 1, 1, −2): value and gradient
+    "abs": (sympy.Abs(x - y), 0.0, (0, 0, 0, 0)),
+    "sign": (sympy.sign(x - y) * w + z, 1.0, (0, 0, 1, 0)),
+    "step": (sympy.Heaviside(x - y) * w + z, 0.0, (0, 0, 1, 0.5)),
+    "step, 0 at 0": (sympy.Heaviside(x - y, 0) * w + z, 1.0, (0, 0, 1, 0)),
+    "step, 1 at 0": (sympy.Heaviside(x - y, 1) * w + z, -1.0, (0, 0, 1, 1)),
+    "step, ¼ at 0": (sympy.Heaviside(x - y, sympy.Rational(1, 4)) * w, -0.5, (0, 0, 0, 0.25)),
+    "max of two": (sympy.Max(x, y), 1.0, (1 / 2, 1 / 2, 0, 0)),
+    "max of three": (sympy.Max(x, y, z), 1.0, (1 / 3, 1 / 3, 1 / 3, 0)),
+    "max of three, one less": (sympy.Max(x, y, w), 1.0, (1 / 2, 1 / 2, 0, 0)),
+    "max with a number": (sympy.Max(x, y, 1), 1.0, (1 / 3, 1 / 3, 0, 0)),
+    "min of three": (sympy.Min(x, y, z), 1.0, (1 / 3, 1 / 3, 1 / 3, 0)),
+    "min of four": (sympy.Min(x, y, z, -w / 2), 1.0, (1 / 4, 1 / 4, 1 / 4, -1 / 8)),
+    "chain rule": (sympy.Max(x**2, y * z, w) ** 3, 1.0, (3, 3 / 2, 3 / 2, 0)),
+    "nested": (sympy.Max(x, sympy.Min(y, z)), 1.0, (1 / 2, 1 / 4, 1 / 4, 0)),
+    "branch": (sympy.Piecewise((x**2, x < y), (3 * x, True)), 3.0, (3, 0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_kinks_and_ties_have_the_derivative_that_torch_gives(name, dtype):
+    """A tie of n has 1/n each, as torch.amax; jumps have none, and Heaviside the value at 0 that it is given."""
+    expression, value, gradient = KINKS[name]
+    landscape = from_sympy(expression, (x, y, z, w))
+    theta = torch.tensor([1.0, 1.0, 1.0, -2.0], dtype=dtype)
+    assert float(landscape.loss(theta)) == pytest.approx(value, rel=1e-6)
+    assert landscape.grad(theta).tolist() == pytest.approx(gradient, rel=1e-6)
+    traced = AutogradExpansion(landscape.loss, theta)
+    assert_close(landscape.grad(theta), traced.grad)
+    assert_close(landscape.hessian(theta), traced.hessian())
+
+
+def test_ties_agree_with_amax(normal):
+    theta = torch.tensor([[1.0, 1.0, 1.0, 0.0], [2.0, 2.0, -1.0, 2.0], [3.0, 3.0, 3.0, 3.0]], dtype=torch.float64)
+    for extreme, torchs in ((sympy.Max, torch.amax), (sympy.Min, torch.amin)):
+        leaf = theta.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(torchs(leaf, dim=-1).sum(), leaf)
+        assert_close(from_sympy(extreme(x, y, z, w), (x, y, z, w)).grad(theta), expected)
+        assert_close(expected.sum(dim=-1), torch.ones(3, dtype=torch.float64))
+
+
+def test_a_landscape_prints_its_formula():
+    assert repr(from_sympy(x**2 + sympy.sin(y), (x, y))) == "from_sympy(x**2 + sin(y), (x, y))"
+    assert str(from_sympy(x**4, (x,))) == "from_sympy(x**4, (x,))"
+    assert str(from_sympy(sympy.Max(x, y, 1), (y, x))) == "from_sympy(Max(1, x, y), (y, x))"
+
+
+def test_a_long_formula_prints_its_beginning():
+    symbols = sympy.symbols("a:80")
+    expression = sum(k * s**2 for k, s in enumerate(symbols, start=2))
+    text = repr(from_sympy(expression, symbols))
+    assert text.startswith(f"from_sympy({str(expression)[:200]} … [")
+    assert text.endswith(f" … [{sympy.count_ops(expression)} operations], (a0, …, a79 [80 symbols]))")
+    assert len(text) < 300
+
+
 @pytest.mark.parametrize("text", ["lambda", "t1", "theta", "c0", "x_{1}", "torch", "a b"])
 def test_symbols_may_have_any_name(text, normal):
     p, q = sympy.Symbol(text), sympy.Symbol("t0")
@@ -210,6 +293,7 @@ def test_a_point_computes_its_hessian_once(monkeypatch):
         (sympy.log(sympy.Integer(-1), evaluate=False) * x, (x,), ValueError, "real"),
         (sympy.Function("mystery")(x), (x,), UnsupportedError, "mystery"),
         (sympy.floor(x), (x,), UnsupportedError, "floor"),
+        (sympy.Heaviside(x, y), (x, y), UnsupportedError, "second argument.*must be a number"),
         (sympy.gamma(x), (x,), UnsupportedError, "gamma"),
         (sympy.Integral(sympy.Function("g")(x), x), (x,), UnsupportedError, "Integral"),
     ],
