@@ -33,6 +33,7 @@ LARGEST_BASIS = 24  # rows before a restart, or twice those that are judged and 
 UNSEEN = 2  # |b/a| of a pair of modes that a cold space may have missed
 CHANCE = 0.3  # weight of the random direction in a product that looks for modes outside the space
 ALIGNED = 0.75  # part of the first Ritz vector in the first row, above which a start is a carried block
+SPARE = 2  # directions of growth of a cold space, stored beside its basis
 MOSTLY = 0.5  # part of a Ritz vector in the carried block, below which the pair is a new one
 SCOUT_SEED = (
     2654435769  # random directions are not those of a ``random_block`` of the same seed; torch uses 32 bits of it
@@ -125,7 +126,7 @@ def continued_pairs(
 
 def checked_search(
     product: Product, start: Tensor, count: int, which: str, tolerance: float, limit: int, width: int, seed: int
-) -> Search:
+) -> RitzSearch:
     """A search that has not begun; raise for invalid arguments."""
     check_start(start, count)
     check_choice("which", which, WHICH)
@@ -133,21 +134,21 @@ def checked_search(
     check_count("limit", limit, minimum=count)
     check_count("width", width)
     check_seed(seed)
-    return Search(product, start.detach(), count, RANKS[which], tolerance, limit, seed)
+    return RitzSearch(product, start.detach(), count, RANKS[which], tolerance, limit, seed)
 
 
-class Search:
+class RitzSearch:
     """A space that grows until the wanted pairs are within tolerance."""
 
     def __init__(
         self, product: Product, start: Tensor, count: int, rank: Rank, tolerance: float, limit: int, seed: int
     ):
-        self.space = RitzSpace(product, start, rank)
         self._start = start
         self._count = count
         self._carried = min(max(len(start), count), start.shape[-1])
         self._pairs = max(self._carried, count + 1)  # judged: wanted and guards, one at least
         self._rows = max(LARGEST_BASIS, 2 * self._pairs + 8)  # before a restart
+        self.space = RitzSpace(product, start, rank, self._rows + SPARE)
         self._tolerance = tolerance
         self._limit = limit
         self._seed = seed

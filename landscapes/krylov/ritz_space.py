@@ -14,6 +14,7 @@ caller's precision and on its device; T, C and the Ritz values are float64 on th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,6 @@ from landscapes.krylov.space import ROUNDING, Product
 
 FEWEST = 8  # rows of storage to begin with
 ROUNDED = 4  # eps of the largest Ritz value
-DROP = 0.7  # a projection that leaves less than this of a vector has lost digits to cancellation, and is repeated
 CHUNK = 2**16  # columns of the basis that a restart transforms at a time
 
 Rank = Callable[[Tensor], Tensor]
@@ -32,13 +32,15 @@ Rank = Callable[[Tensor], Tensor]
 class RitzSpace:
     r"""Q, W, T and C, with the Ritz values in descending order of ``rank``, and the number of products.
 
+    ``most`` rows are stored without further memory, once the first ``FEWEST`` are full.
     ``finite`` is False once a product is not finite; the space then stays as it is.
     """
 
-    def __init__(self, product: Product, like: Tensor, rank: Rank):
+    def __init__(self, product: Product, like: Tensor, rank: Rank, most: int):
         self._product = product
         self._rank = rank
-        self._store = like.new_empty(min(FEWEST, like.shape[-1] + 1), like.shape[-1])
+        self._most = most
+        self._store = like.new_empty(min(FEWEST, most), like.shape[-1])
         self._coupled = 0  # m: the first rows of the store are Q, the next are W
         self._rows = 0  # m + w
         self._projected = torch.zeros(FEWEST, FEWEST, dtype=torch.float64)
@@ -87,14 +89,13 @@ class RitzSpace:
         size = torch.linalg.vector_norm(direction)
         if not float(size) > 0:
             return torch.zeros(self.directions, dtype=torch.float64)
-        outside, components = self._outside(direction / size)
-        combination = components[self.size :].to("cpu", torch.float64)
-        left = float(torch.linalg.vector_norm(outside))
-        if left <= ROUNDING * self._eps:
+        outside, left, components = self._outside(direction / size)
+        combination = components[self.size :]
+        if not left > ROUNDING * self._eps:
             return combination
         # the division enlarges rounding errors along the basis by 1/left
-        outside, _ = self._outside(outside / left)
-        self._append(outside / torch.linalg.vector_norm(outside), torch.zeros(1, self.size, dtype=torch.float64))
+        outside, norm, _ = self._outside(outside / left)
+        self._append(outside, norm, torch.zeros(1, self.size, dtype=torch.float64))
         return torch.cat([combination, combination.new_tensor([left])])
 
     def turn(self, combination: Tensor) -> None:
@@ -105,18 +106,16 @@ class RitzSpace:
         mirror[0] += 1.0 if float(unit[0]) >= 0 else -1.0
         mirror = mirror / torch.linalg.vector_norm(mirror)
         growing = self._store[self._coupled : self._rows]
-        growing -= 2 * torch.outer(mirror.to(growing), mirror.to(growing) @ growing)
-        self._coupling -= 2 * torch.outer(mirror, mirror @ self._coupling)
+        growing.addr_(mirror.to(growing), mirror.to(growing) @ growing, alpha=-2)
+        self._coupling.addr_(mirror, mirror @ self._coupling, alpha=-2)
 
     def grow(self) -> None:
         """m → m + 1 by the first row of W and one product."""
         m = self._coupled
         image = self._product(self._store[m]).detach()
         self.products += 1
-        outside, components = self._outside(image)
-        components = components.to("cpu", torch.float64)
-        beta = float(torch.linalg.vector_norm(outside))
-        self.finite = bool(components.isfinite().all()) and beta < float("inf")
+        outside, beta, components = self._outside(image)
+        self.finite = math.isfinite(beta) and bool(components.isfinite().all())
         if not self.finite:
             return
         self._extend_projection(components[: m + 1])
@@ -126,24 +125,27 @@ class RitzSpace:
         if beta > rounding and self._rows < self._store.shape[-1]:
             row = torch.zeros(1, m + 1, dtype=torch.float64)
             row[0, m] = beta
-            self._append(outside / beta, row)
+            self._append(outside, beta, row)
 
-    def _outside(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of a vector (d,) outside Q and W, and its components along them (m + w,)."""
+    def _outside(self, vector: Tensor) -> tuple[Tensor, float, Tensor]:
+        """The part of a vector (d,) outside Q and W, its norm, and the components along them (m + w,)."""
         rows = self._store[: self._rows]
         components = rows @ vector
-        left = vector - components @ rows
-        before, after = torch.linalg.vector_norm(vector), torch.linalg.vector_norm(left)
-        if bool(after < DROP * before):  # twice is enough (Parlett 1980)
-            again = rows @ left
-            components, left = components + again, left - again @ rows
-        return left, components
+        left = torch.addmv(vector, rows.mT, components, alpha=-1)
+        size = float(torch.linalg.vector_norm(left))
+        known = components.to("cpu", torch.float64)
+        if not size > float(torch.linalg.vector_norm(known)):  # cancellation: twice is enough (Parlett 1980)
+            components = rows @ left
+            left.addmv_(rows.mT, components, alpha=-1)
+            size, known = float(torch.linalg.vector_norm(left)), known + components.to("cpu", torch.float64)
+        return left, size, known
 
-    def _append(self, row: Tensor, coupling: Tensor) -> None:
+    def _append(self, row: Tensor, size: float, coupling: Tensor) -> None:
         if self._rows == len(self._store):
-            more = min(self._rows + max(self._rows // 2, 1), self._store.shape[-1] + 1)
-            self._store = torch.cat([self._store, self._store.new_empty(more - self._rows, self._store.shape[-1])])
-        self._store[self._rows] = row
+            wider = self._store.new_empty(max(self._most, self._rows + 1), self._store.shape[-1])
+            wider[: self._rows] = self._store
+            self._store = wider
+        torch.div(row, size, out=self._store[self._rows])
         self._rows += 1
         self._coupling = torch.cat([self._coupling, coupling])
 
