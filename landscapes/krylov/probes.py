@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from landscapes.errors import check_count, check_float_tensor, check_positive, check_seed
+from landscapes.krylov.precision import check_full_precision
 from landscapes.krylov.space import KrylovSpace, Product
 
 
@@ -150,7 +151,7 @@ def check_grid(grid: Tensor) -> Tensor:
 
 def check_like(like: Tensor, probes: int) -> None:
     """Raise unless ``like`` is a real vector (d,) and there are at least two probes."""
-    check_float_tensor("like", like)
+    check_full_precision("like", check_float_tensor("like", like))
     if like.ndim != 1 or like.is_complex():
         raise ValueError(f"like must be one real vector (d,), got {tuple(like.shape)} {like.dtype}")
     check_count("probes", probes, minimum=2)
