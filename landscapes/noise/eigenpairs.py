@@ -9,6 +9,7 @@ from torch import Tensor
 
 from landscapes.errors import check_choice, check_count, check_positive, check_seed
 from landscapes.krylov import random_block
+from landscapes.krylov.precision import check_full_precision
 from landscapes.krylov.ritz_pairs import carried_errors
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.plans import METHODS, Plan, choose, guarded_rows
@@ -119,10 +120,11 @@ def check_options(method: str, memory: int, tolerance: float, limit: int, seed: 
 
 
 def check_operator(operator: CovarianceOperator) -> CovarianceOperator:
-    """Return ``operator``; raise unless it is a CovarianceOperator."""
+    """Return ``operator``; raise unless it is a CovarianceOperator in full precision."""
     if not isinstance(operator, CovarianceOperator):
         raise TypeError(
             f"operator must be a CovarianceOperator, got {type(operator).__name__}; "
             "noise_covariance(landscape, theta) makes one"
         )
+    check_full_precision("theta", operator.like)
     return operator
