@@ -7,11 +7,12 @@ is compressed to its best Ritz vectors (thick restart, Wu & Simon 2000).
 
 **Error of a Ritz value.** Let u₁, u₂ be eigenvectors at a distance g that the space does not separate: it contains
 a u₁ + b u₂ only, with a² + b² = 1. The Ritz value is off by b²g, at a residual of r = |ab| g: by r |b/a|, whatever the
-distance to the other Ritz values. A random start has |b/a| > x with a probability of at most 2/(πx), and two
-independent ones at most about 1/(2x²). A second random direction, mixed into the second product, gives this and the
-second copy of a multiple eigenvalue. In a cold space the error is therefore taken to be ``UNSEEN``·r. In a space that
-starts from a carried block, the block has separated the modes: for pairs that lie mostly in it, the error is taken to
-be the second-order estimate r²/gap (Parlett 1980), where the error of the gap is below half of it.
+distance to the other Ritz values. A random start has |b/a| > x with a probability of about 2/(πx). In a space from
+one random row the error is therefore taken to be ``UNSEEN``·r. For several pairs a second random direction is mixed
+into the second product, in which the second copy of a multiple eigenvalue has its part; the error is then taken to be
+half of that. In a space that starts from a carried block, the block has separated the modes: for pairs that lie mostly
+in it, the error is taken to be the second-order estimate r²/gap (Parlett 1980), where the error of the gap is below
+half of it. ``scripts.curvature hessians`` counts how often this fails.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ WHICH = ("largest", "smallest", "magnitude")
 RANKS: dict[str, Rank] = {"largest": lambda x: x, "smallest": lambda x: -x, "magnitude": torch.abs}
 DEPTH = 20  # products before a cold space may say converged, or 2k + 1 if that is more: ARPACK's default basis
 LARGEST_BASIS = 24  # rows before a restart, or twice those that are judged and 8
-UNSEEN = 2  # |b/a| of a pair of modes that a cold space may have missed
-CHANCE = 0.3  # weight of the random direction in a product that looks for modes outside the space
+UNSEEN = 4  # |b/a| of a pair of modes that a space from one random row may have missed
+CHANCE = 0.3  # weight of the random direction in a look beyond a carried block
+COPIES = 0.1  # weight of that in the second product of a cold space, for the copies of multiple eigenvalues
 ALIGNED = 0.75  # part of the first Ritz vector in the first row, above which a start is a carried block
 SPARE = 2  # directions of growth of a cold space, stored beside its basis
 MOSTLY = 0.5  # part of a Ritz vector in the carried block, below which the pair is a new one
@@ -90,9 +92,9 @@ def eigenpairs(
 
     ``start`` (b, d): one row of ``random_block`` without prior information, or the ``block`` of an earlier call at a
     nearby θ. Rows of a carried block beyond ``count`` guard the last pairs and detect modes that enter the wanted set,
-    by two products in any case: carry one or two. Of random rows the first starts the space; a random direction of
-    ``seed`` finds the second copies of multiple eigenvalues, and the other rows are used once the space is invariant.
-    Change the seed from call to call.
+    by two products in any case: carry one or two. Of random rows the first starts the space, and a random direction of
+    ``seed`` finds the second copies of multiple eigenvalues; further copies, as the other rows, are met only once the
+    space is invariant. Change the seed from call to call.
 
     Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude,
     or after ``limit`` products. Without a carried block it takes at least min(d, max(2k + 1, 20)) products, unless the
@@ -165,7 +167,10 @@ class RitzSearch:
         """Two products from the first row, and the other rows of a carried block."""
         self._add_given()
         self._grow()
-        self._scout(0)
+        if self.left and self.space.directions and self._count == 1:  # copies of λ₁ do not matter
+            self._grow()
+        else:
+            self._scout(0, COPIES)
         if self.left and self._is_carried():
             self.begin_carried(looks=1)
 
@@ -187,9 +192,9 @@ class RitzSearch:
                 # a block without guards looks from its last pair
                 guards = self.space.residuals(self._carried)[:, min(self._count, self._carried - 1) :]
                 guards = torch.nn.functional.pad(guards, (0, 1))  # with too few pairs, there is no residual
-                self._scout(1 + look, guards[:, torch.linalg.vector_norm(guards, dim=0).argmax()])
+                self._scout(1 + look, CHANCE, guards[:, torch.linalg.vector_norm(guards, dim=0).argmax()])
 
-    def _scout(self, number: int, residual: Tensor | None = None) -> None:
+    def _scout(self, number: int, chance: float, residual: Tensor | None = None) -> None:
         """A product from a residual, as components along W, or the only direction, plus a random direction.
 
         It meets copies of multiple eigenvalues and, from the residual of a guard, modes that enter the wanted set
@@ -203,7 +208,7 @@ class RitzSearch:
         if len(along) > len(weights):
             # of the sign for which −H, whose residuals are the opposite, gives the same space
             sign = -1.0 if float(along[:-1] @ weights) < 0 else 1.0
-            self.space.turn(torch.cat([weights, weights.new_tensor([sign * CHANCE])]))
+            self.space.turn(torch.cat([weights, weights.new_tensor([sign * chance])]))
         if self.space.directions:
             self._grow()
 
@@ -267,7 +272,7 @@ class RitzSearch:
         residuals = torch.linalg.vector_norm(space.residuals(pairs), dim=0)
         carried = self._known is not None and bool((space.shares(self._known, k) >= MOSTLY).all())
         ranks = space.ranks[:pairs]
-        errors = carried_errors(ranks, residuals, k) if carried else UNSEEN * residuals[:k]
+        errors = carried_errors(ranks, residuals, k) if carried else UNSEEN / self._begun * residuals[:k]
         errors = errors + space.rounding
         closed = not space.directions and (space.full or self._begun >= self._count)
         deep = carried or closed or space.products >= max(2 * self._count + 1, DEPTH)
