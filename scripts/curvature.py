@@ -1,6 +1,6 @@
-"""The Krylov engine compared with scipy's: python -m scripts.curvature velocity|tracking [options].
+"""The Krylov engine compared with scipy's: python -m scripts.curvature velocity|tracking|hessians|solvers [options].
 
-Both tables count Hessian-vector products, the dominant cost of every method; errors are relative to dense float64.
+All tables count Hessian-vector products, the dominant cost of every method; errors are relative to dense float64.
 """
 
 from __future__ import annotations
@@ -23,34 +23,11 @@ from landscapes import Landscape
 from landscapes.krylov import EigenpairTracker, eigenpairs, matrix_function, random_block, spectral_action
 
 from .lab.command_line import exit_status_of, parse, use_threads
+from .lab.eigensolvers import Counter, Hessians, Solvers
 from .lab.experiment import align_rows
 from .lab.network import NetGround
 
 Product = Callable[[Tensor], Tensor]
-
-
-class Counter:
-    """v ↦ Hv with a counter, for vectors of torch and of numpy."""
-
-    def __init__(self, product: Product, like: Tensor):
-        self._product = product
-        self._like = like
-        self.count = 0
-
-    def __call__(self, v: Tensor) -> Tensor:
-        """Hv."""
-        self.count += 1
-        return self._product(v)
-
-    def linear_operator(self) -> LinearOperator:
-        """The same product for scipy."""
-        d = self._like.shape[-1]
-
-        def product(v: np.ndarray) -> np.ndarray:
-            # vectors of scipy may be views with strides that torch rejects
-            return self(torch.from_numpy(np.ascontiguousarray(v)).to(self._like)).double().cpu().numpy()
-
-        return LinearOperator((d, d), matvec=product, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -237,7 +214,12 @@ class Cold:
         return torch.from_numpy(np.sort(found)[::-1].copy())
 
 
-Table = Annotated[Velocity, tyro.conf.subcommand("velocity")] | Annotated[Tracking, tyro.conf.subcommand("tracking")]
+Table = (
+    Annotated[Velocity, tyro.conf.subcommand("velocity")]
+    | Annotated[Tracking, tyro.conf.subcommand("tracking")]
+    | Annotated[Hessians, tyro.conf.subcommand("hessians")]
+    | Annotated[Solvers, tyro.conf.subcommand("solvers")]
+)
 
 
 def main(arguments: Sequence[str]) -> int:

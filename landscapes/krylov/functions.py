@@ -101,8 +101,8 @@ def matrix_function(
     a complex g, H is assumed to be complex symmetric.
 
     The target error is ``tolerance``·‖f(H)g‖ + ``absolute``: iterations stop when ``residual`` and ``change``, times
-    ‖f(H)g‖, are both below a fiftieth of it (``SAFETY``), or when the space is invariant and the result exact. A NaN or an
-    infinity gives a value of NaN, not converged. The value carries no autograd graph.
+    ‖f(H)g‖, are both below a fiftieth of it (``SAFETY``), or when the space is invariant and the result exact. A NaN or
+    an infinity gives a value of NaN, not converged. The value carries no autograd graph.
 
     Raises ValueError or TypeError for invalid arguments, such as half precision.
     """
