@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscapes.autodiff import inside_transform
-from landscapes.errors import check_count, check_positive
+from landscapes.errors import MOST, check_count, check_positive
 
 
 def widen(x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class BatchNorm(nn.Module):
 
     def __init__(self, channels: int, epsilon: float = 1e-5, momentum: float = 0.1):
         super().__init__()
-        self.channels = check_count("channels", channels)
+        self.channels = check_count("channels", channels, maximum=MOST)
         self.epsilon = check_positive("epsilon", epsilon)
         self.momentum = check_positive("momentum", momentum)
         self.weight = nn.Parameter(torch.ones(channels))
@@ -106,7 +106,7 @@ class GroupNorm(nn.Module):
     def __init__(self, groups: int, channels: int, epsilon: float = 1e-5):
         super().__init__()
         self.groups = check_count("groups", groups)
-        self.channels = check_count("channels", channels)
+        self.channels = check_count("channels", channels, maximum=MOST)
         self.epsilon = check_positive("epsilon", epsilon)
         if channels % groups:
             raise ValueError(f"groups must divide the {channels} channels, got {groups}")
@@ -129,7 +129,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, features: int, epsilon: float = 1e-5):
         super().__init__()
-        self.features = check_count("features", features)
+        self.features = check_count("features", features, maximum=MOST)
         self.epsilon = check_positive("epsilon", epsilon)
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from landscapes.autodiff import Field, gradient, inside_transform, wants_graph
-from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index
+from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index, is_dense, shown
 from landscapes.expansion import AutogradExpansion, Expansion
 from nets.chunked import ChunkedExpansion, each_member, total
 from nets.derivatives import CheckedExpansion, DerivativeCheck
@@ -65,7 +65,7 @@ class NetworkLandscape(NetworkOutputs):
         chunk_size: int | None = None,
     ):
         if not callable(loss_fn):
-            raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (m,), got {loss_fn!r}")
+            raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (m,), got {shown(loss_fn)}")
         self.loss_fn = loss_fn
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size)
         self._function = ModuleFunction(module)
@@ -275,8 +275,9 @@ class NetworkLandscape(NetworkOutputs):
     def _forward(self, theta: Tensor, part: Examples) -> Tensor:
         """f_i(θ) of some examples at one member, (m,); raise unless loss_fn returns that."""
         losses = self.loss_fn(self._function(theta, part.inputs), part.targets)
-        if not isinstance(losses, Tensor) or losses.shape != (len(part),):
-            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        if not isinstance(losses, Tensor) or not is_dense(losses) or losses.shape != (len(part),):
+            dense = isinstance(losses, Tensor) and is_dense(losses)
+            got = tuple(losses.shape) if dense else f"a {type(losses).__name__} that is not dense"
             raise ValueError(
                 f"loss_fn must return one loss an example, shape ({len(part)},), got {got}; use reduction='none' and "
                 "sum over the other dimensions"

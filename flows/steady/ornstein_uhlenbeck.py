@@ -30,6 +30,7 @@ from flows.steady.linear_laws import (
     Transition,
     check_covariance,
     check_matrix,
+    check_times,
     check_vector,
     finite_transition,
     root_of,
@@ -37,7 +38,7 @@ from flows.steady.linear_laws import (
     symmetrise,
 )
 from landscapes import Landscape, Quadratic, UnsupportedError
-from landscapes.errors import check_positive
+from landscapes.errors import check_float_tensor, check_positive, shown
 from landscapes.noise import GradientNoise, MinibatchNoise
 from landscapes.noise.base import Kind
 from landscapes.toys.closed_form import cast, check_real_tensor
@@ -86,17 +87,23 @@ class LinearFlow(LinearLaw, StochasticFlow):
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """−F(X − x*), shape (..., s)."""
+        check_float_tensor("state", state)
         return (cast(self.centre, state) - state) @ cast(self.drift, state).mT
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
         """B dW, shape (..., s)."""
+        check_float_tensor("dw", dw)
+        check_float_tensor("state", state)
         return dw @ cast(self._root, state).mT
 
     def clock(self, t: float | Tensor) -> Tensor:
         """Times in float64."""
-        times = torch.as_tensor(t, dtype=torch.float64, device=self.centre.device)
+        given = check_times("t", t, self.centre.device)
+        if given.is_complex() or given.dtype == torch.bool:
+            raise TypeError(f"t must be real times, got {given.dtype}")
+        times = given.double()
         if not bool(((times >= 0) & times.isfinite()).all()):
-            raise ValueError(f"times must be finite and not negative, got {t!r}")
+            raise ValueError(f"t must be finite and not negative, got {shown(t)}")
         return times
 
     def transition(self, t: float | Tensor) -> Transition:
@@ -187,13 +194,18 @@ class MomentumOrnsteinUhlenbeck(LinearFlow):
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0)."""
-        return self.resume(theta0, torch.zeros_like(theta0))
+        return self.resume(theta0, torch.zeros_like(check_float_tensor("theta0", theta0)))
 
     def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
         """(θ, v)."""
+        check_float_tensor("theta", theta)
+        if theta.ndim == 0 or check_float_tensor("velocity", velocity).shape != theta.shape:
+            raise ValueError(f"velocity must have theta's shape {tuple(theta.shape)}, got {tuple(velocity.shape)}")
         return torch.cat([theta, velocity], dim=-1)
 
     def position(self, state: Tensor) -> Tensor:
+        if check_float_tensor("state", state).ndim == 0:
+            raise ValueError("state must have shape (..., 2d), got ()")
         return state.chunk(2, dim=-1)[0]
 
 

@@ -11,11 +11,9 @@ from torch import Tensor
 from landscapes.autodiff import release
 from landscapes.errors import check_choice, check_count, check_float_tensor
 from landscapes.expansion import spread
-from landscapes.noise.base import GradientNoise, Kind
+from landscapes.noise.base import KINDS, GradientNoise, Kind
 from landscapes.noise.roots import square_root
 from landscapes.toys.closed_form import cast, check_real_tensor
-
-KINDS: tuple[Kind, ...] = ("additive", "diagonal", "general")
 
 
 class SizedNoise(GradientNoise):

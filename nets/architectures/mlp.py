@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from landscapes.errors import check_count
-from nets.architectures.initialise import activation_layer, draw_weights, linear, norm_layers
+from landscapes.errors import MOST, check_count, check_flag, check_sequence, shown
+from nets.architectures.initialise import DEEPEST, activation_layer, draw_weights, linear, norm_layers
 
 
 class MLP(nn.Module):
@@ -24,11 +24,11 @@ class MLP(nn.Module):
         self, widths: Sequence[int], activation: str = "tanh", bias: bool = True, *, norm: str = "none", seed: int = 0
     ):
         super().__init__()
-        if isinstance(widths, str) or not isinstance(widths, Sequence):
-            raise TypeError(f"widths must be a sequence of layer widths such as (64, 32, 10), got {widths!r}")
-        if len(widths) < 2:
-            raise ValueError(f"widths must name inputs and outputs at least, such as (64, 10), got {widths!r}")
-        sizes = [check_count(f"widths[{i}]", width) for i, width in enumerate(widths)]
+        check_sequence("widths", widths, "of layer widths such as (64, 32, 10)")
+        if not 2 <= len(widths) <= DEEPEST:
+            raise ValueError(f"widths must have from 2 to {DEEPEST} entries, such as (64, 10), got {shown(widths)}")
+        check_flag("bias", bias)
+        sizes = [check_count(f"widths[{i}]", width, maximum=MOST) for i, width in enumerate(widths)]
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(sizes[:-1]):
             layers += [linear(narrow, wide, bias), *norm_layers(norm, wide), activation_layer(activation)]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscapes.errors import check_count, check_positive
+from landscapes.errors import check_count, check_flag, check_positive, check_sequence
 from nets.architectures.initialise import (
+    DEEPEST,
     activation_layer,
     check_image_shape,
     convolution,
@@ -102,9 +103,13 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         images = check_image_shape(input_shape, smallest=1)[0]
-        if len(channels) != len(blocks):
+        check_flag("projected", projected)
+        wides = scale_widths(width, channels)
+        check_sequence("blocks", blocks, "of whole numbers, one a stage")
+        if not channels or len(channels) != len(blocks):
             raise ValueError(f"channels and blocks must have one entry a stage each, got {channels} and {blocks}")
-        wides = scale_widths(width, *channels)
+        for i, number in enumerate(blocks):
+            check_count(f"blocks[{i}]", number, maximum=DEEPEST)
         stem = [convolution(images, wides[0], 3, 1, 1, bias=norm == "none"), *norm_layers(norm, wides[0])]
         layers = [*stem, activation_layer(activation)]
         previous = wides[0]
@@ -143,12 +148,13 @@ class WideResNet(nn.Module):
     ):
         super().__init__()
         images = check_image_shape(input_shape, smallest=1)[0]
-        check_count("blocks", blocks)
+        check_count("blocks", blocks, maximum=DEEPEST)
         check_positive("widening", widening)
         check_positive("width", width)
-        (previous,) = scale_widths(min(1.0, width * widening), 16)  # the stem keeps 16 channels unless all are narrowed
+        # the stem keeps 16 channels unless all are narrowed
+        (previous,) = scale_widths(min(1.0, width * widening), [16])
         layers: list[nn.Module] = [convolution(images, previous, 3, 1, 1, bias=norm == "none")]
-        for stage, wide in enumerate(scale_widths(width * widening, 16, 32, 64)):
+        for stage, wide in enumerate(scale_widths(width * widening, (16, 32, 64))):
             for i in range(blocks):
                 layers.append(PreactivatedBlock(previous, wide, 2 if stage > 0 and i == 0 else 1, activation, norm))
                 previous = wide
