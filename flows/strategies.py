@@ -15,11 +15,6 @@ from landscapes.errors import MOST, check_count, check_nonnegative, check_number
 DENSEST = 1000  # dimensions of a matrix, or symbols
 
 
-def named(batch: tuple[int, ...]) -> list[tuple[str, int]]:
-    """The sides of a batch with their names."""
-    return [(f"batch[{i}]", side) for i, side in enumerate(batch)]
-
-
 def check_range(low: float, high: float, avoid: float, gap: float) -> None:
     """Raise unless [low, high] has numbers that are farther than ``gap`` from ``avoid``."""
     if check_real("low", low) > check_real("high", high):
@@ -47,7 +42,10 @@ def rotations(draw: st.DrawFn, dimension: int) -> Tensor:
 @st.composite
 def points(draw: st.DrawFn, dimension: int, *batch: int, scale: float = 1.0) -> Tensor:
     """Points θ (*batch, d), normal with standard deviation ``scale``, float64."""
-    sides = [check_count(name, side, maximum=MOST) for name, side in (("dimension", dimension), *named(batch))]
+    sides = [
+        check_count(name, side, maximum=MOST)
+        for name, side in (("dimension", dimension), *((f"batch[{i}]", n) for i, n in enumerate(batch)))
+    ]
     if math.prod(sides) > MOST:
         raise ValueError(f"dimension and batch must give at most {MOST} numbers, got {math.prod(sides)}")
     check_nonnegative("scale", scale)

@@ -51,7 +51,7 @@ MOST = 10**8
 """The largest number of things that are computed, or held in memory, one by one: probes, rows, dimensions of a toy."""
 
 
-def shown(value: object) -> str:
+def short_form(value: object) -> str:
     """A value for a message: short, also where its repr is long or, as of tensors of 4 bits, raises."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype}"
@@ -64,7 +64,7 @@ def shown(value: object) -> str:
 def check_number(name: str, value: float, wanted: str = "a real number") -> float:
     """Return ``value`` as a float, infinite for integers beyond its range; raise TypeError unless it is real."""
     if isinstance(value, bool) or not isinstance(value, REAL):
-        raise TypeError(f"{name} must be {wanted}, got {shown(value)} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be {wanted}, got {short_form(value)} of type {type(value).__name__}")
     try:
         return float(value)
     except OverflowError:
@@ -75,7 +75,7 @@ def check_positive(name: str, value: float) -> float:
     """Return ``value`` as a float; raise unless it is a finite real number above zero."""
     number = check_number(name, value, "a positive real number")
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be positive and finite, got {shown(value)}")
+        raise ValueError(f"{name} must be positive and finite, got {short_form(value)}")
     return number
 
 
@@ -83,7 +83,7 @@ def check_real(name: str, value: float) -> float:
     """Return ``value`` as a float; raise unless it is a finite real number."""
     number = check_number(name, value)
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {shown(value)}")
+        raise ValueError(f"{name} must be finite, got {short_form(value)}")
     return number
 
 
@@ -91,18 +91,18 @@ def check_nonnegative(name: str, value: float) -> float:
     """Return ``value`` as a float; raise unless it is a finite real number that is at least zero."""
     number = check_real(name, value)
     if number < 0:
-        raise ValueError(f"{name} must be at least zero, got {shown(value)}")
+        raise ValueError(f"{name} must be at least zero, got {short_form(value)}")
     return number
 
 
 def check_count(name: str, value: int, minimum: int = 1, maximum: int | None = None) -> int:
     """Return ``value`` as an int; raise unless it is a whole number from ``minimum`` to ``maximum``, if given."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number, got {shown(value)} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a whole number, got {short_form(value)} of type {type(value).__name__}")
     if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {shown(value)}")
+        raise ValueError(f"{name} must be at least {minimum}, got {short_form(value)}")
     if maximum is not None and value > maximum:
-        raise ValueError(f"{name} must be at most {maximum}, got {shown(value)}")
+        raise ValueError(f"{name} must be at most {maximum}, got {short_form(value)}")
     return int(value)
 
 
@@ -110,40 +110,40 @@ def check_seed(seed: int) -> int:
     """Return ``seed`` as an int; raise unless it is a whole number that torch's generators take, [0, 2⁶³)."""
     check_count("seed", seed, minimum=0)
     if seed >= 2**63:
-        raise ValueError(f"seed must be below 2**63, got {shown(seed)}")
+        raise ValueError(f"seed must be below 2**63, got {short_form(seed)}")
     return int(seed)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """Return ``value``; raise unless it is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {short_form(value)}")
     return value
 
 
 def check_flag(name: str, value: bool) -> bool:
     """Return ``value``; raise unless it is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {shown(value)} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be True or False, got {short_form(value)} of type {type(value).__name__}")
     return value
 
 
 def check_callable(name: str, value: object, form: str) -> None:
     """Raise unless ``value`` can be called; ``form`` says how: "v (d,) -> Hv (d,)"."""
     if not callable(value):
-        raise TypeError(f"{name} must be callable, {form}, got {shown(value)} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be callable, {form}, got {short_form(value)} of type {type(value).__name__}")
 
 
 def check_sequence(name: str, value: object, form: str) -> None:
     """Raise unless ``value`` is a list, a tuple or another sequence, and no string."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} must be a sequence {form}, got {shown(value)} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a sequence {form}, got {short_form(value)} of type {type(value).__name__}")
 
 
 def as_list(name: str, value: object, form: str) -> list[Any]:
     """The entries of anything that can be looped over; raise TypeError for other values and strings."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
-        raise TypeError(f"{name} must be a sequence of {form}, got {shown(value)} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a sequence of {form}, got {short_form(value)} of type {type(value).__name__}")
     return list(value)
 
 
@@ -193,16 +193,16 @@ def check_image(name: str, image: Tensor, like: Tensor) -> Tensor:
     """Return the result of a user's function; raise unless it has the shape, dtype and device of ``like``."""
     if not isinstance(image, Tensor) or not is_dense(image):
         kind = f"one of layout {image.layout}" if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"{name} must return a dense tensor like its argument, {described(like)}, got {kind}")
+        raise TypeError(f"{name} must return a dense tensor like its argument, {kind_of(like)}, got {kind}")
     if image.shape != like.shape or image.dtype != like.dtype or image.device != like.device:
         raise ValueError(
-            f"{name} must return a tensor of its argument's shape, dtype and device, {described(like)}, got "
-            f"{described(image)}"
+            f"{name} must return a tensor of its argument's shape, dtype and device, {kind_of(like)}, got "
+            f"{kind_of(image)}"
         )
     return image
 
 
-def described(tensor: Tensor) -> str:
+def kind_of(tensor: Tensor) -> str:
     """Shape, dtype and device of a dense tensor."""
     return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
 

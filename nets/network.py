@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from landscapes.autodiff import Field, gradient, inside_transform, wants_graph
-from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index, is_dense, shown
+from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index, is_dense, short_form
 from landscapes.expansion import AutogradExpansion, Expansion
 from nets.chunked import ChunkedExpansion, each_member, total
 from nets.derivatives import CheckedExpansion, DerivativeCheck
@@ -65,7 +65,7 @@ class NetworkLandscape(NetworkOutputs):
         chunk_size: int | None = None,
     ):
         if not callable(loss_fn):
-            raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (m,), got {shown(loss_fn)}")
+            raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (m,), got {short_form(loss_fn)}")
         self.loss_fn = loss_fn
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size)
         self._function = ModuleFunction(module)

@@ -11,7 +11,7 @@ from torch import Tensor
 from flows.engines.recorder import LandscapeObserver
 from flows.observers.modes import each_member
 from landscapes import Landscape, UnsupportedError
-from landscapes.errors import check_computable, check_dense, shown
+from landscapes.errors import check_computable, check_dense, short_form
 
 Outputs = Callable[[Tensor], Tensor]
 
@@ -37,7 +37,7 @@ class Evaluation(LandscapeObserver):
     def __init__(self, landscape: Landscape, outputs: Outputs, targets: Tensor, *, every: int = 1, name: str = "test"):
         super().__init__(landscape, every, name)
         if not callable(outputs):
-            raise TypeError(f"outputs must be callable, theta (d,) -> (N, C), got {shown(outputs)}")
+            raise TypeError(f"outputs must be callable, theta (d,) -> (N, C), got {short_form(outputs)}")
         self._outputs = outputs
         self._targets = check_classes(targets)
 

@@ -19,7 +19,7 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
 
-from landscapes.errors import check_computable, shown
+from landscapes.errors import check_computable, short_form
 from landscapes.toys.closed_form import check_real_tensor, symmetric_matrix
 
 
@@ -239,7 +239,7 @@ def check_times(name: str, times: float | Tensor, device: torch.device) -> Tenso
         # By numpy, which makes a Python float a float64 and keeps an int; torch would round to its default dtype.
         value = torch.as_tensor(times if isinstance(times, Tensor) else np.asarray(times))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"{name} must be a number or a tensor of numbers, got {shown(times)}: {error}") from None
+        raise TypeError(f"{name} must be a number or a tensor of numbers, got {short_form(times)}: {error}") from None
     return check_computable(name, value).to(device)
 
 

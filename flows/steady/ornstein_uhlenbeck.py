@@ -38,7 +38,7 @@ from flows.steady.linear_laws import (
     symmetrise,
 )
 from landscapes import Landscape, Quadratic, UnsupportedError
-from landscapes.errors import check_float_tensor, check_positive, shown
+from landscapes.errors import check_float_tensor, check_positive, short_form
 from landscapes.noise import GradientNoise, MinibatchNoise
 from landscapes.noise.base import Kind
 from landscapes.toys.closed_form import cast, check_real_tensor
@@ -103,7 +103,7 @@ class LinearFlow(LinearLaw, StochasticFlow):
             raise TypeError(f"t must be real times, got {given.dtype}")
         times = given.double()
         if not bool(((times >= 0) & times.isfinite()).all()):
-            raise ValueError(f"t must be finite and not negative, got {shown(t)}")
+            raise ValueError(f"t must be finite and not negative, got {short_form(t)}")
         return times
 
     def transition(self, t: float | Tensor) -> Transition:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_float_tensor, check_image, described
+from landscapes.errors import check_float_tensor, check_image, kind_of
 from landscapes.krylov.space import Product, check_product
 
 
@@ -29,7 +29,7 @@ def block_product(product: Product, like: Tensor, part: slice) -> Product:
         whole = torch.zeros_like(like)
         check_float_tensor("v", v)
         if v.shape != whole[part].shape or v.dtype != whole.dtype:
-            raise ValueError(f"v must have shape {tuple(whole[part].shape)} and {whole.dtype}, got {described(v)}")
+            raise ValueError(f"v must have shape {tuple(whole[part].shape)} and {whole.dtype}, got {kind_of(v)}")
         whole[part] = v
         return check_image("product", product(whole), whole)[part]
 

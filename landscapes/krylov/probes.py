@@ -24,7 +24,7 @@ from landscapes.errors import (
     check_image,
     check_positive,
     check_seed,
-    shown,
+    short_form,
 )
 from landscapes.krylov.space import KrylovSpace, Product, check_product
 
@@ -177,9 +177,9 @@ def check_layers(layers: Mapping[str, slice]) -> Mapping[str, slice]:
     """Return ``layers``; raise unless they map names to slices of θ."""
     if not isinstance(layers, Mapping):
         raise TypeError(
-            f"layers must map names to slices of theta, got {shown(layers)} of type {type(layers).__name__}"
+            f"layers must map names to slices of theta, got {short_form(layers)} of type {type(layers).__name__}"
         )
     for name, part in layers.items():
         if not isinstance(part, slice):
-            raise TypeError(f"layers must map names to slices of theta, got {shown(part)} for {name!r}, no slice")
+            raise TypeError(f"layers must map names to slices of theta, got {short_form(part)} for {name!r}, no slice")
     return layers

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from landscapes.errors import check_count, shown
+from landscapes.errors import check_count, short_form
 from nets.architectures.initialise import (
     activation_layer,
     check_image_shape,
@@ -51,7 +51,7 @@ class AllCNN(nn.Module):
         check_count("eighth", eighth, maximum=MOST_PADDING)
         wides = scale_widths(width, channels)
         if len(wides) != 2:
-            raise ValueError(f"channels must have two entries, got {shown(channels)}")
+            raise ValueError(f"channels must have two entries, got {short_form(channels)}")
         first, second = wides
         stages = [(first, 3, 1, 1), (first, 3, 1, 1), (first, 3, 2, 1), (second, 3, 1, 1), (second, 3, 1, 1)]
         stages += [(second, 3, 2, 1), (second, 3, 1, padding), (second, eighth, 1, eighth // 2)]

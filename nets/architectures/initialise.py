@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from landscapes.errors import MOST, check_choice, check_count, check_positive, check_seed, check_sequence, shown
+from landscapes.errors import MOST, check_choice, check_count, check_positive, check_seed, check_sequence, short_form
 from nets.layers import AveragePool, BatchNorm, Cubic, GroupNorm, Sine, SquareActivation
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -54,7 +54,8 @@ def check_weights(inputs: int, outputs: int, kernel: int = 1) -> None:
     if inputs * outputs * kernel**2 > MOST_WEIGHTS:
         raise ValueError(
             f"input_shape, classes, width, widths, hidden, channels, features, heads and kernels must leave at most "
-            f"{MOST_WEIGHTS:,} weights a layer, got a layer of {shown(inputs)} × {shown(outputs)} × {shown(kernel)}²"
+            f"{MOST_WEIGHTS:,} weights a layer, got {short_form(inputs)} inputs, {short_form(outputs)} "
+            f"outputs and kernels of {short_form(kernel)}"
         )
 
 
@@ -98,7 +99,7 @@ def check_image_shape(shape: Sequence[int], smallest: int) -> tuple[int, int, in
     check_sequence("input_shape", shape, "(C, H, W)")
     if len(shape) != 3:
         raise ValueError(
-            f"input_shape must be (C, H, W), got {shown(shape)}; use an MLP for inputs that are not images"
+            f"input_shape must be (C, H, W), got {short_form(shape)}; use an MLP for inputs that are not images"
         )
     channels, height, breadth = shape
     return (

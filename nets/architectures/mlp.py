@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from landscapes.errors import MOST, check_count, check_flag, check_sequence, shown
+from landscapes.errors import MOST, check_count, check_flag, check_sequence, short_form
 from nets.architectures.initialise import DEEPEST, activation_layer, draw_weights, linear, norm_layers
 
 
@@ -26,7 +26,7 @@ class MLP(nn.Module):
         super().__init__()
         check_sequence("widths", widths, "of layer widths such as (64, 32, 10)")
         if not 2 <= len(widths) <= DEEPEST:
-            raise ValueError(f"widths must have from 2 to {DEEPEST} entries, such as (64, 10), got {shown(widths)}")
+            raise ValueError(f"widths must have 2 to {DEEPEST} entries, as (64, 10), got {short_form(widths)}")
         check_flag("bias", bias)
         sizes = [check_count(f"widths[{i}]", width, maximum=MOST) for i, width in enumerate(widths)]
         layers: list[nn.Module] = []
