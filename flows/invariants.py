@@ -26,6 +26,7 @@ from landscapes.errors import (
     UnsupportedError,
     check_callable,
     check_count,
+    check_float_tensor,
     check_nonnegative,
     check_positive,
     check_real,
@@ -54,7 +55,7 @@ def check_order(
     must lie within ``tolerance`` of it.
     """
     check_real("order", order)
-    check_positive("tolerance", tolerance)
+    check_nonnegative("tolerance", tolerance)
     check_callable("flow", flow, "h -> Flow")
     check_callable("descent", descent, "h -> Descent")
     study = one_step_order(flow, descent, theta0, ladder)
@@ -71,12 +72,14 @@ def check_equivariance(
     ``tolerance`` is relative to the largest component of the velocity.
     """
     check_callable("flow", flow, "landscape -> Flow")
-    check_landscape(landscape).check(theta)
+    check_landscape(landscape).check(check_theta0(theta, "theta"))
     check_nonnegative("tolerance", tolerance)
     plain, turned = (check_flow("flow(landscape)", flow(f)) for f in (landscape, Rotated(landscape, rotation)))
     start = torch.zeros((), dtype=torch.float64)
     there = plain.position(plain.velocity(start, plain.start(theta)))
-    back = turned.position(turned.velocity(start, turned.start(theta @ rotation.mT))) @ rotation.to(there.dtype)
+    back = turned.position(turned.velocity(start, turned.start(theta @ rotation.mT.to(theta)))) @ rotation.to(
+        there.dtype
+    )
     error = float((there - back).abs().max())
     if not error <= tolerance * max(float(there.abs().max()), torch.finfo(theta.dtype).tiny):
         raise InvariantError(f"velocity must turn with the coordinates; largest difference {error:.3e} in {there!r}")
@@ -90,6 +93,8 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
     ``UnfinishedRunError`` if it ends early otherwise without a fault so far, and KeyboardInterrupt if interrupted.
     """
     check_nonnegative("tolerance", tolerance)
+    if check_float_tensor("theta0", theta0).is_complex():
+        raise UnsupportedError(f"theta0 must be real, got {theta0.dtype}: a complex loss neither rises nor falls")
     run = integrate(check_flow("flow", flow), theta0, times).check_uninterrupted()
     theta = run.theta
     slope = (flow.stated_landscape.grad(theta) * flow.velocity(0.0, theta)).sum(dim=-1)

@@ -15,15 +15,17 @@ from landscapes.errors import MOST, check_count, check_nonnegative, check_number
 DENSEST = 1000  # dimensions of a matrix, or symbols
 
 
-def check_range(low: float, high: float, avoid: float, gap: float) -> None:
-    """Raise unless [low, high] has numbers that are farther than ``gap`` from ``avoid``."""
+def check_range(low: float, high: float, avoid: float, gap: float) -> float:
+    """Return ``avoid`` as a float; raise unless [low, high] has numbers farther than ``gap`` from ``avoid``."""
     if check_real("low", low) > check_real("high", high):
         raise ValueError(f"low must be at most high, got {low!r} and {high!r}")
     check_nonnegative("gap", gap)
-    if math.isnan(check_number("avoid", avoid)):
+    avoid = check_number("avoid", avoid)
+    if math.isnan(avoid):
         raise ValueError("avoid must not be NaN")
     if max(abs(low - avoid), abs(high - avoid)) <= gap:
         raise ValueError(f"gap must leave numbers in [{low!r}, {high!r}] away from avoid={avoid!r}, got {gap!r}")
+    return avoid
 
 
 def seeds() -> st.SearchStrategy[torch.Generator]:
@@ -56,9 +58,9 @@ def points(draw: st.DrawFn, dimension: int, *batch: int, scale: float = 1.0) -> 
 def spectra(draw: st.DrawFn, dimension: int, low: float, high: float, avoid: float, gap: float) -> Tensor:
     """Eigenvalues (d,) in [low, high] that stay ``gap`` away from ``avoid``, which may be infinite."""
     check_count("dimension", dimension, maximum=DENSEST)
-    check_range(low, high, avoid, gap)
+    avoid = check_range(low, high, avoid, gap)
     values = st.floats(low, high, allow_nan=False).filter(lambda x: abs(x - avoid) > gap)
-    return torch.tensor(draw(st.lists(values, min_size=dimension, max_size=dimension)), dtype=torch.float64)
+    return torch.tensor(draw(st.lists(values, min_size=int(dimension), max_size=int(dimension))), dtype=torch.float64)
 
 
 @st.composite

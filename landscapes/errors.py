@@ -55,9 +55,10 @@ def short_form(value: object) -> str:
     """A value for a message: short, also where its repr is long or, as of tensors of 4 bits, raises."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype}"
-    if isinstance(value, int) and abs(value) > 10**LONGEST:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RuntimeError, ValueError, TypeError):  # of tensors of 4 bits in a list, of integers of 10⁴ digits
+        return f"a {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
@@ -144,7 +145,7 @@ def as_list(name: str, value: object, form: str) -> list[Any]:
     """The entries of anything that can be looped over; raise TypeError for other values and strings."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
         raise TypeError(f"{name} must be a sequence of {form}, got {short_form(value)} of type {type(value).__name__}")
-    return list(value)
+    return list(check_dense(name, value) if isinstance(value, Tensor) else value)
 
 
 def is_dense(value: Tensor) -> bool:
@@ -192,7 +193,7 @@ def check_computable(name: str, value: Tensor) -> Tensor:
 def check_image(name: str, image: Tensor, like: Tensor) -> Tensor:
     """Return the result of a user's function; raise unless it has the shape, dtype and device of ``like``."""
     if not isinstance(image, Tensor) or not is_dense(image):
-        kind = f"one of layout {image.layout}" if isinstance(image, Tensor) else type(image).__name__
+        kind = kind_of(image) if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(f"{name} must return a dense tensor like its argument, {kind_of(like)}, got {kind}")
     if image.shape != like.shape or image.dtype != like.dtype or image.device != like.device:
         raise ValueError(
@@ -203,7 +204,9 @@ def check_image(name: str, image: Tensor, like: Tensor) -> Tensor:
 
 
 def kind_of(tensor: Tensor) -> str:
-    """Shape, dtype and device of a dense tensor."""
+    """Shape, dtype and device of a tensor; layout and dtype of one that is not dense."""
+    if not is_dense(tensor):
+        return f"{tensor.dtype} with the layout {tensor.layout}, on {tensor.device}"
     return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 
@@ -213,7 +216,7 @@ def check_index(index: Tensor, size: int) -> Tensor:
         kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index must be an integer tensor of example numbers, got {kind}")
     check_dense("index", index)
-    if index.ndim == 0 or index.shape[-1] == 0:
+    if index.ndim == 0 or index.numel() == 0:
         raise ValueError(f"index must have shape (..., m) with m >= 1, got {tuple(index.shape)}")
     if int(index.min()) < 0 or int(index.max()) >= size:
         raise ValueError(f"index must lie in [0, {size}), got values in [{int(index.min())}, {int(index.max())}]")

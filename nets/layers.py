@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscapes.autodiff import inside_transform
-from landscapes.errors import MOST, check_count, check_positive
+from landscapes.errors import FLOATING, MOST, check_count, check_float_tensor, check_positive
 
 
 def widen(x: Tensor) -> Tensor:
@@ -33,9 +33,23 @@ def broadcast_channels(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.reshape(-1, *[1] * (x.ndim - 2))
 
 
+def check_input(x: Tensor) -> Tensor:
+    """Return x; raise unless it is a floating or complex tensor with strides, or has a shape only (meta)."""
+    if not (isinstance(x, Tensor) and x.is_meta and x.dtype in FLOATING):
+        check_float_tensor("input x", x)
+    return x
+
+
+def check_images(x: Tensor, channels: int) -> Tensor:
+    """Return images x; raise unless they have shape (m, channels, H, W)."""
+    if check_input(x).ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"input x must have shape (m, {channels}, H, W), got {tuple(x.shape)}")
+    return x
+
+
 def check_channels(x: Tensor, channels: int) -> Tensor:
     """Return x; raise unless it has shape (m, channels, ...)."""
-    if x.ndim < 2 or x.shape[1] != channels:
+    if check_input(x).ndim < 2 or x.shape[1] != channels:
         raise ValueError(f"input must have shape (m, {channels}, ...), got {tuple(x.shape)}")
     return x
 
@@ -135,7 +149,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 0 or x.shape[-1] != self.features:
+        if check_input(x).ndim == 0 or x.shape[-1] != self.features:
             raise ValueError(f"input must have shape (..., {self.features}), got {tuple(x.shape)}")
         return (standardise(widen(x), (-1,), self.epsilon) * self.weight + self.bias).to(x.dtype)
 
@@ -153,6 +167,8 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (m, C, H // size, W // size)."""
+        if check_input(x).ndim not in (3, 4):
+            raise ValueError(f"input x must have shape (m, C, H, W), got {tuple(x.shape)}")
         if x.is_complex():
             return torch.complex(F.avg_pool2d(x.real, self.size), F.avg_pool2d(x.imag, self.size))
         return F.avg_pool2d(x, self.size)

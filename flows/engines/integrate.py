@@ -31,7 +31,7 @@ from flows.engines.stochastic import Noise, check_noise_options, noise_field
 from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow, WorkspaceFlow, collect_flags
 from landscapes import UnsupportedError
-from landscapes.errors import check_float_tensor, check_positive, check_seed
+from landscapes.errors import check_computable, check_float_tensor, check_positive, check_seed
 
 
 def integrate(
@@ -237,7 +237,8 @@ def event_watch(events: tuple[Event, ...], method: Method, start: State) -> Even
 def check_times(times: Tensor | Sequence[float]) -> list[float]:
     """Output times as floats; raise unless they are 1-D, real, finite, strictly increasing and at least two."""
     try:
-        values = times.detach().cpu().numpy() if isinstance(times, Tensor) else np.asarray(times)
+        values = check_computable("times", times).detach().cpu().numpy() if isinstance(times, Tensor) else times
+        values = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"times must be one-dimensional real numbers ({error})") from error
     if values.dtype.kind not in "fiu":

@@ -158,11 +158,11 @@ class LinearChain(LinearLaw):
         object.__setattr__(self, "noise_covariance", noise)
 
     def clock(self, t: float | Tensor) -> Tensor:
-        steps = check_times("t", t, self.centre.device)
-        if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
-            raise TypeError(f"t counts the steps of a chain: give integers, got {steps.dtype}")
+        steps = check_times("times t", t, self.centre.device)
+        if steps.is_floating_point():
+            raise TypeError(f"times t and lags count the steps of a chain: give integers, got {steps.dtype}")
         if bool((steps < 0).any()):
-            raise ValueError(f"t, numbers of steps, must not be negative, got {int(steps.min())}")
+            raise ValueError(f"times t, numbers of steps, must not be negative, got {int(steps.min())}")
         return steps.long()
 
     def transition(self, t: float | Tensor) -> Transition:
@@ -240,7 +240,9 @@ def check_times(name: str, times: float | Tensor, device: torch.device) -> Tenso
         value = torch.as_tensor(times if isinstance(times, Tensor) else np.asarray(times))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name} must be a number or a tensor of numbers, got {short_form(times)}: {error}") from None
-    return check_computable(name, value).to(device)
+    if check_computable(name, value).is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be real numbers, got {value.dtype}")
+    return value.to(device)
 
 
 def check_vector(name: str, value: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ Profile = Callable[[Values], Values]
 NODES = 8001  # of Simpson's rule on each side
 ORDER = 16  # of Gauss's rule on each interval of the chain
 FARTHEST = 1e12  # distance up to which a potential is searched for the end of its domain
+EXPONENT = 700  # the largest logarithm of a time, in units of 1
 NEGLIGIBLE = 60.0  # the domain is cut where the density is e⁻⁶⁰ times that at the start
 WIDEST = 2000  # widths √(2Th) of a chain's domain: a dense system of 8,000 unknowns
 SIEGMUND = 0.5825971579390107  # −ζ(½)/√(2π)
@@ -36,6 +37,16 @@ def profile_at(name: str, profile: Profile, x: Values) -> Values:
     return np.asarray(values)
 
 
+def exponential(barrier: float, temperature: float) -> float:
+    """e^{ΔV/T}; raise where it is beyond float64."""
+    if barrier > EXPONENT * temperature:
+        raise ValueError(
+            f"temperature must be at least 1/{EXPONENT} of the barrier {barrier:.6g}, got {temperature!r}: the mean "
+            "time is beyond float64"
+        )
+    return math.exp(barrier / temperature)
+
+
 def ceiling(potential: Profile, temperature: float, start: float) -> float:
     """The upper end of the domain: x > ``start`` with V(x) = V(start) + 60 T, where the density is negligible."""
 
@@ -48,7 +59,9 @@ def ceiling(potential: Profile, temperature: float, start: float) -> float:
     far = start + 1.0
     while not excess(far) >= 0:
         if far > FARTHEST + start:
-            raise ValueError(f"potential must grow above start, got no rise by {NEGLIGIBLE:g} T up to x = {far:.3g}")
+            raise ValueError(
+                f"potential must rise by {NEGLIGIBLE:g} times temperature above start, got less at {far:.3g}"
+            )
         far = start + 2 * (far - start)
     return float(brentq(excess, start, far))
 
@@ -70,7 +83,7 @@ def passage_integral(potential: Profile, temperature: float, start: float, targe
     beyond = simpson(np.exp(-(profile_at("potential", potential, above) - floor) / T), x=above)
     density = np.exp(-(v - floor) / T)
     inner = beyond + cumulative_simpson(density[::-1], dx=(start - target) / (NODES - 1), initial=0)[::-1]
-    return math.exp((top - floor) / T) / T * float(simpson(np.exp((v - top) / T) * inner, x=below))
+    return exponential(top - floor, T) / T * float(simpson(np.exp((v - top) / T) * inner, x=below))
 
 
 def seen_target(target: float, temperature: float, step: float) -> float:
@@ -94,7 +107,7 @@ def kramers_time(barrier: float, temperature: float, minimum: Values, saddle: Va
     check_real("barrier", barrier)
     eigenvalues = np.linalg.eigvalsh(check_hessian("saddle", saddle))
     volume = math.sqrt(abs(float(np.prod(eigenvalues))) / float(np.linalg.det(check_hessian("minimum", minimum))))
-    return 2 * math.pi / abs(float(eigenvalues[0])) * volume * math.exp(barrier / T)
+    return 2 * math.pi / abs(float(eigenvalues[0])) * volume * exponential(barrier, T)
 
 
 def check_hessian(name: str, hessian: Values) -> Values:
@@ -124,7 +137,7 @@ def chain_time(
     method with Gauss's rule. NaN if u/h is so large that the system is singular in float64.
     """
     width = math.sqrt(2 * check_positive("temperature", temperature) * check_positive("step", step))
-    check_real("start", start), check_real("target", target)
+    start, target = check_real("start", start), check_real("target", target)
     top = max(ceiling(potential, temperature, start), start + 10 * width)
     if not 0 < (top - target) / width <= WIDEST:
         raise ValueError(

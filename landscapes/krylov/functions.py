@@ -77,12 +77,17 @@ def spectral_action(matrix: Tensor, vector: Tensor, function: Spectral) -> tuple
     check_callable("function", function, "eigenvalues (..., n) -> values (..., n)")
     check_full_precision("matrix", check_float_tensor("matrix", matrix))
     check_float_tensor("vector", vector)
+    if vector.dtype != matrix.dtype:
+        raise ValueError(f"vector must have the dtype of matrix, {matrix.dtype}, got {vector.dtype}")
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or vector.shape[-1:] != matrix.shape[-1:]:
         raise ValueError(
             f"matrix must have shape (..., n, n) and vector (..., n), got {tuple(matrix.shape)} and "
             f"{tuple(vector.shape)}"
         )
-    spectrum = decompose(matrix, vector)
+    try:
+        spectrum = decompose(matrix, vector)
+    except torch.linalg.LinAlgError as error:
+        raise FloatingPointError(f"matrix must have eigenvalues, as one that is finite has: {error}") from None
     return spectrum.action(values_of(function, spectrum.eigenvalues)), spectrum.eigenvalues
 
 

@@ -135,8 +135,7 @@ def checked_search(
     check_resolved(check_positive("tolerance", tolerance), start)
     check_count("limit", limit, minimum=count)
     check_count("width", width)
-    check_seed(seed)
-    return Search(product, start.detach(), count, RANKS[which], tolerance, limit, seed)
+    return Search(product, start.detach(), count, RANKS[which], tolerance, limit, check_seed(seed))
 
 
 class Search:

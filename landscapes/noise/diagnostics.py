@@ -15,6 +15,7 @@ from torch import Tensor
 
 from landscapes.errors import MOST, check_count, check_float_tensor, check_image, check_real
 from landscapes.krylov import Product
+from landscapes.krylov.precision import check_full_precision
 from landscapes.krylov.space import check_product
 from landscapes.noise.covariance import CovarianceOperator, NoiseEstimate, random_signs, wide_product
 from landscapes.noise.eigenpairs import check_operator
@@ -124,7 +125,8 @@ def orthonormal_basis(operator: CovarianceOperator, basis: Tensor | None) -> Ten
     empty = operator.like.new_empty(0, operator.dimension)
     if basis is None:
         return empty
-    check_rows("basis", basis, operator)
+    if not bool(check_rows("basis", basis, operator).isfinite().all()):
+        raise ValueError("basis must be finite, got NaN or an infinity")
     return orthonormal_outside(basis, empty)
 
 
@@ -144,7 +146,9 @@ class SubspaceOverlap:
 def subspace_overlap(left: Tensor, right: Tensor) -> SubspaceOverlap:
     """Overlap of the spans of the rows U (k, n) and V (l, n), of any length; raise ValueError for other shapes."""
     for name, rows in (("left", left), ("right", right)):
-        check_float_tensor(name, rows)
+        check_full_precision(name, check_float_tensor(name, rows))
+        if not bool(rows.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or an infinity")
         if rows.ndim != 2 or rows.shape[-1] != left.shape[-1] or len(rows) == 0 or rows.is_complex():
             raise ValueError(
                 f"{name} must hold real rows (k, n) of one n, k >= 1, got {tuple(rows.shape)} {rows.dtype}"

@@ -173,7 +173,8 @@ def has_noise(operator: CovarianceOperator, directions: Tensor, slopes: Tensor) 
 
 def random_directions(operator: CovarianceOperator, count: int, seed: int = 0) -> Tensor:
     """``count`` directions uniform on the sphere, (count, n)."""
-    rows = random_block(check_operator(operator).like, count, seed)
+    check_count("count", count, maximum=max(MOST // check_operator(operator).dimension, 1))
+    rows = random_block(operator.like, count, seed)
     return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 

@@ -87,7 +87,7 @@ class LinearRegression(QuadraticExamples, LabelledSum):
 
     def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
         """(1/m) Σ (x_iᵀθ − y_i) x_i over the index, shape (..., d)."""
-        x, y = self.pick(theta, index, self.features, self.targets)
+        x, y = self.pick(theta, check_index(index, self.size), self.features, self.targets)
         return torch.einsum("...m,...md->...d", residuals(x, y, theta), x) / index.shape[-1]
 
     def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:

@@ -268,7 +268,7 @@ class PenalisedSum(Penalised, FiniteSum):
 
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Σ_i w_i (∇f_i + ∇P)."""
-        share = self.check_weights(weights).sum(dim=-1, keepdim=True).to(theta)
+        share = self.check_weights(weights).sum(dim=-1, keepdim=True).to(self.check(theta))
         return release(self.landscape.weighted_grad(theta, weights) + share * self.penalty.grad(theta), theta)
 
     def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:

@@ -132,7 +132,7 @@ class LandscapeSum(FiniteSum):
 
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Σ_k w_k ∇f_k(θ), shape (..., d), by one gradient of each landscape."""
-        w = self.check_weights(weights).to(theta)
+        w = self.check_weights(weights).to(self.check(theta))
         return release(torch.einsum("...n,...nd->...d", w, self.example_grads(theta)), theta)
 
     def restrict(self, index: Tensor) -> LandscapeSum:

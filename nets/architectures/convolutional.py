@@ -17,6 +17,7 @@ from nets.architectures.initialise import (
     pooling_layers,
     scale_widths,
 )
+from nets.layers import check_images
 
 MOST_PADDING = 1000  # pixels
 
@@ -66,7 +67,7 @@ class AllCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.features(x).mean((2, 3))
+        return self.features(check_images(x, self.features[0].in_channels)).mean((2, 3))
 
 
 VGG_11 = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
@@ -110,4 +111,4 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.classifier(self.features(x).mean((2, 3)))
+        return self.classifier(self.features(check_images(x, self.features[0].in_channels)).mean((2, 3)))

@@ -19,6 +19,7 @@ from nets.architectures.initialise import (
     pooling_layers,
     scale_widths,
 )
+from nets.layers import check_images
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.classifier(self.features(x).flatten(1))
+        return self.classifier(self.features(check_images(x, self.features[0].in_channels)).flatten(1))
 
 
 def sizes_for(side: int) -> LeNetSizes:

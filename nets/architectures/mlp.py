@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from landscapes.errors import MOST, check_count, check_flag, check_sequence, short_form
 from nets.architectures.initialise import DEEPEST, activation_layer, draw_weights, linear, norm_layers
+from nets.layers import check_input
 
 
 class MLP(nn.Module):
@@ -37,4 +38,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, widths[-1]) of inputs (m, ...)."""
+        inputs = self.layers[0].in_features
+        if check_input(x).ndim < 2 or x.numel() != inputs * x.shape[0]:
+            raise ValueError(f"input x must have shape (m, ...) with {inputs} numbers each, got {tuple(x.shape)}")
         return self.layers(x.flatten(1))

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscapes.errors import check_count, check_flag, check_positive, check_sequence
+from landscapes.errors import check_choice, check_count, check_flag, check_positive, check_sequence
 from nets.architectures.initialise import (
     DEEPEST,
+    NORMS,
     activation_layer,
     check_image_shape,
     convolution,
@@ -18,6 +19,7 @@ from nets.architectures.initialise import (
     norm_layers,
     scale_widths,
 )
+from nets.layers import check_images
 
 
 class Subsample(nn.Module):
@@ -104,6 +106,7 @@ class ResNet(nn.Module):
         super().__init__()
         images = check_image_shape(input_shape, smallest=1)[0]
         check_flag("projected", projected)
+        check_choice("norm", norm, NORMS)
         wides = scale_widths(width, channels)
         check_sequence("blocks", blocks, "of whole numbers, one a stage")
         if not channels or len(channels) != len(blocks):
@@ -124,7 +127,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.classifier(self.features(x).mean((2, 3)))
+        return self.classifier(self.features(check_images(x, self.features[0].in_channels)).mean((2, 3)))
 
 
 class WideResNet(nn.Module):
@@ -149,6 +152,7 @@ class WideResNet(nn.Module):
         super().__init__()
         images = check_image_shape(input_shape, smallest=1)[0]
         check_count("blocks", blocks, maximum=DEEPEST)
+        check_choice("norm", norm, NORMS)
         check_positive("widening", widening)
         check_positive("width", width)
         # the stem keeps 16 channels unless all are narrowed
@@ -164,4 +168,4 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.classifier(self.features(x).mean((2, 3)))
+        return self.classifier(self.features(check_images(x, self.features[0].in_channels)).mean((2, 3)))

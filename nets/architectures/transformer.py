@@ -19,7 +19,7 @@ from nets.architectures.initialise import (
     linear,
     scale_widths,
 )
-from nets.layers import LayerNorm
+from nets.layers import LayerNorm, check_images
 
 TOKEN_NORMS = ("layer", "none")
 
@@ -104,6 +104,10 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
+        check_images(x, self.patches.in_channels)
+        (side, _), (high, wide) = self.patches.kernel_size, x.shape[2:]
+        if (high // side) * (wide // side) != len(self.positions):
+            raise ValueError(f"input x must have {len(self.positions)} patches of {side} pixels, got {tuple(x.shape)}")
         tokens = self.patches(x).flatten(2).mT + self.positions  # (m, tokens, features)
         return self.classifier(self.blocks(tokens).mean(1))
 
