@@ -164,7 +164,7 @@ def check_dense(name: str, value: Tensor) -> Tensor:
             f"{name} must be one dense tensor, got a nested one; stack rows of one length, or loop over them"
         )
     if value.is_meta:
-        raise TypeError(
+        raise ValueError(
             f"{name} must have numbers, got a tensor on the meta device, which has none; build it on the CPU"
         )
     if value.is_quantized:

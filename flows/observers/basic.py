@@ -14,7 +14,7 @@ from flows.engines.recorder import LandscapeObserver, StateObserver
 from flows.engines.state import State, parts_of_state, state_of
 from flows.engines.storage import load_tensors, read_error, save_tensors, writable_folder
 from landscapes import Landscape
-from landscapes.errors import check_float_tensor
+from landscapes.errors import check_count, check_float_tensor, short_form
 
 
 @final
@@ -57,6 +57,9 @@ class Checkpoint(StateObserver):
     name: str = "checkpoint"
 
     def __post_init__(self) -> None:
+        check_count("every", self.every)
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a string, got {short_form(self.name)}")
         writable_folder(self.folder)
 
     def __call__(self, k: int, t: float, theta: Tensor, state: State | None = None) -> dict[str, Tensor]:

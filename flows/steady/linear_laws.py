@@ -160,7 +160,7 @@ class LinearChain(LinearLaw):
     def clock(self, t: float | Tensor) -> Tensor:
         steps = check_times("times t", t, self.centre.device)
         if steps.is_floating_point():
-            raise TypeError(f"times t and lags count the steps of a chain: give integers, got {steps.dtype}")
+            raise TypeError(f"times t and lags: a chain's time counts steps: give integers, got {steps.dtype}")
         if bool((steps < 0).any()):
             raise ValueError(f"times t, numbers of steps, must not be negative, got {int(steps.min())}")
         return steps.long()

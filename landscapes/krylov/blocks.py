@@ -19,11 +19,9 @@ def block_product(product: Product, like: Tensor, part: slice) -> Product:
     check_float_tensor("like", like)
     if not isinstance(part, slice):
         raise TypeError(f"part must be a slice of theta, got {type(part).__name__}")
-    if like.ndim != 1 or not len(like):
-        raise ValueError(f"like must be one vector (d,), d >= 1, got {tuple(like.shape)}")
-    if len(range(*part.indices(like.shape[-1]))) == 0 or (part.step or 1) < 0:
+    if like.ndim != 1 or len(range(*part.indices(like.shape[-1]))) == 0 or (part.step or 1) < 0:
         raise ValueError(
-            f"part must name coordinates of one vector (d,), in ascending order, got {part} of shape "
+            f"part must name coordinates of one vector (d,), in ascending order, got {part} for like of shape "
             f"{tuple(like.shape)}"
         )
 

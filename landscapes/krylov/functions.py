@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_callable, check_count, check_float_tensor, check_real, is_dense
+from landscapes.errors import check_callable, check_count, check_float_tensor, check_real, is_dense, kind_of
 from landscapes.krylov.precision import check_full_precision
 from landscapes.krylov.space import KrylovSpace, Product, check_product
 
@@ -94,12 +94,10 @@ def spectral_action(matrix: Tensor, vector: Tensor, function: Spectral) -> tuple
 def values_of(function: Spectral, z: Tensor) -> Tensor:
     """f at eigenvalues (..., n); raise unless it gives a dense tensor with as many last entries."""
     values = function(z)
-    if not isinstance(values, Tensor) or not is_dense(values):
-        raise TypeError(f"function must map eigenvalues to a dense tensor of values, got {type(values).__name__}")
-    if values.shape[-1:] != z.shape[-1:]:
-        raise ValueError(
-            f"function must map eigenvalues {tuple(z.shape)} to values (..., {z.shape[-1]}), got {tuple(values.shape)}"
-        )
+    dense = isinstance(values, Tensor) and is_dense(values)
+    if not dense or values.shape[-1:] != z.shape[-1:]:
+        got = kind_of(values) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"function must map eigenvalues (n,) to values (..., n), at {kind_of(z)} it gave {got}")
     return values
 
 

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from landscapes.errors import MOST, check_choice, check_count, check_positive
+from landscapes.errors import MOST, check_choice, check_count, check_positive, check_real
 from landscapes.krylov.probes import check_layers
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.eigenpairs import MEMORY, check_operator, check_options
@@ -197,7 +197,7 @@ def noise_threshold(operator: CovarianceOperator, largest: float, method: str = 
     have nearly equal gradients; eigenvalues of the Krylov method have errors of some eps of the largest, which matters
     for n < 10.
     """
-    check_positive("largest", largest)
+    check_real("largest", largest)
     check_choice("method", method, METHODS)
     gradients = check_operator(operator).gradients
     length = operator.scale * float(gradients.mean[operator.part].double().square().sum()) + operator.trace
