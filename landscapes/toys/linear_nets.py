@@ -121,6 +121,8 @@ class DeepLinearChain(Toy):
 
     def critical_positions(self) -> list[list[float]]:
         """The origin, points with two zeros and the balanced minima; at y = 0 the origin and points with one zero."""
+        if self.y != 0:  # else there are few
+            check_listable("depth", self.depth, 2, self.depth - 1)
         holes = 1 if self.y == 0 else 2
         flats = [
             [0.0 if i in chosen else 1.0 for i in range(self.depth)]
@@ -132,7 +134,6 @@ class DeepLinearChain(Toy):
             return [origin, *flats]
         size = abs(self.y / self.x) ** (1 / self.depth)
         last = math.copysign(size, self.y / self.x)
-        check_listable("depth", self.depth, 2, self.depth - 1)
         signs = itertools.product((1.0, -1.0), repeat=self.depth - 1)
         return [origin, *flats, *([size * s for s in some] + [last * math.prod(some)] for some in signs)]
 

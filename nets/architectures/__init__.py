@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from landscapes.errors import check_choice, check_count, check_sequence
+from landscapes.errors import MOST, check_choice, check_count, check_sequence, short_form
 from landscapes.references import resolve_references
 from nets.architectures import lenet
 from nets.architectures.convolutional import VGG, AllCNN
@@ -38,6 +38,8 @@ def fully_connected(
     if len(input_shape) > DEEPEST:
         raise ValueError(f"input_shape must have at most {DEEPEST} entries, got {len(input_shape)}")
     features = [check_count(f"input_shape[{i}]", side) for i, side in enumerate(input_shape)]
+    if math.prod(features) > MOST:
+        raise ValueError(f"input_shape must have at most {MOST} numbers, got {short_form(tuple(input_shape))}")
     sizes = (math.prod(features), *scale_widths(width, hidden, "hidden"), check_count("classes", classes))
     return MLP(sizes, activation, norm=norm, seed=seed)
 
