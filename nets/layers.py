@@ -7,7 +7,7 @@ square root. At complex x variances are bilinear, (x − μ)² and not |x − μ
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ def check_input(x: Tensor) -> Tensor:
     return x
 
 
-def check_images(x: Tensor, channels: int) -> Tensor:
+def check_images(x: Tensor, channels: Any) -> Tensor:
     """Return images x; raise unless they have shape (m, channels, H, W)."""
     if check_input(x).ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"input x must have shape (m, {channels}, H, W), got {tuple(x.shape)}")

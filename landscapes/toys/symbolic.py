@@ -209,7 +209,9 @@ def check_symbols(symbols: Sequence[sympy.Symbol]) -> tuple[sympy.Symbol, ...]:
         raise TypeError(f"symbols must be a sequence of sympy symbols such as (x, y), got {short_form(symbols)}")
     for symbol in symbols:
         if not isinstance(symbol, sympy.Symbol):
-            raise TypeError(f"symbols must hold sympy symbols, got {short_form(symbol)} ({type(symbol).__name__})")
+            raise TypeError(
+                f"symbols must hold sympy symbols, got {short_form(symbol)} of type {type(symbol).__name__}"
+            )
     if not symbols:
         raise ValueError("symbols must name at least one symbol, got none")
     if len(set(symbols)) != len(symbols):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, widths[-1]) of inputs (m, ...)."""
-        inputs = self.layers[0].in_features
+        inputs: Any = self.layers[0].in_features
         if check_input(x).ndim < 2 or x.numel() != inputs * x.shape[0]:
             raise ValueError(f"input x must have shape (m, ...) with {inputs} numbers each, got {tuple(x.shape)}")
         return self.layers(x.flatten(1))

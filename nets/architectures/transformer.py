@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,8 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
         check_images(x, self.patches.in_channels)
-        (side, _), (high, wide) = self.patches.kernel_size, x.shape[2:]
+        size: Any = self.patches.kernel_size
+        (side, _), (high, wide) = size, x.shape[2:]
         if (high // side) * (wide // side) != len(self.positions):
             raise ValueError(f"input x must have {len(self.positions)} patches of {side} pixels, got {tuple(x.shape)}")
         tokens = self.patches(x).flatten(2).mT + self.positions  # (m, tokens, features)
