@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flows.descent import Descent
+from flows.engines.counting import check_theta0
 from flows.engines.descend import descend
 from flows.engines.integrate import integrate
 from flows.engines.noise_paths import BrownianPath, steps_of
@@ -20,6 +21,18 @@ from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow
 from flows.orders.ladder import OrderStudy, one_step_order, relative_ladder, sharpness_at
 from landscapes import Landscape
+from landscapes.errors import (
+    MOST,
+    UnsupportedError,
+    check_callable,
+    check_count,
+    check_float_tensor,
+    check_nonnegative,
+    check_positive,
+    check_real,
+    check_seed,
+)
+from landscapes.landscape import check_landscape
 from landscapes.noise import ito_correction
 from landscapes.wrappers.rotated import Rotated
 
@@ -47,6 +60,10 @@ def check_order(
     order would have been seen, of a size ‖step‖(hλ)^(order − 1) above the floor at the coarsest rung.
     Raises ValueError if no ladder is given and the Hessian at θ0 is zero or unknown.
     """
+    check_real("order", order)
+    check_nonnegative("tolerance", tolerance)
+    check_callable("flow", flow, "h -> Flow")
+    check_callable("descent", descent, "h -> Descent")
     if ladder is None:
         ladder = relative_ladder(descent(MULTIPLES[0]).stated_landscape, theta0, MULTIPLES)
     study = one_step_order(flow, descent, theta0, ladder)
@@ -77,10 +94,15 @@ def check_equivariance(
 
     ``tolerance`` is relative to the largest component of the velocity.
     """
-    plain, turned = flow(landscape), flow(Rotated(landscape, rotation))
+    check_callable("flow", flow, "landscape -> Flow")
+    check_landscape(landscape).check(check_theta0(theta, "theta"))
+    check_nonnegative("tolerance", tolerance)
+    plain, turned = (check_flow("flow(landscape)", flow(f)) for f in (landscape, Rotated(landscape, rotation)))
     start = torch.zeros((), dtype=torch.float64)
     there = plain.position(plain.velocity(start, plain.start(theta)))
-    back = turned.position(turned.velocity(start, turned.start(theta @ rotation.mT))) @ rotation.to(there.dtype)
+    back = turned.position(turned.velocity(start, turned.start(theta @ rotation.mT.to(theta)))) @ rotation.to(
+        there.dtype
+    )
     error = float((there - back).abs().max())
     if not error <= tolerance * max(float(there.abs().max()), torch.finfo(theta.dtype).tiny):
         raise InvariantError(f"velocity must turn with the coordinates; largest difference {error:.3e} in {there!r}")
@@ -93,7 +115,10 @@ def check_descent(flow: Flow, theta0: Tensor, times: Sequence[float] | Tensor, t
     For autonomous flows whose state is real θ. Of a run that diverges the states before are checked. Raises
     ``UnfinishedRunError`` if it ends early otherwise without a fault so far, and KeyboardInterrupt if interrupted.
     """
-    run = integrate(flow, theta0, times).check_uninterrupted()
+    check_nonnegative("tolerance", tolerance)
+    if check_float_tensor("theta0", theta0).is_complex():
+        raise UnsupportedError(f"theta0 must be real, got {theta0.dtype}: a complex loss neither rises nor falls")
+    run = integrate(check_flow("flow", flow), theta0, times).check_uninterrupted()
     theta = run.theta
     slope = (flow.stated_landscape.grad(theta) * flow.velocity(0.0, theta)).sum(dim=-1)
     size = torch.linalg.vector_norm(flow.stated_landscape.grad(theta), dim=-1)
@@ -114,6 +139,8 @@ def jacobian(flow: Flow, theta: Tensor) -> Tensor:
 
     For autonomous flows whose state is θ and whose velocity is differentiable.
     """
+    if check_position(check_flow("flow", flow), "theta", theta).is_complex():
+        raise UnsupportedError(f"theta must be real, got {theta.dtype}: the Jacobian is that of a real field")
     leaf = theta.detach().requires_grad_()
     with torch.enable_grad():
         velocity = flow.velocity(0.0, leaf)
@@ -135,6 +162,7 @@ def check_gradient_field(flow: Flow, theta: Tensor, tolerance: float = 1e-9) -> 
 
     ``tolerance`` is relative to the largest entry of the Jacobian. Cost and flows as ``jacobian``.
     """
+    check_nonnegative("tolerance", tolerance)
     matrix = jacobian(flow, theta)
     error, size = float((matrix - matrix.mT).abs().max()) / 2, float(matrix.abs().max())
     if not error <= tolerance * size:
@@ -151,6 +179,11 @@ def check_noise(flow: StochasticFlow, theta: Tensor, seed: int = 0, tolerance: f
     component alone; ito_correction is ½ Σ_j (∂σ_j)σ_j. ``tolerance`` is relative to the largest component. Takes a jvp
     for each of the m motions: for small problems.
     """
+    if not isinstance(flow, StochasticFlow):
+        raise TypeError(f"flow must be a StochasticFlow, got {type(flow).__name__}")
+    check_position(flow, "theta", theta)
+    check_nonnegative("tolerance", tolerance)
+    check_seed(seed)
     state = flow.start(theta)
     generator = torch.Generator(state.device).manual_seed(seed)
     shape = (*state.shape[:-1], flow.noise_size)
@@ -178,6 +211,21 @@ def check_noise(flow: StochasticFlow, theta: Tensor, seed: int = 0, tolerance: f
     equal(flow.ito_correction(0.0, state), exact, "ito_correction must be half the sum of (∂σ_j)σ_j", tolerance)
 
 
+def check_flow(name: str, flow: Flow) -> Flow:
+    """Return ``flow``; raise unless it is a Flow."""
+    if not isinstance(flow, Flow):
+        raise TypeError(f"{name} must be a Flow, got {type(flow).__name__}")
+    return flow
+
+
+def check_position(model: Flow | Descent, name: str, theta: Tensor) -> Tensor:
+    """Return θ (..., d); raise unless it is a finite θ of the model's landscape, if that is stated."""
+    check_theta0(theta, name)
+    for landscape in model.declared_landscapes[:1]:
+        landscape.check(theta)
+    return theta
+
+
 def equal(found: Tensor, expected: Tensor, sentence: str, tolerance: float) -> None:
     """Raise with the sentence if two tensors differ by more than ``tolerance`` of the largest entry."""
     error, size = float((found - expected).abs().max()), float(expected.abs().max())
@@ -195,6 +243,15 @@ def check_batch(
     is none. ``tolerance`` (relative to the batch's largest coordinate) defaults to 1e4 eps. Stochastic descents draw
     for each member, so this check does not apply to them.
     """
+    if not isinstance(model, (Flow, Descent)):
+        raise TypeError(f"model must be a Flow or a Descent, got {type(model).__name__}")
+    if check_position(model, "thetas", thetas).ndim != 2 or not len(thetas):
+        raise ValueError(f"thetas must have shape (n, d), n >= 1, got {tuple(thetas.shape)}")
+    check_count("steps", steps, maximum=MOST)
+    if dt is not None:
+        check_positive("dt", dt)
+    if tolerance is not None:
+        check_nonnegative("tolerance", tolerance)
     eps = torch.finfo(thetas.dtype).eps
     rounding = 1e4 * eps if tolerance is None else tolerance
     if isinstance(model, Descent):

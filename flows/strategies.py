@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import sympy
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from landscapes import Landscape, Quadratic, from_sympy
+from landscapes.errors import MOST, check_count, check_nonnegative, check_number, check_real
+
+DENSEST = 1000  # dimensions of a matrix, or symbols
+
+
+def check_range(low: float, high: float, avoid: float, gap: float) -> float:
+    """Return ``avoid`` as a float; raise unless [low, high] has numbers farther than ``gap`` from ``avoid``."""
+    if check_real("low", low) > check_real("high", high):
+        raise ValueError(f"low must be at most high, got {low!r} and {high!r}")
+    check_nonnegative("gap", gap)
+    avoid = check_number("avoid", avoid)
+    if math.isnan(avoid):
+        raise ValueError("avoid must not be NaN")
+    if max(abs(low - avoid), abs(high - avoid)) <= gap:
+        raise ValueError(f"gap must leave numbers in [{low!r}, {high!r}] away from avoid={avoid!r}, got {gap!r}")
+    return avoid
 
 
 def seeds() -> st.SearchStrategy[torch.Generator]:
@@ -18,6 +36,7 @@ def seeds() -> st.SearchStrategy[torch.Generator]:
 @st.composite
 def rotations(draw: st.DrawFn, dimension: int) -> Tensor:
     """Orthogonal matrices (d, d), float64."""
+    check_count("dimension", dimension, maximum=DENSEST)
     generator = draw(seeds())
     return torch.linalg.qr(torch.randn(dimension, dimension, generator=generator, dtype=torch.float64))[0]
 
@@ -25,14 +44,23 @@ def rotations(draw: st.DrawFn, dimension: int) -> Tensor:
 @st.composite
 def points(draw: st.DrawFn, dimension: int, *batch: int, scale: float = 1.0) -> Tensor:
     """Points θ (*batch, d), normal with standard deviation ``scale``, float64."""
+    sides = [
+        check_count(name, side, maximum=MOST)
+        for name, side in (("dimension", dimension), *((f"batch[{i}]", n) for i, n in enumerate(batch)))
+    ]
+    if math.prod(sides) > MOST:
+        raise ValueError(f"dimension and batch must give at most {MOST} numbers, got {math.prod(sides)}")
+    check_nonnegative("scale", scale)
     return scale * torch.randn(*batch, dimension, generator=draw(seeds()), dtype=torch.float64)
 
 
 @st.composite
 def spectra(draw: st.DrawFn, dimension: int, low: float, high: float, avoid: float, gap: float) -> Tensor:
-    """Eigenvalues (d,) in [low, high] that stay ``gap`` away from ``avoid``."""
+    """Eigenvalues (d,) in [low, high] that stay ``gap`` away from ``avoid``, which may be infinite."""
+    check_count("dimension", dimension, maximum=DENSEST)
+    avoid = check_range(low, high, avoid, gap)
     values = st.floats(low, high, allow_nan=False).filter(lambda x: abs(x - avoid) > gap)
-    return torch.tensor(draw(st.lists(values, min_size=dimension, max_size=dimension)), dtype=torch.float64)
+    return torch.tensor(draw(st.lists(values, min_size=int(dimension), max_size=int(dimension))), dtype=torch.float64)
 
 
 @st.composite
@@ -45,6 +73,9 @@ def quadratics(
     gap: float = 0.0,
 ) -> Quadratic:
     """Quadratics ½(θ − m)ᵀH(θ − m) in random coordinates, eigenvalues in [low, high] away from ``avoid``."""
+    check_range(low, high, avoid, gap)
+    if dimensions is not None and not isinstance(dimensions, st.SearchStrategy):
+        raise TypeError(f"dimensions must be a strategy, such as st.integers(2, 8), got {type(dimensions).__name__}")
     d = draw(st.integers(2, 8) if dimensions is None else dimensions)
     rotation = draw(rotations(d))
     eigenvalues = draw(spectra(d, low, high, avoid, gap))
@@ -65,6 +96,7 @@ def smooth_landscapes(draw: st.DrawFn, dimension: int = 2) -> Landscape:
     Not degenerate: at the origin the gradient ℓ_0 + ℓ_3 is not 0, the Hessian diag(a) has full rank, and the third and
     fourth derivatives are not 0; all are analytic, so that this holds almost everywhere. Without symmetry.
     """
+    check_count("dimension", dimension, maximum=DENSEST)
     numbers = eighths(zero=False)
     symbols = sympy.symbols(f"x:{dimension}")
     curved = sum(draw(numbers) * x**2 for x in symbols) / 2

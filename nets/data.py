@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_seed
+from landscapes.errors import check_choice, check_count, check_flag, check_seed
 from nets.datasets.catalogue import CIFAR_SETS, IDX_SETS, TINY_IMAGENET
 from nets.datasets.cifar import cifar_part, find_cifar
 from nets.datasets.files import check_root
@@ -123,11 +123,9 @@ def load_data(
     classes; TypeError for arguments of the wrong type; DataError, a ValueError, for files that are missing, damaged or
     unreachable, naming the file and the remedy.
     """
-    if name not in DATA_SETS:
-        raise ValueError(f"name must be one of {', '.join(map(repr, DATA_SETS))}, got {name!r}")
+    check_choice("name", name, DATA_SETS)
     for flag, value in (("train", train), ("standardise", standardise)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{flag} must be True or False, got {value!r}")
+        check_flag(flag, value)
     check_seed(seed)
     if limit is not None:
         check_count("limit", limit)

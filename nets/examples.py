@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscapes.errors import check_computable
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -56,6 +58,7 @@ def check_lengths(inputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> tuple
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets must be a tensor, got {type(targets).__name__}; use torch.as_tensor(...)")
     for name, tensor in [("targets", targets), *(("inputs", x) for x in several)]:
+        check_computable(name, tensor)
         if tensor.ndim == 0 or tensor.shape[0] == 0:
             raise ValueError(f"{name} must have shape (N, ...) with N >= 1, got {tuple(tensor.shape)}")
         if tensor.shape[0] != targets.shape[0]:

@@ -7,14 +7,14 @@ square root. At complex x variances are bilinear, (x − μ)² and not |x − μ
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscapes.autodiff import inside_transform
-from landscapes.errors import check_count, check_positive
+from landscapes.errors import FLOATING, MOST, check_count, check_float_tensor, check_positive
 
 
 def widen(x: Tensor) -> Tensor:
@@ -33,9 +33,23 @@ def broadcast_channels(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.reshape(-1, *[1] * (x.ndim - 2))
 
 
+def check_input(x: Tensor) -> Tensor:
+    """Return x; raise unless it is a floating or complex tensor with strides, or has a shape only (meta)."""
+    if not (isinstance(x, Tensor) and x.is_meta and x.dtype in FLOATING):
+        check_float_tensor("input x", x)
+    return x
+
+
+def check_images(x: Tensor, channels: Any) -> Tensor:
+    """Return images x; raise unless they have shape (m, channels, H, W)."""
+    if check_input(x).ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"input x must have shape (m, {channels}, H, W), got {tuple(x.shape)}")
+    return x
+
+
 def check_channels(x: Tensor, channels: int) -> Tensor:
     """Return x; raise unless it has shape (m, channels, ...)."""
-    if x.ndim < 2 or x.shape[1] != channels:
+    if check_input(x).ndim < 2 or x.shape[1] != channels:
         raise ValueError(f"input must have shape (m, {channels}, ...), got {tuple(x.shape)}")
     return x
 
@@ -55,7 +69,7 @@ class BatchNorm(nn.Module):
 
     def __init__(self, channels: int, epsilon: float = 1e-5, momentum: float = 0.1):
         super().__init__()
-        self.channels = check_count("channels", channels)
+        self.channels = check_count("channels", channels, maximum=MOST)
         self.epsilon = check_positive("epsilon", epsilon)
         self.momentum = check_positive("momentum", momentum)
         self.weight = nn.Parameter(torch.ones(channels))
@@ -106,7 +120,7 @@ class GroupNorm(nn.Module):
     def __init__(self, groups: int, channels: int, epsilon: float = 1e-5):
         super().__init__()
         self.groups = check_count("groups", groups)
-        self.channels = check_count("channels", channels)
+        self.channels = check_count("channels", channels, maximum=MOST)
         self.epsilon = check_positive("epsilon", epsilon)
         if channels % groups:
             raise ValueError(f"groups must divide the {channels} channels, got {groups}")
@@ -129,13 +143,13 @@ class LayerNorm(nn.Module):
 
     def __init__(self, features: int, epsilon: float = 1e-5):
         super().__init__()
-        self.features = check_count("features", features)
+        self.features = check_count("features", features, maximum=MOST)
         self.epsilon = check_positive("epsilon", epsilon)
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 0 or x.shape[-1] != self.features:
+        if check_input(x).ndim == 0 or x.shape[-1] != self.features:
             raise ValueError(f"input must have shape (..., {self.features}), got {tuple(x.shape)}")
         return (standardise(widen(x), (-1,), self.epsilon) * self.weight + self.bias).to(x.dtype)
 
@@ -153,6 +167,8 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (m, C, H // size, W // size)."""
+        if check_input(x).ndim not in (3, 4):
+            raise ValueError(f"input x must have shape (m, C, H, W), got {tuple(x.shape)}")
         if x.is_complex():
             return torch.complex(F.avg_pool2d(x.real, self.size), F.avg_pool2d(x.imag, self.size))
         return F.avg_pool2d(x, self.size)

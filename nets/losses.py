@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import inside_transform
+from landscapes.errors import check_computable, check_float_tensor
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     shifted = check_outputs(outputs) - real_part(outputs).amax(-1, keepdim=True)
     normaliser = shifted.exp().sum(-1, keepdim=True).log()
-    if targets.is_floating_point():
+    if check_computable("targets", targets).is_floating_point():
         wanted = check_values(outputs, targets)
         # an output of −∞ with probability zero would give 0 · ∞
         return torch.where(wanted != 0, wanted * (normaliser - shifted), 0).sum(-1)
@@ -33,6 +34,8 @@ def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
     z is the log-odds of class 1. Raises ValueError for other shapes.
     """
+    check_float_tensor("outputs", outputs)
+    check_computable("targets", targets)
     z = outputs.squeeze(-1) if outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
     if z.ndim != 1 or targets.shape != z.shape:
         raise ValueError(
@@ -50,7 +53,7 @@ def square_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     shapes or dtypes.
     """
     check_outputs(outputs)
-    if targets.is_floating_point():
+    if check_computable("targets", targets).is_floating_point():
         offset = outputs - check_values(outputs, targets)
     else:
         place = check_classes(outputs, targets)[:, None]
@@ -65,7 +68,7 @@ def real_part(outputs: Tensor) -> Tensor:
 
 def check_outputs(outputs: Tensor) -> Tensor:
     """Return outputs; raise unless they have shape (m, C)."""
-    if outputs.ndim != 2:
+    if check_float_tensor("outputs", outputs).ndim != 2:
         raise ValueError(f"outputs must have shape (m, C), got {tuple(outputs.shape)}")
     return outputs
 

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from landscapes.autodiff import Field, gradient, inside_transform, wants_graph
-from landscapes.errors import NotHolomorphicError, UnsupportedError, check_count, check_index
+from landscapes.errors import (
+    NotHolomorphicError,
+    UnsupportedError,
+    check_count,
+    check_index,
+    is_dense,
+    kind_of,
+    short_form,
+)
 from landscapes.expansion import AutogradExpansion, Expansion
 from nets.chunked import ChunkedExpansion, each_member, total
 from nets.derivatives import CheckedExpansion, DerivativeCheck
@@ -65,7 +73,7 @@ class NetworkLandscape(NetworkOutputs):
         chunk_size: int | None = None,
     ):
         if not callable(loss_fn):
-            raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (m,), got {loss_fn!r}")
+            raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (m,), got {short_form(loss_fn)}")
         self.loss_fn = loss_fn
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size)
         self._function = ModuleFunction(module)
@@ -164,6 +172,7 @@ class NetworkLandscape(NetworkOutputs):
     def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
         """(1/m) Σ_{i in index} ∇f_i(θ), shape (..., d): the mini-batch gradient."""
         self.check(theta)
+        check_index(index, self.size)
         return each_member(
             lambda x, i: total(gradient(field, x) for field in self._fields(i)), theta, *self._indices(index)
         )
@@ -275,8 +284,8 @@ class NetworkLandscape(NetworkOutputs):
     def _forward(self, theta: Tensor, part: Examples) -> Tensor:
         """f_i(θ) of some examples at one member, (m,); raise unless loss_fn returns that."""
         losses = self.loss_fn(self._function(theta, part.inputs), part.targets)
-        if not isinstance(losses, Tensor) or losses.shape != (len(part),):
-            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        if not isinstance(losses, Tensor) or not is_dense(losses) or losses.shape != (len(part),):
+            got = kind_of(losses) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(
                 f"loss_fn must return one loss an example, shape ({len(part)},), got {got}; use reduction='none' and "
                 "sum over the other dimensions"

@@ -19,13 +19,13 @@ from landscapes.wrappers.base import Counts, no_counts
 Model = TypeVar("Model", Flow, Descent)
 
 
-def check_theta0(theta0: Tensor) -> Tensor:
+def check_theta0(theta0: Tensor, name: str = "theta0") -> Tensor:
     """θ0 detached; raise unless it is a finite floating tensor of shape (..., d)."""
-    check_float_tensor("theta0", theta0)
+    check_float_tensor(name, theta0)
     if theta0.ndim == 0 or theta0.numel() == 0:
-        raise ValueError(f"theta0 must have shape (..., d) with d >= 1, got {tuple(theta0.shape)}")
+        raise ValueError(f"{name} must have shape (..., d) with d >= 1, got {tuple(theta0.shape)}")
     if not bool(theta0.isfinite().all()):
-        raise ValueError(f"theta0 must be finite, got {int((~theta0.isfinite()).sum())} NaN or infinite entries")
+        raise ValueError(f"{name} must be finite, got {int((~theta0.isfinite()).sum())} NaN or infinite entries")
     return theta0.detach()
 
 

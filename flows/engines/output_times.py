@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from landscapes.errors import check_computable
+
 ROUNDINGS = 2  # errors of times in units of eps max|t|
 
 
@@ -38,7 +40,7 @@ def check_times(times: Tensor | Sequence[float], dt: float | None = None, begin:
 def array_of(name: str, times: Tensor | Sequence[float]) -> np.ndarray:
     """The times as an array of their own precision, bfloat16 as float32; raise ValueError unless they form one."""
     if isinstance(times, Tensor):
-        times = times.detach().cpu()
+        times = check_computable(name, times).detach().cpu()
         return (times.float() if times.dtype.is_floating_point and times.dtype.itemsize == 2 else times).numpy()
     try:
         return np.asarray(times)

@@ -13,7 +13,7 @@ from flows.engines.endings import Status
 from flows.engines.state import State
 from flows.engines.trajectory import Observations, Trajectory
 from landscapes import Counted, Landscape
-from landscapes.errors import check_choice, check_count
+from landscapes.errors import check_choice, check_count, short_form
 from landscapes.landscape import check_landscape
 from landscapes.wrappers.base import Counts
 
@@ -51,7 +51,7 @@ class LandscapeObserver(ABC):
 
     def __init__(self, landscape: Landscape, every: int, name: str):
         if not isinstance(name, str):
-            raise TypeError(f"name must be a string, got {name!r}")
+            raise TypeError(f"name must be a string, got {short_form(name)}")
         self.landscape = check_landscape(landscape)
         self.every = check_count("every", every)
         self.name = name

@@ -28,6 +28,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from landscapes import UnsupportedError
+from landscapes.errors import short_form
 
 FORMAT = 2
 FORMATS = (1, 2)
@@ -250,6 +251,8 @@ def remove_text(path: Path) -> None:
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder, made if needed; FolderError where it cannot be written. No file in it is touched."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder must be a path, got {short_form(folder)} of type {type(folder).__name__}")
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from flows.engines.recorder import LandscapeObserver, StateObserver
 from flows.engines.state import State, parts_of_state, state_of
 from flows.engines.storage import load_tensors, read_error, save_tensors, writable_folder
 from landscapes import Landscape
+from landscapes.errors import check_count, check_float_tensor, short_form
 
 
 @final
@@ -56,10 +57,14 @@ class Checkpoint(StateObserver):
     name: str = "checkpoint"
 
     def __post_init__(self) -> None:
+        check_count("every", self.every)
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a string, got {short_form(self.name)}")
         writable_folder(self.folder)
 
     def __call__(self, k: int, t: float, theta: Tensor, state: State | None = None) -> dict[str, Tensor]:
         """Write the state; return no quantities."""
+        check_float_tensor("theta", theta)
         structure, tensors = (None, {}) if state is None else parts_of_state(state)
         save_tensors(Path(self.folder), "state", {"theta": theta, **tensors}, {"k": k, "t": t, "end": structure})
         return {}

@@ -14,7 +14,7 @@ from flows.engines.recorder import LandscapeObserver
 from flows.models.principal import SINGULAR, real_coefficient
 from flows.observers.modes import ModeFollower, Modes, check_real_theta, each_member
 from landscapes import Landscape
-from landscapes.errors import check_positive
+from landscapes.errors import check_positive, short_form
 
 REGIMES = ("escape", "real stable", "singular", "complex stable", "complex unstable", "undefined")
 """Regimes of gradient descent in a mode, by the code in "stability regimes": see ``regimes``."""
@@ -67,7 +67,7 @@ class TopEigenpairs(LandscapeObserver):
     ):
         super().__init__(landscape, every, name)
         if not isinstance(vectors, bool):
-            raise TypeError(f"vectors must be True or False, got {vectors!r}")
+            raise TypeError(f"vectors must be True or False, got {short_form(vectors)}")
         self.follower = ModeFollower(count, which, tolerance, limit)
         self._vectors = vectors
 

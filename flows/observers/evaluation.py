@@ -11,6 +11,7 @@ from torch import Tensor
 from flows.engines.recorder import LandscapeObserver
 from flows.observers.modes import each_member
 from landscapes import Landscape, UnsupportedError
+from landscapes.errors import check_computable, check_dense, short_form
 
 Outputs = Callable[[Tensor], Tensor]
 
@@ -36,7 +37,7 @@ class Evaluation(LandscapeObserver):
     def __init__(self, landscape: Landscape, outputs: Outputs, targets: Tensor, *, every: int = 1, name: str = "test"):
         super().__init__(landscape, every, name)
         if not callable(outputs):
-            raise TypeError(f"outputs must be callable, theta (d,) -> (N, C), got {outputs!r}")
+            raise TypeError(f"outputs must be callable, theta (d,) -> (N, C), got {short_form(outputs)}")
         self._outputs = outputs
         self._targets = check_classes(targets)
 
@@ -53,7 +54,7 @@ class Evaluation(LandscapeObserver):
     def _quantities(self, theta: Tensor) -> dict[str, Tensor]:
         loss = self.counted.loss(theta)
         self.counts["loss"] += 1
-        outputs = self._outputs(theta).detach()
+        outputs = check_dense("outputs(theta)", self._outputs(theta)).detach()
         right = predicted_classes(outputs, self._targets.shape) == self._targets.to(outputs.device)
         return {f"{self.name} loss": loss, f"{self.name} accuracy": right.to(theta.dtype).mean()}
 
@@ -75,6 +76,7 @@ def check_classes(targets: Tensor) -> Tensor:
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise TypeError(f"targets must be a tensor of classes, whole numbers, got {kind}; convert with .long()")
+    check_computable("targets", targets)
     if targets.ndim == 0 or targets.numel() == 0:
         raise ValueError(f"targets must have shape (N,) with N >= 1, got {tuple(targets.shape)}")
     return targets

@@ -36,6 +36,8 @@ def check_real_theta(observer: LandscapeObserver, theta: Tensor) -> Tensor:
 
 def each_member(function: Callable[[int], dict[str, Tensor]], batch: torch.Size) -> dict[str, Tensor]:
     """The results of ``function`` for members 0 to n − 1, in the shape of the batch: name → (*batch, ...)."""
+    if batch.numel() == 0:
+        raise ValueError(f"theta must have at least one member, got none in shape {tuple(batch)}")
     found = [function(i) for i in range(batch.numel())]
     return {name: torch.stack([f[name] for f in found]).reshape((*batch, *found[0][name].shape)) for name in found[0]}
 

@@ -27,7 +27,7 @@ from flows.engines.state import State
 from flows.flow import Flow
 from flows.orders.fit import FRACTION, OrderStudy
 from landscapes import Landscape, UnsupportedError
-from landscapes.errors import check_choice, check_count, check_positive
+from landscapes.errors import as_list, check_choice, check_count, check_positive
 
 # Measured error of a run's end in units of eps·‖θ‖, as torchdiffeq interpolates to it. The descent's steps add √steps.
 ROUNDING = 20
@@ -159,9 +159,10 @@ def settled_order(
 
 def check_ladder(ladder: Sequence[float]) -> list[float]:
     """Return the rungs by decreasing h; raise unless there are at least two, positive and all different."""
-    rungs = sorted((check_positive("ladder", h) for h in ladder), reverse=True)
+    rates = as_list("ladder", ladder, "learning rates")
+    rungs = sorted((check_positive("ladder", h) for h in rates), reverse=True)
     if len(rungs) < 2 or len(set(rungs)) < len(rungs):
-        raise ValueError(f"ladder must have at least two different learning rates, got {list(ladder)!r}")
+        raise ValueError(f"ladder must have at least two different learning rates, got {rates!r}")
     return rungs
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from landscapes import NoisyQuadratic
+from landscapes.errors import MOST, check_count, check_nonnegative, check_positive
 from landscapes.sampling import Sampling, sampling_of
 
 
@@ -30,6 +31,14 @@ class AdditiveLaw:
     h: float
     batch_size: int
     sampling: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.landscape, NoisyQuadratic):
+            raise TypeError(f"landscape must be a NoisyQuadratic, got {type(self.landscape).__name__}")
+        check_positive("h", self.h)
+        sampling_of(self.landscape.size, self.batch_size, self.sampling)
+        if self.landscape.size % self.batch_size:
+            raise ValueError(f"batch_size must divide the {self.landscape.size} examples, got {self.batch_size}")
 
     @cached_property
     def sampler(self) -> Sampling:
@@ -50,15 +59,20 @@ class AdditiveLaw:
 
     def descent(self, k: int) -> float:
         """E f of SGD after k steps from the minimum."""
+        check_count("k", k, minimum=0, maximum=MOST)
         return self._mean_loss(self._chain_covariance(self.h, 1, k))
 
     def euler(self, k: int, substeps: int) -> float:
         """E f at t = kh of the equation by Euler's method with ``substeps`` steps in h."""
+        check_count("k", k, minimum=0, maximum=MOST)
+        check_count("substeps", substeps, maximum=max(MOST // (self.epoch * self.landscape.dimension), 1))
         return self._mean_loss(self._chain_covariance(self.h / substeps, substeps, k * substeps))
 
     def equation(self, t: float) -> float:
         """E f of the equation at time t from the minimum."""
         length = self.epoch * self.h
+        if check_nonnegative("t", t) > MOST * length:
+            raise ValueError(f"t must be at most {MOST * length:.3g}, {MOST} epochs, got {t!r}")
         # The shift makes a t that is whole epochs up to rounding count as whole; it is subtracted again below.
         whole, rest = divmod(t + 1e-9 * self.h, length)
         covariance = torch.zeros_like(self._modes[1])

@@ -19,6 +19,7 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
 
+from landscapes.errors import check_computable, short_form
 from landscapes.toys.closed_form import check_real_tensor, symmetric_matrix
 
 
@@ -92,9 +93,7 @@ class LinearLaw(ABC):
 
     def autocovariance(self, lag: float | Tensor) -> Tensor:
         """E (X(t + lag) − x*)(X(t) − x*)ᵀ in the stationary law: A_lag S, transposed at −lag; lag.shape + (s, s)."""
-        # By numpy, which makes a Python float a float64 and keeps an int; torch would round to its default dtype.
-        lags = torch.as_tensor(np.asarray(lag) if isinstance(lag, (int, float)) else lag)
-        lags = lags.to(self.centre.device)
+        lags = check_times("lag", lag, self.centre.device)
         matrix = self.transition(lags.abs()).propagator @ self.stationary()
         return torch.where((lags < 0)[..., None, None], matrix.mT, matrix)
 
@@ -159,11 +158,11 @@ class LinearChain(LinearLaw):
         object.__setattr__(self, "noise_covariance", noise)
 
     def clock(self, t: float | Tensor) -> Tensor:
-        steps = torch.as_tensor(t, device=self.centre.device)
-        if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
-            raise TypeError(f"a chain's time counts steps: give integers, got {steps.dtype}")
+        steps = check_times("times t", t, self.centre.device)
+        if steps.is_floating_point():
+            raise TypeError(f"times t and lags: a chain's time counts steps: give integers, got {steps.dtype}")
         if bool((steps < 0).any()):
-            raise ValueError(f"numbers of steps must not be negative, got {int(steps.min())}")
+            raise ValueError(f"times t, numbers of steps, must not be negative, got {int(steps.min())}")
         return steps.long()
 
     def transition(self, t: float | Tensor) -> Transition:
@@ -232,6 +231,18 @@ def root_of(covariance: Tensor) -> Tensor:
     matrix, scale = correlation(covariance)
     eigenvalues, vectors = torch.linalg.eigh(matrix)
     return scale[..., None] * vectors * eigenvalues.clamp(min=0).sqrt()[..., None, :]
+
+
+def check_times(name: str, times: float | Tensor, device: torch.device) -> Tensor:
+    """Times as a tensor, Python floats in float64; raise unless they are numbers in a dtype that torch computes in."""
+    try:
+        # By numpy, which makes a Python float a float64 and keeps an int; torch would round to its default dtype.
+        value = torch.as_tensor(times if isinstance(times, Tensor) else np.asarray(times))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} must be a number or a tensor of numbers, got {short_form(times)}: {error}") from None
+    if check_computable(name, value).is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be real numbers, got {value.dtype}")
+    return value.to(device)
 
 
 def check_vector(name: str, value: Tensor) -> Tensor:

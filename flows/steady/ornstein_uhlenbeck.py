@@ -30,6 +30,7 @@ from flows.steady.linear_laws import (
     Transition,
     check_covariance,
     check_matrix,
+    check_times,
     check_vector,
     finite_transition,
     root_of,
@@ -37,7 +38,8 @@ from flows.steady.linear_laws import (
     symmetrise,
 )
 from landscapes import Landscape, Quadratic, UnsupportedError
-from landscapes.errors import check_positive
+from landscapes.errors import check_float_tensor, check_positive, short_form
+from landscapes.krylov.precision import check_full_precision
 from landscapes.noise import GradientNoise, MinibatchNoise
 from landscapes.noise.base import Kind
 from landscapes.toys.closed_form import cast, check_real_tensor
@@ -86,17 +88,29 @@ class LinearFlow(LinearLaw, StochasticFlow):
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """−F(X − x*), shape (..., s)."""
+        self._check_flow_state(state)
         return (cast(self.centre, state) - state) @ cast(self.drift, state).mT
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
         """B dW, shape (..., s)."""
+        self._check_flow_state(state)
+        if check_float_tensor("dw", dw).shape[-1:] != (self.noise_size,) or dw.dtype != state.dtype:
+            raise ValueError(
+                f"dw must have shape (..., {self.noise_size}) and {state.dtype}, as state has, got {tuple(dw.shape)} "
+                f"{dw.dtype}"
+            )
         return dw @ cast(self._root, state).mT
+
+    def _check_flow_state(self, state: Tensor) -> None:
+        """Raise unless the state has shape (..., s); its numbers may be anything, as a run checks them."""
+        if check_float_tensor("state", state).shape[-1:] != self.centre.shape:
+            raise ValueError(f"state must have shape (..., {len(self.centre)}), got {tuple(state.shape)}")
 
     def clock(self, t: float | Tensor) -> Tensor:
         """Times in float64."""
-        times = torch.as_tensor(t, dtype=torch.float64, device=self.centre.device)
+        times = check_times("times t", t, self.centre.device).double()
         if not bool(((times >= 0) & times.isfinite()).all()):
-            raise ValueError(f"times must be finite and not negative, got {t!r}")
+            raise ValueError(f"times t (or a lag) must be finite and not negative, got {short_form(t)}")
         return times
 
     def transition(self, t: float | Tensor) -> Transition:
@@ -187,13 +201,18 @@ class MomentumOrnsteinUhlenbeck(LinearFlow):
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0)."""
-        return self.resume(theta0, torch.zeros_like(theta0))
+        return self.resume(theta0, torch.zeros_like(check_float_tensor("theta0", theta0)))
 
     def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
         """(θ, v)."""
+        check_float_tensor("theta", theta)
+        if theta.ndim == 0 or check_float_tensor("velocity", velocity).shape != theta.shape:
+            raise ValueError(f"velocity must have theta's shape {tuple(theta.shape)}, got {tuple(velocity.shape)}")
         return torch.cat([theta, velocity], dim=-1)
 
     def position(self, state: Tensor) -> Tensor:
+        if check_float_tensor("state", state).ndim == 0:
+            raise ValueError("state must have shape (..., 2d), got ()")
         return state.chunk(2, dim=-1)[0]
 
 
@@ -290,7 +309,7 @@ def minimum(landscape: Landscape, theta_star: Tensor, noise: GradientNoise, tole
             "noise must have independent steps for a linear law, got sampling='epoch', whose noise sums to zero over "
             "an epoch: use 'replacement' or 'subset'"
         )
-    check_real_tensor("theta_star", theta_star)
+    check_full_precision("theta_star", check_real_tensor("theta_star", theta_star))
     if theta_star.shape != (landscape.dimension,):
         raise ValueError(f"theta_star must have shape {(landscape.dimension,)}, got {tuple(theta_star.shape)}")
     hessian, covariance = landscape.hessian(theta_star).detach(), noise.covariance(theta_star).detach()

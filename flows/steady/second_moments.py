@@ -18,8 +18,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flows.comparison.laws import LOSS, SQUARED_NORM
+from landscapes.errors import check_count, check_float_tensor, check_nonnegative, check_real
+from landscapes.toys.closed_form import check_real_tensor
 from landscapes.toys.finite_sums import QuadraticExamples
 
+MOST_STEPS = 10**7  # whose moments are kept
 MOST = 12  # of dimensions: the equation for Z is exponentiated as a dense matrix of size (d + 1)²
 OFFSET = "‖θ − θ*‖²"
 
@@ -54,11 +57,15 @@ class SecondMoments:
 
     def noise(self, moment: Tensor) -> Tensor:
         """D(Z), padded: (d + 1, d + 1)."""
+        self.check_moments("moment", moment, ndim=2)
         return pad(torch.einsum("nij,jk,nlk->il", self.spread, moment, self.spread) / len(self.spread), (0, 1, 0, 1))
 
     def descent(self, theta0: Tensor, rate: float, factor: float, steps: int) -> Tensor:
         """Z of θ' = θ − rate·ĝ with Cov ĝ = factor·D, after 0, 1, …, ``steps`` steps, (steps + 1, d + 1, d + 1)."""
-        moments = [start(theta0)]
+        check_real("rate", rate)
+        check_nonnegative("factor", factor)
+        moments = [self.start(theta0)]
+        check_count("steps", steps, minimum=0, maximum=MOST_STEPS)
         step = torch.eye(len(moments[0]), dtype=torch.float64) - rate * pad(self.mean, (0, 0, 0, 1))
         for _ in range(steps):
             before = moments[-1]
@@ -67,7 +74,11 @@ class SecondMoments:
 
     def equation(self, theta0: Tensor, h: float, factor: float, times: Tensor, order: int = 1) -> Tensor:
         """Z of SGD's equation of that order, σσᵀ = h·factor·D, at the times (T,) after the start, (T, d + 1, d + 1)."""
-        first = start(theta0)
+        check_real("h", h)
+        check_nonnegative("factor", factor)
+        if check_count("order", order, maximum=2) and check_real_tensor("times", times).ndim != 1:
+            raise ValueError(f"times must have shape (T,), got {tuple(times.shape)}")
+        first = self.start(theta0)
         size = len(first)
         pull = self.mean if order == 1 else self.mean + h / 2 * self.mean[:, :-1] @ self.mean
         drift = -pad(pull, (0, 0, 0, 1))
@@ -79,6 +90,7 @@ class SecondMoments:
 
     def expectations(self, moments: Tensor) -> dict[str, Tensor]:
         """E f, E‖∇f‖² and E‖θ − θ*‖² of moments Z (..., d + 1, d + 1), each (...,)."""
+        self.check_moments("moments", moments)
         hessian, pull = self.mean[:, :-1], self.mean[:, -1:]
         level = torch.tensor([[2 * self._level]], dtype=torch.float64)
         loss = torch.cat([torch.cat([hessian, pull], dim=1), torch.cat([pull.mT, level], dim=1)])
@@ -94,8 +106,24 @@ class SecondMoments:
             OFFSET: lambda theta: (theta - self.minimum.to(theta)).square().sum(dim=-1),
         }
 
+    def check_moments(self, name: str, moments: Tensor, ndim: int | None = None) -> None:
+        """Raise unless moments are float64 (..., d + 1, d + 1), of ``ndim`` dimensions if given."""
+        size = self.landscape.dimension + 1
+        check_float_tensor(name, moments)
+        shaped = moments.shape[-2:] == (size, size) and moments.ndim == (ndim or moments.ndim)
+        if not shaped or moments.dtype != torch.float64:
+            raise ValueError(
+                f"{name} must have shape (..., {size}, {size}) and float64, got {tuple(moments.shape)} {moments.dtype}"
+            )
 
-def start(theta0: Tensor) -> Tensor:
+    def start(self, theta0: Tensor) -> Tensor:
+        """zzᵀ at θ0 (d,), (d + 1, d + 1)."""
+        if self.landscape.check(theta0).ndim != 1:
+            raise ValueError(f"theta0 must have shape ({self.landscape.dimension},), got {tuple(theta0.shape)}")
+        return outer_square(theta0)
+
+
+def outer_square(theta0: Tensor) -> Tensor:
     """zzᵀ at θ0, (d + 1, d + 1)."""
     z = torch.cat([theta0.double().cpu(), torch.ones(1, dtype=torch.float64)])
     return torch.outer(z, z)

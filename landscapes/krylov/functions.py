@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_float_tensor, check_real
+from landscapes.errors import check_callable, check_count, check_float_tensor, check_real, is_dense, kind_of
 from landscapes.krylov.precision import check_full_precision
-from landscapes.krylov.space import KrylovSpace, Product
+from landscapes.krylov.space import KrylovSpace, Product, check_product
 
 Spectral = Callable[[Tensor], Tensor]
 
@@ -76,8 +76,31 @@ def decompose(matrix: Tensor, vector: Tensor) -> Spectrum:
 
 def spectral_action(matrix: Tensor, vector: Tensor, function: Spectral) -> tuple[Tensor, Tensor]:
     r"""f(A) b and the eigenvalues of A, for A (..., n, n) real symmetric or complex diagonalisable, b (..., n)."""
-    spectrum = decompose(matrix, vector)
-    return spectrum.action(function(spectrum.eigenvalues)), spectrum.eigenvalues
+    check_callable("function", function, "eigenvalues (..., n) -> values (..., n)")
+    check_full_precision("matrix", check_float_tensor("matrix", matrix))
+    check_float_tensor("vector", vector)
+    if vector.dtype != matrix.dtype:
+        raise ValueError(f"vector must have the dtype of matrix, {matrix.dtype}, got {vector.dtype}")
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or vector.shape[-1:] != matrix.shape[-1:]:
+        raise ValueError(
+            f"matrix must have shape (..., n, n) and vector (..., n), got {tuple(matrix.shape)} and "
+            f"{tuple(vector.shape)}"
+        )
+    try:
+        spectrum = decompose(matrix, vector)
+    except torch.linalg.LinAlgError as error:
+        raise FloatingPointError(f"matrix must have eigenvalues, as one that is finite has: {error}") from None
+    return spectrum.action(values_of(function, spectrum.eigenvalues)), spectrum.eigenvalues
+
+
+def values_of(function: Spectral, z: Tensor) -> Tensor:
+    """f at eigenvalues (..., n); raise unless it gives a dense tensor with as many last entries."""
+    values = function(z)
+    dense = isinstance(values, Tensor) and is_dense(values)
+    if not dense or values.shape[-1:] != z.shape[-1:]:
+        got = kind_of(values) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"function must map eigenvalues (n,) to values (..., n), at {kind_of(z)} it gave {got}")
+    return values
 
 
 def is_real_symmetric(matrix: Tensor) -> bool:
@@ -106,6 +129,8 @@ def matrix_function(
 
     Raises ValueError or TypeError for invalid arguments, such as half precision.
     """
+    check_product("product", product)
+    check_callable("function", function, "eigenvalues (n,) -> values (..., n)")
     check_full_precision("vector", check_float_tensor("vector", vector))
     if vector.ndim != 1:
         raise ValueError(f"vector must have shape (d,), got {tuple(vector.shape)}; loop over batch members")
@@ -147,7 +172,7 @@ def projected_action(space: KrylovSpace, function: Spectral) -> tuple[Tensor, Te
     start = torch.zeros(space.size, dtype=space.wide)
     start[0] = space.norm
     spectrum = decompose(space.projected, start)
-    values = function(spectrum.eigenvalues)
+    values = values_of(function, spectrum.eigenvalues)
     inside = spectrum.action(values)
     if space.invariant:
         return inside, inside.new_zeros(inside.shape[:-1], dtype=torch.float64), spectrum.eigenvalues
@@ -177,10 +202,7 @@ def divided_difference(function: Spectral, z: Tensor, values: Tensor, scale: flo
 def at_zero(function: Spectral, vector: Tensor) -> Tensor:
     """f(0) (...,): raise unless it is finite and f gives one value for each eigenvalue."""
     zero = torch.zeros(1, dtype=torch.complex128 if vector.is_complex() else torch.float64)
-    values = function(zero)
-    if not isinstance(values, Tensor) or values.ndim == 0 or values.shape[-1] != 1:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"function must map eigenvalues (n,) to values (..., n), at one eigenvalue it gave {got}")
+    values = values_of(function, zero)
     if not bool(values.isfinite().all()):
         raise ValueError(f"function must be analytic at 0, where it gave {values[..., 0]}; shift H and the function")
     return values[..., 0]

@@ -16,9 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_float_tensor, check_positive, check_seed
+from landscapes.errors import (
+    MOST,
+    check_callable,
+    check_count,
+    check_float_tensor,
+    check_image,
+    check_positive,
+    check_seed,
+    short_form,
+)
 from landscapes.krylov.precision import check_full_precision
-from landscapes.krylov.space import KrylovSpace, Product
+from landscapes.krylov.space import KrylovSpace, Product, check_product
 
 
 @dataclass(frozen=True)
@@ -55,15 +64,16 @@ def layer_traces(
 
     ``layers``: the coordinates of each, such as ``NetworkLandscape.layers``; ``like`` as in ``trace``.
     """
+    check_product("product", product)
     check_like(like, probes)
-    if not layers:
+    if not check_layers(layers):
         raise ValueError("layers must name at least one part of theta, got none; use trace for the whole matrix")
     like = like.detach()
     generator = torch.Generator(like.device).manual_seed(check_seed(seed))
     rows = []
     for _ in range(probes):
         signs = torch.randint(0, 2, like.shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1
-        shares = signs * product(signs).detach()
+        shares = signs * check_image("product", product(signs), signs).detach()
         # float64: a float32 sum over a network's parameters would lose digits to cancellation
         rows.append(torch.stack([shares[part].double().sum() for part in layers.values()]).cpu())
     samples = torch.stack(rows)  # (probes, layers)
@@ -84,7 +94,10 @@ class SpectralDensity:
 
     def mean(self, function: Callable[[Tensor], Tensor]) -> Estimate:
         """(1/d) tr f(H), f elementwise on eigenvalues."""
-        return estimate((self.weights * function(self.nodes)).sum(-1), self.products)
+        check_callable("function", function, "eigenvalues (...) -> values (...)")
+        return estimate(
+            (self.weights * check_image("function", function(self.nodes), self.nodes)).sum(-1), self.products
+        )
 
     @property
     def trace(self) -> Estimate:
@@ -121,10 +134,12 @@ def spectral_density(
     ``like`` (d,) gives size, precision and device. Raises ValueError for fewer than two probes, which have no standard
     error, FloatingPointError if a product is not finite.
     """
+    check_product("product", product)
     check_like(like, probes)
     check_count("steps", steps)
-    generator = torch.Generator(like.device).manual_seed(check_seed(seed))
     m = min(steps, like.shape[-1])
+    check_count("probes", probes, maximum=MOST // m)
+    generator = torch.Generator(like.device).manual_seed(check_seed(seed))
     nodes, weights = torch.zeros(2, probes, m, dtype=torch.float64)
     products = 0
     for i in range(probes):
@@ -154,4 +169,18 @@ def check_like(like: Tensor, probes: int) -> None:
     check_full_precision("like", check_float_tensor("like", like))
     if like.ndim != 1 or like.is_complex():
         raise ValueError(f"like must be one real vector (d,), got {tuple(like.shape)} {like.dtype}")
-    check_count("probes", probes, minimum=2)
+    if not len(like):
+        raise ValueError("like must have shape (d,), d >= 1, got (0,)")
+    check_count("probes", probes, minimum=2, maximum=MOST)
+
+
+def check_layers(layers: Mapping[str, slice]) -> Mapping[str, slice]:
+    """Return ``layers``; raise unless they map names to slices of θ."""
+    if not isinstance(layers, Mapping):
+        raise TypeError(
+            f"layers must map names to slices of theta, got {short_form(layers)} of type {type(layers).__name__}"
+        )
+    for name, part in layers.items():
+        if not isinstance(part, slice):
+            raise TypeError(f"layers must map names to slices of theta, got {short_form(part)} for {name!r}, no slice")
+    return layers

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_seed
+from landscapes.errors import MOST, check_choice, check_count, check_float_tensor, check_positive, check_seed
 from landscapes.krylov.precision import check_full_precision, check_resolved
 from landscapes.krylov.ritz_space import Rank, RitzSpace
-from landscapes.krylov.space import ROUNDING, Product
+from landscapes.krylov.space import ROUNDING, Product, check_product
 
 WHICH = ("largest", "smallest", "magnitude")
 RANKS: dict[str, Rank] = {"largest": lambda x: x, "smallest": lambda x: -x, "magnitude": torch.abs}
@@ -72,8 +72,10 @@ class Verdict:
 
 def random_block(like: Tensor, rows: int, seed: int = 0) -> Tensor:
     """Normal rows (rows, d) of the size, dtype and device of ``like`` (..., d): a start without prior information."""
+    if check_float_tensor("like", like).ndim == 0:
+        raise ValueError(f"like must have shape (..., d), got {tuple(like.shape)}")
     generator = torch.Generator(like.device).manual_seed(check_seed(seed))
-    shape = (check_count("rows", rows), check_float_tensor("like", like).shape[-1])
+    shape = (check_count("rows", rows, maximum=max(MOST // max(like.shape[-1], 1), 1)), like.shape[-1])
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
@@ -130,13 +132,13 @@ def checked_search(
     product: Product, start: Tensor, count: int, which: str, tolerance: float, limit: int, width: int, seed: int
 ) -> RitzSearch:
     """A search that has not begun; raise for invalid arguments."""
+    check_product("product", product)
     check_start(start, count)
     check_choice("which", which, WHICH)
     check_resolved(check_positive("tolerance", tolerance), start)
     check_count("limit", limit, minimum=count)
     check_count("width", width)
-    check_seed(seed)
-    return RitzSearch(product, start.detach(), count, RANKS[which], tolerance, limit, seed)
+    return RitzSearch(product, start.detach(), count, RANKS[which], tolerance, limit, check_seed(seed))
 
 
 class RitzSearch:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from landscapes.errors import check_image
 from landscapes.krylov.space import ROUNDING, Product
 
 FEWEST = 8  # rows of storage to begin with
@@ -112,7 +113,7 @@ class RitzSpace:
     def grow(self) -> None:
         """m → m + 1 by the first row of W and one product."""
         m = self._coupled
-        image = self._product(self._store[m]).detach()
+        image = check_image("product", self._product(self._store[m]), self._store[m]).detach()
         self.products += 1
         outside, beta, components = self._outside(image)
         self.finite = math.isfinite(beta) and bool(components.isfinite().all())

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from landscapes.errors import check_callable, check_float_tensor, check_image
+
 Product = Callable[[Tensor], Tensor]
 
 ROUNDING = 10  # a residual below this many eps of the projection is rounding: the space is invariant
@@ -29,6 +31,10 @@ class KrylovSpace:
     """
 
     def __init__(self, product: Product, vector: Tensor):
+        check_product("product", product)
+        check_float_tensor("vector", vector)
+        if vector.ndim != 1 or not len(vector):
+            raise ValueError(f"vector must have shape (d,), d >= 1, got {tuple(vector.shape)}")
         vector = vector.detach()
         self._product = product
         self.norm = float(torch.linalg.vector_norm(vector))
@@ -69,7 +75,8 @@ class KrylovSpace:
         """Add one dimension, m → m + 1, by one product."""
         m = self.size
         self._reserve(m + 2)
-        residual, column = orthogonalise(self._product(self._rows[m]).detach(), self._rows[: m + 1])
+        image = check_image("product", self._product(self._rows[m]), self._rows[m]).detach()
+        residual, column = orthogonalise(image, self._rows[: m + 1])
         column = column.to("cpu", self.wide)
         self._projected[: m + 1, m] = column
         if self.wide == torch.float64:
@@ -100,9 +107,17 @@ class KrylovSpace:
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Σ_i c_i q_i, (..., d) for coefficients (..., m) or, with the residual's direction, (..., m + 1)."""
+        check_float_tensor("coefficients", coefficients)
+        if coefficients.ndim == 0 or coefficients.shape[-1] > self.size + 1:
+            raise ValueError(f"coefficients must have shape (..., {self.size}), got {tuple(coefficients.shape)}")
         dtype = self._rows.dtype.to_complex() if coefficients.is_complex() else self._rows.dtype
         rows = self._rows[: coefficients.shape[-1]].to(dtype)
         return coefficients.to(rows) @ rows
+
+
+def check_product(name: str, product: Product) -> None:
+    """Raise TypeError unless ``product`` can be called. Its results are checked by ``check_image``."""
+    check_callable(name, product, "v (d,) -> Hv (d,)")
 
 
 def orthogonalise(image: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

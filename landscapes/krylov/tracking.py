@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_seed
+from landscapes.krylov.precision import check_full_precision
 from landscapes.krylov.ritz_pairs import WHICH, Eigenpairs, continued_pairs, eigenpairs, random_block
 from landscapes.krylov.space import Product
 
@@ -87,7 +88,7 @@ class EigenpairTracker:
         return followed
 
     def _check(self, theta: Tensor) -> None:
-        check_float_tensor("theta", theta)
+        check_full_precision("theta", check_float_tensor("theta", theta))
         if theta.ndim != 1 or theta.is_complex():
             raise ValueError(f"theta must be one real vector (d,), got {tuple(theta.shape)} {theta.dtype}")
         if self._past and theta.shape != self._past[0][0].shape:

@@ -9,13 +9,11 @@ from typing import final
 from torch import Tensor
 
 from landscapes.autodiff import release
-from landscapes.errors import check_choice, check_count, check_float_tensor
+from landscapes.errors import MOST, check_choice, check_count, check_float_tensor
 from landscapes.expansion import spread
-from landscapes.noise.base import GradientNoise, Kind
+from landscapes.noise.base import KINDS, GradientNoise, Kind
 from landscapes.noise.roots import square_root
 from landscapes.toys.closed_form import cast, check_real_tensor
-
-KINDS: tuple[Kind, ...] = ("additive", "diagonal", "general")
 
 
 class SizedNoise(GradientNoise):
@@ -42,8 +40,8 @@ class AnalyticNoise(SizedNoise):
     kind: Kind = "general"
 
     def __post_init__(self) -> None:
-        check_count("dimension", self.dimension)
-        check_count("size", self.size)
+        check_count("dimension", self.dimension, maximum=MOST)
+        check_count("size", self.size, maximum=MOST)
         check_choice("kind", self.kind, KINDS)
         if not callable(self.root):
             raise TypeError(f"root must be callable, root(theta) -> (..., d, m), got {type(self.root).__name__}")
@@ -73,7 +71,7 @@ def noise_from_covariance(dimension: int, covariance: Callable[[Tensor], Tensor]
     called, raises IndefiniteCovarianceError for a C with an eigenvalue that is negative beyond rounding, ValueError or
     TypeError unless C is finite and symmetric, of shape (..., d, d) and θ's dtype.
     """
-    check_count("dimension", dimension)
+    check_count("dimension", dimension, maximum=MOST)
     if not callable(covariance):
         raise TypeError(f"covariance must be callable, theta -> (..., d, d), got {type(covariance).__name__}")
 

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import gradient
-from landscapes.errors import check_float_tensor
+from landscapes.errors import MOST, check_callable, check_choice, check_count, check_float_tensor, check_image
 
 Kind = Literal["additive", "diagonal", "general"]
 """additive: σ does not depend on θ; diagonal: m = d, and component i of σ(θ)ξ depends on θ_i and ξ_i only."""
+
+KINDS: tuple[Kind, ...] = ("additive", "diagonal", "general")
 
 Diffusion = Callable[[Tensor, Tensor], Tensor]
 
@@ -99,7 +101,11 @@ def ito_correction(diffusion: Diffusion, state: Tensor, size: int, kind: Kind) -
 
     ``diffusion`` must be differentiable by torch.func, as landscapes' gradients are.
     """
-    if kind == "additive":
+    check_callable("diffusion", diffusion, "diffusion(state, xi) -> like state")
+    if check_float_tensor("state", state).ndim == 0:
+        raise ValueError("state must have shape (..., s), got ()")
+    check_count("size", size, maximum=MOST)
+    if check_choice("kind", kind, KINDS) == "additive":
         return torch.zeros_like(state)
     unit = torch.eye(size, dtype=state.dtype, device=state.device)
     directions = unit.sum(dim=0, keepdim=True) if kind == "diagonal" else unit
@@ -109,7 +115,7 @@ def ito_correction(diffusion: Diffusion, state: Tensor, size: int, kind: Kind) -
         xi = direction.expand(*state.shape[:-1], size)
 
         def column(x: Tensor, xi: Tensor = xi) -> Tensor:
-            return diffusion(x, xi)
+            return check_image("diffusion", diffusion(x, xi), x)
 
         # the tangent σ_j is detached: its own dependence on X is no part of (∂σ_j)σ_j
         total = total + torch.func.jvp(column, (state,), (column(state).detach().contiguous(),))[1]

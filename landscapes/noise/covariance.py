@@ -23,7 +23,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_float_tensor, check_seed
+from landscapes.errors import MOST, check_count, check_float_tensor, check_nonnegative, check_seed
+from landscapes.krylov.probes import check_layers
 from landscapes.landscape import FiniteSum
 from landscapes.noise.gradients import CentredGradients
 from landscapes.noise.minibatch import MinibatchNoise
@@ -58,6 +59,16 @@ class CovarianceOperator:
     gradients: CentredGradients
     scale: float = 1.0
     part: slice = field(default_factory=lambda: slice(None))
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gradients, CentredGradients):
+            raise TypeError(
+                f"gradients must be CentredGradients, got {type(self.gradients).__name__}; "
+                "noise_covariance(landscape, theta) makes the operator"
+            )
+        check_nonnegative("scale", self.scale)
+        if not isinstance(self.part, slice):
+            raise TypeError(f"part must be a slice of theta, got {type(self.part).__name__}")
 
     @property
     def size(self) -> int:
@@ -137,7 +148,7 @@ class CovarianceOperator:
 
     def layer_traces(self, layers: Mapping[str, slice]) -> dict[str, float]:
         """tr C of the diagonal block of each layer, name → coordinates, by the pass of ``diagonal``."""
-        return {name: self.layer(part).trace for name, part in layers.items()}
+        return {name: self.layer(part).trace for name, part in check_layers(layers).items()}
 
     def trace_estimate(self, probes: int = 30, seed: int = 0) -> NoiseEstimate:
         r"""tr C by Hutchinson's estimator, the mean of zᵀCz over z (n,) with entries ±1.
@@ -146,7 +157,7 @@ class CovarianceOperator:
         ``trace`` is exact at the same cost. Variance of one probe 2 Σ_{i≠j} C_ij². Raises ValueError for fewer than two
         probes, which have no standard error.
         """
-        check_count("probes", probes, minimum=2)
+        check_count("probes", probes, minimum=2, maximum=MOST // self.dimension)
         before = self.passes
         slopes = self.gradients.slopes(self._embed(random_signs(self.like, probes, seed)))
         samples = self.scale / self.size * slopes.square().sum(dim=0)

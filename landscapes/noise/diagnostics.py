@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_float_tensor
+from landscapes.errors import MOST, check_count, check_float_tensor, check_image, check_real
 from landscapes.krylov import Product
+from landscapes.krylov.precision import check_full_precision
+from landscapes.krylov.space import check_product
 from landscapes.noise.covariance import CovarianceOperator, NoiseEstimate, random_signs, wide_product
 from landscapes.noise.eigenpairs import check_operator
 from landscapes.noise.ritz import orthonormal_outside
@@ -58,16 +60,17 @@ def alignment(
     shape; FloatingPointError if a product is not finite.
     """
     check_operator(operator)
+    check_product("hvp", hvp)
     before, n = operator.passes, operator.dimension
     exact = orthonormal_basis(operator, basis)
     if probes is None:
         exact = torch.eye(n, dtype=operator.like.dtype, device=operator.like.device)
     signs = exact[:0]
     if probes is not None:
-        signs = random_signs(operator.like, check_count("probes", probes, minimum=2), seed)
+        signs = random_signs(operator.like, check_count("probes", probes, minimum=2, maximum=MOST // n), seed)
         signs = signs - (signs @ exact.mT) @ exact  # Pz: its forms are those of PAP, without products with P
     rows = torch.cat([exact, signs])
-    samples = paired_forms(operator.products(rows), torch.stack([hvp(row).detach() for row in rows]), rows)
+    samples = paired_forms(operator.products(rows), curved_rows(hvp, rows), rows)
     known, drawn = samples[: len(exact)].sum(dim=0), samples[len(exact) :]
     trace = operator.trace
     cost = (operator.passes - before, len(rows))
@@ -84,6 +87,12 @@ def alignment(
         hessian_trace=estimate_of(3),
         covariance_trace=trace,
     )
+
+
+def curved_rows(hvp: Product, rows: Tensor) -> Tensor:
+    """The products Hv of the rows v (k, n), (k, n), each checked."""
+    check_product("hvp", hvp)
+    return torch.stack([check_image("hvp", hvp(row), row).detach() for row in rows])
 
 
 def paired_forms(images: Tensor, curved: Tensor, rows: Tensor) -> Tensor:
@@ -116,7 +125,8 @@ def orthonormal_basis(operator: CovarianceOperator, basis: Tensor | None) -> Ten
     empty = operator.like.new_empty(0, operator.dimension)
     if basis is None:
         return empty
-    check_rows("basis", basis, operator)
+    if not bool(check_rows("basis", basis, operator).isfinite().all()):
+        raise ValueError("basis must be finite, got NaN or an infinity")
     return orthonormal_outside(basis, empty)
 
 
@@ -136,7 +146,9 @@ class SubspaceOverlap:
 def subspace_overlap(left: Tensor, right: Tensor) -> SubspaceOverlap:
     """Overlap of the spans of the rows U (k, n) and V (l, n), of any length; raise ValueError for other shapes."""
     for name, rows in (("left", left), ("right", right)):
-        check_float_tensor(name, rows)
+        check_full_precision(name, check_float_tensor(name, rows))
+        if not bool(rows.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or an infinity")
         if rows.ndim != 2 or rows.shape[-1] != left.shape[-1] or len(rows) == 0 or rows.is_complex():
             raise ValueError(
                 f"{name} must hold real rows (k, n) of one n, k >= 1, got {tuple(rows.shape)} {rows.dtype}"
@@ -164,6 +176,8 @@ class NoiseAlong:
 
     def concentration(self, hessian_trace: float) -> Tensor:
         """(uᵀCu/tr C)/(uᵀHu/tr H) for a known tr H, (k,)."""
+        if check_real("hessian_trace", hessian_trace) == 0:
+            raise ValueError("hessian_trace must not be zero: the concentration divides by it")
         return (self.variance / self.covariance_trace) / (self.curvature / hessian_trace)
 
 
@@ -173,7 +187,8 @@ def noise_along(operator: CovarianceOperator, directions: Tensor, hvp: Product) 
     units = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
     if not bool(units.isfinite().all()):
         raise ValueError("directions must be finite and not zero")
-    curvature = torch.stack([(u.double() * hvp(u).detach().double()).sum() for u in units])
+    curved = curved_rows(hvp, units)
+    curvature = torch.stack([(u.double() * v.double()).sum() for u, v in zip(units, curved, strict=True)])
     mean = units.double() @ operator.gradients.mean[operator.part].double()
     return NoiseAlong(operator.variances(units).cpu(), mean.cpu(), curvature.cpu(), operator.trace)
 
@@ -201,7 +216,7 @@ def noise_scales(
     """Both noise scales; options as in ``alignment``, at its cost plus one product with H."""
     aligned = alignment(operator, hvp, probes=probes, basis=basis, seed=seed).product
     mean = operator.gradients.mean[operator.part]
-    square, bend = (float((mean.double() * v.double()).sum()) for v in (mean, hvp(mean).detach()))
+    square, bend = (float((mean.double() * v.double()).sum()) for v in (mean, curved_rows(hvp, mean[None])[0]))
     return NoiseScales(
         simple=operator.trace / square if square else math.inf,
         curved=NoiseEstimate(

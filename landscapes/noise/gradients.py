@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import transposed_product
-from landscapes.errors import UnsupportedError, check_count
+from landscapes.errors import UnsupportedError, check_count, check_flag
 from landscapes.landscape import FiniteSum, check_finite_sum
 from landscapes.noise.trace import BLOCK
 
@@ -44,7 +44,7 @@ class CentredGradients:
         self.theta = theta.detach()
         fitting = BLOCK_BYTES // (theta.shape[0] * theta.element_size())
         self.block = min(max(fitting, 1), BLOCK) if block is None else check_count("block", block)
-        self.keep = keep
+        self.keep = check_flag("keep_gradients", keep)
         self.passes = 0.0
         self._checked = False
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import gradient
+from landscapes.errors import check_float_tensor
 from landscapes.landscape import FiniteSum, check_finite_sum
 from landscapes.noise.base import GradientNoise
 from landscapes.noise.trace import BLOCK, covariance_diagonal, covariance_matrix, covariance_trace
@@ -62,6 +63,9 @@ class MinibatchNoise(GradientNoise):
 
     def weights(self, xi: Tensor) -> Tensor:
         """w (..., N) with σ(θ)ξ = Σ_i w_i ∇f_i(θ): √(c/N) (ξ_i − ξ̄)."""
+        check_float_tensor("xi", xi)
+        if xi.shape[-1:] != (self.size,):
+            raise ValueError(f"xi must have shape (..., {self.size}), got {tuple(xi.shape)}")
         scale = math.sqrt(self.sampler.variance_factor() / self.size)
         return scale * (xi - xi.mean(dim=-1, keepdim=True))
 

@@ -14,10 +14,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_positive
+from landscapes.errors import MOST, check_choice, check_count, check_positive, check_real
+from landscapes.krylov.probes import check_layers
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.eigenpairs import MEMORY, check_operator, check_options
-from landscapes.noise.plans import Plan, choose, guarded_rows, krylov_plan, largest_rank
+from landscapes.noise.plans import METHODS, Plan, choose, guarded_rows, krylov_plan, largest_rank
 from landscapes.noise.ritz import check_finite, top_pairs, widened_block
 
 START = 32  # eigenvalues of the first round of a search above a threshold
@@ -111,7 +112,7 @@ class NoiseSpectrum:
 
     def histogram(self, bins: int = 50) -> SpectrumHistogram:
         """Logarithmic bins from the threshold to the largest eigenvalue; raise ValueError if none is above."""
-        check_count("bins", bins)
+        check_count("bins", bins, maximum=MOST)
         above = self.eigenvalues[self.eigenvalues > self.threshold]
         if not len(above) or self.threshold <= 0:
             raise ValueError(
@@ -185,7 +186,8 @@ def layer_spectra(
 
     Each layer takes its own passes; with ``keep_gradients`` one pass serves all layers.
     """
-    return {name: noise_spectrum(operator.layer(part), **options) for name, part in layers.items()}
+    check_operator(operator)
+    return {name: noise_spectrum(operator.layer(part), **options) for name, part in check_layers(layers).items()}
 
 
 def noise_threshold(operator: CovarianceOperator, largest: float, method: str = "gram") -> float:
@@ -195,7 +197,9 @@ def noise_threshold(operator: CovarianceOperator, largest: float, method: str = 
     have nearly equal gradients; eigenvalues of the Krylov method have errors of some eps of the largest, which matters
     for n < 10.
     """
-    gradients = operator.gradients
+    check_real("largest", largest)
+    check_choice("method", method, METHODS)
+    gradients = check_operator(operator).gradients
     length = operator.scale * float(gradients.mean[operator.part].double().square().sum()) + operator.trace
     eps = ROUNDING * torch.finfo(operator.like.dtype).eps
     share = max(operator.dimension * torch.finfo(torch.float32).eps, eps if method == "krylov" else 0.0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import release, transposed_product
-from landscapes.errors import UnsupportedError, check_count, check_nonnegative
+from landscapes.errors import MOST, UnsupportedError, check_count, check_flag, check_nonnegative
 from landscapes.expansion import spread
 from landscapes.noise.analytic import ConstantNoise, SizedNoise
 from landscapes.noise.base import GradientNoise, Kind
@@ -35,7 +35,7 @@ class IsotropicNoise(SizedNoise):
 
     def __post_init__(self) -> None:
         check_nonnegative("variance", self.variance)
-        check_count("dimension", self.dimension)
+        check_count("dimension", self.dimension, maximum=MOST)
 
     @property
     def kind(self) -> Kind:
@@ -262,7 +262,7 @@ def freeze(noise: GradientNoise, theta: Tensor, dense: bool = False) -> Gradient
     Raises TypeError or ValueError unless θ is one finite θ of the noise.
     """
     point = check_point(check_gradient_noise(noise), theta)
-    if dense:
+    if check_flag("dense", dense):
         return ConstantNoise(square_root(noise.covariance(point)))
     if noise.kind == "additive":
         return noise

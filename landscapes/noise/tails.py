@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_float_tensor, check_seed
+from landscapes.errors import MOST, check_count, check_float_tensor, check_seed
 from landscapes.krylov import random_block
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.diagnostics import check_rows
@@ -48,8 +48,8 @@ def hill_index(samples: Tensor, count: int) -> TailIndex:
     Raises ValueError unless 1 ≤ k < N and the k + 1 largest samples are positive and finite.
     """
     check_float_tensor("samples", samples)
-    if samples.ndim != 1:
-        raise ValueError(f"samples must be one vector (N,), got {tuple(samples.shape)}")
+    if samples.ndim != 1 or samples.is_complex():
+        raise ValueError(f"samples must be one real vector (N,), got {tuple(samples.shape)} {samples.dtype}")
     if check_count("count", count) >= len(samples):
         raise ValueError(f"count must be below the number of samples, {len(samples)}, got {count}")
     top = samples.double().topk(count + 1).values
@@ -88,7 +88,13 @@ def tail_check(
     """
     check_operator(operator)
     check_float_tensor("eigenvalues", eigenvalues)
-    check_count("repeats", repeats, minimum=2)
+    if eigenvalues.ndim != 1 or eigenvalues.is_complex():
+        raise ValueError(
+            f"eigenvalues must be one real vector (r,), got {tuple(eigenvalues.shape)} {eigenvalues.dtype}"
+        )
+    if not bool(eigenvalues.isfinite().all()):
+        raise ValueError("eigenvalues must be finite, got NaN or an infinity")
+    check_count("repeats", repeats, minimum=2, maximum=MOST // operator.size)
     N = operator.size
     k = max(N // 20, 2) if count is None else check_count("count", count)
     examples = hill_index(operator.deviations(), k)
@@ -167,6 +173,7 @@ def has_noise(operator: CovarianceOperator, directions: Tensor, slopes: Tensor) 
 
 def random_directions(operator: CovarianceOperator, count: int, seed: int = 0) -> Tensor:
     """``count`` directions uniform on the sphere, (count, n)."""
+    check_count("count", count, maximum=max(MOST // check_operator(operator).dimension, 1))
     rows = random_block(operator.like, count, seed)
     return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from landscapes.landscape import FiniteSum
+from landscapes.landscape import FiniteSum, check_finite_sum
 
 BLOCK = 256  # examples whose gradients are held at once
 
@@ -30,6 +30,7 @@ def squares(rows: Tensor) -> Tensor:
 
 def covariance_trace(landscape: FiniteSum, theta: Tensor) -> Tensor:
     r"""tr D(θ) = (1/N) Σ_i ‖g_i − g‖², shape (...,); one gradient an example, ``BLOCK`` held at a time."""
+    check_finite_sum(landscape).check(theta)
     total = torch.zeros(theta.shape[:-1], dtype=theta.dtype.to_real(), device=theta.device)
     for rows in centred_blocks(landscape, theta):
         total = total + squares(rows).sum(dim=(-2, -1))
@@ -38,6 +39,7 @@ def covariance_trace(landscape: FiniteSum, theta: Tensor) -> Tensor:
 
 def covariance_diagonal(landscape: FiniteSum, theta: Tensor) -> Tensor:
     r"""diag D(θ) = (1/N) Σ_i (g_i − g)², shape (..., d); one gradient an example, ``BLOCK`` held at a time."""
+    check_finite_sum(landscape).check(theta)
     total = torch.zeros_like(theta, dtype=theta.dtype.to_real())
     for rows in centred_blocks(landscape, theta):
         total = total + squares(rows).sum(dim=-2)
@@ -46,6 +48,7 @@ def covariance_diagonal(landscape: FiniteSum, theta: Tensor) -> Tensor:
 
 def covariance_matrix(landscape: FiniteSum, theta: Tensor) -> Tensor:
     r"""D(θ), dense, shape (..., d, d), for small d; one gradient an example, ``BLOCK`` held at a time."""
+    check_finite_sum(landscape).check(theta)
     total = torch.zeros(*theta.shape, theta.shape[-1], dtype=theta.dtype, device=theta.device)
     for rows in centred_blocks(landscape, theta):
         total = total + rows.mT @ rows.conj()

@@ -18,9 +18,10 @@ MOST = 10_000
 """Largest number of critical points that a toy lists."""
 
 
-def check_listable(name: str, value: float, count: int) -> None:
-    """Raise ValueError, naming the parameter, if there are too many critical points to list."""
-    if count > MOST:
+def check_listable(name: str, value: float, base: int, power: int = 1) -> None:
+    """Raise ValueError, naming the parameter, if there are too many critical points to list, base^power."""
+    # the power itself may have 10⁸ digits
+    if base > 1 and power * math.log(base) > math.log(MOST) * (1 + 1e-9):
         raise ValueError(f"{name} must leave at most {MOST:,} critical points to list, got {value!r}; lower it")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from landscapes.autodiff import Field, release
 from landscapes.description import describe
-from landscapes.errors import check_count, check_index, check_positive, check_seed
+from landscapes.errors import MOST, check_count, check_index, check_positive, check_seed
 from landscapes.expansion import spread
 from landscapes.labelled import LabelledSum
 from landscapes.landscape import FiniteSum
@@ -87,7 +87,7 @@ class LinearRegression(QuadraticExamples, LabelledSum):
 
     def batch_grad(self, theta: Tensor, index: Tensor) -> Tensor:
         """(1/m) Σ (x_iᵀθ − y_i) x_i over the index, shape (..., d)."""
-        x, y = self.pick(theta, index, self.features, self.targets)
+        x, y = self.pick(theta, check_index(index, self.size), self.features, self.targets)
         return torch.einsum("...m,...md->...d", residuals(x, y, theta), x) / index.shape[-1]
 
     def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
@@ -98,7 +98,7 @@ class LinearRegression(QuadraticExamples, LabelledSum):
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Xᵀ(w ∘ (Xθ − y)), shape (..., d)."""
         x, y = self.pick(theta, None, self.features, self.targets)
-        w = cast(self.check_weights(weights), theta)
+        w = cast(self.check_weights(weights), self.check(theta))
         return release((w * residuals(x, y, theta)) @ x, theta)
 
     @property
@@ -185,7 +185,7 @@ class QuadraticSum(QuadraticExamples):
 
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Σ_i w_i A_i (θ − c_i), shape (..., d)."""
-        w = cast(self.check_weights(weights), theta)
+        w = cast(self.check_weights(weights), self.check(theta))
         return release(torch.einsum("...n,...nd->...d", w, self.example_grads(theta)), theta)
 
     def curvature(self, theta: Tensor) -> Field:
@@ -219,7 +219,7 @@ class NoisyQuadratic(QuadraticExamples):
         self._matrix = symmetric_matrix("hessian", hessian)
         if self._matrix.ndim != 2:
             raise ValueError(f"hessian must have shape (d, d), got {tuple(hessian.shape)}")
-        check_count("size", size, minimum=self.dimension + 1)
+        check_count("size", size, minimum=self.dimension + 1, maximum=max(MOST // self.dimension, self.dimension + 1))
         generator = torch.Generator().manual_seed(check_seed(seed))
         self.centres = whiten(torch.randn(size, self.dimension, generator=generator, dtype=torch.float64))
 
@@ -262,7 +262,7 @@ class NoisyQuadratic(QuadraticExamples):
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """H (θ Σ w_i − Σ w_i γ_i), shape (..., d)."""
         (centres,) = self.pick(theta, None, self.centres)
-        w = cast(self.check_weights(weights), theta)
+        w = cast(self.check_weights(weights), self.check(theta))
         return release((theta * w.sum(dim=-1, keepdim=True) - w @ centres) @ cast(self._matrix, theta), theta)
 
     def curvature(self, theta: Tensor) -> Field:

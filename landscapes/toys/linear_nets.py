@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import Field
-from landscapes.errors import check_count, check_real
+from landscapes.errors import MOST, check_count, check_real
 from landscapes.toys.closed_form import Toy, Window, cast, check_real_tensor
 from landscapes.toys.critical import check_listable
 from landscapes.toys.planar import Partial, Planar
@@ -66,7 +66,7 @@ class DeepLinearChain(Toy):
     """Input, not zero."""
 
     def __post_init__(self) -> None:
-        check_count("depth", self.depth, minimum=2)
+        check_count("depth", self.depth, minimum=2, maximum=MOST)
         check_real("y", self.y)
         if check_real("x", self.x) == 0:
             raise ValueError(f"x must not be zero, got {self.x!r}: the loss would be constant")
@@ -121,6 +121,8 @@ class DeepLinearChain(Toy):
 
     def critical_positions(self) -> list[list[float]]:
         """The origin, points with two zeros and the balanced minima; at y = 0 the origin and points with one zero."""
+        if self.y != 0:  # else there are few
+            check_listable("depth", self.depth, 2, self.depth - 1)
         holes = 1 if self.y == 0 else 2
         flats = [
             [0.0 if i in chosen else 1.0 for i in range(self.depth)]
@@ -132,7 +134,6 @@ class DeepLinearChain(Toy):
             return [origin, *flats]
         size = abs(self.y / self.x) ** (1 / self.depth)
         last = math.copysign(size, self.y / self.x)
-        check_listable("depth", self.depth, 2 ** (self.depth - 1))
         signs = itertools.product((1.0, -1.0), repeat=self.depth - 1)
         return [origin, *flats, *([size * s for s in some] + [last * math.prod(some)] for some in signs)]
 
@@ -258,7 +259,7 @@ class CatapultModel(Toy):
     """Input, not zero."""
 
     def __post_init__(self) -> None:
-        check_count("width", self.width)
+        check_count("width", self.width, maximum=MOST)
         check_real("y", self.y)
         if check_real("x", self.x) == 0:
             raise ValueError(f"x must not be zero, got {self.x!r}: the loss would be constant")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import Field
-from landscapes.errors import check_count, check_positive, check_real
+from landscapes.errors import MOST, check_count, check_positive, check_real
 from landscapes.toys.closed_form import Toy, Window
 from landscapes.toys.critical import check_listable, depressed_cubic_roots
 
@@ -112,7 +112,7 @@ class DoubleWell(Separable):
 
     def __post_init__(self) -> None:
         check_real("tilt", self.tilt)
-        check_count("dimension", self.dimension)
+        check_count("dimension", self.dimension, maximum=MOST)
 
     def loss(self, theta: Tensor) -> Tensor:
         """(x² − 1)²/4 + tilt·x + ½(y² + ...), shape (...,)."""
@@ -227,7 +227,7 @@ class Cosine(Separable):
         """Check amplitude, frequency and dimension."""
         check_positive("amplitude", self.amplitude)
         check_positive("frequency", self.frequency)
-        check_count("dimension", self.dimension)
+        check_count("dimension", self.dimension, maximum=MOST)
 
     def loss(self, theta: Tensor) -> Tensor:
         """Σ_i A (1 − cos kθ_i), as 2A Σ sin²(kθ_i/2), which avoids cancellation; shape (...,)."""
@@ -259,7 +259,7 @@ class Cosine(Separable):
     def critical_positions(self) -> list[list[float]]:
         """Every point with kθ_i in {−π, 0, π}."""
         half = math.pi / self.frequency
-        check_listable("dimension", self.dimension, 3**self.dimension)
+        check_listable("dimension", self.dimension, 3, self.dimension)
         return [list(point) for point in itertools.product((-half, 0, half), repeat=self.dimension)]
 
 
@@ -275,7 +275,7 @@ class StyblinskiTang(Separable):
     """Number of coordinates."""
 
     def __post_init__(self) -> None:
-        check_count("dimension", self.dimension)
+        check_count("dimension", self.dimension, maximum=MOST)
 
     def loss(self, theta: Tensor) -> Tensor:
         """½ Σ (θ² (θ² − 16) + 5θ), shape (...,)."""

@@ -18,6 +18,7 @@ import sympy
 from torch import Tensor
 
 from landscapes.autodiff import Field
+from landscapes.errors import short_form
 from landscapes.toys.closed_form import ClosedForm
 from landscapes.toys.symbolic_program import (
     ALGEBRA,
@@ -189,10 +190,12 @@ def remove_entry(index: Index, entry: int) -> Index:
 def check_symbols(symbols: Sequence[sympy.Symbol]) -> tuple[sympy.Symbol, ...]:
     """Return ``symbols`` as a tuple; raise unless they are distinct sympy symbols, at least one."""
     if isinstance(symbols, (sympy.Symbol, str)) or not isinstance(symbols, Sequence):
-        raise TypeError(f"symbols must be a sequence of sympy symbols such as (x, y), got {symbols!r}")
+        raise TypeError(f"symbols must be a sequence of sympy symbols such as (x, y), got {short_form(symbols)}")
     for symbol in symbols:
         if not isinstance(symbol, sympy.Symbol):
-            raise TypeError(f"symbols must hold sympy symbols, got {symbol!r} of type {type(symbol).__name__}")
+            raise TypeError(
+                f"symbols must hold sympy symbols, got {short_form(symbol)} of type {type(symbol).__name__}"
+            )
     if not symbols:
         raise ValueError("symbols must name at least one symbol, got none")
     if len(set(symbols)) != len(symbols):
@@ -206,7 +209,7 @@ def check_expression(expression: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) 
         expression = sympy.sympify(expression)
     if not isinstance(expression, sympy.Expr):
         raise TypeError(
-            f"expression must be a sympy expression, got {expression!r} of type {type(expression).__name__}; "
+            f"expression must be a sympy expression, got {short_form(expression)} of type {type(expression).__name__}; "
             "text can be parsed with sympy.sympify"
         )
     stray = expression.free_symbols - set(symbols)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import Field
-from landscapes.errors import check_count, check_positive, check_real
+from landscapes.errors import MOST, check_count, check_positive, check_real
 from landscapes.toys.closed_form import Toy, Window
 from landscapes.toys.critical import check_listable, rippled_bowl_roots
 from landscapes.toys.planar import Partial, Planar
@@ -126,7 +126,7 @@ class BumpyBasin(Separable):
     def __post_init__(self) -> None:
         for name in ("radius", "amplitude", "frequency"):
             check_positive(name, getattr(self, name))
-        check_count("dimension", self.dimension)
+        check_count("dimension", self.dimension, maximum=MOST)
 
     def loss(self, theta: Tensor) -> Tensor:
         """Σ (θ/R)⁴ + 2A sin²(kθ/2), shape (...,)."""
@@ -168,7 +168,7 @@ class BumpyBasin(Separable):
     def critical_positions(self) -> list[list[float]]:
         """Every combination of the critical points of one coordinate."""
         roots = self.roots()
-        check_listable("dimension", self.dimension, len(roots) ** self.dimension)
+        check_listable("dimension", self.dimension, len(roots), self.dimension)
         return [list(point) for point in itertools.product(roots, repeat=self.dimension)]
 
 
@@ -196,7 +196,7 @@ class SharpFlatWells(Toy):
         """Check the parameters; q_s + q_f > 0 everywhere needs a positive separation."""
         for name in ("sharp", "flat", "separation"):
             check_positive(name, getattr(self, name))
-        check_count("dimension", self.dimension)
+        check_count("dimension", self.dimension, maximum=MOST)
 
     def pulls(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """∇q_s = k_s (θ − c_s) and ∇q_f, each (..., d)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscapes.autodiff import inside_transform
 from landscapes.description import describe_object
-from landscapes.errors import check_index
+from landscapes.errors import check_index, check_positive
 from landscapes.expansion import Expansion
 from landscapes.landscape import Change, FiniteSum, Landscape, check_landscape
 from landscapes.wrappers.base import Counts, Wrapper, no_counts, replace_attributes
@@ -96,6 +96,9 @@ class Counted(Wrapper):
 
     def __init__(self, landscape: Landscape, counts: Counts | None = None, unit: float = 1):
         self.landscape = check_landscape(landscape)
+        if counts is not None and not isinstance(counts, dict):
+            raise TypeError(f"counts must be a dictionary of counts or None, got {type(counts).__name__}")
+        check_positive("unit", unit)
         self.counts = no_counts() if counts is None else counts
         self.unit = unit
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from landscapes.autodiff import gradient, inside_transform, release
 from landscapes.description import describe_object
-from landscapes.errors import check_index, check_real
+from landscapes.errors import check_dense, check_index, check_real
 from landscapes.expansion import Expansion
 from landscapes.landscape import Change, FiniteSum, Landscape, check_finite_sum, check_landscape
 from landscapes.wrappers.base import Wrapper, replace_attributes
@@ -268,7 +268,7 @@ class PenalisedSum(Penalised, FiniteSum):
 
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Σ_i w_i (∇f_i + ∇P)."""
-        share = self.check_weights(weights).sum(dim=-1, keepdim=True).to(theta)
+        share = self.check_weights(weights).sum(dim=-1, keepdim=True).to(self.check(theta))
         return release(self.landscape.weighted_grad(theta, weights) + share * self.penalty.grad(theta), theta)
 
     def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
@@ -361,7 +361,7 @@ class VariancePenalty(PenalisedSum):
 
 def check_batches(batches: Batches, size: int) -> tuple[Tensor, ...]:
     """The batches as 1-D index tensors; raise unless there is at least one and all indices are in [0, size)."""
-    if isinstance(batches, Tensor) and batches.ndim != 2:
+    if isinstance(batches, Tensor) and check_dense("batches", batches).ndim != 2:
         raise ValueError(f"batches must have shape (m, b), a row a batch, got {tuple(batches.shape)}")
     if not isinstance(batches, (Tensor, list, tuple)):
         raise TypeError(

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from landscapes.autodiff import release
-from landscapes.errors import check_count, check_index, check_positive
+from landscapes.errors import as_list, check_count, check_index, check_positive
 from landscapes.expansion import Expansion
 from landscapes.landscape import Change, FiniteSum, Landscape, check_finite_sum, check_landscape
 from landscapes.wrappers.gradient_penalties import Batches, GradientPenalty, VariancePenalty, check_batches, mean
@@ -76,7 +76,7 @@ class LandscapeSum(FiniteSum):
     """
 
     def __init__(self, landscapes: Sequence[Landscape]):
-        self.landscapes = tuple(check_landscape(landscape) for landscape in landscapes)
+        self.landscapes = tuple(map(check_landscape, as_list("landscapes", landscapes, "landscapes")))
         if not self.landscapes:
             raise ValueError("landscapes must hold at least one landscape, got none")
         dimensions = {landscape.dimension for landscape in self.landscapes}
@@ -132,7 +132,7 @@ class LandscapeSum(FiniteSum):
 
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Σ_k w_k ∇f_k(θ), shape (..., d), by one gradient of each landscape."""
-        w = self.check_weights(weights).to(theta)
+        w = self.check_weights(weights).to(self.check(theta))
         return release(torch.einsum("...n,...nd->...d", w, self.example_grads(theta)), theta)
 
     def restrict(self, index: Tensor) -> LandscapeSum:
@@ -192,7 +192,8 @@ def reshuffling_loss(landscape: FiniteSum, h: float, batches: Batches) -> Landsc
     ``batches`` and errors as for ``VariancePenalty``; also raises unless h is positive.
     """
     check_positive("h", h)
-    members = [check_finite_sum(landscape).restrict(batch) for batch in check_batches(batches, landscape.size)]
+    size = check_finite_sum(landscape).size
+    members = [landscape.restrict(batch) for batch in check_batches(batches, size)]
     return LandscapeSum([GradientPenalty(member, h / 4) for member in members])
 
 

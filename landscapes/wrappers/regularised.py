@@ -131,7 +131,7 @@ class RegularisedSum(Regularised, FiniteSum):
 
     def weighted_grad(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Σ_i w_i (∇f_i + l2 θ)."""
-        total = self.check_weights(weights).sum(dim=-1, keepdim=True).to(theta)
+        total = self.check_weights(weights).sum(dim=-1, keepdim=True).to(self.check(theta))
         return release(self.landscape.weighted_grad(theta, weights) + self.l2 * total * theta, theta)
 
     def example_grads(self, theta: Tensor, index: Tensor | None = None) -> Tensor:

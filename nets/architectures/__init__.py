@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from landscapes.errors import check_choice, check_count
+from landscapes.errors import MOST, check_choice, check_count, check_sequence, short_form
 from landscapes.references import resolve_references
 from nets.architectures import lenet
 from nets.architectures.convolutional import VGG, AllCNN
-from nets.architectures.initialise import scale_widths
+from nets.architectures.initialise import DEEPEST, scale_widths
 from nets.architectures.lenet import LeNet
 from nets.architectures.mlp import MLP
 from nets.architectures.residual import ResNet, WideResNet
@@ -34,8 +34,13 @@ def fully_connected(
     seed: int = 0,
 ) -> MLP:
     """An MLP for inputs of that shape, with ``hidden`` layers scaled by ``width``."""
+    check_sequence("input_shape", input_shape, "of sizes")
+    if len(input_shape) > DEEPEST:
+        raise ValueError(f"input_shape must have at most {DEEPEST} entries, got {len(input_shape)}")
     features = [check_count(f"input_shape[{i}]", side) for i, side in enumerate(input_shape)]
-    sizes = (math.prod(features), *scale_widths(width, *hidden), check_count("classes", classes))
+    if math.prod(features) > MOST:
+        raise ValueError(f"input_shape must have at most {MOST} numbers, got {short_form(tuple(input_shape))}")
+    sizes = (math.prod(features), *scale_widths(width, hidden, "hidden"), check_count("classes", classes))
     return MLP(sizes, activation, norm=norm, seed=seed)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from landscapes.errors import check_count
+from landscapes.errors import check_count, short_form
 from nets.architectures.initialise import (
     activation_layer,
     check_image_shape,
@@ -17,6 +17,9 @@ from nets.architectures.initialise import (
     pooling_layers,
     scale_widths,
 )
+from nets.layers import check_images
+
+MOST_PADDING = 1000  # pixels
 
 
 class AllCNN(nn.Module):
@@ -43,10 +46,14 @@ class AllCNN(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
+        check_count("padding", padding, minimum=0, maximum=MOST_PADDING)
         # without padding the seventh convolution needs three pixels, hence nine before two strides
         images = check_image_shape(input_shape, smallest=8 if padding else 9)[0]
-        check_count("eighth", eighth)
-        first, second = scale_widths(width, *channels)
+        check_count("eighth", eighth, maximum=MOST_PADDING)
+        wides = scale_widths(width, channels)
+        if len(wides) != 2:
+            raise ValueError(f"channels must have two entries, got {short_form(channels)}")
+        first, second = wides
         stages = [(first, 3, 1, 1), (first, 3, 1, 1), (first, 3, 2, 1), (second, 3, 1, 1), (second, 3, 1, 1)]
         stages += [(second, 3, 2, 1), (second, 3, 1, padding), (second, eighth, 1, eighth // 2)]
         stages += [(check_count("classes", classes), 1, 1, 0)]
@@ -60,7 +67,7 @@ class AllCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.features(x).mean((2, 3))
+        return self.features(check_images(x, self.features[0].in_channels)).mean((2, 3))
 
 
 VGG_11 = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
@@ -90,7 +97,7 @@ class VGG(nn.Module):
         layers: list[nn.Module] = []
         for entry, following in zip(VGG_11, (*VGG_11[1:], ""), strict=True):
             if isinstance(entry, int):
-                (wide,) = scale_widths(width, entry)
+                (wide,) = scale_widths(width, [entry])
                 stride = 2 if pooling == "strided" and following == "pool" and min(sides) > 1 else 1
                 layers += [convolution(channels, wide, 3, stride, 1), *norm_layers(norm, wide)]
                 layers += [activation_layer(activation)]
@@ -104,4 +111,4 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.classifier(self.features(x).mean((2, 3)))
+        return self.classifier(self.features(check_images(x, self.features[0].in_channels)).mean((2, 3)))

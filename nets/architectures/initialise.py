@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from landscapes.errors import check_choice, check_count, check_positive, check_seed
+from landscapes.errors import MOST, check_choice, check_count, check_positive, check_seed, check_sequence, short_form
 from nets.layers import AveragePool, BatchNorm, Cubic, GroupNorm, Sine, SquareActivation
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -24,6 +24,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "cubic": Cubic,
     "identity": nn.Identity,
 }
+MOST_WEIGHTS = 500_000_000  # of a layer: 2 GB in float32
+DEEPEST = 10_000  # layers of an MLP, blocks of a stage
 NORMS = ("batch", "group", "none")
 POOLINGS = ("max", "average", "strided")
 
@@ -47,8 +49,19 @@ def norm_layers(name: str, channels: int) -> list[nn.Module]:
     return [GroupNorm(groups, channels)]
 
 
+def check_weights(inputs: int, outputs: int, kernel: int = 1) -> None:
+    """Raise ValueError if a layer has more than ``MOST_WEIGHTS`` weights, before torch allocates them."""
+    if inputs * outputs * kernel**2 > MOST_WEIGHTS:
+        raise ValueError(
+            f"input_shape, classes, width, widths, hidden, channels, features, heads and kernels must leave at most "
+            f"{MOST_WEIGHTS:,} weights a layer, got {short_form(inputs)} inputs, {short_form(outputs)} "
+            f"outputs and kernels of {short_form(kernel)}"
+        )
+
+
 def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Module:
     """A linear layer with uninitialised weights."""
+    check_weights(inputs, outputs)
     return skip_init(nn.Linear, inputs, outputs, bias=bias)
 
 
@@ -56,6 +69,7 @@ def convolution(
     inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
 ) -> nn.Module:
     """A convolution with uninitialised weights."""
+    check_weights(inputs, outputs, kernel)
     return skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
 
 
@@ -67,19 +81,25 @@ def pooling_layers(name: str, size: int) -> list[nn.Module]:
     return [nn.MaxPool2d(size) if name == "max" else AveragePool(size)]
 
 
-def scale_widths(width: float, *counts: int) -> tuple[int, ...]:
-    """Each count times ``width``, rounded, at least 1."""
+def scale_widths(width: float, counts: Sequence[int], name: str = "channels") -> tuple[int, ...]:
+    """Each of the counts of that ``name`` times ``width``, rounded, at least 1."""
     check_positive("width", width)
+    check_sequence(name, counts, "of whole numbers, one a layer or stage")
+    if len(counts) > DEEPEST:
+        raise ValueError(f"{name} must have at most {DEEPEST} entries, got {len(counts)}")
+    for i, count in enumerate(counts):
+        check_count(f"{name}[{i}]", count, maximum=MOST)
+        if width * count > MOST:
+            raise ValueError(f"width must leave at most {MOST:,} {name} in a layer, got {width!r} times {count!r}")
     return tuple(max(1, round(width * count)) for count in counts)
 
 
 def check_image_shape(shape: Sequence[int], smallest: int) -> tuple[int, int, int]:
     """Return (C, H, W); raise unless the shape has this form with H and W at least ``smallest``."""
-    if isinstance(shape, str) or not isinstance(shape, Sequence):
-        raise TypeError(f"input_shape must be a sequence (C, H, W), got {shape!r}")
+    check_sequence("input_shape", shape, "(C, H, W)")
     if len(shape) != 3:
         raise ValueError(
-            f"input_shape must be (C, H, W), got {tuple(shape)}; use an MLP for inputs that are not images"
+            f"input_shape must be (C, H, W), got {short_form(shape)}; use an MLP for inputs that are not images"
         )
     channels, height, breadth = shape
     return (

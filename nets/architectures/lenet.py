@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from landscapes.errors import check_count
+from landscapes.errors import MOST, check_count, check_flag, check_sequence
 from nets.architectures.initialise import (
+    DEEPEST,
     activation_layer,
     check_image_shape,
     convolution,
@@ -18,6 +19,7 @@ from nets.architectures.initialise import (
     pooling_layers,
     scale_widths,
 )
+from nets.layers import check_images
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,19 @@ class LeNetSizes:
     hidden: tuple[int, ...]
     kernel: int = 5
     dense_norm: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("channels", 1), ("paddings", 0), ("pools", 1), ("hidden", 1)):
+            entries = getattr(self, name)
+            check_sequence(name, entries, "of whole numbers")
+            if len(entries) > DEEPEST:
+                raise ValueError(f"{name} must have at most {DEEPEST} entries, got {len(entries)}")
+            for i, entry in enumerate(entries):
+                check_count(f"{name}[{i}]", entry, minimum=least, maximum=MOST)
+        if not len(self.channels) == len(self.paddings) == len(self.pools):
+            raise ValueError(f"channels, paddings and pools must have one entry a convolution each, got {self}")
+        check_count("kernel", self.kernel, maximum=MOST)
+        check_flag("dense_norm", self.dense_norm)
 
 
 DIGITS = LeNetSizes((6, 16), (1, 1), (2, 2), (32,), kernel=3)
@@ -69,8 +84,10 @@ class LeNet(nn.Module):
         channels, *sides = check_image_shape(input_shape, smallest=4)
         check_count("classes", classes)
         sizes = sizes_for(min(sides)) if sizes is None else sizes
+        if not isinstance(sizes, LeNetSizes):
+            raise TypeError(f"sizes must be LeNetSizes or None, got {type(sizes).__name__}")
         layers: list[nn.Module] = []
-        stages = zip(scale_widths(width, *sizes.channels), sizes.paddings, sizes.pools, strict=True)
+        stages = zip(scale_widths(width, sizes.channels), sizes.paddings, sizes.pools, strict=True)
         for wide, padding, pool in stages:
             stride = pool if pooling == "strided" else 1  # a stride before pointwise activations replaces pooling
             layers += [convolution(channels, wide, sizes.kernel, stride, padding), *norm_layers(norm, wide)]
@@ -78,11 +95,13 @@ class LeNet(nn.Module):
             sides = [pooled_size(side + 2 * padding - sizes.kernel + 1, pool, pooling) for side in sides]
             channels = wide
         if min(sides) < 1:
-            raise ValueError(f"input_shape must have larger images for these kernels and poolings, got {input_shape}")
+            raise ValueError(
+                f"input_shape must have larger images for these kernels, paddings and pools, got {input_shape}"
+            )
         self.features = nn.Sequential(*layers)
         dense: list[nn.Module] = []
         units = channels * sides[0] * sides[1]
-        for wide in scale_widths(width, *sizes.hidden):
+        for wide in scale_widths(width, sizes.hidden, "hidden"):
             dense += [linear(units, wide), *norm_layers(norm if sizes.dense_norm else "none", wide)]
             dense += [activation_layer(activation)]
             units = wide
@@ -91,7 +110,7 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.classifier(self.features(x).flatten(1))
+        return self.classifier(self.features(check_images(x, self.features[0].in_channels)).flatten(1))
 
 
 def sizes_for(side: int) -> LeNetSizes:

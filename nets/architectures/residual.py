@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscapes.errors import check_count, check_positive
+from landscapes.errors import check_choice, check_count, check_flag, check_positive, check_sequence
 from nets.architectures.initialise import (
+    DEEPEST,
+    NORMS,
     activation_layer,
     check_image_shape,
     convolution,
@@ -17,6 +19,7 @@ from nets.architectures.initialise import (
     norm_layers,
     scale_widths,
 )
+from nets.layers import check_images
 
 
 class Subsample(nn.Module):
@@ -102,9 +105,14 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         images = check_image_shape(input_shape, smallest=1)[0]
-        if len(channels) != len(blocks):
+        check_flag("projected", projected)
+        check_choice("norm", norm, NORMS)
+        wides = scale_widths(width, channels)
+        check_sequence("blocks", blocks, "of whole numbers, one a stage")
+        if not channels or len(channels) != len(blocks):
             raise ValueError(f"channels and blocks must have one entry a stage each, got {channels} and {blocks}")
-        wides = scale_widths(width, *channels)
+        for i, number in enumerate(blocks):
+            check_count(f"blocks[{i}]", number, maximum=DEEPEST)
         stem = [convolution(images, wides[0], 3, 1, 1, bias=norm == "none"), *norm_layers(norm, wides[0])]
         layers = [*stem, activation_layer(activation)]
         previous = wides[0]
@@ -119,7 +127,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.classifier(self.features(x).mean((2, 3)))
+        return self.classifier(self.features(check_images(x, self.features[0].in_channels)).mean((2, 3)))
 
 
 class WideResNet(nn.Module):
@@ -143,12 +151,14 @@ class WideResNet(nn.Module):
     ):
         super().__init__()
         images = check_image_shape(input_shape, smallest=1)[0]
-        check_count("blocks", blocks)
+        check_count("blocks", blocks, maximum=DEEPEST)
+        check_choice("norm", norm, NORMS)
         check_positive("widening", widening)
         check_positive("width", width)
-        (previous,) = scale_widths(min(1.0, width * widening), 16)  # the stem keeps 16 channels unless all are narrowed
+        # the stem keeps 16 channels unless all are narrowed
+        (previous,) = scale_widths(min(1.0, width * widening), [16])
         layers: list[nn.Module] = [convolution(images, previous, 3, 1, 1, bias=norm == "none")]
-        for stage, wide in enumerate(scale_widths(width * widening, 16, 32, 64)):
+        for stage, wide in enumerate(scale_widths(width * widening, (16, 32, 64))):
             for i in range(blocks):
                 layers.append(PreactivatedBlock(previous, wide, 2 if stage > 0 and i == 0 else 1, activation, norm))
                 previous = wide
@@ -158,4 +168,4 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
-        return self.classifier(self.features(x).mean((2, 3)))
+        return self.classifier(self.features(check_images(x, self.features[0].in_channels)).mean((2, 3)))

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from landscapes.errors import check_choice, check_count, check_positive
-from nets.architectures.initialise import activation_layer, check_image_shape, convolution, draw_weights, linear
-from nets.layers import LayerNorm
+from landscapes.errors import MOST, check_choice, check_count, check_seed
+from nets.architectures.initialise import (
+    DEEPEST,
+    activation_layer,
+    check_image_shape,
+    check_weights,
+    convolution,
+    draw_weights,
+    linear,
+    scale_widths,
+)
+from nets.layers import LayerNorm, check_images
 
 TOKEN_NORMS = ("layer", "none")
 
@@ -79,9 +89,12 @@ class VisionTransformer(nn.Module):
         patch = patch_for(min(sides)) if patch is None else check_count("patch", patch)
         if any(side % patch for side in sides):
             raise ValueError(f"patch must divide the image's {sides[0]} and {sides[1]} pixels, got {patch}")
-        check_count("heads", heads)
-        check_count("depth", depth)
-        features = heads * max(1, round(check_positive("width", width) * features / heads))
+        check_count("heads", heads, maximum=MOST)
+        check_count("depth", depth, maximum=DEEPEST)
+        check_seed(seed)
+        scale_widths(width, [features], "features")  # for its checks
+        features = heads * max(1, round(width * features / heads))
+        check_weights((sides[0] // patch) * (sides[1] // patch), features)
         self.patches = convolution(channels, features, patch, patch)
         self.positions = nn.Parameter(torch.empty((sides[0] // patch) * (sides[1] // patch), features))
         blocks = [TransformerBlock(features, heads, 2 * features, activation, norm) for _ in range(depth)]
@@ -92,6 +105,11 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (m, classes) of images (m, C, H, W)."""
+        check_images(x, self.patches.in_channels)
+        size: Any = self.patches.kernel_size
+        (side, _), (high, wide) = size, x.shape[2:]
+        if (high // side) * (wide // side) != len(self.positions):
+            raise ValueError(f"input x must have {len(self.positions)} patches of {side} pixels, got {tuple(x.shape)}")
         tokens = self.patches(x).flatten(2).mT + self.positions  # (m, tokens, features)
         return self.classifier(self.blocks(tokens).mean(1))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
+from landscapes.errors import short_form
 from nets.datasets.errors import ANEW, DataError, damage_error, report_damage
 
 VARIABLE = "THALWEG_DATA"
@@ -33,7 +34,7 @@ def check_root(root: str | PathLike[str] | None) -> Path | None:
     if root is None:
         return None
     if not isinstance(root, (str, PathLike)):
-        raise TypeError(f"root must be a folder's path or None, got {root!r} of type {type(root).__name__}")
+        raise TypeError(f"root must be a folder's path or None, got {short_form(root)} of type {type(root).__name__}")
     folder = folder_of(root)
     with report_damage(folder, "a readable folder"):
         there = folder.is_dir()

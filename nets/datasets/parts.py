@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscapes.errors import check_computable, check_count
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
@@ -16,6 +18,14 @@ class Data:
     inputs: Tensor
     targets: Tensor
     classes: int
+
+    def __post_init__(self) -> None:
+        check_count("classes", self.classes)
+        for name, tensor in (("inputs", self.inputs), ("targets", self.targets)):
+            if check_computable(name, tensor).ndim == 0:
+                raise ValueError(f"{name} must have shape (N, ...), got ()")
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(f"inputs and targets must have one length, got {len(self.inputs)} and {len(self.targets)}")
 
     def __len__(self) -> int:
         """N."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscapes.errors import check_count, check_real, check_seed
+from landscapes.errors import check_count, check_real, check_seed, short_form
 from nets.datasets.parts import Data, DataPart
 
 
@@ -101,12 +101,12 @@ def check_data(data: Data) -> Data:
 def check_classes(classes: Sequence[int], data: Data) -> list[int]:
     """Return ``classes`` as a list; raise unless they are distinct, at least one, and each has an example."""
     if isinstance(classes, str) or not isinstance(classes, Sequence):
-        raise TypeError(f"classes must be a sequence of whole numbers, got {classes!r}")
+        raise TypeError(f"classes must be a sequence of whole numbers, got {short_form(classes)}")
     if not all(isinstance(each, numbers.Integral) and not isinstance(each, bool) for each in classes):
-        raise TypeError(f"classes must be whole numbers, got {classes!r}")
+        raise TypeError(f"classes must be whole numbers, got {short_form(classes)}")
     wanted = [int(each) for each in classes]
     if not wanted or len({*wanted}) != len(wanted) or not all(0 <= each < data.classes for each in wanted):
-        raise ValueError(f"classes must be distinct numbers in [0, {data.classes}), at least one, got {classes!r}")
+        raise ValueError(f"classes must be distinct, at least one, in [0, {data.classes}), got {short_form(classes)}")
     empty = sorted({*wanted} - {*data.targets.tolist()})
     if empty:
         raise ValueError(f"classes must have examples in data, class {empty[0]} has none; leave it out")
