@@ -67,7 +67,7 @@ def spectrum(bulk: str, d: int, gap: float, count: int, generator: torch.Generat
 
 @dataclass(frozen=True)
 class Hessians:
-    """Random Hessians with close modes, from random rows and from carried blocks: what "converged" is worth."""
+    """Random Hessians with close modes, from random rows and from carried blocks, and whether "converged" holds."""
 
     problems: int = 500
     """Hessians; half of them from a carried block, half in float32."""
