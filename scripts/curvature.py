@@ -190,7 +190,8 @@ def lobpcg(operator: Columns, block: Tensor, iterations: int) -> tuple[Tensor, T
         return (operator @ torch.from_numpy(np.ascontiguousarray(x))).numpy()
 
     d = block.shape[0]
-    whole = LinearOperator((d, d), matvec=lambda v: product(v[:, None])[:, 0], matmat=product, dtype=np.float64)
+    # a block of one column comes to matvec as (d, 1)
+    whole = LinearOperator((d, d), matvec=lambda v: product(v.reshape(d, 1))[:, 0], matmat=product, dtype=np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a fixed number of iterations: lobpcg warns of its tolerance
         values, vectors = scipy_lobpcg(whole, block.numpy(), largest=True, maxiter=iterations, tol=1e-12)

@@ -22,7 +22,7 @@ MEMORY = 2**30  # bytes
 class NoiseEigenpairs:
     r"""The largest eigenpairs of C, largest first, with errors, method and cost.
 
-    ``residuals`` ‖Cu − λu‖; ``errors``: |λ − exact|, estimated by min(‖r‖, ‖r‖²/gap). ``converged``: every error is
+    ``residuals`` ‖Cu − λu‖; ``errors``: |λ − exact|, estimated by ‖r‖²/gap where the gap is known to half, ‖r‖ elsewhere. ``converged``: every error is
     within tolerance, relative to its eigenvalue, or rounding. ``method``: "dense", "gram" or "krylov"; ``passes``:
     gradients of all examples taken; ``bytes``: memory beyond the landscape's own, by the method's plan.
     """
