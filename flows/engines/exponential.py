@@ -10,8 +10,8 @@ from the tolerance and not from 1/λ_max. A step Δ from u with J = F'(u) and D(
 
 Hochbruck, Ostermann & Schweitzer 2009, SIAM J. Numer. Anal. 47, 786 (exprb43); Hochbruck & Ostermann 2010, Acta
 Numerica 19, 209. Exact where F is linear, at any Δ. Differences from the published method: the functions of ΔJ are
-Krylov sums, three spaces a step grown from F, D2 and D3, each with an estimate below 0.1 of the step's tolerance; a step
-whose sums do not converge in ``KRYLOV`` products is tried again at half its length. J is written out instead where that
+Krylov sums, three spaces a step grown from F, D2 and D3, each with an estimate below 0.1 of the step's tolerance; a
+step whose sums do not converge in ``KRYLOV`` products is tried again at half its length. J is written out where that
 takes fewer products: in up to ``FEWEST`` dimensions, and after a step whose spaces took more products than d.
 """
 
@@ -35,7 +35,7 @@ from landscapes.expansion import basis_products
 from landscapes.krylov import Product, matrix_function, spectral_action
 
 KRYLOV = 100  # products a Krylov space may take before the step is tried again at half its length
-KRYLOV_SHARE = 5  # target of each of the three Krylov spaces over the step's tolerance: estimates stop at 0.1, its fiftieth
+KRYLOV_SHARE = 5  # target of each Krylov space over the step's tolerance; estimates stop at a fiftieth of it, 0.1
 FEWEST = 8  # products of a step by Krylov spaces: at least two for each of the three, and two for the remainders
 SERIES = 2.0  # |z| below which φ(z) is a series: recurrences lose a digit or less on either side
 TERMS = 22  # 2²²/26! is below rounding of φ₄ ≥ 0.02

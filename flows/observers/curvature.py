@@ -97,7 +97,7 @@ class Sharpness(LandscapeObserver):
     r"""The largest eigenvalue of the Hessian, as "sharpness" (...,), with its residual and convergence.
 
     "sharpness residual" ‖Hu − λu‖ and "sharpness converged" (...,). Gradient descent is stable while it is below 2/h.
-    One gradient per member and state, and HVPs: at least min(d, 20) at the first state of a run, a few at later ones, at
+    One gradient per member and state, and HVPs: min(d, 20) or more at the first state of a run, a few at later ones, at
     most ``limit``; started as in ``TopEigenpairs``.
 
     Raises UnsupportedError at complex θ, TypeError or ValueError for invalid arguments.

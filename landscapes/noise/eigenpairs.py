@@ -22,9 +22,10 @@ MEMORY = 2**30  # bytes
 class NoiseEigenpairs:
     r"""The largest eigenpairs of C, largest first, with errors, method and cost.
 
-    ``residuals`` ‖Cu − λu‖; ``errors``: |λ − exact|, estimated by ‖r‖²/gap where the gap is known to half, ‖r‖ elsewhere. ``converged``: every error is
-    within tolerance, relative to its eigenvalue, or rounding. ``method``: "dense", "gram" or "krylov"; ``passes``:
-    gradients of all examples taken; ``bytes``: memory beyond the landscape's own, by the method's plan.
+    ``residuals`` ‖Cu − λu‖; ``errors``: |λ − exact|, estimated by ‖r‖²/gap where the gap is known to half of it, and by
+    ‖r‖ elsewhere. ``converged``: every error is within tolerance, relative to its eigenvalue, or rounding. ``method``:
+    "dense", "gram" or "krylov"; ``passes``: gradients of all examples taken; ``bytes``: memory beyond the landscape's
+    own, by the method's plan.
     """
 
     values: Tensor  # (k,) float64 on the CPU
