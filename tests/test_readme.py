@@ -49,7 +49,8 @@ def test_the_code_on_the_page_of_runs_runs(tmp_path, monkeypatch, capsys):
         exec(block, names)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["True", "True"]  # the page's comments say so
-    assert lines[2].startswith("stopped tensor(")
+    assert lines[2] == "diverged False"
+    assert lines[4].startswith("stopped tensor(")
     crossing = names["run"].events["loss below 1"]
     assert crossing.states.shape == (1, 2)
     assert abs(float(names["valley"].loss(crossing.states[0])) - 1) < 1e-9

@@ -127,7 +127,7 @@ PRINCIPAL = FlowRow(
 )
 TRUNCATED = FlowRow(
     TruncatedPrincipalFlow,
-    {"": Example(lambda f, h: TruncatedPrincipalFlow(f, h, 1, 1e-10), Cost(1, None))},
+    {"": Example(lambda f, h: TruncatedPrincipalFlow(f, h, 1), Cost(1, None))},
     GRADIENT_DESCENT,
     local=2,
     whole=1,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-RESOLVED = 10  # eps of the precision: the smallest relative tolerance that can be met
+RESOLVED = 8  # eps of the precision: the smallest relative tolerance that can be met
 
 
 def check_full_precision(name: str, tensor: Tensor) -> Tensor:

