@@ -19,7 +19,6 @@ from torch import Tensor
 from landscapes.krylov import eigenpairs, random_block
 
 from .experiment import align_rows
-from .measuring import growth, in_its_own_process
 
 Product = Callable[[Tensor], Tensor]
 
@@ -152,6 +151,8 @@ class Solvers:
 
     def run(self) -> None:
         """Measure, print."""
+        from .measuring import in_its_own_process  # psutil, an extra: the other tables do without
+
         rows = [["d", "k", "method", "products", "ms a product beyond it", "ms in all", "bytes a weight", "error/λ₀"]]
         for d in self.dimensions:
             for count in self.counts:
@@ -210,7 +211,7 @@ def by_lobpcg(product: Stopwatch, count: int, tolerance: float) -> Tensor:
     start = random_block(product.diagonal, count + 1).mT.numpy().copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of tolerances not reached in float32
-        values, _ = lobpcg(product.operator(), start, largest=True, tol=tolerance, maxiter=200)
+        values, _ = lobpcg(product.operator(), start, largest=True, tol=tolerance, maxiter=60)
     return torch.from_numpy(np.sort(values)[::-1][:count].copy())
 
 
@@ -219,6 +220,8 @@ METHODS = {"eigenpairs": by_eigenpairs, "eigsh": by_eigsh, "LOBPCG": by_lobpcg}
 
 def measure(method: str, d: int, count: int, tolerance: float, threads: int, queue: SimpleQueue) -> None:
     """Put the cells of a row on the queue."""
+    from .measuring import growth
+
     torch.set_num_threads(threads)
     solve = METHODS[method]
     solve(Stopwatch(torch.linspace(0.01, 1, 200)), 1, tolerance)  # libraries allocate their memory before
