@@ -24,9 +24,7 @@ from landscapes.krylov.space import KrylovSpace, Product, check_product
 
 Spectral = Callable[[Tensor], Tensor]
 
-# Estimates are too small while a mode of small weight in g is unresolved. Of 400 random Hessians, a third of them with
-# hλ within 0.1 of the singularity of the principal flow, the error is above twice the tolerance for 2 or 3 at 50, and
-# for 11 to 18 at 5, for 10 % fewer products.
+# Estimates are too small while a mode of small weight in g is unresolved, above all near a singularity of f.
 SAFETY = 50
 
 

@@ -10,24 +10,11 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from landscapes import LinearRegression
 from landscapes.krylov import eigenpairs, matrix_function, random_block, spectral_density, trace
 from landscapes.noise import noise_covariance, top_eigenpairs
+from scripts.lab.eigensolvers import BULKS, spectrum
 from tests.landscapes.dense import Products, ranked, rotation
 
-BULKS = ("uniform", "decaying", "semicircle", "wide")
 TOLERANCE = 1e-4
 PROBLEMS = 48
-
-
-def spectrum(bulk, d, gap, count, generator):
-    """count + 1 eigenvalues from 1 down by ``gap`` each, above a bulk."""
-    top = 1 - gap * torch.arange(count + 1, dtype=torch.float64)
-    uniform = torch.rand(d - count - 1, generator=generator, dtype=torch.float64)
-    rest = {
-        "uniform": 0.6 * uniform,
-        "decaying": 0.8 / torch.arange(1, d - count, dtype=torch.float64),
-        "semicircle": 0.7 * torch.cos(math.pi * uniform),
-        "wide": (1.5 * uniform - 0.5) * (top[-1] - gap),
-    }[bulk]
-    return torch.cat([top, rest.clamp_max(float(top[-1]) - 1e-9)])
 
 
 def problem(i):
@@ -49,6 +36,13 @@ def cost_of_eigsh(values, which, count):
     start = random_block(values, 1, 1)[0].numpy()
     eigsh(operator, count, which={"largest": "LA", "smallest": "SA"}[which], tol=TOLERANCE, v0=start)
     return product.count
+
+
+def log_ratio(x):
+    """log(1 − x)/x, by the series at 0."""
+    small = x.abs() < 1e-3
+    ratio = torch.log((1 - x).to(torch.complex128)) / torch.where(small, 1, x)
+    return torch.where(small, -(1 + x / 2 + x**2 / 3 + x**3 / 4 + x**4 / 5).to(ratio), ratio)
 
 
 def error(pairs, values, which):
@@ -104,18 +98,31 @@ def test_cases_that_returned_the_second_eigenvalue():
             assert error(pairs, values, "largest") < 2e-4
 
 
-@pytest.mark.parametrize("copies", [2, 3])
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(("place", "copies"), [(0, 2), (1, 2), (2, 2), (2, 3)])
 def test_multiple_eigenvalues(place, copies):
-    missed = 0
+    # the start and one random direction have two independent parts in an eigenspace: of three copies two are found
     for seed in range(10):
         values = spectrum(BULKS[seed % 4], 150, 0.05, 3, torch.Generator().manual_seed(seed))
         values = torch.cat([values, values[place].expand(copies - 1)])
         pairs = eigenpairs(lambda v, values=values: values * v, random_block(values, 1, seed), 3)
         assert pairs.converged
-        missed += error(pairs, values, "largest") > 2e-4
-    # the start and one random direction have two independent parts in its eigenspace: a third copy may be missed
-    assert missed == 0 or (copies == 3 and place < 2)
+        assert error(pairs, values, "largest") < 2e-4
+
+
+def test_functions_near_their_singularity():
+    off = 0
+    for i in range(100):
+        generator = torch.Generator().manual_seed(i)
+        values = spectrum(BULKS[i % 4], 150, 0.01, 1 + i % 3, generator)
+        vector = torch.randn(150, generator=generator, dtype=torch.float64)
+        vector[:2] *= 10 ** float(-4 * torch.rand((), generator=generator))  # met late, and large in the result
+        distance = 10 ** float(-4 + 3 * torch.rand((), generator=generator))
+        h = 1 + (distance if i % 2 else -distance)
+        found = matrix_function(lambda v, values=values: values * v, vector, lambda x, h=h: log_ratio(h * x), 150, 1e-4)
+        exact = log_ratio(h * values) * vector
+        wrong = torch.linalg.vector_norm(found.value - exact) > 2e-4 * torch.linalg.vector_norm(exact)
+        off += found.converged and bool(wrong)
+    assert off <= 2  # 0 of these; 14 where estimates stop at a fifth of the tolerance
 
 
 HALF = [torch.float16, torch.bfloat16]
