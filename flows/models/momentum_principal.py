@@ -191,9 +191,8 @@ class HeavyBallPrincipalFlow(MomentumPrincipalFlow):
     each; reaching the limit gives an UnconvergedWarning, or a note in the trajectory of a run. Near the upper edge this
     is dearer than the dense Hessian. Coefficients are singular at the edge, as 1/√(edge − x): the polynomials of a
     Krylov space converge the more slowly the nearer the singularity is to the spectrum, and each space then grows until
-    it has nearly every distinct eigenvalue, 2d HVPs for d. Errors of Ritz values are magnified by 1/(edge − x) as well,
-    an adaptive solver meets them as noise and shortens its steps, and every product solves a small eigenproblem. There
-    take ``krylov=None``, or else a ``tolerance`` below the solver's rtol.
+    it has nearly every distinct eigenvalue, 2d HVPs for d, and every product solves a small eigenproblem. There take
+    ``krylov=None``, or else a ``tolerance`` below the solver's rtol.
 
     Source: derived here, from backward error analysis of the step; the principal flow is Rosca et al. 2023, arXiv
     2302.01952. Raises ValueError unless 0 < momentum < 1.
