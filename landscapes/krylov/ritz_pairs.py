@@ -153,6 +153,7 @@ class RitzSearch:
         self._pairs = max(self._carried, count + 1)  # judged: wanted and guards, one at least
         self._rows = max(LARGEST_BASIS, 2 * self._pairs + 8)  # before a restart
         self.space = RitzSpace(product, start, rank, self._rows + SPARE)
+        self._depth = max(2 * count + 1, DEPTH)
         self._tolerance = tolerance
         self._limit = limit
         self._seed = seed
@@ -216,6 +217,8 @@ class RitzSearch:
 
     def finish(self, width: int) -> Eigenpairs:
         """The pairs, once they are within tolerance or the limit is reached."""
+        while self._known is None and self.space.directions == 1 and self.left and self.space.products < self._depth:
+            self._grow()  # too early to stop, and in one direction there is nothing to choose
         verdict = self.judge()
         while not verdict.converged and self.left and self.extend(verdict.errors, width):
             verdict = self.judge()
@@ -277,7 +280,7 @@ class RitzSearch:
         errors = carried_errors(ranks, residuals, k) if carried else UNSEEN / self._begun * residuals[:k]
         errors = errors + space.rounding
         closed = not space.directions and (space.full or self._begun >= self._count)
-        deep = carried or closed or space.products >= max(2 * self._count + 1, DEPTH)
+        deep = carried or closed or space.products >= self._depth
         within = bool((errors <= self._tolerance * space.scale).all())
         return Verdict(residuals, errors, k == self._count and deep and within)
 

@@ -25,6 +25,7 @@ from landscapes.krylov.space import ROUNDING, Product
 
 FEWEST = 8  # rows of storage to begin with
 ROUNDED = 4  # eps of the largest Ritz value
+SMALL = 0.1  # part of the components known by symmetry that need not be subtracted first
 CHUNK = 2**16  # columns of the basis that a restart transforms at a time
 
 Rank = Callable[[Tensor], Tensor]
@@ -90,12 +91,14 @@ class RitzSpace:
         size = torch.linalg.vector_norm(direction)
         if not float(size) > 0:
             return torch.zeros(self.directions, dtype=torch.float64)
-        outside, left, components = self._outside(direction / size)
+        outside = direction / size
+        left, components = self._orthogonalise(outside)
         combination = components[self.size :]
         if not left > ROUNDING * self._eps:
             return combination
         # the division enlarges rounding errors along the basis by 1/left
-        outside, norm, _ = self._outside(outside / left)
+        outside /= left
+        norm, _ = self._orthogonalise(outside)
         self._append(outside, norm, torch.zeros(1, self.size, dtype=torch.float64))
         return torch.cat([combination, combination.new_tensor([left])])
 
@@ -115,7 +118,7 @@ class RitzSpace:
         m = self._coupled
         image = check_image("product", self._product(self._store[m]), self._store[m]).detach()
         self.products += 1
-        outside, beta, components = self._outside(image)
+        outside, beta, components = self._outside_by_symmetry(image)
         self.finite = math.isfinite(beta) and bool(components.isfinite().all())
         if not self.finite:
             return
@@ -128,18 +131,33 @@ class RitzSpace:
             row[0, m] = beta
             self._append(outside, beta, row)
 
-    def _outside(self, vector: Tensor) -> tuple[Tensor, float, Tensor]:
-        """The part of a vector (d,) outside Q and W, its norm, and the components along them (m + w,)."""
+    def _outside_by_symmetry(self, image: Tensor) -> tuple[Tensor, float, Tensor]:
+        """As ``_orthogonalise``, for the image of the first row of W, whose components along Q are a row of C.
+
+        They are subtracted first, so that the rest is measured and removed in one pass, without cancellation.
+        """
+        m, known = self._coupled, self._coupling[0]
+        # few are large, the last ones: those before them are left to the pass
+        first = int((known.square().cumsum(0).sqrt() <= SMALL * torch.linalg.vector_norm(known)).sum())
+        growing = (self._store[m : self._rows] @ image).to("cpu", torch.float64)
+        components = torch.cat([torch.zeros(first, dtype=torch.float64), known[first:], growing])
+        large = self._store[first : self._rows]
+        outside = torch.addmv(image, large.mT, components[first:].to(image), alpha=-1)
+        size, rest = self._orthogonalise(outside)
+        return outside, size, components + rest
+
+    def _orthogonalise(self, vector: Tensor) -> tuple[float, Tensor]:
+        """Subtract from ``vector`` (d,) its part in Q and W, in place. Its norm; components along them (m + w,)."""
         rows = self._store[: self._rows]
-        components = rows @ vector
-        left = torch.addmv(vector, rows.mT, components, alpha=-1)
-        size = float(torch.linalg.vector_norm(left))
-        known = components.to("cpu", torch.float64)
-        if not size > float(torch.linalg.vector_norm(known)):  # cancellation: twice is enough (Parlett 1980)
-            components = rows @ left
-            left.addmv_(rows.mT, components, alpha=-1)
-            size, known = float(torch.linalg.vector_norm(left)), known + components.to("cpu", torch.float64)
-        return left, size, known
+        found = torch.zeros(self._rows, dtype=torch.float64)
+        for _ in range(2):  # twice is enough (Parlett 1980)
+            components = rows @ vector
+            vector.addmv_(rows.mT, components, alpha=-1)
+            size = float(torch.linalg.vector_norm(vector))
+            found += components.to("cpu", torch.float64)
+            if size > float(torch.linalg.vector_norm(found)):  # no cancellation
+                break
+        return size, found
 
     def _append(self, row: Tensor, size: float, coupling: Tensor) -> None:
         if self._rows == len(self._store):
