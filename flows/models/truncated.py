@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -14,7 +15,7 @@ from flows.flow import BranchError, WorkspaceFlow, flag_unconverged
 from flows.models.principal import check_singular, each_member, real_coefficient
 from landscapes import Landscape
 from landscapes.errors import check_count, check_positive
-from landscapes.krylov import eigenpairs, random_block
+from landscapes.krylov import Eigenpairs, continued_pairs, eigenpairs, random_block
 
 GUARDS = 2  # extra rows of the block, as the last rows of a block converge slowly
 
@@ -58,12 +59,13 @@ class TruncatedPrincipalFlow(WorkspaceFlow):
         if state.is_complex():
             raise BranchError("the truncated flow takes real theta only; give theta.real, or use PrincipalFlow")
         rows = min(self.modes + GUARDS, self.landscape.dimension)
+        find = eigenpairs if workspace is None else continued_pairs
         if workspace is None:
             workspace = random_block(state, rows).expand(*state.shape[:-1], rows, state.shape[-1])
         blocks: list[Tensor] = []
 
         def member(theta: Tensor) -> Tensor:
-            velocity, block = self._at(theta, starts[len(blocks)])
+            velocity, block = self._at(theta, starts[len(blocks)], find)
             blocks.append(block)
             return velocity
 
@@ -71,12 +73,12 @@ class TruncatedPrincipalFlow(WorkspaceFlow):
         velocity = each_member(member, state) if state.ndim > 1 else member(state)
         return velocity, torch.stack(blocks).reshape(workspace.shape)
 
-    def _at(self, theta: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    def _at(self, theta: Tensor, block: Tensor, find: Callable[..., Eigenpairs]) -> tuple[Tensor, Tensor]:
         """The truncated field at one θ (d,), and the block of eigenvectors found from ``block``."""
         point = self.landscape.expand(theta)
         if not bool(point.grad.isfinite().all()):
             return torch.full_like(theta, torch.nan), block
-        pairs = eigenpairs(point.hvp, block, self.modes, tolerance=self.tolerance, limit=100 * self.modes)
+        pairs = find(point.hvp, block, self.modes, tolerance=self.tolerance, limit=100 * self.modes)
         finite = bool(pairs.values.isfinite().all())
         if not pairs.converged and finite:
             flag_unconverged(f"{self.name}: {pairs.products} HVPs did not reach tolerance {self.tolerance:g}")

@@ -8,7 +8,7 @@ float64.
 from landscapes.krylov.blocks import block_product
 from landscapes.krylov.functions import KrylovResult, matrix_function, spectral_action
 from landscapes.krylov.probes import Estimate, SpectralDensity, layer_traces, spectral_density, trace
-from landscapes.krylov.ritz_pairs import Eigenpairs, eigenpairs, random_block
+from landscapes.krylov.ritz_pairs import Eigenpairs, continued_pairs, eigenpairs, random_block
 from landscapes.krylov.space import KrylovSpace, Product
 from landscapes.krylov.tracking import EigenpairTracker, FollowedPairs
 
@@ -22,6 +22,7 @@ __all__ = [
     "Product",
     "SpectralDensity",
     "block_product",
+    "continued_pairs",
     "eigenpairs",
     "layer_traces",
     "matrix_function",

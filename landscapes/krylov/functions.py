@@ -19,19 +19,21 @@ import torch
 from torch import Tensor
 
 from landscapes.errors import check_callable, check_count, check_float_tensor, check_real, is_dense, kind_of
-from landscapes.krylov.precision import check_full_precision
-from landscapes.krylov.space import KrylovSpace, Product, check_product
+from landscapes.krylov.precision import RESOLVED, check_full_precision
+from landscapes.krylov.space import KrylovSpace, Product, check_product, norm
 
 Spectral = Callable[[Tensor], Tensor]
 
 # Estimates are too small while a mode of small weight in g is unresolved, above all near a singularity of f.
 SAFETY = 50
+UNEQUAL = 100  # times what is resolved: between versions of T, the errors of products that are more than rounding
 
 
 @dataclass(frozen=True)
 class KrylovResult:
     """f(H)g with its cost in HVPs, the last Ritz values and two error estimates.
 
+    ``converged``: the target is met, as estimated, or the space is invariant and the target below rounding.
     ``residual``: the first neglected term, ``change``: the change by the last product, both relative to ‖f(H)g‖; 0 if
     the result is exact, NaN if a product was not finite. If f has several rows, the largest over the rows.
     """
@@ -122,8 +124,9 @@ def matrix_function(
     a complex g, H is assumed to be complex symmetric.
 
     The target error is ``tolerance``·‖f(H)g‖ + ``absolute``: iterations stop when ``residual`` and ``change``, times
-    ‖f(H)g‖, are both below a fiftieth of it (``SAFETY``), or when the space is invariant and the result exact. A NaN or
-    an infinity gives a value of NaN, not converged. The value carries no autograd graph.
+    ‖f(H)g‖, are both below a fiftieth of it (``SAFETY``), or when the space is invariant and the result exact.
+    Converged then means that errors of the products, such as rounding or H ≠ Hᵀ, change the result by no more than the
+    target either. A NaN or an infinity gives a value of NaN, not converged. The value carries no autograd graph.
 
     Raises ValueError or TypeError for invalid arguments, such as half precision.
     """
@@ -138,7 +141,7 @@ def matrix_function(
             raise ValueError(f"{name} must not be negative, got {allowed!r}")
     vector = vector.detach()
     rows = at_zero(function, vector).shape
-    size = float(torch.linalg.vector_norm(vector))
+    size = norm(vector)
     if not math.isfinite(size):
         return not_a_number(vector, rows, 0)
     if size == 0:
@@ -151,17 +154,20 @@ def matrix_function(
         if not space.finite:
             return not_a_number(vector, rows, space.size)
         current, residual, ritz = projected_action(space, function)
-        norm = torch.linalg.vector_norm(current, dim=-1)
+        sizes = torch.linalg.vector_norm(current, dim=-1)
         change = change_norm(current, previous)
-        allowed = (tolerance * norm + absolute) / SAFETY
-        finite = bool(norm.isfinite().all())
-        converged = finite and (space.invariant or bool(((residual <= allowed) & (change <= allowed)).all()))
-        if converged or space.invariant or space.size == limit:
+        target = tolerance * sizes + absolute
+        finite = bool(sizes.isfinite().all())
+        settled = finite and (space.invariant or bool((torch.maximum(residual, change) <= target / SAFETY).all()))
+        if settled or space.invariant or space.size == limit:
             break
         previous = current
     if not finite:
         return not_a_number(vector, rows, space.size, ritz)
-    neglected, moved = (0.0, 0.0) if space.invariant else (relative_error(residual, norm), relative_error(change, norm))
+    converged = settled and is_faithful(space, function, current, target)
+    neglected, moved = (
+        (0.0, 0.0) if space.invariant else (relative_error(residual, sizes), relative_error(change, sizes))
+    )
     return KrylovResult(space.combine(current), space.size, ritz, neglected, moved, converged)
 
 
@@ -178,6 +184,29 @@ def projected_action(space: KrylovSpace, function: Spectral) -> tuple[Tensor, Te
     slopes = divided_difference(function, spectrum.eigenvalues, values, scale)
     beyond = space.beta * spectrum.action(slopes)[..., -1]
     return torch.cat([inside, beyond[..., None].to(inside)], dim=-1), beyond.abs(), spectrum.eigenvalues
+
+
+def is_faithful(space: KrylovSpace, function: Spectral, current: Tensor, target: Tensor) -> bool:
+    r"""Whether errors of the products, at least rounding, change f(H)g by ``target`` (...,) at most.
+
+    Real T has two versions, measured and of the recurrence, which differ by rounding, by noise of the products, and
+    where H is not symmetric; the effect is taken for ‖f(T)Q*g − f(T')Q*g‖. A target below rounding can be met only by
+    an invariant space, whose result is exact up to the effect of rounding.
+    """
+    rounding = RESOLVED * torch.finfo(space.basis.dtype).eps
+    resolved = bool((target >= rounding * torch.linalg.vector_norm(current, dim=-1)).all())
+    if not resolved and not space.invariant:
+        return False
+    if space.wide.is_complex:
+        return True
+    recurrence = space.recurrence
+    if not resolved:
+        size = float(recurrence.abs().max())
+        return float((space.projected - recurrence).abs().max()) <= UNEQUAL * rounding * size
+    start = torch.zeros(space.size, dtype=torch.float64)
+    start[0] = space.norm
+    other = spectral_action(recurrence, start, function)[0]
+    return bool((change_norm(current[..., : space.size], other) <= target).all())
 
 
 def divided_difference(function: Spectral, z: Tensor, values: Tensor, scale: float) -> Tensor:

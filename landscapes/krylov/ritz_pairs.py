@@ -25,7 +25,7 @@ from torch import Tensor
 from landscapes.errors import MOST, check_choice, check_count, check_float_tensor, check_positive, check_seed
 from landscapes.krylov.precision import check_full_precision, check_resolved
 from landscapes.krylov.ritz_space import Rank, RitzSpace
-from landscapes.krylov.space import ROUNDING, Product, check_product
+from landscapes.krylov.space import ROUNDING, Product, binary_unit, check_product, norm, row_norms
 
 WHICH = ("largest", "smallest", "magnitude")
 RANKS: dict[str, Rank] = {"largest": lambda x: x, "smallest": lambda x: -x, "magnitude": torch.abs}
@@ -174,28 +174,49 @@ class RitzSearch:
             self._grow()
         else:
             self._scout(0, COPIES)
-        if self.left and self._is_carried():
-            self.begin_carried(looks=1)
+        if self.left and self._is_aligned():
+            self._grow_given()
+            if self.space.finite and self._is_separated():
+                self._look_beyond(1)
 
-    def _is_carried(self) -> bool:
-        """Whether the first row is close to an eigenvector at the wanted end."""
+    def begin_carried(self) -> None:
+        """The products of a block that is known to be carried, and two looks beyond it."""
+        self._grow_given()
+        if self.space.finite:
+            self._look_beyond(2)
+
+    def _grow_given(self) -> None:
+        while self.left and self._add_given():
+            self._grow()
+
+    def _is_aligned(self) -> bool:
+        """Whether the first row is close to the first Ritz vector: then the others are likely to help."""
         self.space.solve()
         return bool(self.space.shares(torch.eye(1, self.space.size, dtype=torch.float64), 1) >= ALIGNED)
 
-    def begin_carried(self, looks: int = 2) -> None:
-        """The products of the block, and looks beyond it."""
-        while self.left and self._add_given():
-            self._grow()
-        if self.space.finite:
-            _, sizes, axes = torch.linalg.svd(self.space.components(self._start), full_matrices=False)
-            self._known = axes[sizes > sizes[0] * torch.finfo(self._start.dtype).eps ** 0.5]
+    def _given(self) -> Tensor:
+        """Coordinates (r, m) of an orthonormal basis of the start in Q, of the directions that are in Q."""
+        _, sizes, axes = torch.linalg.svd(self.space.components(self._start), full_matrices=False)
+        return axes[sizes > sizes[0] * torch.finfo(self._start.dtype).eps ** 0.5]
+
+    def _is_separated(self) -> bool:
+        """Whether the start has the wanted modes: its own Ritz pairs are closer to H than to the first guard.
+
+        Random rows have not, and one of them can be close to the first Ritz vector, if the modes beyond it are many.
+        """
+        ranks, residuals = self.space.pairs_on(self._given())
+        k = self._count
+        return len(ranks) > k and bool(residuals[:k].max() < (ranks[k - 1] - ranks[k]) / 2)
+
+    def _look_beyond(self, looks: int) -> None:
+        self._known = self._given()
         for look in range(looks):
             if self.left:
                 self.space.solve()
                 # a block without guards looks from its last pair
                 guards = self.space.residuals(self._carried)[:, min(self._count, self._carried - 1) :]
                 guards = torch.nn.functional.pad(guards, (0, 1))  # with too few pairs, there is no residual
-                self._scout(1 + look, CHANCE, guards[:, torch.linalg.vector_norm(guards, dim=0).argmax()])
+                self._scout(1 + look, CHANCE, guards[:, row_norms(guards.mT).argmax()])
 
     def _scout(self, number: int, chance: float, residual: Tensor | None = None) -> None:
         """A product from a residual, as components along W, or the only direction, plus a random direction.
@@ -206,7 +227,7 @@ class RitzSearch:
         if not self.left:
             return
         weights = torch.ones(self.space.directions, dtype=torch.float64) if residual is None else residual
-        weights = weights / torch.linalg.vector_norm(weights).clamp_min(torch.finfo(torch.float64).tiny)
+        weights = weights / (norm(weights) or 1.0)
         along = self._open_random(number)
         if len(along) > len(weights):
             # of the sign for which −H, whose residuals are the opposite, gives the same space
@@ -274,15 +295,15 @@ class RitzSearch:
             return Verdict(nothing, nothing, False)
         space.solve()
         k, pairs = min(self._count, space.size), min(self._pairs, space.size)
-        residuals = torch.linalg.vector_norm(space.residuals(pairs), dim=0)
+        residuals, asymmetries = space.residual_norms(pairs)
         carried = self._known is not None and bool((space.shares(self._known, k) >= MOSTLY).all())
         ranks = space.ranks[:pairs]
-        errors = carried_errors(ranks, residuals, k) if carried else UNSEEN / self._begun * residuals[:k]
-        errors = errors + space.rounding
-        closed = not space.directions and (space.full or self._begun >= self._count)
+        errors = carried_errors(ranks, residuals, k) if carried else UNSEEN / min(self._begun, 2) * residuals[:k]
+        errors = errors + asymmetries[: len(errors)] + space.rounding
+        closed = not space.directions and (space.full or self._begun >= max(self._count, 2))
         deep = carried or closed or space.products >= self._depth
         within = bool((errors <= self._tolerance * space.scale).all())
-        return Verdict(residuals, errors, k == self._count and deep and within)
+        return Verdict(torch.hypot(residuals, asymmetries), errors, k == self._count and deep and within)
 
     def result(self, verdict: Verdict) -> Eigenpairs:
         """The pairs, with the block to carry."""
@@ -304,10 +325,12 @@ def carried_errors(ranks: Tensor, residuals: Tensor, k: int) -> Tensor:
     residual; ‖r‖ where that is not below half the gap, or where ‖r‖ is above the rest of it. The guards: by how much
     the eigenvalue near each may outrank the last wanted one.
     """
+    unit = binary_unit(float(ranks.abs().max()))
+    ranks, residuals = ranks / unit, residuals / unit
     gaps, own = ranks - ranks[-1], residuals[-1]
     known = (own < gaps / 2) & (residuals < gaps - own)
     wanted = torch.where(known, residuals.square() / (gaps - own), residuals)
-    return torch.cat([wanted[:k], (ranks + residuals - ranks[k - 1])[k:]])
+    return unit * torch.cat([wanted[:k], (ranks + residuals - ranks[k - 1])[k:]])
 
 
 def check_start(start: Tensor, count: int) -> None:

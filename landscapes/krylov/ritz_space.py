@@ -2,14 +2,17 @@ r"""An orthonormal basis that grows in any direction of its own images, with the
 
 For orthonormal rows Q (m, d) and W (w, d), together orthonormal, the space stores
 
-    H Q* = Q* T + W* C,    T (m, m) symmetric, C (w, m),
+    H Q* = Q* T + W* C,    T (m, m), C (w, m),
 
-so the images HQ* need no storage: the residual of a Ritz pair (θ, Q*s) is W*(C s), of norm ‖C s‖, and thick restarts
-(Wu & Simon 2000) are T ← diag θ, Q ← SᵀQ, C ← C S. W has the directions in which the space can grow. Each growth
-multiplies H by one of them, moves it to Q and appends the part of its image outside to W. From one row w stays 1, and
-this is Lanczos with full reorthogonalisation; w rows in turn are a block Lanczos; any combination of W, such as the
-residual of the least accurate pair, is Davidson's choice (1975), without a preconditioner. Only vectors (d,) are in the
-caller's precision and on its device; T, C and the Ritz values are float64 on the CPU.
+so the images HQ* need no storage: the Ritz pairs are (θ, Q*s) of ½(T + Tᵀ) s = θ s, with the residual
+½Q*(T − Tᵀ)s + W*C s, and thick restarts (Wu & Simon 2000) are T ← SᵀTS, Q ← SᵀQ, C ← C S. Entries of T below the
+diagonal were in C before their row moved to Q, those above are measured at the next product: T − Tᵀ shows products
+that are not symmetric or not reproduced, such as those in another precision. W has the directions in which the space
+can grow. Each growth multiplies H by one of them, moves it to Q and appends the part of its image outside to W. From
+one row w stays 1, and this is Lanczos with full reorthogonalisation; w rows in turn are a block Lanczos; any
+combination of W, such as the residual of the least accurate pair, is Davidson's choice (1975), without a
+preconditioner. Only vectors (d,) are in the caller's precision and on its device; T, C and the Ritz values are float64
+on the CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import torch
 from torch import Tensor
 
 from landscapes.errors import check_image
-from landscapes.krylov.space import ROUNDING, Product
+from landscapes.krylov.space import ROUNDING, Product, binary_unit, norm
 
 FEWEST = 8  # rows of storage to begin with
 ROUNDED = 4  # eps of the largest Ritz value
@@ -47,6 +50,7 @@ class RitzSpace:
         self._rows = 0  # m + w
         self._projected = torch.zeros(FEWEST, FEWEST, dtype=torch.float64)
         self._coupling = torch.zeros(0, 0, dtype=torch.float64)
+        self._dropped = torch.zeros(0, 0, dtype=torch.float64)  # parts of images along what restarts have dropped
         self._eps = torch.finfo(like.dtype).eps
         self.products = 0
         self.finite = True
@@ -88,8 +92,8 @@ class RitzSpace:
 
         Returns the components of direction/‖direction‖ along the directions W of before and the new one, if any.
         """
-        size = torch.linalg.vector_norm(direction)
-        if not float(size) > 0:
+        size = norm(direction)
+        if not size > 0:
             return torch.zeros(self.directions, dtype=torch.float64)
         outside = direction / size
         left, components = self._orthogonalise(outside)
@@ -98,13 +102,13 @@ class RitzSpace:
             return combination
         # the division enlarges rounding errors along the basis by 1/left
         outside /= left
-        norm, _ = self._orthogonalise(outside)
-        self._append(outside, norm, torch.zeros(1, self.size, dtype=torch.float64))
+        rest, _ = self._orthogonalise(outside)
+        self._append(outside, rest, torch.zeros(1, self.size, dtype=torch.float64))
         return torch.cat([combination, combination.new_tensor([left])])
 
     def turn(self, combination: Tensor) -> None:
         """Rotate W so that its first row is Σ_i c_i w_i/‖c‖, for ``combination`` c (w,)."""
-        unit = combination / torch.linalg.vector_norm(combination)
+        unit = combination / norm(combination)
         # the Householder reflection that exchanges c and ∓e₁, of the sign without cancellation
         mirror = unit.clone()
         mirror[0] += 1.0 if float(unit[0]) >= 0 else -1.0
@@ -116,13 +120,14 @@ class RitzSpace:
     def grow(self) -> None:
         """m → m + 1 by the first row of W and one product."""
         m = self._coupled
-        image = check_image("product", self._product(self._store[m]), self._store[m]).detach()
+        # a copy: a product that works in place would change the basis
+        image = check_image("product", self._product(self._store[m].clone()), self._store[m]).detach()
         self.products += 1
         outside, beta, components = self._outside_by_symmetry(image)
         self.finite = math.isfinite(beta) and bool(components.isfinite().all())
         if not self.finite:
             return
-        self._extend_projection(components[: m + 1])
+        self._extend_projection(self._coupling[0], components[: m + 1])
         self._coupling = torch.cat([self._coupling[1:], components[m + 1 :, None]], dim=1)
         self._coupled = m + 1
         rounding = ROUNDING * self._eps * float(self._projected[: m + 1, : m + 1].abs().max())
@@ -153,9 +158,9 @@ class RitzSpace:
         for _ in range(2):  # twice is enough (Parlett 1980)
             components = rows @ vector
             vector.addmv_(rows.mT, components, alpha=-1)
-            size = float(torch.linalg.vector_norm(vector))
+            size = norm(vector)
             found += components.to("cpu", torch.float64)
-            if size > float(torch.linalg.vector_norm(found)):  # no cancellation
+            if size > norm(found):  # no cancellation
                 break
         return size, found
 
@@ -168,19 +173,23 @@ class RitzSpace:
         self._rows += 1
         self._coupling = torch.cat([self._coupling, coupling])
 
-    def _extend_projection(self, column: Tensor) -> None:
-        m = len(column)
-        if m > len(self._projected):
+    def _extend_projection(self, row: Tensor, column: Tensor) -> None:
+        m = len(row)
+        if m == len(self._projected):
             wider = torch.zeros(2 * m, 2 * m, dtype=torch.float64)
-            wider[: m - 1, : m - 1] = self._projected[: m - 1, : m - 1]
+            wider[:m, :m] = self._projected
             self._projected = wider
-        # the column is measured: equal to the row of C that has left W up to rounding of the products
-        self._projected[:m, m - 1] = column
-        self._projected[m - 1, :m] = column
+        self._projected[m, :m] = row
+        self._projected[: m + 1, m] = column
+
+    @property
+    def _symmetric(self) -> Tensor:
+        projected = self._projected[: self.size, : self.size]
+        return (projected + projected.mT) / 2
 
     def solve(self) -> None:
         """The Ritz pairs of T."""
-        values, mixing = torch.linalg.eigh(self._projected[: self.size, : self.size])
+        values, mixing = torch.linalg.eigh(self._symmetric)
         order = self._rank(values).argsort(descending=True, stable=True)
         self.values, self._mixing = values[order], mixing[:, order]
 
@@ -189,9 +198,32 @@ class RitzSpace:
         solved = len(self._mixing)
         return self._coupling[:, :solved] @ self._mixing[:, :count]
 
+    def residual_norms(self, count: int) -> tuple[Tensor, Tensor]:
+        """Norms (count,) of the first residuals outside Q, and of their parts ½(T − Tᵀ)s and along dropped directions.
+
+        The second are rounding if H is symmetric.
+        """
+        mixing = self._mixing[:, :count]
+        unit = binary_unit(self.scale)
+        projected = self._projected[: len(mixing), : len(mixing)] / unit
+        inside = (projected - projected.mT) @ mixing / 2
+        dropped = self._dropped / unit @ mixing[: self._dropped.shape[1]]
+        outside = torch.linalg.vector_norm(self.residuals(count) / unit, dim=0)
+        return unit * outside, unit * torch.linalg.vector_norm(torch.cat([inside, dropped]), dim=0)
+
     def components(self, vectors: Tensor) -> Tensor:
         """Components of ``vectors`` (n, d) along Q (n, m)."""
         return (vectors @ self._store[: self.size].mT).to("cpu", torch.float64)
+
+    def pairs_on(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranks and residuals (n,) of the Ritz pairs of H on a subspace of orthonormal ``coordinates`` (n, m) in Q."""
+        projected = self._symmetric
+        values, mixing = torch.linalg.eigh(coordinates @ projected @ coordinates.mT)
+        order = self._rank(values).argsort(descending=True, stable=True)
+        vectors = coordinates.mT @ mixing[:, order]
+        inside = projected @ vectors - vectors * values[order]
+        outside = self._coupling @ vectors
+        return self._rank(values[order]), torch.linalg.vector_norm(torch.cat([inside, outside]), dim=0)
 
     def shares(self, coordinates: Tensor, count: int) -> Tensor:
         """The squared norm of each Ritz vector's part in a subspace of orthonormal ``coordinates`` (n, m) in Q."""
@@ -204,13 +236,16 @@ class RitzSpace:
     def compress(self, count: int) -> Tensor:
         """Keep the first ``count`` Ritz vectors, m → count, and return their coordinates S (m, count) in the old Q."""
         mixing, m = self._mixing[:, :count], self.size
-        turned = mixing.mT.to(self._store)
+        rotation = mixing.mT.to(self._store)
         for columns in self._store.split(CHUNK, dim=1):
-            columns[:count] = turned @ columns[:m]
+            columns[:count] = rotation @ columns[:m]
         directions = self._store[m : self._rows].clone()
         self._coupled, self._rows = count, count + len(directions)
         self._store[count : self._rows] = directions
-        self._projected[:count, :count] = torch.diag(self.values[:count])
+        turned = self._mixing.mT @ self._projected[:m, :m] @ mixing
+        dropped = torch.cat([self._dropped @ mixing[: self._dropped.shape[1]], turned[count:]])
+        self._dropped = torch.linalg.qr(dropped, mode="r").R  # of the same norms
+        self._projected[:count, :count] = turned[:count]
         self._coupling = self._coupling @ mixing
         self.values, self._mixing = self.values[:count], torch.eye(count, dtype=torch.float64)
         return mixing

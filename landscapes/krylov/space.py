@@ -9,6 +9,7 @@ basis is on the vector's device; T (m, m) on the CPU in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,7 @@ from landscapes.errors import check_callable, check_float_tensor, check_image
 Product = Callable[[Tensor], Tensor]
 
 ROUNDING = 10  # a residual below this many eps of the projection is rounding: the space is invariant
+SAFE = 1e4  # norms this far from where squares under- or overflow are those of up to 10⁸ entries
 FEWEST = 8  # rows of storage to begin with
 
 
@@ -37,11 +39,12 @@ class KrylovSpace:
             raise ValueError(f"vector must have shape (d,), d >= 1, got {tuple(vector.shape)}")
         vector = vector.detach()
         self._product = product
-        self.norm = float(torch.linalg.vector_norm(vector))
+        self.norm = norm(vector)
         self.wide = torch.complex128 if vector.is_complex() else torch.float64
         self._rows = vector.new_empty(min(FEWEST, vector.shape[-1]) + 1, vector.shape[-1])
         self._rows[0] = vector / self.norm
         self._projected = torch.zeros(FEWEST + 1, FEWEST + 1, dtype=self.wide)
+        self._betas = torch.zeros(0, dtype=torch.float64)
         self.size = 0
         self.beta = self.norm
         self.finite = bool(self._rows[0].isfinite().all())
@@ -67,6 +70,12 @@ class KrylovSpace:
         return self._projected[: self.size, : self.size]
 
     @property
+    def recurrence(self) -> Tensor:
+        """The tridiagonal T (m, m) of α and β of real symmetric H: equal to ``projected`` up to errors of products."""
+        below = self._betas[: self.size - 1]
+        return self.projected.diagonal().diag() + below.diag(1) + below.diag(-1)
+
+    @property
     def invariant(self) -> bool:
         """Whether the space cannot grow: H maps it into itself, to rounding."""
         return self.size > 0 and self.beta == 0
@@ -75,21 +84,23 @@ class KrylovSpace:
         """Add one dimension, m → m + 1, by one product."""
         m = self.size
         self._reserve(m + 2)
-        image = check_image("product", self._product(self._rows[m]), self._rows[m]).detach()
+        # a copy: a product that works in place would change the basis
+        image = check_image("product", self._product(self._rows[m].clone()), self._rows[m]).detach()
         residual, column = orthogonalise(image, self._rows[: m + 1])
         column = column.to("cpu", self.wide)
         self._projected[: m + 1, m] = column
         if self.wide == torch.float64:
             self._projected[m, : m + 1] = column
         self.size = m + 1
-        beta = float(torch.linalg.vector_norm(residual))
-        self.finite = bool(column.isfinite().all()) and beta < float("inf")
+        beta = norm(residual)
+        self.finite = bool(column.isfinite().all()) and beta < math.inf
         rounding = ROUNDING * torch.finfo(residual.dtype).eps * float(self.projected.abs().max())
         # at m = d the residual is zero in exact arithmetic: normalising it would add a row of rounding errors
         if not self.finite or beta <= rounding or self.size == self.dimension:
             self.beta = 0.0
             return
         self.beta = beta
+        self._betas = torch.cat([self._betas, torch.tensor([beta], dtype=torch.float64)])
         self._rows[self.size] = residual / beta
         self._projected[self.size, m] = beta
 
@@ -118,6 +129,29 @@ class KrylovSpace:
 def check_product(name: str, product: Product) -> None:
     """Raise TypeError unless ``product`` can be called. Its results are checked by ``check_image``."""
     check_callable(name, product, "v (d,) -> Hv (d,)")
+
+
+def norm(vector: Tensor) -> float:
+    """‖v‖, where squares under- or overflow, too; NaN or infinite if an entry is."""
+    size = float(torch.linalg.vector_norm(vector))
+    numbers = torch.finfo(vector.dtype)
+    if len(vector) and not SAFE * numbers.tiny**0.5 < size < numbers.max**0.5 / SAFE:
+        largest = float(vector.abs().max())
+        if 0 < largest < math.inf:
+            size = largest * float(torch.linalg.vector_norm(vector / largest))
+    return size
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Norms (k,) of rows (k, d), float64 on the CPU, where squares underflow, too."""
+    largest = rows.abs().amax(-1, keepdim=True)
+    units = torch.where(largest > 0, largest, 1)
+    return torch.linalg.vector_norm(rows / units, dim=-1, dtype=torch.float64).cpu() * units[:, 0].double().cpu()
+
+
+def binary_unit(size: float) -> float:
+    """The power of two below ``size`` > 0, in which numbers of that size can be squared; 1 if it is 0 or not finite."""
+    return 2.0 ** (math.frexp(size)[1] - 1) if 0 < size < math.inf else 1.0
 
 
 def orthogonalise(image: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

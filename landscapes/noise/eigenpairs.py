@@ -11,6 +11,7 @@ from landscapes.errors import check_choice, check_count, check_positive, check_s
 from landscapes.krylov import random_block
 from landscapes.krylov.precision import check_full_precision
 from landscapes.krylov.ritz_pairs import carried_errors
+from landscapes.krylov.space import row_norms
 from landscapes.noise.covariance import CovarianceOperator
 from landscapes.noise.plans import METHODS, Plan, choose, guarded_rows
 from landscapes.noise.ritz import NEGLIGIBLE, BlockRitz, RitzPairs, check_finite, top_pairs
@@ -103,7 +104,7 @@ def refine(operator: CovarianceOperator, vectors: Tensor, count: int, tolerance:
     basis.extend(vectors)
     if len(basis.rows) < count:
         basis.extend(random_block(operator.like, count - len(basis.rows), seed))
-    sizes = torch.linalg.vector_norm(basis.residuals(count), dim=-1, dtype=torch.float64).cpu()
+    sizes = row_norms(basis.residuals(count))
     values = basis.values[:count]
     errors = carried_errors(values, sizes, count)
     rounding = NEGLIGIBLE * torch.finfo(operator.like.dtype).eps * float(values[0].clamp_min(0))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from landscapes.krylov import random_block
 from landscapes.krylov.ritz_pairs import carried_errors
+from landscapes.krylov.space import row_norms
 from landscapes.noise.covariance import wide_product
 
 NEGLIGIBLE = 100  # eps times the largest Ritz value: a residual below is rounding
@@ -101,7 +102,7 @@ def top_pairs(
     while True:
         carried = min(len(start), len(basis.rows))
         residuals = basis.residuals(carried)
-        sizes = torch.linalg.vector_norm(residuals, dim=-1, dtype=torch.float64).cpu()
+        sizes = row_norms(residuals)
         values = basis.values[:carried]
         shortfalls = carried_errors(values, sizes, min(count, carried))
         rounding = NEGLIGIBLE * torch.finfo(start.dtype).eps * float(values[0])
@@ -133,8 +134,9 @@ def check_finite(numbers: Tensor) -> Tensor:
 def orthonormal_outside(directions: Tensor, rows: Tensor) -> Tensor:
     """Orthonormal rows (j, n), j ≤ k, that span the part of ``directions`` (k, n) outside orthonormal ``rows``."""
     eps = torch.finfo(rows.dtype).eps
-    sizes = torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
-    kept = directions[sizes[:, 0] > 0] / sizes[sizes[:, 0] > 0]
+    kept = directions[directions.any(-1)]
+    kept = kept / kept.abs().amax(-1, keepdim=True)  # squares of its entries may underflow
+    kept = kept / torch.linalg.vector_norm(kept, dim=-1, keepdim=True)
     if not len(kept):
         return kept
     kept = part_outside(kept, rows)
