@@ -144,8 +144,8 @@ def norm(vector: Tensor) -> float:
 
 def row_norms(rows: Tensor) -> Tensor:
     """Norms (k,) of rows (k, d), float64 on the CPU, where squares underflow, too."""
-    largest = rows.abs().amax(-1, keepdim=True)
-    units = torch.where(largest > 0, largest, 1)
+    units = rows.abs().sum(-1, keepdim=True)
+    units = torch.where(units > 0, units, 1)
     return torch.linalg.vector_norm(rows / units, dim=-1, dtype=torch.float64).cpu() * units[:, 0].double().cpu()
 
 
