@@ -156,7 +156,7 @@ def matrix_function(
         current, residual, ritz = projected_action(space, function)
         sizes = torch.linalg.vector_norm(current, dim=-1)
         change = change_norm(current, previous)
-        target = tolerance * sizes + absolute
+        target = tolerance * sizes + absolute / space.unit
         finite = bool(sizes.isfinite().all())
         settled = finite and (space.invariant or bool((torch.maximum(residual, change) <= target / SAFETY).all()))
         if settled or space.invariant or space.size == limit:
@@ -168,13 +168,13 @@ def matrix_function(
     neglected, moved = (
         (0.0, 0.0) if space.invariant else (relative_error(residual, sizes), relative_error(change, sizes))
     )
-    return KrylovResult(space.combine(current), space.size, ritz, neglected, moved, converged)
+    return KrylovResult(space.combine(space.unit * current), space.size, ritz, neglected, moved, converged)
 
 
 def projected_action(space: KrylovSpace, function: Spectral) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients (..., m + 1) of f(H)g along Q and its next direction, ‖first neglected term‖ (...), Ritz values."""
+    """Coefficients (..., m + 1) of f(H)g/unit along Q and its next direction, ‖first neglected term‖ (...), Ritz values."""
     start = torch.zeros(space.size, dtype=space.wide)
-    start[0] = space.norm
+    start[0] = space.norm / space.unit
     spectrum = decompose(space.projected, start)
     values = values_of(function, spectrum.eigenvalues)
     inside = spectrum.action(values)
@@ -204,7 +204,7 @@ def is_faithful(space: KrylovSpace, function: Spectral, current: Tensor, target:
         size = float(recurrence.abs().max())
         return float((space.projected - recurrence).abs().max()) <= UNEQUAL * rounding * size
     start = torch.zeros(space.size, dtype=torch.float64)
-    start[0] = space.norm
+    start[0] = space.norm / space.unit
     other = spectral_action(recurrence, start, function)[0]
     return bool((change_norm(current[..., : space.size], other) <= target).all())
 

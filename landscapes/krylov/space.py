@@ -40,6 +40,7 @@ class KrylovSpace:
         vector = vector.detach()
         self._product = product
         self.norm = norm(vector)
+        self.unit = binary_unit(self.norm)  # ‖g‖/unit can be squared
         self.wide = torch.complex128 if vector.is_complex() else torch.float64
         self._rows = vector.new_empty(min(FEWEST, vector.shape[-1]) + 1, vector.shape[-1])
         self._rows[0] = vector / self.norm

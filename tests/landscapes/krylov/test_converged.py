@@ -117,8 +117,9 @@ def test_units_of_the_hessian_and_of_the_start(dtype, sizes):
         assert continued.converged
         assert error(continued, scaled.double(), "largest") < 2 * TOLERANCE
         assert eigenpairs(lambda v: values.to(dtype) * v, size * random_block(scaled, 1), 1).converged
-        found = matrix_function(lambda v: values.to(dtype) * v, scaled, torch.exp, 50, 1e-5).value.double() / size
-        assert torch.allclose(found, values.exp() * values, rtol=1e-4)
+        result = matrix_function(lambda v: values.to(dtype) * v, scaled, torch.exp, 50, 1e-5)
+        assert result.converged
+        assert torch.allclose(result.value.double() / size, values.exp() * values, rtol=1e-4)
         density = spectral_density(lambda v, scaled=scaled: scaled * v, scaled)
         assert float(density.nodes.max()) == pytest.approx(float(scaled.max()), rel=1e-3)
 
