@@ -32,7 +32,7 @@ from flows.engines.stochastic import Noise, check_noise_options, noise_field
 from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow, WorkspaceFlow, collect_flags
 from landscapes import UnsupportedError
-from landscapes.errors import check_float_tensor, check_positive, check_seed
+from landscapes.errors import check_flag, check_float_tensor, check_positive, check_seed, short_form
 
 
 def integrate(
@@ -94,6 +94,7 @@ def integrate(
     outputs = check_times(times, dt, theta0.t if isinstance(theta0, State) else None)
     stretches, begins_anew = split(outputs, restarts)
     watched = check_events(events)
+    check_flag("progress", progress)
     with torch.no_grad(), collect_flags() as flags:
         model, counts = count_calls(flow)
         start = starting_state(model, theta0, outputs[0])
@@ -185,10 +186,12 @@ def split(outputs: list[float], restarts: Sequence[float] | Tensor) -> tuple[lis
     Raises TypeError or ValueError unless restarts are output times.
     """
     try:
-        given = array_of("restarts", restarts).reshape(-1)
+        given = array_of("restarts", restarts)
         values = given.astype(float)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"restarts must be some of the output times, got {restarts!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"restarts must be some of the output times, got {short_form(restarts)}") from error
+    if given.ndim != 1:
+        raise TypeError(f"restarts must be a sequence of output times, got the shape {given.shape}")
     near = rounding_of(given) + 1e-12 * np.maximum(1.0, np.abs(values))
     places = np.searchsorted(outputs, values - near)
     for value, place, close in zip(values, places, near, strict=True):

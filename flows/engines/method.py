@@ -114,7 +114,7 @@ class Method(ABC):
             options,
             rtol=rtol if options.rtol is None else check_positive("rtol", options.rtol),
             atol=atol if options.atol is None else check_positive("atol", options.atol),
-            max_steps=check_count("max_steps", options.max_steps),
+            max_steps=check_count("max_steps", options.max_steps, maximum=torch.iinfo(torch.int64).max),
         )
 
     def check_own_steps(self, options: MethodOptions) -> None:
