@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,8 @@ from landscapes.errors import (
     short_form,
 )
 from landscapes.noise import GradientNoise
+
+LARGEST_RATE = math.sqrt(sys.float_info.max)
 
 
 def check_model(landscape: Landscape, *learning_rate: float) -> None:
@@ -97,19 +102,18 @@ def halves(state: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
 def check_time(t: float | Tensor) -> float | Tensor:
     """Return t; raise TypeError unless it is a real number or a dense tensor of real numbers."""
     if not isinstance(t, Tensor):
-        check_number("t", t)
-    elif check_computable("t", t).is_complex():
+        return check_number("t", t)
+    if check_computable("t", t).is_complex():
         raise TypeError(f"t must be real, got {t.dtype}")
     return t
 
 
 def time_of(t: float | Tensor) -> float:
     """t as a float; raise TypeError unless it is one real number, or a dense tensor of one."""
-    if isinstance(check_time(t), Tensor):
-        if t.numel() != 1:  # type: ignore[union-attr]
-            raise TypeError(f"t must be one time, got a tensor of shape {tuple(t.shape)}")  # type: ignore[union-attr]
-        return float(t)
-    return check_number("t", t)  # type: ignore[arg-type]
+    time = check_time(t)
+    if isinstance(time, Tensor) and time.numel() != 1:
+        raise TypeError(f"t must be one time, got a tensor of shape {tuple(time.shape)}")
+    return float(time)
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -122,3 +126,11 @@ def check_device(device: str | torch.device) -> torch.device:
         raise ValueError(
             f"device must be one that torch knows, such as 'cpu' or 'cuda', got {short_form(device)}"
         ) from error
+
+
+def check_rate(name: str, rate: float) -> float:
+    """Return a learning rate as a float; raise unless it is a real number whose square float64 holds."""
+    number = check_real(name, rate)
+    if abs(number) > LARGEST_RATE:
+        raise ValueError(f"{name} must be at most {LARGEST_RATE:.4g}, so that its square is finite, got {rate!r}")
+    return number

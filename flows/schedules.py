@@ -124,7 +124,10 @@ class ExponentialSchedule:
 
     def __call__(self, t: float) -> float:
         """e^{−t/τ}."""
-        return math.exp(-time_of(t) / self.timescale)
+        exponent = -time_of(t) / self.timescale
+        if exponent > LOG_LARGEST:
+            raise ValueError(f"t must be at least {-LOG_LARGEST:.4g} timescales, got {t!r}")
+        return math.exp(exponent)
 
 
 @final

@@ -123,8 +123,9 @@ def models_of(optimiser: torch.optim.Optimizer | type | Descent, **settings: Any
         factory: Any = optimiser  # its subclasses take settings, the base class declares none
         try:
             return models_of_groups(factory([torch.nn.Parameter(torch.zeros(1))], **settings))
-        except TypeError as error:
-            raise TypeError(f"settings must be those of {optimiser.__name__}, got {settings!r}: {error}") from error
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"settings must be those of {optimiser.__name__}, got {settings!r}: {error}") from error
     raise TypeError(
         "optimiser must be a torch.optim.Optimizer, its class or a Descent, got "
         f"{optimiser.__name__ if isinstance(optimiser, type) else type(optimiser).__name__}"

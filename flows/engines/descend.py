@@ -18,7 +18,7 @@ from flows.engines.endings import Status
 from flows.engines.recorder import AnyObserver, Recorder
 from flows.engines.state import State, model_name
 from flows.engines.trajectory import Trajectory
-from landscapes.errors import MOST, check_count, check_flag, check_float_tensor, check_seed, short_form
+from landscapes.errors import MOST, check_choice, check_count, check_flag, check_float_tensor, check_seed, short_form
 
 
 def descend(
@@ -68,7 +68,7 @@ def descend(
 def check_steps(steps: int, every: int, keep: str) -> None:
     """Raise unless ``steps`` is a positive whole number and the states that are kept can be held in memory."""
     check_count("steps", steps, maximum=torch.iinfo(torch.int64).max)
-    if keep == "all" and steps > MOST * check_count("every", every):
+    if check_choice("keep", keep, ("all", "last")) == "all" and steps > MOST * check_count("every", every):
         raise ValueError(
             f"steps must be at most {MOST:,} × every, as every {every}-th state is kept, got {short_form(steps)}; "
             "give a larger every, or keep='last'"

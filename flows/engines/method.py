@@ -108,7 +108,7 @@ class Method(ABC):
         """The options with the tolerances of the state's dtype where they are not given."""
         default = TOLERANCES.get(state.abs().dtype)
         if default is None and (options.rtol is None or options.atol is None):
-            raise ValueError(f"rtol and atol must be given for states of dtype {state.dtype}")
+            raise ValueError(f"rtol and atol must be given for theta0 of dtype {state.dtype}")
         rtol, atol = default or (1.0, 1.0)
         return replace(
             options,

@@ -40,6 +40,7 @@ from landscapes.errors import check_choice, check_count, check_positive
 from landscapes.expansion import Expansion
 from landscapes.krylov import matrix_function
 from landscapes.krylov.functions import Spectral, decompose
+from landscapes.krylov.precision import check_full_precision
 
 
 class MomentumPrincipalFlow(Flow):
@@ -102,7 +103,7 @@ class MomentumPrincipalFlow(Flow):
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """(θ̇, v̇), shape (..., 2d)."""
-        if check_point("state", state).is_complex() and self.branch == "real":
+        if check_full_precision("state", check_point("state", state)).is_complex() and self.branch == "real":
             raise BranchError("branch='real' takes real states only; use branch='complex' or give state.real")
         if self.krylov is not None and state.ndim > 1:
             return each_member(partial(self.velocity, t), state)

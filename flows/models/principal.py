@@ -22,6 +22,7 @@ from landscapes import Landscape
 from landscapes.errors import check_choice, check_count, check_flag, check_positive
 from landscapes.expansion import Expansion
 from landscapes.krylov import matrix_function, spectral_action
+from landscapes.krylov.precision import check_full_precision
 
 SINGULAR = 1e-6  # a mode within this distance of hλ = 1 is treated as singular
 
@@ -108,7 +109,7 @@ class PrincipalFlow(Flow):
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """α(hH) ∇f, shape (..., d)."""
-        if check_point("state", state).is_complex() and self.branch == "real":
+        if check_full_precision("state", check_point("state", state)).is_complex() and self.branch == "real":
             raise BranchError("branch='real' takes real theta only; use branch='complex' or give theta.real")
         if self.krylov is not None and state.ndim > 1:
             return each_member(partial(self.velocity, t), state)

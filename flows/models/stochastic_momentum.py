@@ -137,7 +137,7 @@ class MomentumModifiedEquation(StochasticMomentumFlow):
 
     def weights(self, state: Tensor, dw: Tensor) -> Tensor:
         """w (..., N) with √h σ(x) dW = Σ_i w_i ∇f_i(x)."""
-        self.noise.check_noise(state, dw)
+        self.noise.check_noise(state, dw, "dw")
         scale = math.sqrt(self.h * self.sampler.diffusion_factor() / self.landscape.size)
         return scale * (dw - dw.mean(dim=-1, keepdim=True))
 

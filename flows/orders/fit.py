@@ -243,7 +243,12 @@ def fit_order(
     """
     rates, found = as_list("ladder", ladder, "learning rates"), as_list("errors", errors, "numbers")
     bounds = as_list("uncertainties", uncertainties, "numbers")
-    window = check_window(window, min(map(len, (rates, found, bounds))))
+    for name, values in (("errors", found), ("uncertainties", bounds)):
+        if len(values) != len(rates):
+            raise ValueError(
+                f"{name} must be as many as the learning rates of the ladder, {len(rates)}, got {len(values)}"
+            )
+    window = check_window(window, len(rates))
     h = np.array([check_positive("ladder", rates[i]) for i in window])
     if not (np.diff(h) < 0).all():
         raise ValueError(f"ladder must decrease, got {h.tolist()}")

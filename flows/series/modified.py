@@ -170,9 +170,8 @@ def modified_equation(method: ExplicitMethod | Multistep, order: int) -> Series:
     Raises TypeError if the method is none of these or the order is no integer, ValueError for an order below 1.
     """
     recursion_of(method)  # raises a clear error; lru_cache would complain of an unhashable argument
-    return _modified_equation(
-        method, check_count("order", order, maximum=HIGHEST_TREES)
-    )  # checked outside the cache, where 2.0 equals 2
+    check_count("order", order, maximum=HIGHEST_TREES)  # outside the cache, where 2.0 equals 2
+    return _modified_equation(method, order)
 
 
 @lru_cache(maxsize=64)

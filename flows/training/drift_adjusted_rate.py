@@ -65,7 +65,7 @@ class DriftAdjustedRate:
     ):
         check_adjustment(power, cap, window, drift)
         self.optimizer = check_optimizer(optimizer)
-        self.power = power
+        self.power = float(power)
         self.cap = cap
         self.window = window
         self.drift = drift
