@@ -38,16 +38,14 @@ def check_callable(name: str, schedule: Schedule) -> Schedule:
 def multiple_at(schedule: Schedule, t: float | Tensor) -> float:
     """schedule(t). Raises TypeError or ValueError, naming t, unless that is a positive, finite real number."""
     time = time_of(t)
-    return check_positive(f"schedule at t = {time:.6g}", value_at(schedule, time))
+    return check_positive(*named_value(schedule, time))
 
 
-def value_at(schedule: Schedule, time: float) -> float:
-    """schedule(time) as a real number. Raises TypeError, naming the time, for another value."""
-    value = schedule(time)
-    name = f"schedule at t = {time:.6g}"
-    if isinstance(value, Tensor) and check_computable(name, value).numel() == 1:
-        value = value.item()
-    return check_number(name, value)
+def named_value(schedule: Schedule, time: float) -> tuple[str, float]:
+    """A name of schedule(time), for messages, and its value: a number where it is a dense tensor of one."""
+    name, value = f"schedule at t = {time:.6g}", schedule(time)
+    single = isinstance(value, Tensor) and check_computable(name, value).numel() == 1
+    return name, value.item() if single else value  # type: ignore[union-attr]
 
 
 @final
@@ -151,8 +149,9 @@ class WarmUp:
         """The multiple at t."""
         time = time_of(t)
         if time >= self.duration:
-            return value_at(self.schedule, time - self.duration)
-        return (self.initial + (1 - self.initial) * time / self.duration) * value_at(self.schedule, 0.0)
+            return check_number(*named_value(self.schedule, time - self.duration))
+        begin = check_number(*named_value(self.schedule, 0.0))
+        return (self.initial + (1 - self.initial) * time / self.duration) * begin
 
 
 @final

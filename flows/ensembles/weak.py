@@ -37,7 +37,15 @@ from flows.ensembles.statistics import CONFIDENCE, MOST, Moments, check_confiden
 from flows.flow import StochasticFlow
 from flows.models.stochastic import NoisyModifiedEquation
 from landscapes import UnsupportedError
-from landscapes.errors import check_callable, check_choice, check_count, check_flag, check_seed, short_form
+from landscapes.errors import (
+    check_callable,
+    check_choice,
+    check_computable,
+    check_count,
+    check_flag,
+    check_seed,
+    short_form,
+)
 
 Reference = Mapping[str, Tensor]
 
@@ -152,13 +160,22 @@ def weak_errors(
             run.take(part, source, seed)
             bar.update(part.paths)
     times = torch.tensor([outputs[k] for k in courses[0].kept], dtype=torch.float64)
-    return run.result(times, paths, None if reference is None else reference(times))
+    return run.result(times, paths, None if reference is None else check_expected(reference(times)))
 
 
 def check_reference(reference: object) -> None:
     """Raise unless a reference, if there is one, is a function."""
     if reference is not None:
         check_callable("reference", reference, "a function that returns name -> E phi, or None")
+
+
+def check_expected(found: Reference) -> Reference:
+    """Return the values of a reference; raise unless they are a mapping of dense tensors."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f"reference must return a mapping name -> E phi, got {short_form(found)}")
+    for name, value in found.items():
+        check_computable(f"reference[{short_form(name)}]", value)
+    return found
 
 
 def check_observable(name: str, known: Iterable[str]) -> None:
