@@ -15,7 +15,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
@@ -43,9 +43,10 @@ def multiple_at(schedule: Schedule, t: float | Tensor) -> float:
 
 def named_value(schedule: Schedule, time: float) -> tuple[str, float]:
     """A name of schedule(time), for messages, and its value: a number where it is a dense tensor of one."""
-    name, value = f"schedule at t = {time:.6g}", schedule(time)
+    name = f"schedule at t = {time:.6g}"
+    value: Any = schedule(time)
     single = isinstance(value, Tensor) and check_computable(name, value).numel() == 1
-    return name, value.item() if single else value  # type: ignore[union-attr]
+    return name, value.item() if single else value
 
 
 @final

@@ -13,7 +13,7 @@ from flows.engines.endings import Status
 from flows.engines.state import State
 from flows.engines.trajectory import Observations, Trajectory
 from landscapes import Counted, Landscape
-from landscapes.errors import check_choice, check_count, check_dense, short_form
+from landscapes.errors import check_choice, check_computable, check_count, short_form
 from landscapes.landscape import check_landscape
 from landscapes.wrappers.base import Counts
 
@@ -195,7 +195,7 @@ def look(observer: AnyObserver, k: int, t: float, theta: Tensor, state: Callable
 def numbers_of(name: str, value: Any) -> Tensor:
     """An observation as a tensor, detached; raise unless it is a dense tensor, or numbers that form one."""
     try:
-        return check_dense(name, torch.as_tensor(value)).detach()
+        return check_computable(name, torch.as_tensor(value)).detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name} must be a tensor or numbers, got {short_form(value)}: {error}") from error
 

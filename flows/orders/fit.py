@@ -234,13 +234,10 @@ def check_window(window: Sequence[int], size: int) -> list[int]:
     return places
 
 
-def fit_order(
+def check_rungs(
     ladder: Sequence[float], errors: Sequence[float], uncertainties: Sequence[float], window: Sequence[int]
-) -> OrderFit:
-    """The fit of ``OrderFit`` on the rungs of that window (three or more increasing indices).
-
-    Raises TypeError or ValueError unless, on the window, the ladder decreases and errors are positive.
-    """
+) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    """The window, its learning rates, logarithms of errors and uncertainties; raise as ``fit_order`` says."""
     rates, found = as_list("ladder", ladder, "learning rates"), as_list("errors", errors, "numbers")
     bounds = as_list("uncertainties", uncertainties, "numbers")
     for name, values in (("errors", found), ("uncertainties", bounds)):
@@ -248,36 +245,47 @@ def fit_order(
             raise ValueError(
                 f"{name} must be as many as the learning rates of the ladder, {len(rates)}, got {len(values)}"
             )
-    window = check_window(window, len(rates))
-    h = np.array([check_positive("ladder", rates[i]) for i in window])
+    places = check_window(window, len(rates))
+    h = np.array([check_positive("ladder", rates[i]) for i in places])
     if not (np.diff(h) < 0).all():
         raise ValueError(f"ladder must decrease, got {h.tolist()}")
-    logs = np.log([check_positive("errors", found[i]) for i in window])
-    measured = np.array([check_nonnegative("uncertainties", bounds[i]) for i in window])
+    logs = np.log([check_positive("errors", found[i]) for i in places])
+    measured = np.array([check_nonnegative("uncertainties", bounds[i]) for i in places])
+    return places, h, logs, measured
+
+
+def fit_order(
+    ladder: Sequence[float], errors: Sequence[float], uncertainties: Sequence[float], window: Sequence[int]
+) -> OrderFit:
+    """The fit of ``OrderFit`` on the rungs of that window (three or more increasing indices).
+
+    Raises TypeError or ValueError unless, on the window, the ladder decreases and errors are positive.
+    """
+    window, h, logs, measured = check_rungs(ladder, errors, uncertainties, window)
     scale = h[0]
     # Unknowns log C, q, c scale, c₂ scale²: with h/scale all columns are of order one, and the system well conditioned.
     columns = np.stack([np.ones_like(h), np.log(h / scale), h / scale, (h / scale) ** 2], axis=1)
     terms = 2 if len(window) == FEWEST else 3
     solved = np.linalg.pinv(columns[:, :terms])  # (terms, n)
-    fitted = solved @ logs
+    found = solved @ logs
     further = float(np.linalg.pinv(columns[:, : terms + 1])[1] @ logs)  # q with one more correction
     finer = float(np.linalg.pinv(columns[1:, :terms])[1] @ logs[1:])  # q without the coarsest rung
     freedom = len(window) - terms
-    residual = logs - columns[:, :terms] @ fitted
+    residual = logs - columns[:, :terms] @ found
     standard_error = math.sqrt(float(residual @ residual) / freedom) * float(np.linalg.norm(solved[1]))
     half = (
         float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * standard_error
-        + abs(further - float(fitted[1]))
-        + abs(finer - float(fitted[1]))
+        + abs(further - float(found[1]))
+        + abs(finer - float(found[1]))
         + float(np.abs(solved[1]) @ measured)
     )
-    order = float(fitted[1])
+    order = float(found[1])
     return OrderFit(
         order=order,
         low=order - half,
         high=order + half,
-        constant=float(np.exp(fitted[0] - order * math.log(scale))),
-        correction=float(fitted[2] / scale) if terms > 2 else math.nan,
+        constant=float(np.exp(found[0] - order * math.log(scale))),
+        correction=float(found[2] / scale) if terms > 2 else math.nan,
         first=window[0],
         last=window[-1],
         rungs=len(window),
