@@ -83,6 +83,7 @@ def starting_state(descent: Descent, start: Tensor | State, seed: int | None) ->
         start = State(values, descent.elapsed(0, values), seed=0 if seed is None else check_seed(seed))
     else:
         start.check_version()
+        start.check_numbers()
         if seed is not None and check_seed(seed) != start.seed:
             start = replace(start, seed=seed, generator=None)
     theta, alive = positions_of(descent, start)

@@ -130,6 +130,7 @@ def starting_state(flow: Flow, start: Tensor | State, t: float) -> State:
         values = flow.start(check_theta0(start))
         return State(values, t, alive=torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device))
     start.check_version()
+    start.check_numbers()
     if abs(start.t - t) > 1e-12 * max(1.0, abs(t)):
         raise ValueError(f"times must begin at the state's time t = {start.t!r}, got times[0] = {t!r}")
     values = check_float_tensor("values of the state", start.values).detach()

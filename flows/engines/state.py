@@ -17,7 +17,7 @@ from flows.engines.configuration import versions
 from flows.engines.locks import FolderLock
 from flows.engines.packing import pack, unpack
 from flows.engines.storage import load_tensors, read_error, save_tensors
-from landscapes.errors import check_count, check_positive, check_real, check_seed, is_dense, short_form
+from landscapes.errors import check_count, check_dense, check_positive, check_real, check_seed, short_form
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128, torch.complex64)
 LAST = torch.iinfo(torch.int64).max
@@ -86,7 +86,7 @@ class State:
                 raise TypeError(f"{name} of a State must be a string or None, got {short_form(value)}")
         for name, dtypes in TENSORS.items():
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, Tensor) and is_dense(value) and value.dtype in dtypes):
+            if value is not None and not (isinstance(value, Tensor) and has_strides(value) and value.dtype in dtypes):
                 kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
                 raise TypeError(
                     f"{name} of a State must be a dense tensor of {kinds}, or None, got {short_form(value)}"
@@ -99,6 +99,12 @@ class State:
                 f"the state is of thalweg {self.version}, this is {versions()['thalweg']}, which may take other steps: "
                 "run the whole again, or give dataclasses.replace(state, version=None)"
             )
+
+    def check_numbers(self) -> None:
+        """Raise ValueError if a field is on the meta device, as after ``to("meta")``: there are no numbers."""
+        for name in TENSORS:
+            if getattr(self, name) is not None:
+                check_dense(f"{name} of a State", getattr(self, name))
 
     def is_foreign(self) -> bool:
         """Whether another version of thalweg made the state, as far as both are known."""
@@ -153,6 +159,11 @@ class State:
         device = check_device(device)
         held = ("values", "theta", "alive", "history", "workspace", "stopped")
         return replace(self, **{name: map_tensors(getattr(self, name), lambda x: x.to(device)) for name in held})
+
+
+def has_strides(tensor: Tensor) -> bool:
+    """Whether a tensor is dense on its device, also on the meta device."""
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
 
 
 def model_name(model: object) -> str:

@@ -94,8 +94,14 @@ FIELDS = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields_of_a_state_are_dense(name, kind):
     State(START, **{name: FIELDS[name]})
-    with pytest.raises(TypeError, match=f"{name} of a State must be a dense tensor"):
-        State(START, **{name: NOT_DENSE[kind](FIELDS[name])})
+    bad = NOT_DENSE[kind](FIELDS[name])
+    if kind != "meta":
+        with pytest.raises(TypeError, match=f"{name} of a State must be a dense tensor"):
+            State(START, **{name: bad})
+        return
+    for run in (lambda state: descend(DESCENT, state, 2), lambda state: integrate(FLOW, state, TIMES)):
+        with pytest.raises(ValueError, match=f"{name} of a State must have numbers"):
+            run(State(START, **{name: bad}))
 
 
 @pytest.mark.parametrize("device", [0, "x", 1.5, FOUR_BITS, None], ids=lambda x: type(x).__name__)
