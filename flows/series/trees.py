@@ -66,7 +66,7 @@ def tree(colour: str, *children: Tree) -> Tree:
     """The tree with this root and these children, in canonical form; TypeError for children that are no trees."""
     if not isinstance(colour, str) or not all(isinstance(child, Tree) for child in children):
         given = f"{short_form(colour)}, {short_form(children)}"
-        raise TypeError(f"children of a tree must be trees such as tree('f'), and its colour a string, got {given}")
+        raise TypeError(f"a tree is made of a colour and children that must be trees such as tree('f'), got {given}")
     return Tree(colour, tuple(sorted(children, key=lambda child: (child.order, child))))
 
 
