@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.arguments import check_model, check_point
 from flows.declared import Declared
 from landscapes import FiniteSum, Landscape
 from landscapes.landscape import check_finite_sum
@@ -127,7 +127,7 @@ class MinibatchDescent(StochasticDescent):
 
     def first_order(self, theta0: Tensor) -> Tensor:
         """The order that the first draw takes, for each member of θ0 (..., d): (..., N) for epochs, else (..., 0)."""
-        return self.sampler.first_order(theta0.shape[:-1], theta0.device)
+        return self.sampler.first_order(check_point("theta0", theta0).shape[:-1], theta0.device)
 
     def gradient_noise(self, theta: Tensor) -> Tensor:
         """√tr Cov(g_B) = √(c·tr D(θ)), shape (...,)."""

@@ -183,9 +183,8 @@ def check_noise(flow: StochasticFlow, theta: Tensor, seed: int = 0, tolerance: f
         raise TypeError(f"flow must be a StochasticFlow, got {type(flow).__name__}")
     check_position(flow, "theta", theta)
     check_nonnegative("tolerance", tolerance)
-    check_seed(seed)
     state = flow.start(theta)
-    generator = torch.Generator(state.device).manual_seed(seed)
+    generator = torch.Generator(state.device).manual_seed(check_seed(seed))
     shape = (*state.shape[:-1], flow.noise_size)
     u, v = (torch.randn(shape, generator=generator, dtype=state.dtype, device=state.device) for _ in range(2))
 

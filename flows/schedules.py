@@ -11,14 +11,18 @@ A schedule is a function t ↦ multiple; any callable with positive, finite valu
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
-from landscapes.errors import check_nonnegative, check_positive
+from flows.arguments import time_of
+from landscapes.errors import check_computable, check_nonnegative, check_number, check_positive, short_form
+
+LOG_LARGEST = math.log(sys.float_info.max)
 
 Schedule = Callable[[float], float]
 """Time t ↦ the learning rate's multiple of h, positive."""
@@ -27,16 +31,22 @@ Schedule = Callable[[float], float]
 def check_callable(name: str, schedule: Schedule) -> Schedule:
     """Return the schedule; raise unless it can be called."""
     if not callable(schedule):
-        raise TypeError(f"{name} must be a function of time, t -> multiple of h, got {schedule!r}")
+        raise TypeError(f"{name} must be a function of time, t -> multiple of h, got {short_form(schedule)}")
     return schedule
 
 
 def multiple_at(schedule: Schedule, t: float | Tensor) -> float:
     """schedule(t). Raises TypeError or ValueError, naming t, unless that is a positive, finite real number."""
-    value = schedule(float(t))
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    return check_positive(f"schedule at t = {float(t):.6g}", value)
+    time = time_of(t)
+    return check_positive(*named_value(schedule, time))
+
+
+def named_value(schedule: Schedule, time: float) -> tuple[str, float]:
+    """A name of schedule(time), for messages, and its value: a number where it is a dense tensor of one."""
+    name = f"schedule at t = {time:.6g}"
+    value: Any = schedule(time)
+    single = isinstance(value, Tensor) and check_computable(name, value).numel() == 1
+    return name, value.item() if single else value
 
 
 @final
@@ -65,15 +75,17 @@ class StepSchedule:
     def __post_init__(self) -> None:
         check_positive("factor", self.factor)
         if isinstance(self.milestones, (str, bytes)) or not isinstance(self.milestones, Sequence):
-            raise TypeError(f"milestones must be a sequence of times, got {self.milestones!r}")
+            raise TypeError(f"milestones must be a sequence of times, got {short_form(self.milestones)}")
         times = tuple(check_positive(f"milestones[{i}]", time) for i, time in enumerate(self.milestones))
         if list(times) != sorted(set(times)):
             raise ValueError(f"milestones must increase strictly, got {self.milestones!r}")
+        if self.factor > 1 and len(times) * math.log(self.factor) > LOG_LARGEST:
+            raise ValueError(f"factor must keep factorⁿ finite for {len(times)} milestones, got {self.factor!r}")
         object.__setattr__(self, "milestones", times)  # hashable, and not the caller's list
 
     def __call__(self, t: float) -> float:
         """factorⁿ."""
-        return float(self.factor) ** bisect_right(self.milestones, t)
+        return float(self.factor) ** bisect_right(self.milestones, time_of(t))
 
 
 @final
@@ -95,7 +107,7 @@ class CosineSchedule:
     def __call__(self, t: float) -> float:
         """The multiple at t."""
         # sin² keeps the digits that 1 + cos loses near the end.
-        left = math.sin(math.pi / 2 * max(0.0, 1 - t / self.duration))
+        left = math.sin(math.pi / 2 * max(0.0, 1 - time_of(t) / self.duration))
         return self.final + (1 - self.final) * left**2
 
 
@@ -111,7 +123,10 @@ class ExponentialSchedule:
 
     def __call__(self, t: float) -> float:
         """e^{−t/τ}."""
-        return math.exp(-t / self.timescale)
+        exponent = -time_of(t) / self.timescale
+        if exponent > LOG_LARGEST:
+            raise ValueError(f"t must be at least {-LOG_LARGEST:.4g} timescales, got {t!r}")
+        return math.exp(exponent)
 
 
 @final
@@ -133,9 +148,11 @@ class WarmUp:
 
     def __call__(self, t: float) -> float:
         """The multiple at t."""
-        if t >= self.duration:
-            return self.schedule(t - self.duration)
-        return (self.initial + (1 - self.initial) * t / self.duration) * self.schedule(0.0)
+        time = time_of(t)
+        if time >= self.duration:
+            return check_number(*named_value(self.schedule, time - self.duration))
+        begin = check_number(*named_value(self.schedule, 0.0))
+        return (self.initial + (1 - self.initial) * time / self.duration) * begin
 
 
 @final
@@ -159,5 +176,5 @@ class CyclicalSchedule:
 
     def __call__(self, t: float) -> float:
         """The multiple at t."""
-        phase = math.fmod(t / self.half_period, 2)
+        phase = math.fmod(time_of(t) / self.half_period, 2)
         return self.low + (self.high - self.low) * (1 - abs(1 - phase))

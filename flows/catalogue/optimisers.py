@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flows.arguments import check_nesterov
 from flows.catalogue.descents import DESCENTS
@@ -17,6 +18,7 @@ from flows.descents.optimizer import OptimizerDescent
 from flows.flow import Flow
 from flows.tables import align
 from landscapes import Landscape, Regularised
+from landscapes.errors import check_computable, check_flag, check_real
 from landscapes.landscape import check_landscape
 
 SOURCES = {"batch_size", "noise", "batches"}  # fields that say which gradients a step takes
@@ -121,8 +123,9 @@ def models_of(optimiser: torch.optim.Optimizer | type | Descent, **settings: Any
         factory: Any = optimiser  # its subclasses take settings, the base class declares none
         try:
             return models_of_groups(factory([torch.nn.Parameter(torch.zeros(1))], **settings))
-        except TypeError as error:
-            raise TypeError(f"settings must be those of {optimiser.__name__}, got {settings!r}: {error}") from error
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"settings must be those of {optimiser.__name__}, got {settings!r}: {error}") from error
     raise TypeError(
         "optimiser must be a torch.optim.Optimizer, its class or a Descent, got "
         f"{optimiser.__name__ if isinstance(optimiser, type) else type(optimiser).__name__}"
@@ -130,8 +133,12 @@ def models_of(optimiser: torch.optim.Optimizer | type | Descent, **settings: Any
 
 
 def check_sgd(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for the settings of Nesterov that torch.optim.SGD refuses, with the remedy."""
-    if settings.get("nesterov"):
+    """Raise for settings that are no numbers or flags, or that torch.optim.SGD refuses for Nesterov."""
+    for name in ("lr", "momentum", "dampening", "weight_decay"):
+        value = settings.get(name, 0.0)
+        single = isinstance(value, Tensor) and check_computable(name, value).numel() == 1
+        check_real(name, value.item() if single else value)
+    if check_flag("nesterov", settings.get("nesterov", False)):
         check_nesterov(True, settings.get("momentum", 0.0), settings.get("dampening", 0.0))
 
 

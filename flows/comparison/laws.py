@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flows.comparison.reference import Reference, at_each_time, pad
 from landscapes import Landscape
+from landscapes.errors import check_computable, short_form
 
 LOSS, SQUARED_NORM = "loss", "‖∇f‖²"
 Observables = Mapping[str, Callable[[Tensor], Tensor]]
@@ -52,7 +53,8 @@ def check_observables(observables: Observables | None, landscape: Landscape, the
         raise ValueError(f"observables are for real theta0, got {theta0.dtype}; leave them out, or give theta0.real")
     for name, function in observables.items():
         if not isinstance(name, str) or not callable(function):
-            raise TypeError(f"observables must map strings to functions of theta, got {name!r}: {function!r}")
+            given = f"{short_form(name)}: {short_form(function)}"
+            raise TypeError(f"observables must map strings to functions of theta, got {given}")
         if name in (LOSS, SQUARED_NORM):
             raise ValueError(
                 f"observables must not be called {LOSS} or {SQUARED_NORM}, which are always compared, got {name!r}"
@@ -69,6 +71,8 @@ def number(name: str, phi: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     """φ(θ) (...,) of θ (..., d), booleans and integers as floats; raise unless it is one real number for each θ."""
     with torch.no_grad():
         value = phi(theta)
+    if isinstance(value, Tensor):
+        check_computable(f"observable {name!r}", value)
     if not isinstance(value, Tensor) or value.is_complex() or value.shape != theta.shape[:-1]:
         given = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(

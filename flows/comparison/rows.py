@@ -41,7 +41,7 @@ from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory
 from flows.flow import BranchError, Flow, StochasticFlow
 from landscapes import UnsupportedError
-from landscapes.errors import check_choice, check_count, check_positive
+from landscapes.errors import MOST, check_choice, check_count, check_positive, short_form
 
 MAX_STEPS = 2_000  # of an adaptive method from one output time to the next: beyond, |hλ| is in the thousands
 TIGHTER = 10  # the factor between the tolerances of the two runs
@@ -171,7 +171,7 @@ def check_start(theta0: Tensor, descent: Descent) -> Tensor:
 
 def check_runs(runs: int, descent: Descent) -> int:
     """The number of runs; raise unless it is a positive integer, and 1 for a descent without noise."""
-    runs = check_count("runs", runs)
+    runs = check_count("runs", runs, maximum=MOST)
     if runs > 1 and not isinstance(descent, StochasticDescent):
         raise ValueError(f"runs is for stochastic descents, got {runs} with {type(descent).__name__}; leave it at 1")
     return runs
@@ -226,7 +226,9 @@ def named_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) ->
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     if isinstance(flows, Flow) or not isinstance(flows, (Mapping, Sequence)) or not flows:
-        raise TypeError(f"flows must be a non-empty mapping name -> Flow or a sequence of Flows, got {flows!r}")
+        raise TypeError(
+            f"flows must be a non-empty mapping name -> Flow or a sequence of Flows, got {short_form(flows)}"
+        )
     members = list(flows.values() if isinstance(flows, Mapping) else flows)
     for flow in members:
         if not isinstance(flow, Flow):
@@ -234,7 +236,7 @@ def named_flows(flows: Mapping[str, Flow] | Sequence[Flow], descent: Descent) ->
     names = list(flows) if isinstance(flows, Mapping) else [flow.name for flow in members]
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"flows must have strings for names, got {name!r}")
+            raise TypeError(f"flows must have strings for names, got {short_form(name)}")
     if len(set(map(slug, names))) < len(names):
         raise ValueError(f"flows must have unique names, got {names}; give a mapping name -> Flow")
     return {name: on_clock_of(descent, flow) for name, flow in zip(names, members, strict=True)}

@@ -31,7 +31,7 @@ from flows.engines.stochastic import STOCHASTIC
 from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow
 from landscapes import UnsupportedError
-from landscapes.errors import check_count, check_positive, check_seed
+from landscapes.errors import MOST, check_count, check_flag, check_positive, check_seed
 from landscapes.noise import MinibatchNoise
 
 SUBSTEPS = 8  # of a stochastic flow in a step of the descent, by default: a power of two
@@ -89,12 +89,13 @@ def drive_of(
     coupled: bool,
 ) -> Drive | None:
     """The drive of the stochastic flows among ``flows``, None if there are none; raise for inconsistent arguments."""
+    check_flag("coupled", coupled)
     noisy = [flow for flow in flows.values() if isinstance(flow, StochasticFlow)]
     if not noisy:
         if coupled:
             raise ValueError("coupled is for stochastic flows, none was given; leave it out")
         return None
-    check_count("steps", steps)
+    check_count("steps", steps, maximum=MOST)
     dt = check_positive("dt", descent.clock_rate / SUBSTEPS if dt is None else dt)
     used = method if method in STOCHASTIC else None
     if not coupled:

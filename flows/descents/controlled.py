@@ -38,11 +38,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_momentum
+from flows.arguments import check_momentum, check_point
 from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent, HeavyBall
 from landscapes import FiniteSum, UnsupportedError
-from landscapes.errors import check_real
+from landscapes.errors import check_real, short_form
 from landscapes.noise import covariance_diagonal
 
 DECAYS = (0.9, 0.99)  # the authors' defaults for cSGD
@@ -171,7 +171,8 @@ class ControlledDescent(MinibatchDescent):
     def __post_init__(self) -> None:
         self.check_minibatches()
         if not isinstance(self.excess, ExcessLoss):
-            raise TypeError(f"excess must be an ExcessLoss, SquaredMean() or MeanSquare(), got {self.excess!r}")
+            given = short_form(self.excess)
+            raise TypeError(f"excess must be an ExcessLoss, SquaredMean() or MeanSquare(), got {given}")
         check_decay(self.decay)
 
     @property
@@ -317,7 +318,7 @@ class ControlledMomentumDescent(ControlledDescent):
 def check_decay(decay: tuple[float, float]) -> None:
     """Raise unless decay is a pair of rates with 0 ≤ smallest ≤ largest < 1."""
     if not isinstance(decay, tuple) or len(decay) != 2:
-        raise TypeError(f"decay must be a pair (smallest, largest) of decay rates, got {decay!r}")
+        raise TypeError(f"decay must be a pair (smallest, largest) of decay rates, got {short_form(decay)}")
     smallest, largest = check_real("decay[0]", decay[0]), check_real("decay[1]", decay[1])
     if not 0 <= smallest <= largest < 1:
         raise ValueError(f"decay must hold rates with 0 <= smallest <= largest < 1, got {decay!r}")
@@ -325,6 +326,6 @@ def check_decay(decay: tuple[float, float]) -> None:
 
 def check_real_theta(theta: Tensor) -> Tensor:
     """Return θ; raise UnsupportedError if it is complex."""
-    if theta.is_complex():
+    if check_point("theta", theta).is_complex():
         raise UnsupportedError(f"controlled descents need real theta, got {theta.dtype}; give theta.real")
     return theta

@@ -28,11 +28,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.arguments import check_model, check_point
 from flows.declared import Clock
 from flows.descent import Descent, MinibatchDescent
 from landscapes import Expansion, FiniteSum, Landscape, UnsupportedError
-from landscapes.errors import check_choice, check_count, check_float_tensor, check_positive, check_real
+from landscapes.errors import MOST, check_choice, check_count, check_float_tensor, check_positive, check_real
 
 DRIFTS = ("exact", "difference")
 
@@ -91,7 +91,7 @@ def adjusted_rate(v: Tensor, power: float, cap: float) -> Tensor:
 
 def check_real_theta(theta: Tensor) -> Tensor:
     """Return θ; raise UnsupportedError if it is complex."""
-    if theta.is_complex():
+    if check_point("theta", theta).is_complex():
         raise UnsupportedError(f"drift-adjusted rates need real theta, got {theta.dtype}; give theta.real")
     return theta
 
@@ -101,7 +101,7 @@ def check_adjustment(power: float, cap: float, window: int, drift: str) -> None:
     if check_real("power", power) < 0:
         raise ValueError(f"power must be at least 0, got {power!r}; 0 is the constant rate, 1 is DAL")
     check_positive("cap", cap)
-    check_count("window", window)
+    check_count("window", window, maximum=MOST)
     check_choice("drift", drift, DRIFTS)
 
 

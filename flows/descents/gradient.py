@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_dampening, check_model, check_momentum
+from flows.arguments import at_rest, check_dampening, check_model, check_momentum
 from flows.declared import Clock
 from flows.descent import Descent
 from landscapes import Landscape
@@ -65,7 +65,7 @@ class HeavyBall(Descent):
     def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
         """(θ0, p_0)."""
         if self.dampening == 0:
-            return theta0, torch.zeros_like(theta0)
+            return theta0, at_rest(theta0)
         return theta0, self.dampening / self.momentum * self.landscape.grad(theta0)
 
     def step(self, state: tuple[Tensor, Tensor], k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

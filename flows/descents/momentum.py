@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_friction, check_model, check_momentum
+from flows.arguments import at_rest, check_friction, check_model, check_momentum
 from flows.declared import Clock
 from flows.descent import Descent
 from landscapes import Landscape
@@ -46,7 +46,7 @@ class Nesterov(Descent):
 
     def start(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
         """(θ0, 0)."""
-        return theta0, torch.zeros_like(theta0)
+        return theta0, at_rest(theta0)
 
     def step(self, state: tuple[Tensor, Tensor], k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(θ − h(∇f(θ) + βp'), p') with p' = βp + ∇f(θ)."""
@@ -79,7 +79,7 @@ class ScaledDescent(Descent):
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0)."""
-        return torch.cat([theta0, torch.zeros_like(theta0)], dim=-1)
+        return torch.cat([theta0, at_rest(theta0)], dim=-1)
 
     def step(self, state: Tensor, k: int, generator: torch.Generator) -> Tensor:
         """(x + hv', v') with v' = (1 − hμ)v − h·force."""

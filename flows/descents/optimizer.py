@@ -11,10 +11,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.arguments import check_model, check_point
 from flows.declared import Clock
 from flows.descent import Descent
 from landscapes import Landscape
+from landscapes.errors import check_callable
 
 Factory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -45,8 +46,7 @@ class OptimizerDescent(Descent):
 
     def __post_init__(self) -> None:
         check_model(self.landscape)
-        if not callable(self.factory):
-            raise TypeError(f"factory must be callable: parameters -> torch.optim.Optimizer, got {self.factory!r}")
+        check_callable("factory", self.factory, "parameters -> torch.optim.Optimizer")
         self._optimizer(torch.zeros(self.landscape.dimension))
 
     def _optimizer(self, theta: Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
@@ -91,7 +91,7 @@ class OptimizerDescent(Descent):
 
     def start(self, theta0: Tensor) -> OptimizerState:
         """θ0 and fresh optimisers."""
-        members = theta0.reshape(-1, theta0.shape[-1])
+        members = check_point("theta0", theta0).reshape(-1, theta0.shape[-1])
         return OptimizerState(theta0, tuple(self._optimizer(m)[1].state_dict() for m in members), 0.0)
 
     def step(self, state: OptimizerState, k: int, generator: torch.Generator) -> OptimizerState:

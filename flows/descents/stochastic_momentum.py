@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_friction, check_momentum
+from flows.arguments import at_rest, check_friction, check_momentum
 from flows.declared import Clock
 from flows.descent import MinibatchDescent
 from flows.descents.gradient import HeavyBall
@@ -30,7 +30,7 @@ class MomentumDescent(MinibatchDescent):
 
     def start(self, theta0: Tensor) -> MomentumState:
         """θ0 at rest, and the first order of the examples."""
-        return MomentumState(theta0, torch.zeros_like(theta0), self.first_order(theta0))
+        return MomentumState(theta0, at_rest(theta0), self.first_order(theta0))
 
     def gradient(self, state: MomentumState, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """g_B(θ) of the mini-batch of step k, and the order of the examples for the next step."""

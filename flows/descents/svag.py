@@ -13,7 +13,7 @@ from flows.declared import Clock
 from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent
 from landscapes import FiniteSum
-from landscapes.errors import check_count
+from landscapes.errors import MOST, check_count
 from landscapes.noise import covariance_trace
 
 
@@ -42,7 +42,7 @@ class SVAG(MinibatchDescent):
 
     def __post_init__(self) -> None:
         self.check_minibatches()
-        if check_count("level", self.level) > 1 and self.sampling == "epoch":
+        if check_count("level", self.level, maximum=MOST) > 1 and self.sampling == "epoch":
             raise ValueError(
                 "sampling must be 'replacement' or 'subset' at level > 1, got 'epoch': SVAG needs independent "
                 "mini-batches, and those of a reshuffled epoch are dependent"

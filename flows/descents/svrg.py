@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_point
 from flows.declared import Clock
 from flows.descent import MinibatchDescent
 from flows.descents.gradient import GradientDescent
@@ -63,7 +64,7 @@ class SVRG(MinibatchDescent):
 
     def start(self, theta0: Tensor) -> SnapshotState:
         """θ0; the first step takes the snapshot."""
-        nothing = torch.full_like(theta0, torch.nan)
+        nothing = torch.full_like(check_point("theta0", theta0), torch.nan)
         return SnapshotState(theta0, nothing, nothing, self.first_order(theta0))
 
     def step(self, state: SnapshotState, k: int, generator: torch.Generator) -> SnapshotState:

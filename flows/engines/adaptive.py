@@ -25,6 +25,7 @@ from flows.engines.events import Dense, EventStop, EventWatch
 from flows.engines.field import Field, Stop, clock, linearises, stop_of
 from flows.engines.method import Method, MethodOptions, Progress, Reached
 from flows.flow import Flow, SingularModeError
+from landscapes.errors import UnsupportedError
 
 SEGMENT = 16  # output times per call of an adaptive method: the most that a failure runs again
 ENORMOUS = 1e30  # in place of a non-finite error: the step is rejected and shrinks, while NaN would end the run at once
@@ -188,6 +189,10 @@ class Adaptive(Method):
         self.landing = landing
 
     def check(self, options: MethodOptions, flow: Flow, state: Tensor) -> MethodOptions:
+        if state.dtype is torch.float16:  # its largest number is 65,504
+            raise UnsupportedError(
+                f"method={self.name!r} takes no theta0 of float16, which overflows in its error estimates; use .float()"
+            )
         self.check_own_steps(options)
         return self.with_tolerances(self.check_first_step(options), state)
 

@@ -18,7 +18,7 @@ from flows.engines.endings import Status
 from flows.engines.recorder import AnyObserver, Recorder
 from flows.engines.state import State, model_name
 from flows.engines.trajectory import Trajectory
-from landscapes.errors import check_count, check_float_tensor, check_seed
+from landscapes.errors import MOST, check_choice, check_count, check_flag, check_float_tensor, check_seed, short_form
 
 
 def descend(
@@ -48,7 +48,8 @@ def descend(
     """
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
-    check_count("steps", steps)
+    check_steps(steps, every, keep)
+    check_flag("progress", progress)
     with torch.no_grad():
         model, counts = count_calls(descent)
         start = starting_state(model, theta0, seed)
@@ -64,6 +65,16 @@ def descend(
     return recorder.trajectory(status, run.alive, cost, (), end=run.state(), configuration=given)
 
 
+def check_steps(steps: int, every: int, keep: str) -> None:
+    """Raise unless ``steps`` is a positive whole number and the states that are kept can be held in memory."""
+    check_count("steps", steps, maximum=torch.iinfo(torch.int64).max)
+    if check_choice("keep", keep, ("all", "last")) == "all" and steps > MOST * check_count("every", every):
+        raise ValueError(
+            f"steps must be at most {MOST:,} × every, as every {every}-th state is kept, got {short_form(steps)}; "
+            "give a larger every, or keep='last'"
+        )
+
+
 def starting_state(descent: Descent, start: Tensor | State, seed: int | None) -> State:
     """The state that a run starts from, with its generator; raise unless it is one of the descent."""
     if not isinstance(start, State):
@@ -72,6 +83,7 @@ def starting_state(descent: Descent, start: Tensor | State, seed: int | None) ->
         start = State(values, descent.elapsed(0, values), seed=0 if seed is None else check_seed(seed))
     else:
         start.check_version()
+        start.check_numbers()
         if seed is not None and check_seed(seed) != start.seed:
             start = replace(start, seed=seed, generator=None)
     theta, alive = positions_of(descent, start)

@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from flows.engines.field import Stop
-from landscapes.errors import check_choice
+from landscapes.errors import check_callable, check_choice, check_flag, is_dense, kind_of, short_form
 
 ACCURACY = 1e-10  # of an event's time, times 1 + |t|
 DIRECTIONS = {"both": 0, "rising": 1, "falling": -1}
@@ -42,18 +42,21 @@ class Event:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"name of an Event must be a string, got {self.name!r}")
-        if not callable(self.function):
-            raise TypeError(f"function of an Event must be callable (t, state) -> (...), got {self.function!r}")
+            raise TypeError(f"name of an Event must be a string, got {short_form(self.name)}")
+        check_callable("function of an Event", self.function, "(t, state) -> (...)")
         check_choice("direction of an Event", self.direction, tuple(DIRECTIONS))
-        if not isinstance(self.stop, bool):
-            raise TypeError(f"stop of an Event must be True or False, got {self.stop!r}")
+        check_flag("stop of an Event", self.stop)
 
     def values(self, t: float, state: Tensor) -> Tensor:
         """g(t, state) (...) on the CPU in float64; raise unless it is real and has the batch's shape."""
         value = self.function(t, state)
-        if not isinstance(value, Tensor) or value.shape != state.shape[:-1] or not value.is_floating_point():
-            got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        if (
+            not isinstance(value, Tensor)
+            or not is_dense(value)
+            or value.shape != state.shape[:-1]
+            or not value.is_floating_point()
+        ):
+            got = kind_of(value) if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
                 f"function of event {self.name!r} must return one real number for each member, a floating tensor of "
                 f"shape {tuple(state.shape[:-1])}, got {got}"
@@ -93,7 +96,7 @@ def check_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:
     """The events as a tuple; raise unless all are Events with different names."""
     events = (events,) if isinstance(events, Event) else events
     if not isinstance(events, Sequence) or not all(isinstance(event, Event) for event in events):
-        raise TypeError(f"events must be Events, got {events!r}; write Event(name, function)")
+        raise TypeError(f"events must be Events, got {short_form(events)}; write Event(name, function)")
     names = [event.name for event in events]
     if len(set(names)) < len(names):
         raise ValueError(f"events must have different names, got {names}")

@@ -22,9 +22,8 @@ from flows.engines.counting import all_finite, finite_members
 from flows.engines.field import Field, Stop, clock, stop_of
 from flows.engines.method import Method, MethodOptions, Progress, Reached
 from flows.flow import Flow, SingularModeError
-from landscapes.errors import check_positive
+from landscapes.errors import MOST, check_positive
 
-MOST_STEPS = 10**9
 ADAMS_ORDER = 5  # torchdiffeq's 12 is unstable from h|λ| of about 0.01 on: refining dt makes it worse
 
 
@@ -35,8 +34,8 @@ def step_grid(outputs: Sequence[float], dt: float, origin: float | None = None) 
     """
     times = np.asarray(outputs)
     start = times[0] if origin is None else origin
-    if (times[-1] - start) / dt > MOST_STEPS:
-        raise ValueError(f"dt = {dt!r} would take more than {MOST_STEPS:.0e} steps; give a larger dt")
+    if (times[-1] - start) / dt > MOST:
+        raise ValueError(f"times must take at most {MOST:,} steps of dt = {dt!r}; give a larger dt or fewer times")
     places = np.rint((times - start) / dt).astype(int)
     off = np.abs(times - start - places * dt) > 1e-9 * np.maximum(times - start, dt)
     if off.any() or (np.diff(places) < 1).any():

@@ -32,7 +32,7 @@ from flows.engines.stochastic import Noise, check_noise_options, noise_field
 from flows.engines.trajectory import Trajectory
 from flows.flow import Flow, StochasticFlow, WorkspaceFlow, collect_flags
 from landscapes import UnsupportedError
-from landscapes.errors import check_float_tensor, check_positive, check_seed
+from landscapes.errors import check_flag, check_float_tensor, check_positive, check_seed, short_form
 
 
 def integrate(
@@ -94,6 +94,7 @@ def integrate(
     outputs = check_times(times, dt, theta0.t if isinstance(theta0, State) else None)
     stretches, begins_anew = split(outputs, restarts)
     watched = check_events(events)
+    check_flag("progress", progress)
     with torch.no_grad(), collect_flags() as flags:
         model, counts = count_calls(flow)
         start = starting_state(model, theta0, outputs[0])
@@ -129,6 +130,7 @@ def starting_state(flow: Flow, start: Tensor | State, t: float) -> State:
         values = flow.start(check_theta0(start))
         return State(values, t, alive=torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device))
     start.check_version()
+    start.check_numbers()
     if abs(start.t - t) > 1e-12 * max(1.0, abs(t)):
         raise ValueError(f"times must begin at the state's time t = {start.t!r}, got times[0] = {t!r}")
     values = check_float_tensor("values of the state", start.values).detach()
@@ -185,10 +187,12 @@ def split(outputs: list[float], restarts: Sequence[float] | Tensor) -> tuple[lis
     Raises TypeError or ValueError unless restarts are output times.
     """
     try:
-        given = array_of("restarts", restarts).reshape(-1)
+        given = array_of("restarts", restarts)
         values = given.astype(float)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"restarts must be some of the output times, got {restarts!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"restarts must be some of the output times, got {short_form(restarts)}") from error
+    if given.ndim != 1:
+        raise TypeError(f"restarts must be a sequence of output times, got the shape {given.shape}")
     near = rounding_of(given) + 1e-12 * np.maximum(1.0, np.abs(values))
     places = np.searchsorted(outputs, values - near)
     for value, place, close in zip(values, places, near, strict=True):

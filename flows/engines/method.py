@@ -108,13 +108,13 @@ class Method(ABC):
         """The options with the tolerances of the state's dtype where they are not given."""
         default = TOLERANCES.get(state.abs().dtype)
         if default is None and (options.rtol is None or options.atol is None):
-            raise ValueError(f"rtol and atol must be given for states of dtype {state.dtype}")
+            raise ValueError(f"rtol and atol must be given for theta0 of dtype {state.dtype}")
         rtol, atol = default or (1.0, 1.0)
         return replace(
             options,
             rtol=rtol if options.rtol is None else check_positive("rtol", options.rtol),
             atol=atol if options.atol is None else check_positive("atol", options.atol),
-            max_steps=check_count("max_steps", options.max_steps),
+            max_steps=check_count("max_steps", options.max_steps, maximum=torch.iinfo(torch.int64).max),
         )
 
     def check_own_steps(self, options: MethodOptions) -> None:

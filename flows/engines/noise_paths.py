@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flows.arguments import check_device
 from flows.descent import MinibatchDescent, StochasticDescent
-from landscapes.errors import check_count, check_float_tensor, check_positive, check_real, check_seed
+from landscapes.errors import MOST, check_count, check_float_tensor, check_positive, check_real, check_seed, short_form
 from landscapes.sampling import Sampling
 
 MANY = 4096  # number of doubles from which the vectorised Box–Muller transform is faster
@@ -179,7 +180,9 @@ class BrownianPath(NoisePath):
         if not check_real("t1", self.t1) > check_real("t0", self.t0):
             raise ValueError(f"t1 must be after t0, got t0 = {self.t0!r} and t1 = {self.t1!r}")
         for n in self.shape:
-            check_count("size", n)
+            check_count("size", n, maximum=MOST)
+        if (self.t1 - self.t0) / self.finest_dt > MOST:
+            raise ValueError(f"finest_dt must make at most {MOST:,} steps of t1 − t0, got {self.finest_dt!r}")
         if whole_number((self.t1 - self.t0) / self.finest_dt) is None:
             raise ValueError(
                 f"finest_dt must divide t1 − t0 = {self.t1 - self.t0!r}, got {self.finest_dt!r}; move t1 to the next "
@@ -252,12 +255,12 @@ class MinibatchPath(NoisePath):
         check_positive("h", self.h)
         check_seed(self.seed)
         check_drawn(self.dtype, self.device)
-        check_count("steps", self.steps)
+        check_count("steps", self.steps, maximum=MOST)
         if not isinstance(self.batch, tuple):
-            raise TypeError(f"batch must be a tuple, theta0's leading shape, got {self.batch!r}")
+            raise TypeError(f"batch must be a tuple, theta0's leading shape, got {short_form(self.batch)}")
         for n in self.batch:
-            check_count("batch", n)
-        check_count("halvings", self.halvings, minimum=0)
+            check_count("batch", n, maximum=MOST)
+        check_count("halvings", self.halvings, minimum=0, maximum=MOST.bit_length() - 1)
 
     @property
     def t0(self) -> float:  # type: ignore[override]
@@ -293,7 +296,7 @@ class MinibatchPath(NoisePath):
 
     def roots(self) -> Iterator[Tensor]:
         """ΔW of each step of the descent, its mini-batches drawn as ``descend`` draws them."""
-        generator = torch.Generator(self.device).manual_seed(self.seed)
+        generator = torch.Generator(self.device).manual_seed(int(self.seed))
         order = self.sampling.first_order(torch.Size(self.batch), torch.device(self.device))
         N, c = self.sampling.size, self.sampling.diffusion_factor()
         scale = math.sqrt(self.h * N / c) if c else 0.0
@@ -338,13 +341,8 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtyp
 def check_drawn(dtype: torch.dtype, device: str | torch.device) -> None:
     """Raise unless ``dtype`` is a real floating dtype and ``device`` a device."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a real floating torch.dtype, got {dtype!r}")
-    if not isinstance(device, (str, torch.device)):
-        raise TypeError(f"device must be a name or a torch.device, got {device!r}")
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be one that torch knows, such as 'cpu' or 'cuda', got {device!r}") from error
+        raise TypeError(f"dtype must be a real floating torch.dtype, got {short_form(dtype)}")
+    check_device(device)
 
 
 def centre_periods(increments: Iterator[Tensor], steps: int) -> Iterator[Tensor]:

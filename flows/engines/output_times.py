@@ -44,7 +44,7 @@ def array_of(name: str, times: Tensor | Sequence[float]) -> np.ndarray:
         return (times.float() if times.dtype.is_floating_point and times.dtype.itemsize == 2 else times).numpy()
     try:
         return np.asarray(times)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # of ragged rows, and of tensors that are no numbers
         raise ValueError(f"{name} must be one-dimensional real numbers ({error})") from error
 
 

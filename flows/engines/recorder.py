@@ -13,7 +13,7 @@ from flows.engines.endings import Status
 from flows.engines.state import State
 from flows.engines.trajectory import Observations, Trajectory
 from landscapes import Counted, Landscape
-from landscapes.errors import check_choice, check_count, short_form
+from landscapes.errors import check_choice, check_computable, check_count, short_form
 from landscapes.landscape import check_landscape
 from landscapes.wrappers.base import Counts
 
@@ -137,7 +137,7 @@ class Recorder:
             whose, values = self._seen.setdefault(name, Seen(observer, []))
             if whose is not observer:
                 raise ValueError(f"observations must have different names, {name!r} comes from two observers")
-            shown = torch.as_tensor(value).detach()
+            shown = numbers_of(f"observation {name!r} of {observer.name!r}", value)
             if values and shown.shape != values[0][1].shape:
                 raise ValueError(
                     f"observer {observer.name!r} must return tensors of one shape: {name!r} was "
@@ -192,6 +192,14 @@ def look(observer: AnyObserver, k: int, t: float, theta: Tensor, state: Callable
     return observer(k, t, theta)
 
 
+def numbers_of(name: str, value: Any) -> Tensor:
+    """An observation as a tensor, detached; raise unless it is a dense tensor, or numbers that form one."""
+    try:
+        return check_computable(name, torch.as_tensor(value)).detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} must be a tensor or numbers, got {short_form(value)}: {error}") from error
+
+
 def observer_counts(observers: Sequence[AnyObserver]) -> dict[str, Counts]:
     """The current counts of the observers that have them, by name."""
     return {observer.name: dict(observer.counts) for observer in observers if isinstance(observer, LandscapeObserver)}
@@ -204,7 +212,10 @@ def check_observers(observers: Sequence[AnyObserver]) -> tuple[AnyObserver, ...]
     counting: set[str] = set()
     for observer in observers:
         if not callable(observer) or not isinstance(getattr(observer, "name", None), str):
-            raise TypeError(f"observers must be callables (k, t, theta) -> dict with a name and an every: {observer!r}")
+            raise TypeError(
+                "observers must be callables (k, t, theta) -> dict with a name and an every, got "
+                f"{short_form(observer)}"
+            )
         check_count(f"every of observer {observer.name!r}", getattr(observer, "every", 0))
         if isinstance(observer, LandscapeObserver):
             if observer.name in counting:

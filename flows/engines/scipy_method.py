@@ -84,6 +84,8 @@ class Scipy(Method):
             raise UnsupportedError(
                 "method='scipy_solver' integrates real states only; use method='dopri5' for complex ones"
             )
+        if state.dtype is torch.bfloat16:
+            raise UnsupportedError("method='scipy_solver' takes no theta0 of bfloat16, which numpy lacks; use .float()")
         self.check_own_steps(options)
         return self.with_tolerances(self.check_first_step(options), state)
 

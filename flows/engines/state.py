@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flows.arguments import check_device
 from flows.engines.configuration import versions
 from flows.engines.locks import FolderLock
 from flows.engines.packing import pack, unpack
 from flows.engines.storage import load_tensors, read_error, save_tensors
-from landscapes.errors import check_count, check_positive, check_real, check_seed
+from landscapes.errors import check_count, check_dense, check_positive, check_real, check_seed, short_form
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128, torch.complex64)
+LAST = torch.iinfo(torch.int64).max
 TENSORS: dict[str, tuple[torch.dtype, ...]] = {
     "theta": FLOATING,
     "alive": (torch.bool,),
@@ -69,8 +71,8 @@ class State:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", float(check_real("t of a State", self.t)))
-        check_count("k of a State", self.k, minimum=0)
-        check_count("index of a State", self.index, minimum=0)
+        check_count("k of a State", self.k, minimum=0, maximum=LAST)
+        check_count("index of a State", self.index, minimum=0, maximum=LAST)
         if self.seed is not None:
             check_seed(self.seed)
         if self.values is None:
@@ -81,12 +83,14 @@ class State:
             check_positive("dt of a State", self.dt)
         for name, value in (("model", self.model), ("version", self.version)):
             if value is not None and not isinstance(value, str):
-                raise TypeError(f"{name} of a State must be a string or None, got {value!r}")
+                raise TypeError(f"{name} of a State must be a string or None, got {short_form(value)}")
         for name, dtypes in TENSORS.items():
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, Tensor) and value.dtype in dtypes):
+            if value is not None and not (isinstance(value, Tensor) and has_strides(value) and value.dtype in dtypes):
                 kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-                raise TypeError(f"{name} of a State must be a tensor of {kinds}, or None, got {value!r}")
+                raise TypeError(
+                    f"{name} of a State must be a dense tensor of {kinds}, or None, got {short_form(value)}"
+                )
 
     def check_version(self) -> None:
         """Raise ValueError if another version of thalweg made the state."""
@@ -95,6 +99,12 @@ class State:
                 f"the state is of thalweg {self.version}, this is {versions()['thalweg']}, which may take other steps: "
                 "run the whole again, or give dataclasses.replace(state, version=None)"
             )
+
+    def check_numbers(self) -> None:
+        """Raise ValueError if a field is on the meta device, as after ``to("meta")``: there are no numbers."""
+        for name in TENSORS:
+            if getattr(self, name) is not None:
+                check_dense(f"{name} of a State", getattr(self, name))
 
     def is_foreign(self) -> bool:
         """Whether another version of thalweg made the state, as far as both are known."""
@@ -146,8 +156,14 @@ class State:
 
     def to(self, device: str | torch.device) -> State:
         """The state with every tensor on ``device``; the generator's state stays on the CPU, as torch keeps it."""
+        device = check_device(device)
         held = ("values", "theta", "alive", "history", "workspace", "stopped")
         return replace(self, **{name: map_tensors(getattr(self, name), lambda x: x.to(device)) for name in held})
+
+
+def has_strides(tensor: Tensor) -> bool:
+    """Whether a tensor is dense on its device, also on the meta device."""
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
 
 
 def model_name(model: object) -> str:

@@ -23,6 +23,7 @@ from flows.engines.locks import FolderLock
 from flows.engines.state import State, parts_of_state, state_of
 from flows.engines.storage import load_tensors, read_error, save_tensors
 from landscapes import UnsupportedError
+from landscapes.errors import short_form
 
 Observations = dict[str, tuple[Tensor, Tensor]]
 
@@ -62,7 +63,7 @@ class Trajectory:
     def __post_init__(self) -> None:
         check_states(self.times, self.theta, self.alive)
         if not isinstance(self.status, Status):
-            raise TypeError(f"status must be a Status, got {self.status!r}")
+            raise TypeError(f"status must be a Status, got {short_form(self.status)}")
         check_costs("cost", self.cost)
         check_observations(self.observations)
         check_notes(self.notes)
@@ -214,7 +215,7 @@ def check_costs(name: str, costs: Mapping[str, float]) -> None:
     check_mapping(name, costs)
     for kind, number in costs.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise TypeError(f"{name}[{kind!r}] must be a number, got {number!r}")
+            raise TypeError(f"{name}[{short_form(kind)}] must be a number, got {short_form(number)}")
         if not (math.isfinite(number) and number >= 0):
             raise ValueError(f"{name}[{kind!r}] must be finite and at least zero, got {number!r}")
 
@@ -230,7 +231,7 @@ def check_mapping(name: str, value: Mapping[str, Any]) -> None:
 def check_notes(notes: Any, name: str = "notes") -> list[str]:
     """The strings; TypeError unless they are a tuple or list of strings."""
     if not isinstance(notes, (tuple, list)) or not all(isinstance(note, str) for note in notes):
-        raise TypeError(f"{name} must be a tuple of strings, got {notes!r}")
+        raise TypeError(f"{name} must be a tuple of strings, got {short_form(notes)}")
     return list(notes)
 
 

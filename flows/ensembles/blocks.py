@@ -24,7 +24,7 @@ from flows.engines.trajectory import Trajectory
 from flows.ensembles.statistics import MOST
 from flows.flow import Flow, StochasticFlow
 from landscapes import FiniteSum, UnsupportedError
-from landscapes.errors import check_count, check_seed
+from landscapes.errors import check_computable, check_count, check_seed, short_form
 
 NUMBERS = 2**22  # default limit for a block's states, noise and examples' gradients: 32 MiB in float64
 
@@ -149,7 +149,8 @@ def course(
         if not isinstance(model, StochasticFlow):
             raise UnsupportedError(f"model must be a StochasticFlow, {model.name} has no noise: use integrate")
         if isinstance(times_or_steps, (int, np.integer)):
-            raise TypeError(f"times must be a sequence, got {times_or_steps!r}: a number of steps is for descents")
+            given = short_form(times_or_steps)
+            raise TypeError(f"times must be a sequence, got {given}: a number of steps is for descents")
         return Course(model, tuple(check_times(times_or_steps, dt)), every=every, dt=dt, method=method)
     if not isinstance(model, Descent):
         raise TypeError(f"model must be a StochasticFlow or a Descent, got {type(model).__name__}")
@@ -170,10 +171,12 @@ def check_start(theta0: Tensor) -> Tensor:
 def check_functions(observables: Mapping[str, Function]) -> None:
     """Raise unless there is at least one observable, each a function with a name."""
     if not isinstance(observables, Mapping) or not observables:
-        raise TypeError(f"observables must be a mapping name -> function of theta, at least one, got {observables!r}")
+        given = short_form(observables)
+        raise TypeError(f"observables must be a mapping name -> function of theta, at least one, got {given}")
     for name, function in observables.items():
         if not isinstance(name, str) or not callable(function):
-            raise TypeError(f"observables must map strings to functions of theta, got {name!r}: {function!r}")
+            given = f"{short_form(name)}: {short_form(function)}"
+            raise TypeError(f"observables must map strings to functions of theta, got {given}")
 
 
 def evaluate(name: str, function: Function, theta: Tensor) -> Tensor:
@@ -181,7 +184,7 @@ def evaluate(name: str, function: Function, theta: Tensor) -> Tensor:
     values = function(theta)
     if not isinstance(values, Tensor):
         raise TypeError(f"observable {name!r} must return a tensor, got {type(values).__name__}")
-    if values.is_complex():
+    if check_computable(f"observable {name!r}", values).is_complex():
         raise TypeError(f"observable {name!r} must be real, got {values.dtype}; take .real, .imag or .abs() of it")
     values = values.detach().double()
     if values.shape == theta.shape[:-1]:

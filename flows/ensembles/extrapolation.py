@@ -38,7 +38,7 @@ from flows.ensembles.blocks import (
 from flows.ensembles.statistics import MOST, Moments
 from flows.flow import StochasticFlow
 from landscapes import UnsupportedError
-from landscapes.errors import check_count, check_float_tensor, check_positive, check_seed
+from landscapes.errors import check_count, check_flag, check_float_tensor, check_positive, check_seed
 
 LEVELS = (1, 2, 4)  # divisors of dt
 
@@ -126,7 +126,7 @@ def expectation(
     courses = [course(flow, times, dt / n, method, every) for n in LEVELS]
     levels = Levels(courses, observables, extrapolate)
     size = block_size(block, paths, theta0, [flow], levels.path_size(theta0))
-    with tqdm(total=paths, unit="path", desc=flow.name, disable=not progress) as bar:
+    with tqdm(total=paths, unit="path", desc=flow.name, disable=not check_flag("progress", progress)) as bar:
         for part in blocks(theta0, paths, size):
             levels.take(part, block_seed(seed, part.number))
             bar.update(part.paths)
@@ -140,7 +140,7 @@ class Levels:
     def __init__(self, courses: Sequence[Course], observables: Mapping[str, Function], extrapolate: bool):
         self._courses = courses
         self._observables = dict(observables)
-        self._extrapolate = extrapolate
+        self._extrapolate = check_flag("extrapolate", extrapolate)
         self._mean, self._left = ({name: Moments() for name in observables} for _ in range(2))
         self._clock = [courses[0].outputs[k] for k in courses[0].kept]
         self.lost = 0

@@ -33,7 +33,7 @@ from flows.ensembles.statistics import (
     check_samples,
     numbers_of,
 )
-from landscapes.errors import check_count
+from landscapes.errors import check_count, short_form
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,8 @@ class Quantiles(Statistic):
     def __post_init__(self) -> None:
         probabilities = tuple(numbers_of("probabilities", self.probabilities).reshape(-1).tolist())
         if not probabilities or not all(0 <= p <= 1 for p in probabilities):
-            raise ValueError(f"probabilities must be numbers in [0, 1], at least one, got {self.probabilities!r}")
+            given = short_form(self.probabilities)
+            raise ValueError(f"probabilities must be numbers in [0, 1], at least one, got {given}")
         check_count("size", self.size, minimum=8, maximum=MOST)
         object.__setattr__(self, "probabilities", probabilities)
 

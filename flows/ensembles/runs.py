@@ -42,7 +42,7 @@ from flows.ensembles.blocks import (
 from flows.ensembles.quantiles import Quantiles
 from flows.ensembles.statistics import CONFIDENCE, MOST, Histogram, Moments, Statistic
 from flows.flow import Flow
-from landscapes.errors import check_count, check_seed
+from landscapes.errors import check_count, check_flag, check_seed, short_form
 
 Statistics = tuple[Statistic, ...]
 Asked = TypeVar("Asked", bound=Statistic)
@@ -60,12 +60,12 @@ class Observable:
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise TypeError(f"function must be a function of theta, got {self.function!r}")
+            raise TypeError(f"function must be a function of theta, got {short_form(self.function)}")
         if not isinstance(self.statistics, Sequence):
-            raise TypeError(f"statistics must be a sequence of Statistics, got {self.statistics!r}")
+            raise TypeError(f"statistics must be a sequence of Statistics, got {short_form(self.statistics)}")
         for statistic in self.statistics:
             if not isinstance(statistic, Statistic):
-                raise TypeError(f"statistics must be Statistics such as Quantiles([0.5]), got {statistic!r}")
+                raise TypeError(f"statistics must be Statistics such as Quantiles([0.5]), got {short_form(statistic)}")
             if statistic.count:
                 raise ValueError(f"statistics must be empty at first, got one with {statistic.count} samples")
 
@@ -104,9 +104,9 @@ class Ensemble:
             if len(rows) != len(self.times) or not all(isinstance(s, Statistic) for row in rows for s in row):
                 raise ValueError(f"statistics[{name!r}] must be a tuple of Statistics for each of the times")
         if not isinstance(self.diverged, Tensor) or self.diverged.dtype != torch.int64:
-            raise TypeError(f"diverged must be a tensor of torch.int64, got {self.diverged!r}")
+            raise TypeError(f"diverged must be a tensor of torch.int64, got {short_form(self.diverged)}")
         if not isinstance(self.status, Status):
-            raise TypeError(f"status must be a Status, got {self.status!r}")
+            raise TypeError(f"status must be a Status, got {short_form(self.status)}")
         check_costs("cost", self.cost)
         check_notes(self.notes)
         check_mapping("configuration", self.configuration)
@@ -170,7 +170,7 @@ class Ensemble:
     def series(self, kind: type[Asked]) -> dict[str, list[Asked]]:
         """Observable → its first statistic of that kind at each time, for observables that have one."""
         if not isinstance(kind, type):
-            raise TypeError(f"kind must be a class of statistics, such as Moments, got {kind!r}")
+            raise TypeError(f"kind must be a class of statistics, such as Moments, got {short_form(kind)}")
         found = {n: [[s for s in row if isinstance(s, kind)] for row in rows] for n, rows in self.statistics.items()}
         return {name: [row[0] for row in rows] for name, rows in found.items() if all(rows)}
 
@@ -278,7 +278,7 @@ def ensemble(
     way = course(model, times_or_steps, dt, method, every)
     run = EnsembleRun(way, {name: observable_of(value) for name, value in observables.items()}, theta0)
     size = block_size(block, paths, theta0, [model])
-    with tqdm(total=paths, unit="path", desc=type(model).__name__, disable=not progress) as bar:
+    with tqdm(total=paths, unit="path", desc=type(model).__name__, disable=not check_flag("progress", progress)) as bar:
         for part in blocks(theta0, paths, size):
             if not run.take(part, block_seed(seed, part.number)):
                 break

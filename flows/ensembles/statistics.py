@@ -9,7 +9,7 @@ are defined here, ``Quantiles`` in ``quantiles``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from landscapes.errors import check_real
+from landscapes.errors import as_list, check_computable, check_real, short_form
 
 CONFIDENCE = 0.95
 MOST = 10**8  # paths, steps, cells: more are a slip, and would run for years or fill the memory
@@ -224,12 +224,18 @@ def divide(sums: Tensor, count: int) -> Tensor:
 
 def numbers_of(name: str, values: Sequence[float] | Tensor) -> Tensor:
     """Numbers as a tensor of float64, detached; raise TypeError unless they are a sequence of real numbers."""
-    if isinstance(values, Tensor) and values.ndim and not values.is_complex():
+    if isinstance(values, Tensor) and check_computable(name, values).ndim and not values.is_complex():
         return values.detach().double()
-    if isinstance(values, (Tensor, str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of real numbers, got {values!r}")
-    numbers = [check_real(name, float(x) if isinstance(x, Tensor) else x) for x in values]
+    if isinstance(values, (Tensor, Mapping)):
+        raise TypeError(f"{name} must be a sequence of real numbers, got {short_form(values)}")
+    numbers = [number_of(name, x) for x in as_list(name, values, "real numbers")]
     return torch.tensor(numbers, dtype=torch.float64)
+
+
+def number_of(name: str, value: float | Tensor) -> float:
+    """A finite real number, or a dense tensor of one, as a float; raise for other values."""
+    single = isinstance(value, Tensor) and check_computable(name, value).numel() == 1
+    return check_real(name, value.item() if single else value)  # type: ignore[union-attr, arg-type]
 
 
 @final

@@ -37,7 +37,15 @@ from flows.ensembles.statistics import CONFIDENCE, MOST, Moments, check_confiden
 from flows.flow import StochasticFlow
 from flows.models.stochastic import NoisyModifiedEquation
 from landscapes import UnsupportedError
-from landscapes.errors import check_choice, check_count, check_seed
+from landscapes.errors import (
+    check_callable,
+    check_choice,
+    check_computable,
+    check_count,
+    check_flag,
+    check_seed,
+    short_form,
+)
 
 Reference = Mapping[str, Tensor]
 
@@ -147,24 +155,33 @@ def weak_errors(
     source = Source(descent, outputs, every, substeps, coupled, reference is None)
     run = WeakRun(Levels(courses, observables, extrapolate), observables, coupled)
     size = block_size(block, paths, theta0, [flow, descent], run.levels.path_size(theta0))
-    with tqdm(total=paths, unit="path", desc=flow.name, disable=not progress) as bar:
+    with tqdm(total=paths, unit="path", desc=flow.name, disable=not check_flag("progress", progress)) as bar:
         for part in blocks(theta0, paths, size):
             run.take(part, source, seed)
             bar.update(part.paths)
     times = torch.tensor([outputs[k] for k in courses[0].kept], dtype=torch.float64)
-    return run.result(times, paths, None if reference is None else reference(times))
+    return run.result(times, paths, None if reference is None else check_expected(reference(times)))
 
 
 def check_reference(reference: object) -> None:
     """Raise unless a reference, if there is one, is a function."""
-    if reference is not None and not callable(reference):
-        raise TypeError(f"reference must be a function that returns name -> E phi, or None, got {reference!r}")
+    if reference is not None:
+        check_callable("reference", reference, "a function that returns name -> E phi, or None")
+
+
+def check_expected(found: Reference) -> Reference:
+    """Return the values of a reference; raise unless they are a mapping of dense tensors."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f"reference must return a mapping name -> E phi, got {short_form(found)}")
+    for name, value in found.items():
+        check_computable(f"reference[{short_form(name)}]", value)
+    return found
 
 
 def check_observable(name: str, known: Iterable[str]) -> None:
     """Raise unless an observable of that name is known."""
     if not isinstance(name, str):
-        raise TypeError(f"name must be a string, one of {', '.join(map(repr, known))}, got {name!r}")
+        raise TypeError(f"name must be a string, one of {', '.join(map(repr, known))}, got {short_form(name)}")
     check_choice("name", name, tuple(known))
 
 
@@ -189,7 +206,7 @@ def check_pair(flow: StochasticFlow, descent: Descent, coupled: bool) -> None:
     rate = flow.declared_rate or descent.clock_rate
     if not math.isclose(rate, descent.clock_rate, rel_tol=1e-12):
         raise ValueError(f"h of {flow.name} is {rate!r}, of the descent {descent.clock_rate!r}: they must agree")
-    if coupled and not isinstance(descent, NoisyGradientDescent):
+    if check_flag("coupled", coupled) and not isinstance(descent, NoisyGradientDescent):
         raise UnsupportedError(
             f"coupled is for a NoisyGradientDescent, whose noise is a Brownian motion's, got {type(descent).__name__}: "
             "along mini-batches the flow has another law, and its weak error would be wrong; leave coupled out, give a "

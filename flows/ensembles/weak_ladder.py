@@ -16,6 +16,7 @@ from scipy import stats
 from flows.engines.trajectory import check_mapping
 from flows.ensembles.statistics import CONFIDENCE, check_confidence
 from flows.ensembles.weak import Largest, WeakErrors, check_observable
+from landscapes.errors import short_form
 
 SMALL = 0.1  # largest relative integration error that the table does not mark
 
@@ -52,11 +53,11 @@ class WeakLadder:
         for name, kind in (("ladder", float), ("rungs", WeakErrors), ("observables", str)):
             values = getattr(self, name)
             if not isinstance(values, (tuple, list)) or not all(isinstance(value, kind) for value in values):
-                raise TypeError(f"{name} must be a tuple of {kind.__name__}, got {values!r}")
+                raise TypeError(f"{name} must be a tuple of {kind.__name__}, got {short_form(values)}")
         if len(self.rungs) != len(self.ladder) or not self.rungs:
             raise ValueError(f"rungs must be one for each h of the ladder {self.ladder!r}, got {len(self.rungs)}")
         if not isinstance(self.name, str):
-            raise TypeError(f"name must be a string, got {self.name!r}")
+            raise TypeError(f"name must be a string, got {short_form(self.name)}")
         check_confidence(self.confidence)
         check_mapping("settings", self.settings)
         check_mapping("configuration", self.configuration)

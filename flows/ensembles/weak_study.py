@@ -20,13 +20,13 @@ from flows.engines.locks import FolderLock
 from flows.engines.storage import load_tensors, read_error, save_tensors, write_text
 from flows.engines.trajectory import check_notes
 from flows.ensembles.blocks import Function
-from flows.ensembles.statistics import CONFIDENCE, MOST, check_confidence, numbers_of
+from flows.ensembles.statistics import CONFIDENCE, check_confidence, numbers_of
 from flows.ensembles.weak import Reference, WeakErrors, check_reference, weak_errors
 from flows.ensembles.weak_figure import plot_weak_orders
 from flows.ensembles.weak_ladder import WeakLadder, table
 from flows.flow import StochasticFlow
-from flows.orders.ladder import check_ladder, whole_steps
-from landscapes.errors import check_count, check_positive, check_seed
+from flows.orders.ladder import check_ladder, check_makers, whole_steps
+from landscapes.errors import check_flag, check_positive, check_seed
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,12 @@ def weak_order(
     Every h must divide the time. ``reference``: (h, times) ↦ name → E φ(θ_k). Other arguments as in ``weak_errors``;
     every rung has its own seed. Raises TypeError or ValueError for invalid arguments.
     """
-    for name, made in (("flow", flow), ("descent", descent)):
-        if not callable(made):
-            raise TypeError(f"{name} must be a function h -> {name}, got {made!r}")
+    check_makers(flow, descent)
+    check_flag("progress", progress)
     check_reference(reference)
     check_seed(seed)
     rates = check_ladder(numbers_of("ladder", ladder).reshape(-1).tolist())
-    counts = [check_count("time/h", whole_steps(time, h), maximum=MOST) for h in rates]
+    counts = [whole_steps(time, h) for h in rates]
     rungs = []
     for i, (h, steps) in enumerate(zip(tqdm(rates, unit="rung", disable=not progress), counts, strict=True)):
         exact = None if reference is None else (lambda times, h=h: reference(h, times))

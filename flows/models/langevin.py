@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.arguments import at_rest, check_model, check_point, halves
 from flows.declared import Clock
 from flows.flow import StochasticFlow
 from landscapes import Landscape
@@ -56,7 +56,7 @@ class LangevinFlow(StochasticFlow):
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
         """√(2T) dW, shape (..., d)."""
-        return math.sqrt(2 * self.temperature) * dw
+        return math.sqrt(2 * self.temperature) * check_point("dw", dw)
 
     def log_density(self, state: Tensor) -> Tensor:
         """−f/T, the logarithm of the stationary density up to −log Z; shape (...,)."""
@@ -98,26 +98,26 @@ class UnderdampedLangevinFlow(StochasticFlow):
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0)."""
-        return self.resume(theta0, torch.zeros_like(theta0))
+        return self.resume(theta0, at_rest(theta0))
 
     def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
         """(θ, v)."""
         return torch.cat([theta, velocity], dim=-1)
 
     def position(self, state: Tensor) -> Tensor:
-        return state[..., : self.landscape.dimension]
+        return halves(state, self.landscape.dimension)[0]
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """(v, −γv − ∇f), shape (..., 2d)."""
-        theta, v = state.split(self.landscape.dimension, dim=-1)
+        theta, v = halves(state, self.landscape.dimension)
         return torch.cat([v, -self.friction * v - self.landscape.grad(theta)], dim=-1)
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
         """(0, √(2γT) dW), shape (..., 2d)."""
-        kick = math.sqrt(2 * self.friction * self.temperature) * dw
+        kick = math.sqrt(2 * self.friction * self.temperature) * check_point("dw", dw)
         return torch.cat([torch.zeros_like(kick), kick], dim=-1)
 
     def log_density(self, state: Tensor) -> Tensor:
         """−(f + ½‖v‖²)/T, the logarithm of the stationary density up to −log Z; shape (...,)."""
-        theta, v = state.split(self.landscape.dimension, dim=-1)
+        theta, v = halves(state, self.landscape.dimension)
         return -(self.landscape.loss(theta) + v.square().sum(dim=-1) / 2) / self.temperature

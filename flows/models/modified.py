@@ -22,7 +22,7 @@ from flows.series import EULER, ExplicitMethod, stability_function
 from flows.series.landscape import landscape_program
 from flows.series.methods import check_method
 from landscapes import Landscape
-from landscapes.errors import check_count
+from landscapes.errors import check_count, short_form
 from landscapes.expansion import Expansion
 from landscapes.landscape import warn_smoothness
 
@@ -62,7 +62,7 @@ class ModifiedFlow(Flow):
 
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
-        check_order(self.order, self.landscape, self.name)
+        check_order(self.order, self.landscape, self)
 
     @property
     def declared_clock(self) -> Clock:
@@ -103,7 +103,7 @@ class ModifiedRungeKuttaFlow(Flow):
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
         check_method(self.method)
-        check_order(self.order, self.landscape, self.name)
+        check_order(self.order, self.landscape, self)
 
     @property
     def declared_clock(self) -> Clock:
@@ -114,11 +114,11 @@ class ModifiedRungeKuttaFlow(Flow):
         return landscape_program(self.method, self.order, self.h)(self.landscape.expand(state))[0]
 
 
-def check_order(order: int, landscape: Landscape, name: str) -> None:
+def check_order(order: int, landscape: Landscape, flow: Flow) -> None:
     """Raise unless ``order`` is an integer in 1 … HIGHEST_ORDER; warn if the landscape is not smooth enough."""
     if check_count("order", order) > HIGHEST_ORDER:
-        raise ValueError(f"order must be at most {HIGHEST_ORDER}, the highest implemented, got {order}")
-    warn_smoothness(landscape, order, name)
+        raise ValueError(f"order must be at most {HIGHEST_ORDER}, the highest implemented, got {short_form(order)}")
+    warn_smoothness(landscape, order, flow.name)  # the name has the order, and is formed of a checked one
 
 
 def non_principal_term(point: Expansion) -> Tensor:

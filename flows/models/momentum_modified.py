@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_friction, check_model, check_momentum
+from flows.arguments import at_rest, check_friction, check_model, check_momentum, halves
 from flows.declared import Clock
 from flows.flow import Flow
 from flows.models.modified import check_order
@@ -45,7 +45,7 @@ class ScaledMomentumFlow(Flow):
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
         check_friction(self.friction, self.h)
-        check_order(self.order, self.landscape, self.name)
+        check_order(self.order, self.landscape, self)
 
     @property
     def name(self) -> str:
@@ -57,18 +57,18 @@ class ScaledMomentumFlow(Flow):
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0)."""
-        return torch.cat([theta0, torch.zeros_like(theta0)], dim=-1)
+        return torch.cat([theta0, at_rest(theta0)], dim=-1)
 
     def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
         """(θ, v)."""
         return torch.cat([theta, velocity], dim=-1)
 
     def position(self, state: Tensor) -> Tensor:
-        return state[..., : self.landscape.dimension]
+        return halves(state, self.landscape.dimension)[0]
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """(ẋ, v̇), shape (..., 2d)."""
-        x, v = state.split(self.landscape.dimension, dim=-1)
+        x, v = halves(state, self.landscape.dimension)
         program = landscape_program(self.method, self.order, self.h, self.friction)
         return torch.cat(program(self.landscape.expand(x), v=v), dim=-1)
 
@@ -122,7 +122,7 @@ class ReducedMomentumFlow(Flow):
     def __post_init__(self) -> None:
         check_model(self.landscape, self.h)
         check_momentum(self.momentum)
-        check_order(self.order, self.landscape, self.name)
+        check_order(self.order, self.landscape, self)
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.arguments import at_rest, check_model, check_point, halves
 from flows.declared import Clock
 from flows.flow import BranchError, Flow, SingularModeError, flag_unconverged
 from flows.models.momentum_modes import (
@@ -40,6 +40,7 @@ from landscapes.errors import check_choice, check_count, check_positive
 from landscapes.expansion import Expansion
 from landscapes.krylov import matrix_function
 from landscapes.krylov.functions import Spectral, decompose
+from landscapes.krylov.precision import check_full_precision
 
 
 class MomentumPrincipalFlow(Flow):
@@ -90,7 +91,7 @@ class MomentumPrincipalFlow(Flow):
 
     def start(self, theta0: Tensor) -> Tensor:
         """(θ0, 0), promoted to complex on the complex branch."""
-        return self.resume(theta0, torch.zeros_like(theta0))
+        return self.resume(theta0, at_rest(theta0))
 
     def resume(self, theta: Tensor, velocity: Tensor) -> Tensor:
         """(θ, v), promoted to complex on the complex branch."""
@@ -102,11 +103,11 @@ class MomentumPrincipalFlow(Flow):
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """(θ̇, v̇), shape (..., 2d)."""
-        if self.branch == "real" and state.is_complex():
+        if check_full_precision("state", check_point("state", state)).is_complex() and self.branch == "real":
             raise BranchError("branch='real' takes real states only; use branch='complex' or give state.real")
         if self.krylov is not None and state.ndim > 1:
             return each_member(partial(self.velocity, t), state)
-        theta, v = state.chunk(2, dim=-1)
+        theta, v = halves(state, self.landscape.dimension)
         point = self.landscape.expand(theta)
         field = self._dense(point, v) if self.krylov is None else self._krylov(point, v, self.krylov)
         return torch.cat(field.unbind(0), dim=-1).to(state.dtype)

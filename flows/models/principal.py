@@ -14,14 +14,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.arguments import check_model, check_point
 from flows.declared import Clock
 from flows.flow import BranchError, Flow, SingularModeError, flag_unconverged
 from flows.models.modified import non_principal_term
 from landscapes import Landscape
-from landscapes.errors import check_choice, check_count, check_positive
+from landscapes.errors import check_choice, check_count, check_flag, check_positive
 from landscapes.expansion import Expansion
 from landscapes.krylov import matrix_function, spectral_action
+from landscapes.krylov.precision import check_full_precision
 
 SINGULAR = 1e-6  # a mode within this distance of hλ = 1 is treated as singular
 
@@ -94,8 +95,7 @@ class PrincipalFlow(Flow):
         if self.krylov is not None:
             check_count("krylov", self.krylov)
         check_positive("tolerance", self.tolerance)
-        if not isinstance(self.third_order, bool):
-            raise TypeError(f"third_order must be True or False, got {self.third_order!r}")
+        check_flag("third_order", self.third_order)
         check_choice("branch", self.branch, ("complex", "real"))
 
     @property
@@ -104,11 +104,12 @@ class PrincipalFlow(Flow):
 
     def start(self, theta0: Tensor) -> Tensor:
         """θ0, promoted to complex on the complex branch."""
+        check_point("theta0", theta0)
         return theta0 if self.branch == "real" or theta0.is_complex() else theta0.to(theta0.dtype.to_complex())
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """α(hH) ∇f, shape (..., d)."""
-        if self.branch == "real" and state.is_complex():
+        if check_full_precision("state", check_point("state", state)).is_complex() and self.branch == "real":
             raise BranchError("branch='real' takes real theta only; use branch='complex' or give theta.real")
         if self.krylov is not None and state.ndim > 1:
             return each_member(partial(self.velocity, t), state)

@@ -74,7 +74,7 @@ class GradientEquation(StochasticFlow):
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
         """√h σ(X) dw, shape (..., d)."""
-        return math.sqrt(self.learning_rate(t)) * self.noise.factor(state, dw)
+        return math.sqrt(self.learning_rate(t)) * self.noise.factor(state, self.noise.check_noise(state, dw, "dw"))
 
     def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
         """Drift and noise."""
@@ -145,7 +145,7 @@ class StochasticModifiedEquation(GradientEquation):
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
         """√(hc) G(X) dw, shape (..., d), one reweighted gradient."""
-        return self.landscape.weighted_grad(state, self.weights(t, self.noise.check_noise(state, dw)))
+        return self.landscape.weighted_grad(state, self.weights(t, self.noise.check_noise(state, dw, "dw")))
 
     def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
         """Drift and noise: at order 1 in one backward pass."""

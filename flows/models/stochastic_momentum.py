@@ -23,7 +23,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_friction, check_model, check_noise
+from flows.arguments import check_friction, check_model, check_noise, halves
 from flows.flow import StochasticFlow
 from flows.models.momentum_modified import ScaledMomentumFlow
 from flows.models.stochastic import check_order
@@ -85,7 +85,8 @@ class NoisyMomentumEquation(StochasticMomentumFlow):
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
         """(0, √h σ(x) dW), shape (..., 2d)."""
-        kick = math.sqrt(self.h) * self.noise.factor(self.position(state), dw)
+        x = self.position(state)
+        kick = math.sqrt(self.h) * self.noise.factor(x, self.noise.check_noise(x, dw, "dw"))
         return torch.cat([torch.zeros_like(kick), kick], dim=-1)
 
 
@@ -136,7 +137,7 @@ class MomentumModifiedEquation(StochasticMomentumFlow):
 
     def weights(self, state: Tensor, dw: Tensor) -> Tensor:
         """w (..., N) with √h σ(x) dW = Σ_i w_i ∇f_i(x)."""
-        self.noise.check_noise(state, dw)
+        self.noise.check_noise(state, dw, "dw")
         scale = math.sqrt(self.h * self.sampler.diffusion_factor() / self.landscape.size)
         return scale * (dw - dw.mean(dim=-1, keepdim=True))
 
@@ -149,6 +150,6 @@ class MomentumModifiedEquation(StochasticMomentumFlow):
         """velocity + diffusion(dW/dt); at order 1 by one backward pass over examples reweighted by both."""
         if self.order > 1:
             return super().rate(t, state, dw_over_dt)
-        x, v = state.split(self.landscape.dimension, dim=-1)
+        x, v = halves(state, self.landscape.dimension)
         force = self.landscape.weighted_grad(x, 1 / self.landscape.size - self.weights(state, dw_over_dt))
         return torch.cat([v, -self.friction * v - force], dim=-1)

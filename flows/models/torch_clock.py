@@ -19,10 +19,10 @@ from typing import final
 
 from torch import Tensor
 
-from flows.arguments import check_dampening, check_momentum
+from flows.arguments import check_dampening, check_momentum, check_time
 from flows.declared import MOMENTUM, Clock
 from flows.flow import Flow, StochasticFlow
-from landscapes.errors import check_positive
+from landscapes.errors import check_flag, check_positive
 from landscapes.noise.base import Kind
 
 AGREE = 1e-9
@@ -45,7 +45,7 @@ class TorchClock(Flow):
         if not isinstance(self.flow, Flow):
             raise TypeError(f"flow must be a Flow, got {type(self.flow).__name__}")
         check_scaling(self.flow, self.h, self.momentum, self.dampening)
-        check_rule(self.flow, self.nesterov)
+        check_rule(self.flow, check_flag("nesterov", self.nesterov))
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class TorchClock(Flow):
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         """The flow's, times the speed."""
-        return self.speed * self.flow.velocity(self.speed * t, state)
+        return self.speed * self.flow.velocity(self.speed * check_time(t), state)
 
     def start(self, theta0: Tensor) -> Tensor:
         """The flow's start at rest; with dampening, the velocity of torch's first, undamped gradient."""
@@ -142,7 +142,7 @@ class TorchMomentumEquation(TorchClock, StochasticFlow):
 
     def diffusion(self, t: float | Tensor, state: Tensor, dw: Tensor) -> Tensor:
         """√c σ dw."""
-        return math.sqrt(self.speed) * self.flow.diffusion(self.speed * t, state, dw)
+        return math.sqrt(self.speed) * self.flow.diffusion(self.speed * check_time(t), state, dw)
 
     def rate(self, t: float | Tensor, state: Tensor, dw_over_dt: Tensor) -> Tensor:
         """c times the flow's, whose Brownian motion has the increments √c dw in the time c dt."""

@@ -9,13 +9,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flows.arguments import check_model
+from flows.arguments import check_model, check_point
 from flows.declared import Clock
 from flows.flow import BranchError, WorkspaceFlow, flag_unconverged
 from flows.models.principal import check_singular, each_member, real_coefficient
 from landscapes import Landscape
 from landscapes.errors import check_count, check_positive
 from landscapes.krylov import Eigenpairs, continued_pairs, eigenpairs, random_block
+from landscapes.krylov.precision import check_full_precision
 
 GUARDS = 2  # extra rows of the block, as the last rows of a block converge slowly
 
@@ -56,7 +57,7 @@ class TruncatedPrincipalFlow(WorkspaceFlow):
 
     def evaluate(self, t: float | Tensor, state: Tensor, workspace: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The truncated field at θ (..., d), and the blocks (..., k + 2, d) of the eigenvectors."""
-        if state.is_complex():
+        if check_full_precision("state", check_point("state", state)).is_complex():
             raise BranchError("the truncated flow takes real theta only; give theta.real, or use PrincipalFlow")
         rows = min(self.modes + GUARDS, self.landscape.dimension)
         find = eigenpairs if workspace is None else continued_pairs

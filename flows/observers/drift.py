@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flows.arguments import check_rate
 from flows.engines.integrate import integrate
 from flows.engines.recorder import LandscapeObserver
 from flows.models.gradient import GradientFlow
@@ -55,7 +56,8 @@ class Drift(LandscapeObserver):
 
     def __init__(self, landscape: Landscape, h: float, *, tolerance: float = 1e-3, every: int = 1, name: str = "drift"):
         super().__init__(landscape, every, name)
-        self.h = check_positive("h", h)
+        check_positive("h", h)
+        self.h = check_rate("h", h)
         self.tolerance = check_positive("tolerance", tolerance)
 
     def __call__(self, k: int, t: float, theta: Tensor) -> dict[str, Tensor]:

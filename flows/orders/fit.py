@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 from flows.orders.trend import SlopeTrend, slope_trend
+from landscapes.errors import as_list, check_count, check_nonnegative, check_positive, short_form
 
 FRACTION = 0.01  # largest relative error by integration and rounding: the slope over a factor of two then errs by 0.03
 # For rungs apart by two this deviation of a slope from the order means c h ≈ 0.14; the fit neglects its square.
@@ -225,13 +226,42 @@ def slope(coarse: tuple[float, float], fine: tuple[float, float]) -> float:
     return math.log(e / f) / math.log(h / k) if 0 < f < math.inf and 0 < e < math.inf else math.nan
 
 
+def check_window(window: Sequence[int], size: int) -> list[int]:
+    """The indices of a fit's rungs; raise unless they are three or more, increasing, and below ``size``."""
+    places = [check_count("window", i, minimum=0, maximum=size - 1) for i in as_list("window", window, "indices")]
+    if len(places) < FEWEST or any(i >= j for i, j in pairwise(places)):
+        raise ValueError(f"window must have {FEWEST} or more increasing indices, got {short_form(places)}")
+    return places
+
+
+def check_rungs(
+    ladder: Sequence[float], errors: Sequence[float], uncertainties: Sequence[float], window: Sequence[int]
+) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    """The window, its learning rates, logarithms of errors and uncertainties; raise as ``fit_order`` says."""
+    rates, found = as_list("ladder", ladder, "learning rates"), as_list("errors", errors, "numbers")
+    bounds = as_list("uncertainties", uncertainties, "numbers")
+    for name, values in (("errors", found), ("uncertainties", bounds)):
+        if len(values) != len(rates):
+            raise ValueError(
+                f"{name} must be as many as the learning rates of the ladder, {len(rates)}, got {len(values)}"
+            )
+    places = check_window(window, len(rates))
+    h = np.array([check_positive("ladder", rates[i]) for i in places])
+    if not (np.diff(h) < 0).all():
+        raise ValueError(f"ladder must decrease, got {h.tolist()}")
+    logs = np.log([check_positive("errors", found[i]) for i in places])
+    measured = np.array([check_nonnegative("uncertainties", bounds[i]) for i in places])
+    return places, h, logs, measured
+
+
 def fit_order(
     ladder: Sequence[float], errors: Sequence[float], uncertainties: Sequence[float], window: Sequence[int]
 ) -> OrderFit:
-    """The fit of ``OrderFit`` on the rungs of that window (three or more increasing indices)."""
-    h = np.array([ladder[i] for i in window])
-    logs = np.log([errors[i] for i in window])
-    measured = np.array([uncertainties[i] for i in window])
+    """The fit of ``OrderFit`` on the rungs of that window (three or more increasing indices).
+
+    Raises TypeError or ValueError unless, on the window, the ladder decreases and errors are positive.
+    """
+    window, h, logs, measured = check_rungs(ladder, errors, uncertainties, window)
     scale = h[0]
     # Unknowns log C, q, c scale, c₂ scale²: with h/scale all columns are of order one, and the system well conditioned.
     columns = np.stack([np.ones_like(h), np.log(h / scale), h / scale, (h / scale) ** 2], axis=1)

@@ -27,7 +27,7 @@ from flows.engines.state import State
 from flows.flow import Flow
 from flows.orders.fit import FRACTION, OrderStudy
 from landscapes import Landscape, UnsupportedError
-from landscapes.errors import as_list, check_choice, check_count, check_positive
+from landscapes.errors import MOST, as_list, check_callable, check_choice, check_count, check_positive, short_form
 
 # Measured error of a run's end in units of eps·‖θ‖, as torchdiffeq interpolates to it. The descent's steps add √steps.
 ROUNDING = 20
@@ -111,6 +111,7 @@ def one_step_order(
     Raises ValueError unless the ladder has at least two positive rungs, all different, and flow(h) and descent(h) have
     the learning rate h; UnsupportedError for a stochastic descent (see ``flows.ensembles.weak_order``).
     """
+    check_makers(flow, descent)
     theta0 = check_theta0(theta0)
     rungs = [measured_rung(flow, descent, theta0, h, 1, integration) for h in check_ladder(ladder)]
     return study_of(rungs, theta0, sharpness_at(descent(rungs[0].h).stated_landscape, theta0), "one-step error")
@@ -129,6 +130,7 @@ def global_order(
     Their order is p for a model of order p. Otherwise as ``one_step_order``; ValueError also if T is no integer
     multiple of the step of a rung.
     """
+    check_makers(flow, descent)
     theta0 = check_theta0(theta0)
     steps = [whole_steps(time, h) for h in check_ladder(ladder)]
     rungs = [measured_rung(flow, descent, theta0, time / n, n, integration) for n in steps]
@@ -150,6 +152,7 @@ def settled_order(
     must be large on every rung, with the same T, so that all rungs start near the same point. Their order is p + 1 for
     a model of order p. Arguments and errors as in ``global_order``.
     """
+    check_makers(flow, descent)
     theta0 = check_theta0(theta0)
     steps = [whole_steps(time, h) for h in check_ladder(ladder)]
     rungs = [settled_rung(flow, descent, theta0, time / n, n, integration) for n in steps]
@@ -168,7 +171,9 @@ def check_ladder(ladder: Sequence[float]) -> list[float]:
 
 def whole_steps(time: float, h: float) -> int:
     """T/h; raise unless it is an integer."""
-    steps = round(check_positive("time", time) / h)
+    if check_positive("time", time) / h > MOST:
+        raise ValueError(f"time must be at most {MOST:,} steps of every rung, got {time!r} and h = {h!r}")
+    steps = round(time / h)
     if steps < 1 or abs(steps * h - time) > 1e-9 * time:
         raise ValueError(f"time must be a whole number of steps of every rung, got {time!r} and h = {h!r}: use time/n")
     return steps
@@ -197,8 +202,8 @@ def rung_from(
 ) -> Rung:
     """Both runs of one rung, each from its own start, at time 0: θ0 (..., d), or a ``State``."""
     check_deterministic(taken)
-    if not isinstance(model, Flow):
-        raise TypeError(f"flow must be a Flow, got {type(model).__name__}; flow maps h to one")
+    how = check_integration(integration)
+    check_flow(model)
     for name, rate in (("descent", taken.clock_rate), ("flow", model.declared_rate or h)):
         if not math.isclose(rate, h, rel_tol=1e-12):
             raise ValueError(f"{name}(h) must have the learning rate h, got {rate!r} for h = {h!r}")
@@ -208,7 +213,7 @@ def rung_from(
     begun = descent_start if isinstance(descent_start, Tensor) else taken.position(descent_start.values)
     ends = []
     for looser in (False, True):
-        settings = (integration or Integration()).arguments(h, path.theta.abs().dtype, looser, size_of(begun))
+        settings = how.arguments(h, path.theta.abs().dtype, looser, size_of(begun))
         most = MAX_STEPS + 20 * steps
         run = integrate(model, flow_start, [0.0, float(path.times[-1])], keep="last", max_steps=most, **settings)
         if not run.check_uninterrupted().complete:
@@ -228,7 +233,7 @@ def settled_rung(
     integration: Integration | None = None,
 ) -> Rung:
     r"""Both runs of one rung: one step of descent(h) and flow(h), from the descent's state after ``steps`` steps."""
-    taken, model = check_deterministic(descent(h)), flow(h)
+    taken, model = check_deterministic(descent(h)), check_flow(flow(h))
     state, generator = taken.start(theta0), torch.Generator(theta0.device)
     for k in range(steps):
         state = taken.step(state, k, generator)
@@ -237,6 +242,28 @@ def settled_rung(
         return Rung(h, math.nan, math.nan, "descent diverged")
     start = model.start(theta) if velocity is None else model.resume(theta, velocity)
     return rung_from(taken, model, State(state), State(start), h, 1, integration)
+
+
+def check_makers(flow: object, descent: object) -> None:
+    """Raise unless both are functions of the learning rate."""
+    check_callable("flow", flow, "h -> Flow")
+    check_callable("descent", descent, "h -> Descent")
+
+
+def check_integration(integration: Integration | None) -> Integration:
+    """The integration of a rung, by default ``Integration()``; raise for another object."""
+    if integration is None:
+        return Integration()
+    if not isinstance(integration, Integration):
+        raise TypeError(f"integration must be an Integration or None, got {short_form(integration)}")
+    return integration
+
+
+def check_flow(model: Flow) -> Flow:
+    """Return the flow of a rung; raise for another object."""
+    if not isinstance(model, Flow):
+        raise TypeError(f"flow must be a Flow, got {type(model).__name__}; flow maps h to one")
+    return model
 
 
 def check_deterministic(descent: Descent) -> Descent:

@@ -12,15 +12,16 @@ For gradient descent R(z) = 1 + z and z = −hH: the principal flow (hH)⁻¹ lo
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sympy
 
 from flows.series.methods import EULER, Exact, ExplicitMethod, Row
-from flows.series.modified import Multistep, Series, modified_equation, recursion_of
+from flows.series.modified import Multistep, Series, check_series, modified_equation, recursion_of
 from flows.series.trees import FIELD, Tree, tree
-from landscapes.errors import UnsupportedError, check_count
+from landscapes.errors import UnsupportedError, as_list, check_count, short_form
 from landscapes.toys.symbolic import check_symbols
 
 Vector = tuple[sympy.Expr, ...]
@@ -76,8 +77,7 @@ def field_terms(series: Series, parts: Field, symbols: Sequence[sympy.Symbol]) -
     ``parts``: the field's components in ``symbols``; for a split method a mapping colour → components. Raises TypeError
     or ValueError, with the name of the argument, if they do not match the series or each other.
     """
-    if not isinstance(series, Series):
-        raise TypeError(f"series must be a Series, got {type(series).__name__}; make one with modified_equation")
+    check_series(series)
     names = check_symbols(symbols)
     differential = Differentials(check_parts(parts, series, len(names)), names)
     terms: list[list[sympy.Expr]] = [[sympy.S.Zero] * len(names) for _ in range(series.order)]
@@ -90,8 +90,9 @@ def field_terms(series: Series, parts: Field, symbols: Sequence[sympy.Symbol]) -
 
 def field_expressions(series: Series, parts: Field, symbols: Sequence[sympy.Symbol], h: sympy.Expr) -> list[sympy.Expr]:
     r"""The modified field Σ_j h^{j−1}F_j of a concrete field, one expression per component; see ``field_terms``."""
+    rate = to_sympy(h, "h")
     return [
-        sum((to_sympy(h) ** j * term for j, term in enumerate(component)), sympy.S.Zero)
+        sum((rate**j * term for j, term in enumerate(component)), sympy.S.Zero)
         for component in zip(*field_terms(series, parts, symbols), strict=True)
     ]
 
@@ -127,7 +128,7 @@ def modified_momentum_flow(
 def descent_field(loss: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Vector:
     """−∇f."""
     if not isinstance(loss, sympy.Expr):
-        raise TypeError(f"loss must be a sympy expression, got {loss!r} of type {type(loss).__name__}")
+        raise TypeError(f"loss must be a sympy expression, got {short_form(loss)} of type {type(loss).__name__}")
     return tuple(-sympy.diff(loss, symbol) for symbol in check_symbols(symbols))
 
 
@@ -152,19 +153,25 @@ def momentum_parts(
 def check_parts(parts: Field, series: Series, dimension: int) -> dict[str, Vector]:
     """The field's components by colour; raise unless there is one for each colour, as long as the symbols."""
     by_colour = parts if isinstance(parts, Mapping) else {"f": parts}
+    by_colour = {colour: as_list("parts", components, "components") for colour, components in by_colour.items()}
     colours = {colour for colour, _ in series.grammar}
     if set(by_colour) != colours:
-        raise ValueError(f"parts must give components for the colours {sorted(colours)}, got {sorted(by_colour)}")
+        raise ValueError(
+            f"parts must give components for the colours {sorted(colours)}, got {sorted(map(str, by_colour))}"
+        )
     for colour, components in by_colour.items():
         if len(components) != dimension:
             raise ValueError(f"parts must have {dimension} components as symbols do, got {len(components)} of {colour}")
-    return {colour: tuple(map(to_sympy, components)) for colour, components in by_colour.items()}
+    return {
+        colour: tuple(to_sympy(component, "parts") for component in components)
+        for colour, components in by_colour.items()
+    }
 
 
-def to_sympy(number: Exact) -> sympy.Expr:
+def to_sympy(number: Exact, name: str = "number") -> sympy.Expr:
     """A number or expression in sympy, fractions exactly; TypeError for text, which sympify would evaluate as code."""
-    if isinstance(number, str):
-        raise TypeError(f"expected a sympy expression or a number, got the text {number!r}")
+    if isinstance(number, bool) or not isinstance(number, (numbers.Number, sympy.Expr)):
+        raise TypeError(f"{name} must be a sympy expression or a number, got {short_form(number)}")
     return sympy.sympify(number)
 
 
@@ -176,11 +183,16 @@ def tall_tree(order: int) -> Tree:
     return whole
 
 
+HIGHEST_TALL = 100
+"""The largest number of coefficients of tall trees, which take seconds."""
+
+
 def principal_coefficient_series(method: ExplicitMethod | Multistep, order: int) -> list[Exact]:
     """c(tall_1) … c(tall_order): the Taylor coefficients of log R(z)/z, from the trees alone."""
     check_one_colour(method)
     recursion = recursion_of(method)
-    return [recursion.coefficient(tall_tree(n)) for n in range(1, check_count("order", order) + 1)]
+    check_count("order", order, maximum=HIGHEST_TALL)
+    return [recursion.coefficient(tall_tree(n)) for n in range(1, order + 1)]
 
 
 def stability_function(method: ExplicitMethod | Multistep, z: sympy.Expr) -> sympy.Expr:
@@ -190,6 +202,7 @@ def stability_function(method: ExplicitMethod | Multistep, z: sympy.Expr) -> sym
     in closed form for methods of one or two steps; UnsupportedError for longer ones and for split fields.
     """
     check_one_colour(method)
+    z = to_sympy(z, "z")
     if isinstance(method, Multistep):
         return smooth_root(method, z)
     ((_, tableau),) = method.tableaux
@@ -221,7 +234,7 @@ def dot(a: Iterable[Exact], b: Iterable[Exact]) -> sympy.Expr:
 
 def principal_part(method: ExplicitMethod | Multistep, z: sympy.Expr) -> sympy.Expr:
     """log R(z)/z: the sum of the tall trees, exact on linear fields. EULER: log(1 + z)/z, with z = −hH."""
-    return sympy.log(stability_function(method, z)) / z
+    return sympy.log(stability_function(method, z)) / to_sympy(z, "z")
 
 
 def check_one_colour(method: ExplicitMethod | Multistep) -> None:

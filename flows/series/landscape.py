@@ -11,22 +11,32 @@ from fractions import Fraction
 from functools import lru_cache
 
 from flows.series.methods import MOMENTUM, Exact, ExplicitMethod
-from flows.series.modified import Multistep, Series, modified_equation
+from flows.series.modified import Multistep, Series, check_series, modified_equation, recursion_of
 from flows.series.program import Program, compile_program
-from flows.series.trees import FIELD, Tree, tree
-from landscapes.errors import UnsupportedError
+from flows.series.trees import FIELD, HIGHEST_TREES, Tree, tree
+from landscapes.errors import UnsupportedError, check_count, check_real
 
 GRADIENT, VELOCITY = Tree("g", ()), Tree("v", ())
 """∇f and v, the leaves of trees on a landscape."""
 
 
-@lru_cache(maxsize=256)
 def landscape_program(method: ExplicitMethod | Multistep, order: int, h: float, friction: float = 0.0) -> Program:
     r"""The modified field of a method on a landscape as products with derivatives of f: (θ̇) or (ẋ, v̇).
 
     The program takes an expansion and, for momentum, ``v``. Coefficients are exact up to the multiplication by powers
-    of h.
+    of h. Raises TypeError or ValueError for invalid arguments.
     """
+    recursion_of(method)  # raises a clear error; lru_cache would complain of an unhashable argument
+    check_count("order", order, maximum=HIGHEST_TREES)
+    try:
+        return cached_program(method, order, check_real("h", h), check_real("friction", friction))
+    except OverflowError as error:
+        raise ValueError(f"h must have a power {order - 1} that float64 holds, got {h!r}") from error
+
+
+@lru_cache(maxsize=256)
+def cached_program(method: ExplicitMethod | Multistep, order: int, h: float, friction: float) -> Program:
+    """The program of ``landscape_program``, for checked arguments."""
     components = landscape_terms(modified_equation(method, order), Fraction(friction))
     combinations = []
     for terms in components.values():
@@ -43,7 +53,7 @@ def landscape_terms(series: Series, friction: Exact) -> dict[str, dict[tuple[int
     One field F = −∇f has the component "θ"; the momentum maps have "x" and "v", in which linear parts are eliminated
     and equal products summed; coefficients then contain μ = ``friction``. UnsupportedError for other grammars.
     """
-    if series.grammar not in (FIELD, MOMENTUM):
+    if check_series(series).grammar not in (FIELD, MOMENTUM):
         raise UnsupportedError("series must be of one field or of the momentum maps to be written for a landscape")
     names = ("θ",) if series.grammar == FIELD else ("x", "v")
     sums: dict[str, dict[tuple[int, Tree], Exact]] = {name: defaultdict(int) for name in names}

@@ -16,8 +16,9 @@ import sympy
 from flows.series.expressions import to_sympy
 from flows.series.landscape import landscape_terms
 from flows.series.methods import Exact
-from flows.series.modified import Series
+from flows.series.modified import Series, check_series
 from flows.series.trees import Tree
+from landscapes.errors import check_flag
 
 MU = sympy.Symbol("mu")
 COMPONENTS = {"θ": r"\dot{\theta}", "x": r"\dot{x}", "v": r"\dot{v}"}
@@ -33,7 +34,7 @@ def latex_field(series: Series, *, aligned: bool = False) -> str:
 
     ``aligned``: several lines for each power of h, of a few terms each, for an equation environment with amsmath.
     """
-    single = len(series.grammar) == 1
+    single = len(check_series(series).grammar) == 1
     terms = [(whole.order - 1, c, latex_differential(whole, single=single)) for whole, c in series.terms]
     return lay_out({r"\dot{y}" if single else r"\dot{z}": group_by_power(terms)}, aligned)
 
@@ -92,6 +93,7 @@ def group_by_power(terms: Sequence[tuple[int, Exact, str]]) -> list[Group]:
 
 def lay_out(equations: Mapping[str, Sequence[Group]], aligned: bool) -> str:
     """left = Σ over groups h^power (Σ terms), as LaTeX: one line per equation, or all in one aligned block."""
+    check_flag("aligned", aligned)
     whole = []
     for left, groups in equations.items():
         lines = [line for group in groups for line in write_group(group, aligned)] or ["0"]

@@ -19,6 +19,7 @@ from typing import Any, final
 import sympy
 
 from flows.series.trees import FIELD, Grammar, Part, Tree
+from landscapes.errors import as_list, short_form
 
 Exact = Any
 """A Fraction, or a sympy expression for a method with symbols: mypy has no types for sympy."""
@@ -73,8 +74,11 @@ def runge_kutta(
     other numbers (a float is not the decimal that it prints as), ValueError for a matrix that is not square and
     strictly lower triangular, or weights of another length.
     """
-    rows = tuple(tuple(exact_number("stages", a) for a in row) for row in stages)
-    b = tuple(exact_number("weights", w) for w in weights)
+    rows = tuple(
+        tuple(exact_number("stages", a) for a in as_list("stages", row, "rows"))
+        for row in as_list("stages", stages, "rows")
+    )
+    b = tuple(exact_number("weights", w) for w in as_list("weights", weights, "numbers"))
     if not b or len(rows) != len(b) or any(len(row) != len(b) for row in rows):
         raise ValueError(
             f"stages must be a square matrix as long as weights, got rows {[len(r) for r in rows]}, {len(b)}"
@@ -90,7 +94,7 @@ def exact_number(name: str, number: Rational | sympy.Expr) -> Exact:
         return number
     if isinstance(number, bool) or not isinstance(number, Rational):
         raise TypeError(
-            f"{name} must hold integers, fractions.Fraction or sympy expressions in symbols, got {number!r}; "
+            f"{name} must hold integers, fractions.Fraction or sympy expressions in symbols, got {short_form(number)}; "
             "write Fraction(9, 10) for 0.9"
         )
     return Fraction(number)
@@ -146,4 +150,4 @@ NESTEROV = split_method(
 def check_method(method: ExplicitMethod) -> None:
     """Raise unless ``method`` is an explicit Runge–Kutta method on one field."""
     if not isinstance(method, ExplicitMethod) or len(method.tableaux) != 1:
-        raise TypeError(f"method must come from flows.series.runge_kutta, got {method!r}")
+        raise TypeError(f"method must come from flows.series.runge_kutta, got {short_form(method)}")

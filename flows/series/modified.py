@@ -25,7 +25,7 @@ from typing import final
 import sympy
 
 from flows.series.methods import Exact, ExplicitMethod, exact_number
-from flows.series.trees import FIELD, Grammar, Tree, cuts, rooted_trees
+from flows.series.trees import FIELD, HIGHEST_TREES, Grammar, Tree, cuts, rooted_trees
 from landscapes.errors import check_count
 
 
@@ -157,13 +157,21 @@ class Series:
         return dict(self.terms).get(tree, Fraction(0))
 
 
+def check_series(series: Series) -> Series:
+    """Return the series; raise for another object."""
+    if not isinstance(series, Series):
+        raise TypeError(f"series must be a Series, got {type(series).__name__}; make one with modified_equation")
+    return series
+
+
 def modified_equation(method: ExplicitMethod | Multistep, order: int) -> Series:
     """The modified equation of a method, with every tree of up to ``order`` vertices.
 
     Raises TypeError if the method is none of these or the order is no integer, ValueError for an order below 1.
     """
     recursion_of(method)  # raises a clear error; lru_cache would complain of an unhashable argument
-    return _modified_equation(method, check_count("order", order))  # checked outside the cache, where 2.0 equals 2
+    check_count("order", order, maximum=HIGHEST_TREES)  # outside the cache, where 2.0 equals 2
+    return _modified_equation(method, order)
 
 
 @lru_cache(maxsize=64)

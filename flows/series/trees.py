@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from landscapes.errors import check_count
+from landscapes.errors import check_count, short_form
 
 
 class Tree(NamedTuple):
@@ -65,7 +65,8 @@ def _symmetry(tree: Tree) -> int:
 def tree(colour: str, *children: Tree) -> Tree:
     """The tree with this root and these children, in canonical form; TypeError for children that are no trees."""
     if not isinstance(colour, str) or not all(isinstance(child, Tree) for child in children):
-        raise TypeError(f"a tree is made of a colour and trees such as tree('f'), got {colour!r}, {children!r}")
+        given = f"{short_form(colour)}, {short_form(children)}"
+        raise TypeError(f"a tree is made of a colour and children that must be trees such as tree('f'), got {given}")
     return Tree(colour, tuple(sorted(children, key=lambda child: (child.order, child))))
 
 
@@ -87,9 +88,13 @@ FIELD: Grammar = (("f", Part(("f",))),)
 """One field f that depends on all of the state: Butcher's rooted trees."""
 
 
+HIGHEST_TREES = 16
+"""The largest order of trees, 235,381 of one colour."""
+
+
 def rooted_trees(order: int, grammar: Grammar = FIELD) -> tuple[Tree, ...]:
     """Every non-vanishing tree of that order, each once: 1, 1, 2, 4, 9, 20, 48, 115, … of one colour."""
-    check_count("order", order)
+    check_count("order", order, maximum=HIGHEST_TREES)
     return _rooted_trees(order, grammar)
 
 

@@ -18,7 +18,7 @@ import torch
 from scipy.linalg import solve_continuous_lyapunov
 from torch import Tensor
 
-from flows.arguments import check_friction, check_model, check_noise
+from flows.arguments import check_friction, check_model, check_noise, check_rate
 from flows.flow import Flow, StochasticFlow
 from flows.models.modified import ModifiedFlow
 from flows.models.momentum_modified import ModifiedHeavyBallFlow
@@ -267,6 +267,7 @@ def linear_sgd_at(
     ``ornstein_uhlenbeck_at``.
     """
     check_model(landscape, h)
+    h = check_rate("h", h)
     hessian, covariance = minimum(landscape, theta_star, noise, tolerance)
     identity = torch.eye(len(hessian)).to(hessian)
     return LinearChain(identity - h * hessian, h**2 * covariance, theta_star)

@@ -58,7 +58,7 @@ def ceiling(potential: Profile, temperature: float, start: float) -> float:
 
     far = start + 1.0
     while not excess(far) >= 0:
-        if far > FARTHEST + start:
+        if not start < far <= FARTHEST + start:  # equal to a start whose rounding exceeds 1
             raise ValueError(
                 f"potential must rise by {NEGLIGIBLE:g} times temperature above start, got less at {far:.3g}"
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from flows.arguments import check_rate
 from flows.comparison.laws import LOSS, SQUARED_NORM
 from landscapes.errors import check_count, check_float_tensor, check_nonnegative, check_real
 from landscapes.toys.closed_form import check_real_tensor
@@ -62,7 +63,7 @@ class SecondMoments:
 
     def descent(self, theta0: Tensor, rate: float, factor: float, steps: int) -> Tensor:
         """Z of θ' = θ − rate·ĝ with Cov ĝ = factor·D, after 0, 1, …, ``steps`` steps, (steps + 1, d + 1, d + 1)."""
-        check_real("rate", rate)
+        check_rate("rate", rate)
         check_nonnegative("factor", factor)
         moments = [self.start(theta0)]
         check_count("steps", steps, minimum=0, maximum=MOST_STEPS)

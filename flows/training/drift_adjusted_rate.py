@@ -19,7 +19,7 @@ from torch import Tensor
 from flows.descents.drift_adjusted import adjusted_rate, check_adjustment, difference_length, norm, unit
 from landscapes import UnsupportedError
 from landscapes.autodiff import refuse_inference
-from landscapes.errors import check_positive
+from landscapes.errors import check_positive, short_form
 
 Closure = Callable[[], Tensor]
 Gradients = Sequence[Tensor | None]
@@ -65,11 +65,11 @@ class DriftAdjustedRate:
     ):
         check_adjustment(power, cap, window, drift)
         self.optimizer = check_optimizer(optimizer)
-        self.power = power
+        self.power = float(power)
         self.cap = cap
         self.window = window
         self.drift = drift
-        self._recent: deque[float] = deque(maxlen=window)
+        self._recent: deque[float] = deque(maxlen=int(window))
         self._base = self.get_last_lr()[0]
         self._ratios: list[float] = []
         if power > 0:
@@ -138,7 +138,7 @@ class DriftAdjustedRate:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from ``state_dict()``; a shorter window keeps the latest values."""
         if not isinstance(state, Mapping) or not {"recent", "base", "ratios"} <= set(state):
-            raise ValueError(f"state must be from state_dict(), with recent, base and ratios, got {state!r}")
+            raise ValueError(f"state must be from state_dict(), with recent, base and ratios, got {short_form(state)}")
         groups, known = len(self.optimizer.param_groups), len(state["ratios"])
         if self.power > 0 and not 1 <= known <= groups:
             raise ValueError(

@@ -85,12 +85,13 @@ class GradientNoise(ABC):
             raise ValueError(f"theta must have shape (..., {self.dimension}), got {tuple(theta.shape)}")
         return theta
 
-    def check_noise(self, theta: Tensor, xi: Tensor) -> Tensor:
-        """Return ξ; raise unless it has shape (..., m) and θ's dtype."""
-        check_float_tensor("xi", xi)
+    def check_noise(self, theta: Tensor, xi: Tensor, name: str = "xi") -> Tensor:
+        """Return ξ; raise, by that name of it, unless it has shape (..., m) and θ's dtype."""
+        check_float_tensor("theta", theta)
+        check_float_tensor(name, xi)
         if xi.ndim == 0 or xi.shape[-1] != self.size or xi.dtype != theta.dtype:
             raise ValueError(
-                f"xi must have shape (..., {self.size}) and theta's dtype {theta.dtype}, "
+                f"{name} must have shape (..., {self.size}) and theta's dtype {theta.dtype}, "
                 f"got {tuple(xi.shape)} {xi.dtype}"
             )
         return xi
