@@ -115,6 +115,7 @@ def degenerate_landscapes(draw: st.DrawFn, dimension: int = 2) -> Landscape:
 
     For cases that ``smooth_landscapes`` leaves out: Hessians of low rank or 0, third derivatives 0, flat directions.
     """
+    check_count("dimension", dimension, maximum=DENSEST)
     symbols = sympy.symbols(f"x:{dimension}")
     forms = [sum(draw(eighths(zero=True)) * x for x in symbols) for _ in range(4)]
     kinds = [

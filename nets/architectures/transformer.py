@@ -91,7 +91,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"patch must divide the image's {sides[0]} and {sides[1]} pixels, got {patch}")
         check_count("heads", heads, maximum=MOST)
         check_count("depth", depth, maximum=DEEPEST)
-        check_seed(seed)
+        seed = check_seed(seed)
         scale_widths(width, [features], "features")  # for its checks
         features = heads * max(1, round(width * features / heads))
         check_weights((sides[0] // patch) * (sides[1] // patch), features)

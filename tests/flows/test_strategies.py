@@ -1,5 +1,6 @@
 """What the strategies draw: rotations, points, quadratics; smooth landscapes, and degenerate ones by name."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,3 +79,15 @@ def test_strategies_vary():
 
     draw()
     assert len(seen) > 5
+
+
+@pytest.mark.parametrize("strategy", [smooth_landscapes, degenerate_landscapes])
+@pytest.mark.parametrize("dimension", [0, -1, 10**9, None, "2", True, 2.0])
+def test_dimensions_of_landscapes_are_checked_before_they_are_drawn(strategy, dimension):
+    @few(1)
+    @given(strategy(dimension))
+    def draw(landscape):
+        pass
+
+    with pytest.raises((TypeError, ValueError), match="dimension must be"):
+        draw()

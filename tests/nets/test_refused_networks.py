@@ -1,7 +1,9 @@
 """Losses, data and architectures: tensors that are not dense and huge sizes are refused by name."""
 
+import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from nets import (
     LOSSES,
@@ -68,3 +70,9 @@ def test_losses_and_data_are_refused(kind):
 def test_huge_networks_are_refused_before_they_are_built(name, which, number):
     with pytest.raises(ValueError, match=rf"{name}\b.*at most|{name} must have 2 to|at most .*{name}"):
         HUGE[name][which](number)
+
+
+def test_a_seed_may_be_a_number_of_numpy():
+    for net in (LeNet, VGG, ResNet, WideResNet, VisionTransformer):
+        ours, theirs = (net(SHAPE, 2, seed=seed).state_dict() for seed in (3, np.int64(3)))
+        assert_close(ours, theirs, rtol=0, atol=0)
