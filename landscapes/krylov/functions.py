@@ -172,7 +172,7 @@ def matrix_function(
 
 
 def projected_action(space: KrylovSpace, function: Spectral) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients (..., m + 1) of f(H)g/unit along Q and its next direction, ‖first neglected term‖ (...), Ritz values."""
+    """Coefficients (..., m + 1) of f(H)g/unit along Q and its next direction, ‖first neglected term‖, Ritz values."""
     start = torch.zeros(space.size, dtype=space.wide)
     start[0] = space.norm / space.unit
     spectrum = decompose(space.projected, start)
