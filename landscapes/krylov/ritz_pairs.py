@@ -256,7 +256,7 @@ class RitzSearch:
                 return True
             return False
         # stable: ties are broken the same way on every device
-        for pair in errors.argsort(descending=True, stable=True)[:width].tolist():
+        for pair in errors[: self.space.size].argsort(descending=True, stable=True)[:width].tolist():
             residual = self.space.residuals(pair + 1)[:, pair]
             if self.left and self.space.directions:
                 if self.space.directions > 1 and bool(residual.any()):
@@ -295,10 +295,13 @@ class RitzSearch:
             return Verdict(nothing, nothing, False)
         space.solve()
         k, pairs = min(self._count, space.size), min(self._pairs, space.size)
-        residuals, asymmetries = space.residual_norms(pairs)
+        residuals, asymmetries = space.residual_norms(space.size)
         carried = self._known is not None and bool((space.shares(self._known, k) >= MOSTLY).all())
-        ranks = space.ranks[:pairs]
-        errors = carried_errors(ranks, residuals, k) if carried else UNSEEN / min(self._begun, 2) * residuals[:k]
+        if carried:
+            beyond = (space.ranks + residuals - space.ranks[k - 1])[pairs:]
+            errors = torch.cat([carried_errors(space.ranks[:pairs], residuals[:pairs], k), beyond])
+        else:
+            errors = UNSEEN / min(self._begun, 2) * residuals[:k]
         errors = errors + asymmetries[: len(errors)] + space.rounding
         closed = not space.directions and (space.full or self._begun >= max(self._count, 2))
         deep = carried or closed or space.products >= self._depth
