@@ -193,7 +193,7 @@ def split(outputs: list[float], restarts: Sequence[float] | Tensor) -> tuple[lis
         raise TypeError(f"restarts must be some of the output times, got {short_form(restarts)}") from error
     if given.ndim != 1:
         raise TypeError(f"restarts must be a sequence of output times, got the shape {given.shape}")
-    near = rounding_of(given) + 1e-12 * np.maximum(1.0, np.abs(values))
+    near = rounding_of(restarts, given) + 1e-12 * np.maximum(1.0, np.abs(values))
     places = np.searchsorted(outputs, values - near)
     for value, place, close in zip(values, places, near, strict=True):
         if place == len(outputs) or abs(outputs[place] - value) > close:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from landscapes.errors import check_computable
@@ -34,7 +35,7 @@ def check_times(times: Tensor | Sequence[float], dt: float | None = None, begin:
         raise ValueError("times must be finite, got NaN or infinite entries")
     if not (np.diff(values) > 0).all():
         raise ValueError("times must be strictly increasing, times[0] being the start")
-    return meant_times(values, rounding_of(given), dt, begin).tolist()
+    return meant_times(values, rounding_of(times, values), dt, begin).tolist()
 
 
 def array_of(name: str, times: Tensor | Sequence[float]) -> np.ndarray:
@@ -48,11 +49,16 @@ def array_of(name: str, times: Tensor | Sequence[float]) -> np.ndarray:
         raise ValueError(f"{name} must be one-dimensional real numbers ({error})") from error
 
 
-def rounding_of(times: np.ndarray) -> float:
+def rounding_of(times: Tensor | Sequence[float], values: np.ndarray) -> float:
     """How far times may be from those that were meant: 2 eps max|t| below float64, 0 for float64 and integers."""
-    if times.dtype.kind != "f" or times.dtype.itemsize >= 8 or not times.size:
+    if isinstance(times, Tensor):
+        eps = torch.finfo(times.dtype).eps if times.dtype.is_floating_point else 0.0
+    else:
+        given = np.asarray(times).dtype
+        eps = float(np.finfo(given).eps) if given.kind == "f" else 0.0
+    if eps <= np.finfo(np.float64).eps or not values.size:
         return 0.0
-    return ROUNDINGS * float(np.finfo(times.dtype).eps) * float(np.abs(times).max())
+    return ROUNDINGS * eps * float(np.abs(values).max())
 
 
 def meant_times(values: np.ndarray, rounding: float, dt: float | None, begin: float | None) -> np.ndarray:

@@ -313,5 +313,6 @@ def sharpness_at(landscape: Landscape, theta0: Tensor) -> float:
     try:
         found = [extreme_eigenvalue(landscape, theta) for theta in theta0.reshape(-1, theta0.shape[-1])]
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        landscape.loss(theta0)  # raises for a start that is none of this landscape
         return math.nan  # a loss without second derivatives: the study only lacks its column hλ
     return max((abs(value) for value in found if value is not None), default=math.nan)

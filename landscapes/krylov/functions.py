@@ -11,6 +11,7 @@ change by the last product are both small.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +104,16 @@ def values_of(function: Spectral, z: Tensor) -> Tensor:
     return values
 
 
+def rows_of(function: Spectral, rows: torch.Size, z: Tensor) -> Tensor:
+    """f at eigenvalues (n,), without autograd graph; raise unless they are numbers, with the leading shape of f(0)."""
+    values = values_of(function, z)
+    if values.shape[:-1] != rows or values.dtype == torch.bool:
+        raise ValueError(
+            f"function must give numbers of shape {(*rows, len(z))} at {kind_of(z)}, got {kind_of(values)}"
+        )
+    return values.detach()
+
+
 def is_real_symmetric(matrix: Tensor) -> bool:
     """Whether a complex matrix (..., n, n) has no imaginary part and is symmetric to rounding.
 
@@ -141,6 +152,7 @@ def matrix_function(
             raise ValueError(f"{name} must not be negative, got {allowed!r}")
     vector = vector.detach()
     rows = at_zero(function, vector).shape
+    values = functools.partial(rows_of, function, rows)
     size = norm(vector)
     if not math.isfinite(size):
         return not_a_number(vector, rows, 0)
@@ -153,7 +165,7 @@ def matrix_function(
         space.grow()
         if not space.finite:
             return not_a_number(vector, rows, space.size)
-        current, residual, ritz = projected_action(space, function)
+        current, residual, ritz = projected_action(space, values)
         sizes = torch.linalg.vector_norm(current, dim=-1)
         change = change_norm(current, previous)
         target = tolerance * sizes + absolute / space.unit
@@ -164,7 +176,7 @@ def matrix_function(
         previous = current
     if not finite:
         return not_a_number(vector, rows, space.size, ritz)
-    converged = settled and is_faithful(space, function, current, target)
+    converged = settled and is_faithful(space, values, current, target)
     neglected, moved = (
         (0.0, 0.0) if space.invariant else (relative_error(residual, sizes), relative_error(change, sizes))
     )

@@ -10,9 +10,16 @@ a u₁ + b u₂ only, with a² + b² = 1. The Ritz value is off by b²g, at a re
 distance to the other Ritz values. A random start has |b/a| > x with a probability of about 2/(πx). In a space from
 one random row the error is therefore taken to be ``UNSEEN``·r. For several pairs a second random direction is mixed
 into the second product, in which the second copy of a multiple eigenvalue has its part; the error is then taken to be
-half of that. In a space that starts from a carried block, the block has separated the modes: for pairs that lie mostly
-in it, the error is taken to be the second-order estimate r²/gap (Parlett 1980), where the error of the gap is below
-half of it. ``scripts.curvature hessians`` counts how often this fails.
+half of that.
+
+A carried block has separated its modes. For pairs that lie mostly in it, the error is taken to be the second-order
+estimate r²/gap (Parlett 1980), where the error of the gap is below half of it: in ``continued_pairs``, which takes the
+caller's word, and in ``eigenpairs`` where the block's own Ritz pairs are closer to H than to its first guard. The modes
+outside are met by random directions, of which the Ritz values and residuals must exclude that they outrank the wanted
+ones. This assumes that they belong to one bulk: a single mode that does not couple to the block and overtakes it from
+one call to the next can be missed, for a few calls. In up to ``DEPTH`` dimensions the space grows to the whole of R^d.
+
+``scripts.curvature hessians`` counts how often all of this fails.
 """
 
 from __future__ import annotations
@@ -46,10 +53,11 @@ SCOUT_SEED = (
 class Eigenpairs:
     r"""The wanted eigenpairs, most wanted first, with error estimates.
 
-    ``residuals`` ‖Hu − λu‖: H has an eigenvalue within that distance, up to rounding. ``errors``: |λ − exact|, from
-    residuals and gaps as ``landscapes.krylov.ritz_pairs`` says, rounding included. ``converged``: every error is within
-    the tolerance asked, in a space deep enough to have met the wanted modes. ``block`` (p, d): the orthonormal rows to
-    carry to the next, nearby Hessian. ``products``: HVPs spent.
+    ``residuals`` ‖Hu − λu‖ of a symmetric H: it has an eigenvalue within that distance, up to rounding. ``errors``:
+    |λ − exact|, from residuals and gaps as ``landscapes.krylov.ritz_pairs`` says, rounding included. ``converged``:
+    every error is within the tolerance asked, in a space of the least depth. It does not see third copies of multiple
+    eigenvalues, modes that overtake a carried block at once, or a start that is not random and has no part in the
+    wanted modes. ``block`` (p, d): the orthonormal rows to carry to the next, nearby Hessian. ``products``: HVPs spent.
     """
 
     values: Tensor  # (k,) float64 on the CPU
@@ -94,13 +102,15 @@ def eigenpairs(
 
     ``start`` (b, d): one row of ``random_block`` without prior information, or the ``block`` of an earlier call at a
     nearby θ. Rows of a carried block beyond ``count`` guard the last pairs and detect modes that enter the wanted set,
-    by two products in any case: carry one or two. Of random rows the first starts the space, and a random direction of
-    ``seed`` finds the second copies of multiple eigenvalues; further copies, as the other rows, are met only once the
-    space is invariant. Change the seed from call to call.
+    by two products in any case: carry one or two. Unless its own Ritz pairs are closer to H than to the first guard, a
+    block takes as many products as a random start at least; ``continued_pairs`` does not ask. Of random rows the first
+    starts the space, and a random direction of ``seed`` finds the second copies of multiple eigenvalues; further
+    copies, as the other rows, are met only once the space is invariant. Change the seed from call to call.
 
     Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude,
-    or after ``limit`` products. Without a carried block it takes at least min(d, max(2k + 1, 20)) products, unless the
-    space closes earlier. ``width``: the number of residuals added to the basis at a time; 1 takes fewest products.
+    or after ``limit`` products. It takes at least min(d, max(2k + 1, 20)) products, unless the space closes earlier or
+    the block is carried and d is larger. ``width``: the number of residuals added to the basis at a time; 1 takes
+    fewest products.
 
     Raises ValueError or TypeError for invalid arguments, such as a ``limit`` below ``count``, half precision, or a
     ``tolerance`` below the rounding of the precision. A product that is not finite gives NaN, not converged. Results
@@ -122,7 +132,10 @@ def continued_pairs(
     width: int = 1,
     seed: int = 0,
 ) -> Eigenpairs:
-    """As ``eigenpairs``, from a block known to be carried: both looks are from its guards."""
+    """As ``eigenpairs``, from the ``block`` of a call at a nearby Hessian, with fewer products: it is not examined.
+
+    A block that is not carried, such as random rows, can give other eigenvalues than those wanted, called converged.
+    """
     search = checked_search(product, block, count, which, tolerance, limit, width, seed)
     search.begin_carried()
     return search.finish(width)
@@ -304,7 +317,7 @@ class RitzSearch:
             errors = UNSEEN / min(self._begun, 2) * residuals[:k]
         errors = errors + asymmetries[: len(errors)] + space.rounding
         closed = not space.directions and (space.full or self._begun >= max(self._count, 2))
-        deep = carried or closed or space.products >= self._depth
+        deep = closed or space.products >= self._depth or (carried and self._start.shape[-1] > self._depth)
         within = bool((errors <= self._tolerance * space.scale).all())
         return Verdict(torch.hypot(residuals, asymmetries), errors, k == self._count and deep and within)
 

@@ -44,8 +44,9 @@ class FollowedPairs:
 class EigenpairTracker:
     r"""The wanted eigenpairs of a Hessian that changes from call to call, such as along a run.
 
-    Stores the blocks and θ of the last two calls. ``tolerance``, ``which``, ``limit`` and ``width`` are those of
-    ``eigenpairs``.
+    Stores the blocks and θ of the last two calls, which must be close: a mode that does not couple to the block, as in
+    separable functions, and overtakes it between two calls can be missed for a few calls, which say converged. Restart
+    with a new tracker where θ jumps. ``tolerance``, ``which``, ``limit`` and ``width`` are those of ``eigenpairs``.
     """
 
     def __init__(

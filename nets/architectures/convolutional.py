@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from landscapes.errors import check_count, short_form
+from landscapes.errors import check_choice, check_count, short_form
 from nets.architectures.initialise import (
+    POOLINGS,
     activation_layer,
     check_image_shape,
     convolution,
@@ -94,6 +95,7 @@ class VGG(nn.Module):
         super().__init__()
         channels, *sides = check_image_shape(input_shape, smallest=1)
         check_count("classes", classes)
+        check_choice("pooling", pooling, POOLINGS)
         layers: list[nn.Module] = []
         for entry, following in zip(VGG_11, (*VGG_11[1:], ""), strict=True):
             if isinstance(entry, int):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from landscapes.errors import MOST, check_count, check_flag, check_sequence
+from landscapes.errors import MOST, check_choice, check_count, check_flag, check_sequence
 from nets.architectures.initialise import (
     DEEPEST,
+    POOLINGS,
     activation_layer,
     check_image_shape,
     convolution,
@@ -83,6 +84,7 @@ class LeNet(nn.Module):
         super().__init__()
         channels, *sides = check_image_shape(input_shape, smallest=4)
         check_count("classes", classes)
+        check_choice("pooling", pooling, POOLINGS)
         sizes = sizes_for(min(sides)) if sizes is None else sizes
         if not isinstance(sizes, LeNetSizes):
             raise TypeError(f"sizes must be LeNetSizes or None, got {type(sizes).__name__}")

@@ -288,3 +288,13 @@ def test_batch_fails_where_a_member_is_lost(normal):
     theta = torch.stack([START, START + 6])
     with pytest.raises(InvariantError, match="rk4: member 0 alone"):
         check_batch(AllOrNothing(VALLEY), theta, steps=2)
+
+
+def test_a_start_that_is_none_of_the_landscape_is_named():
+    with pytest.raises(ValueError, match="theta must have shape"):
+        check_order(
+            lambda h: ModifiedFlow(WELL, h, 2),
+            lambda h: GradientDescent(WELL, h),
+            torch.ones(3, dtype=torch.float64),
+            2,
+        )

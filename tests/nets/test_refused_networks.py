@@ -76,3 +76,9 @@ def test_a_seed_may_be_a_number_of_numpy():
     for net in (LeNet, VGG, ResNet, WideResNet, VisionTransformer):
         ours, theirs = (net(SHAPE, 2, seed=seed).state_dict() for seed in (3, np.int64(3)))
         assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("net", [LeNet, VGG])
+def test_poolings_are_names(net):
+    with pytest.raises(ValueError, match="pooling must be"):
+        net(SHAPE, 2, pooling=np.array([1.0, 2.0]))

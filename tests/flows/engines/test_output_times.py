@@ -25,6 +25,14 @@ def test_float32_times_are_the_grid_that_they_round(times):
     assert torch.equal(found.theta, exact.theta)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_times_round_more(dtype):
+    times = torch.tensor([0, 0.1, 0.2, 0.3], dtype=dtype)
+    assert check_times(times, 0.1) == [k * 0.1 for k in range(4)]
+    with pytest.raises(ValueError, match="dt"):
+        integrate(GradientFlow(BOWL), ONES, times.double(), method="rk4", dt=0.1)  # exact numbers, no multiples of dt
+
+
 def test_without_steps_they_are_taken_as_they_are():
     times = torch.linspace(0, 1, 11)
     assert check_times(times) == times.double().tolist()

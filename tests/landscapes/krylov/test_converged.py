@@ -251,3 +251,17 @@ def test_a_tolerance_below_rounding_is_refused(dtype):
     assert eigenpairs(lambda v: v, start, 1, tolerance=least).converged
     with pytest.raises(ValueError, match="tolerance must be at least"):
         eigenpairs(lambda v: v, start, 1, tolerance=least / 2)
+
+
+@pytest.mark.parametrize("function", [lambda x: x > 0, lambda x: torch.ones(len(x), len(x))])
+def test_functions_that_give_no_numbers(function):
+    values = torch.linspace(0, 1, 40, dtype=torch.float64)
+    start = torch.ones(40, dtype=torch.float64)
+    with pytest.raises(ValueError, match="function must give numbers of shape"):
+        matrix_function(lambda v: values * v, start, function, 20, 1e-4)
+
+
+def test_values_carry_no_graph():
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    start = torch.ones(4, dtype=torch.float64)
+    assert not matrix_function(lambda v: v, start, lambda x: scale * x, 4, 1e-4).value.requires_grad

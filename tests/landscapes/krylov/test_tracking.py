@@ -299,3 +299,15 @@ def test_errors_of_a_call(theta, error, message):
     tracker(lambda v: v, torch.zeros(3))
     with pytest.raises(error, match=message):
         tracker(lambda v: v, theta)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_modes_that_do_not_couple(count):
+    # up to 20 dimensions no mode can be missed, however it moves; the block alone does not see it
+    generator = torch.Generator().manual_seed(0)
+    tracker = EigenpairTracker(count)
+    for call in range(30):
+        values = torch.randn(15, generator=generator, dtype=torch.float64)
+        pairs = tracker(lambda v, values=values: values * v, torch.full((15,), float(call), dtype=torch.float64)).pairs
+        assert pairs.converged
+        assert_close(pairs.values, values.sort(descending=True).values[:count], rtol=0, atol=3e-4)
