@@ -27,7 +27,7 @@ Spectral = Callable[[Tensor], Tensor]
 
 # Estimates are too small while a mode of small weight in g is unresolved, above all near a singularity of f.
 SAFETY = 50
-UNEQUAL = 100  # times what is resolved: between versions of T, the errors of products that are more than rounding
+UNEQUAL = 100  # multiple of the smallest relative error: between versions of T, more than that is no rounding
 
 
 @dataclass(frozen=True)

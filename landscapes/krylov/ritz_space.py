@@ -50,7 +50,9 @@ class RitzSpace:
         self._rows = 0  # m + w
         self._projected = torch.zeros(FEWEST, FEWEST, dtype=torch.float64)
         self._coupling = torch.zeros(0, 0, dtype=torch.float64)
-        self._dropped = torch.zeros(0, 0, dtype=torch.float64)  # parts of images along what restarts have dropped
+        self._dropped = torch.zeros(
+            0, 0, dtype=torch.float64
+        )  # parts of images along directions that restarts have dropped
         self._eps = torch.finfo(like.dtype).eps
         self.products = 0
         self.finite = True
