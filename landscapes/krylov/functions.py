@@ -136,8 +136,9 @@ def matrix_function(
 
     The target error is ``tolerance``·‖f(H)g‖ + ``absolute``: iterations stop when ``residual`` and ``change``, times
     ‖f(H)g‖, are both below a fiftieth of it (``SAFETY``), or when the space is invariant and the result exact.
-    Converged then means that errors of the products, such as rounding or H ≠ Hᵀ, change the result by no more than the
-    target either. A NaN or an infinity gives a value of NaN, not converged. The value carries no autograd graph.
+    For a real g, converged then means that errors of the products, such as rounding or H ≠ Hᵀ, change the result by no
+    more than the target either. A NaN or an infinity gives a value of NaN, not converged. The value carries no autograd
+    graph.
 
     Raises ValueError or TypeError for invalid arguments, such as half precision.
     """

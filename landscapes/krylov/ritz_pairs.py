@@ -16,8 +16,9 @@ A carried block has separated its modes. For pairs that lie mostly in it, the er
 estimate r²/gap (Parlett 1980), where the error of the gap is below half of it: in ``continued_pairs``, which takes the
 caller's word, and in ``eigenpairs`` where the block's own Ritz pairs are closer to H than to its first guard. The modes
 outside are met by random directions, of which the Ritz values and residuals must exclude that they outrank the wanted
-ones. This assumes that they belong to one bulk: a single mode that does not couple to the block and overtakes it from
-one call to the next can be missed, for a few calls. In up to ``DEPTH`` dimensions the space grows to the whole of R^d.
+ones, or the space be as deep as that of a cold start. This assumes that they belong to one bulk: a single mode that
+does not couple to the block and overtakes it from one call to the next can be missed, for a few calls. In up to
+``DEPTH`` dimensions the space grows to the whole of R^d.
 
 ``scripts.curvature hessians`` counts how often all of this fails.
 """
@@ -71,10 +72,14 @@ class Eigenpairs:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Residuals and error estimates of the first Ritz pairs, the k wanted and then the guards, most wanted first."""
+    """Residuals and error estimates of the first Ritz pairs, the k wanted and then the guards, most wanted first.
+
+    ``settled``: further products do not help, as the errors are within tolerance but for those of the products.
+    """
 
     residuals: Tensor  # (p,)
     errors: Tensor  # (p,), of guards: by how much an eigenvalue near each may outrank the last wanted one
+    settled: bool
     converged: bool
 
 
@@ -254,7 +259,7 @@ class RitzSearch:
         while self._known is None and self.space.directions == 1 and self.left and self.space.products < self._depth:
             self._grow()  # too early to stop, and in one direction there is nothing to choose
         verdict = self.judge()
-        while not verdict.converged and self.left and self.extend(verdict.errors, width):
+        while not verdict.settled and self.left and self.extend(verdict.errors, width):
             verdict = self.judge()
         return self.result(verdict)
 
@@ -305,21 +310,24 @@ class RitzSearch:
         space = self.space
         if not space.finite:
             nothing = torch.full((self._count,), torch.nan, dtype=torch.float64)
-            return Verdict(nothing, nothing, False)
+            return Verdict(nothing, nothing, True, False)
         space.solve()
         k, pairs = min(self._count, space.size), min(self._pairs, space.size)
         residuals, asymmetries = space.residual_norms(space.size)
         carried = self._known is not None and bool((space.shares(self._known, k) >= MOSTLY).all())
         if carried:
-            beyond = (space.ranks + residuals - space.ranks[k - 1])[pairs:]
-            errors = torch.cat([carried_errors(space.ranks[:pairs], residuals[:pairs], k), beyond])
+            errors = carried_errors(space.ranks[:pairs], residuals[:pairs], k)
+            if space.products < self._depth:  # every pair met is a guard
+                errors = torch.cat([errors, (space.ranks + residuals - space.ranks[k - 1])[pairs:]])
         else:
             errors = UNSEEN / min(self._begun, 2) * residuals[:k]
-        errors = errors + asymmetries[: len(errors)] + space.rounding
+        errors, allowed = errors + space.rounding, self._tolerance * space.scale
         closed = not space.directions and (space.full or self._begun >= max(self._count, 2))
         deep = closed or space.products >= self._depth or (carried and self._start.shape[-1] > self._depth)
-        within = bool((errors <= self._tolerance * space.scale).all())
-        return Verdict(torch.hypot(residuals, asymmetries), errors, k == self._count and deep and within)
+        settled = k == self._count and deep and bool((errors <= allowed).all())
+        errors = errors + asymmetries[: len(errors)]
+        converged = settled and bool((errors <= allowed).all())
+        return Verdict(torch.hypot(residuals, asymmetries), errors, settled, converged)
 
     def result(self, verdict: Verdict) -> Eigenpairs:
         """The pairs, with the block to carry."""

@@ -145,8 +145,10 @@ def norm(vector: Tensor) -> float:
 
 def row_norms(rows: Tensor) -> Tensor:
     """Norms (k,) of rows (k, d), float64 on the CPU, where squares underflow, too."""
-    units = rows.abs().sum(-1, keepdim=True)
-    units = torch.where(units > 0, units, 1)
+    if not rows.shape[-1]:
+        return torch.zeros(len(rows), dtype=torch.float64)
+    units = rows.abs().amax(-1, keepdim=True)
+    units = torch.where((units > 0) & units.isfinite(), units, 1)
     return torch.linalg.vector_norm(rows / units, dim=-1, dtype=torch.float64).cpu() * units[:, 0].double().cpu()
 
 

@@ -68,6 +68,7 @@ class EigenpairTracker:
         }
         self._seed = check_seed(seed)
         self._calls = 0
+        self._converged = False
         self._past: list[tuple[Tensor, Tensor, Tensor]] = []  # (θ, block, followed vectors), the latest last
 
     def __call__(self, product: Product, theta: Tensor) -> FollowedPairs:
@@ -80,11 +81,12 @@ class EigenpairTracker:
         count = min(self.count, theta.shape[-1])
         start = self._start(theta, min(count + GUARDS, theta.shape[-1]))
         self._calls += DRAWS
-        find = continued_pairs if self._past else eigenpairs
+        find = continued_pairs if self._converged else eigenpairs
         pairs = find(product, start, count, seed=self._seed + self._calls, **self._options)  # type: ignore[arg-type]
         if not bool(pairs.values.isfinite().all()):
             return FollowedPairs(pairs, torch.arange(count), torch.zeros(count, dtype=torch.float64), pairs.vectors)
         followed = self._follow(pairs)
+        self._converged = pairs.converged
         self._past = [*self._past[-1:], (theta, pairs.block, followed.vectors)]
         return followed
 

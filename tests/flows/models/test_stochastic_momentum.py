@@ -312,5 +312,5 @@ def test_arguments():
         NoisyMomentumEquation(BOWL, 0.1, 0.5, _Unit(3))
     wide = QuadraticSum(torch.eye(2, dtype=torch.float64).expand(4, 2, 2), torch.zeros(4, 2, dtype=torch.float64))
     flow = MomentumModifiedEquation(wide, 0.1, 0.5, 2)
-    with pytest.raises(ValueError, match="xi must have shape"):
+    with pytest.raises(ValueError, match="dw must have shape"):
         flow.rate(0.0, torch.zeros(4, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
