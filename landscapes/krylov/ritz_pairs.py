@@ -56,9 +56,10 @@ class Eigenpairs:
 
     ``residuals`` ‖Hu − λu‖ of a symmetric H: it has an eigenvalue within that distance, up to rounding. ``errors``:
     |λ − exact|, from residuals and gaps as ``landscapes.krylov.ritz_pairs`` says, rounding included. ``converged``:
-    every error is within the tolerance asked, in a space of the least depth. It does not see third copies of multiple
-    eigenvalues, modes that overtake a carried block at once, or a start that is not random and has no part in the
-    wanted modes. ``block`` (p, d): the orthonormal rows to carry to the next, nearby Hessian. ``products``: HVPs spent.
+    every error is within the tolerance asked, in a space of the least depth or from a carried block. It does not see
+    third copies of multiple eigenvalues, more modes in a cluster than the block has, modes that overtake a carried
+    block at once, or a start that is not random and has no part in the wanted modes. ``block`` (p, d): the orthonormal
+    rows to carry to the next, nearby Hessian. ``products``: HVPs spent.
     """
 
     values: Tensor  # (k,) float64 on the CPU
@@ -114,8 +115,8 @@ def eigenpairs(
 
     Stops once every wanted eigenvalue is estimated to within ``tolerance`` times the largest Ritz value in magnitude,
     or after ``limit`` products. It takes at least min(d, max(2k + 1, 20)) products, unless the space closes earlier or
-    the block is carried and d is larger. ``width``: the number of residuals added to the basis at a time; 1 takes
-    fewest products.
+    the block is carried and d is larger than those. ``width``: the number of residuals added to the basis at a time; 1
+    takes fewest products.
 
     Raises ValueError or TypeError for invalid arguments, such as a ``limit`` below ``count``, half precision, or a
     ``tolerance`` below the rounding of the precision. A product that is not finite gives NaN, not converged. Results
@@ -139,8 +140,11 @@ def continued_pairs(
 ) -> Eigenpairs:
     """As ``eigenpairs``, from the ``block`` of a call at a nearby Hessian, with fewer products: it is not examined.
 
-    A block that is not carried, such as random rows, can give other eigenvalues than those wanted, called converged.
+    The block must have guards, rows beyond ``count``; the first call gives them if it starts from count + 1 random rows
+    or more. A block that is not carried, such as random rows, can give other eigenvalues than those wanted, called
+    converged, as can one whose guards do not reach beyond a cluster of the wanted ones.
     """
+    check_guards(block, count)
     search = checked_search(product, block, count, which, tolerance, limit, width, seed)
     search.begin_carried()
     return search.finish(width)
@@ -355,6 +359,16 @@ def carried_errors(ranks: Tensor, residuals: Tensor, k: int) -> Tensor:
     known = (own < gaps / 2) & (residuals < gaps - own)
     wanted = torch.where(known, residuals.square() / (gaps - own), residuals)
     return unit * torch.cat([wanted[:k], (ranks + residuals - ranks[k - 1])[k:]])
+
+
+def check_guards(block: Tensor, count: int) -> None:
+    """Raise ValueError unless ``block`` (b, d) has rows beyond ``count``, or d is not larger."""
+    check_start(block, count)
+    if block.shape[0] <= count < block.shape[1]:
+        raise ValueError(
+            f"block must have guards, rows beyond count = {count}, got {block.shape[0]} rows; start the first call "
+            "from random_block(like, count + 1)"
+        )
 
 
 def check_start(start: Tensor, count: int) -> None:

@@ -8,7 +8,16 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from landscapes import LinearRegression
-from landscapes.krylov import continued_pairs, eigenpairs, matrix_function, random_block, spectral_density, trace
+from landscapes.krylov import (
+    EigenpairTracker,
+    continued_pairs,
+    eigenpairs,
+    matrix_function,
+    random_block,
+    spectral_density,
+    trace,
+    tracking,
+)
 from landscapes.noise import noise_covariance, top_eigenpairs
 from scripts.lab.eigensolvers import BULKS, spectrum
 from tests.landscapes.dense import Products, ranked, rotation
@@ -113,7 +122,7 @@ def test_units_of_the_hessian_and_of_the_start(dtype, sizes):
         pairs = eigenpairs(lambda v, scaled=scaled: scaled * v, random_block(scaled, 1), 2)
         assert pairs.converged
         assert error(pairs, scaled.double(), "largest") < 2 * TOLERANCE
-        continued = continued_pairs(lambda v, scaled=scaled: scaled * v, pairs.block, 2)
+        continued = continued_pairs(lambda v, scaled=scaled: scaled * v, pairs.block, 1)
         assert continued.converged
         assert error(continued, scaled.double(), "largest") < 2 * TOLERANCE
         assert eigenpairs(lambda v: values.to(dtype) * v, size * random_block(scaled, 1), 1).converged
@@ -265,3 +274,26 @@ def test_values_carry_no_graph():
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     start = torch.ones(4, dtype=torch.float64)
     assert not matrix_function(lambda v: v, start, lambda x: scale * x, 4, 1e-4).value.requires_grad
+
+
+def test_a_continued_block_needs_guards():
+    values = torch.linspace(0, 1, 40, dtype=torch.float64)
+    for rows in (1, 3):
+        block = eigenpairs(lambda v: values * v, random_block(values, rows), 3).block
+        with pytest.raises(ValueError, match=r"block must have guards, rows beyond count = 3, got 3 rows"):
+            continued_pairs(lambda v: values * v, block, 3)
+    small = eigenpairs(lambda v: values[:3] * v, random_block(values[:3], 3), 3).block
+    assert continued_pairs(lambda v: values[:3] * v, small, 3).converged
+
+
+def test_a_tracker_does_not_continue_from_a_block_that_has_not_converged(monkeypatch):
+    continued = []
+    monkeypatch.setattr(
+        tracking, "continued_pairs", lambda *given, **options: continued.append(1) or eigenpairs(*given)
+    )
+    values = torch.linspace(0, 0.95, 200, dtype=torch.float64)
+    short, long = EigenpairTracker(1, which="smallest", limit=5), EigenpairTracker(1, which="smallest")
+    assert not any(short(lambda v: values * v, values).pairs.converged for _ in range(2))
+    assert not continued
+    assert all(long(lambda v: values * v, values).pairs.converged for _ in range(2))
+    assert continued
