@@ -144,8 +144,8 @@ def continued_pairs(
     or more. A block that is not carried, such as random rows, can give other eigenvalues than those wanted, called
     converged, as can one whose guards do not reach beyond a cluster of the wanted ones.
     """
-    check_guards(block, count)
     search = checked_search(product, block, count, which, tolerance, limit, width, seed)
+    check_guards(block, count)
     search.begin_carried()
     return search.finish(width)
 
@@ -363,7 +363,6 @@ def carried_errors(ranks: Tensor, residuals: Tensor, k: int) -> Tensor:
 
 def check_guards(block: Tensor, count: int) -> None:
     """Raise ValueError unless ``block`` (b, d) has rows beyond ``count``, or d is not larger."""
-    check_start(block, count)
     if block.shape[0] <= count < block.shape[1]:
         raise ValueError(
             f"block must have guards, rows beyond count = {count}, got {block.shape[0]} rows; start the first call "

@@ -18,6 +18,7 @@ from landscapes.krylov import (
     trace,
     tracking,
 )
+from landscapes.krylov.ritz_space import RitzSpace
 from landscapes.noise import noise_covariance, top_eigenpairs
 from scripts.lab.eigensolvers import BULKS, spectrum
 from tests.landscapes.dense import Products, ranked, rotation
@@ -297,3 +298,26 @@ def test_a_tracker_does_not_continue_from_a_block_that_has_not_converged(monkeyp
     assert not continued
     assert all(long(lambda v: values * v, values).pairs.converged for _ in range(2))
     assert continued
+
+
+def test_modes_beyond_a_block_that_the_random_directions_do_not_exclude():
+    values = torch.cat([torch.tensor([1.0, 0.2]), torch.linspace(0, 1.5, 58)]).double()
+    for seed in range(10):
+        pairs = continued_pairs(lambda v: values * v, torch.eye(2, 60, dtype=torch.float64), 1, seed=seed)
+        assert pairs.converged
+        assert error(pairs, values, "largest") < 2 * TOLERANCE
+
+
+def test_residuals_of_a_matrix_that_is_not_symmetric_after_a_restart():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(40, 40, generator=generator, dtype=torch.float64)
+    space = RitzSpace(matrix.mv, matrix[0], lambda x: x, 20)
+    space.open(matrix[0])
+    for _ in range(15):
+        space.grow()
+    space.solve()
+    space.compress(6)
+    space.solve()
+    vectors = space.vectors(6)
+    exact = torch.linalg.vector_norm(vectors @ matrix.mT - space.values[:, None] * vectors, dim=1)
+    assert torch.allclose(torch.hypot(*space.residual_norms(6)), exact, rtol=1e-10)
