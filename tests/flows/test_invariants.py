@@ -14,6 +14,7 @@ from flows.invariants import InvariantError, check_batch, check_descent, check_e
 from flows.strategies import points, rotations, smooth_landscapes
 from landscapes import Cosine, DoubleWell, Landscape, Quadratic, Rosenbrock
 from tests.examples import few
+from tests.flows.toys import Coupled
 
 VALLEY = Rosenbrock(b=5.0)
 START = torch.tensor([-0.4, 0.6], dtype=torch.float64)
@@ -55,18 +56,6 @@ class SignFlow(Flow):
 
     def velocity(self, t, state):
         return -torch.sign(self.landscape.grad(state))
-
-
-@dataclass(frozen=True)
-class Coupled(Flow):
-    """Members of a batch feel their mean."""
-
-    landscape: Landscape
-    strength: float
-
-    def velocity(self, t, state):
-        mean = state.reshape(-1, state.shape[-1]).mean(dim=0)
-        return -self.landscape.grad(state) - self.strength * (state - mean)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
-"""Losses of flows' own tests: one whose flow blows up, and two that do not say that they are holomorphic."""
+"""Of flows' own tests: a loss whose flow blows up, two that do not say that they are holomorphic, and a flow."""
 
+from dataclasses import dataclass
+
+from flows import Flow
 from landscapes import Landscape
 
 
@@ -28,3 +31,15 @@ class Undeclared(Landscape):
 
     def loss(self, theta):
         return theta.square().sum(dim=-1) / 2
+
+
+@dataclass(frozen=True)
+class Coupled(Flow):
+    """Members of a batch feel their mean."""
+
+    landscape: Landscape
+    strength: float
+
+    def velocity(self, t, state):
+        mean = state.reshape(-1, state.shape[-1]).mean(dim=0)
+        return -self.landscape.grad(state) - self.strength * (state - mean)

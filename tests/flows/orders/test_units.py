@@ -8,10 +8,11 @@ import pytest
 import sympy
 import torch
 
-from flows import Flow, GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow
+from flows import GradientDescent, GradientFlow, ModifiedFlow, PrincipalFlow
 from flows.invariants import InvariantError, check_batch, check_order
 from flows.orders.ladder import one_step_order, relative_ladder
 from landscapes import DoubleWell, Landscape, Quadratic, Rosenbrock, from_sympy
+from tests.flows.toys import Coupled
 
 VALLEY, WELL = Rosenbrock(b=5.0), DoubleWell(tilt=0.3, dimension=2)
 CORNER, BEYOND, START = torch.tensor([[1.0, -0.7], [1.6, 0.7], [-0.4, 0.6]], dtype=torch.float64).unbind()
@@ -31,18 +32,6 @@ class Rescaled(Landscape):
 
     def loss(self, theta):
         return self.a * self.inner.loss(theta / self.s)
-
-
-@dataclass(frozen=True)
-class Coupled(Flow):
-    """Members of a batch feel their mean."""
-
-    landscape: Landscape
-    strength: float
-
-    def velocity(self, t, state):
-        mean = state.reshape(-1, state.shape[-1]).mean(dim=0)
-        return -self.landscape.grad(state) - self.strength * (state - mean)
 
 
 UNITS = pytest.mark.parametrize(("a", "s"), [(1e6, 1.0), (1e-6, 1.0), (1.0, 1e6), (1.0, 1e-6)])
